@@ -1,0 +1,2 @@
+//! The bus tool.
+fn main() {}
