@@ -1,1 +1,2 @@
 //! bus-wire
+pub mod sasl;
