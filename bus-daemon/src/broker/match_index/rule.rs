@@ -1,0 +1,69 @@
+//! Whether one rule matches, condition by condition.
+
+use std::cell::RefCell;
+
+use bus_wire::match_rule::{Arg, MAX_ARGUMENT};
+use bus_wire::{BodyReader, MatchRule, Message};
+use smallvec::SmallVec;
+
+use super::Facts;
+
+/// Whether the rule matches. `sender` is the one of the sender's names that the rule was found by.
+pub(super) fn matches(rule: &MatchRule, facts: &Facts<'_>, sender: Option<&str>, body: &Body<'_>) -> bool {
+    let message = facts.message;
+    let same = |expected: &Option<Box<str>>, found: Option<&str>| match expected {
+        Some(expected) => found == Some(expected),
+        None => true,
+    };
+    rule.message_type.is_none_or(|expected| expected == message.message_type())
+        && same(&rule.interface, message.interface())
+        && same(&rule.member, message.member())
+        && same(&rule.sender, sender)
+        && rule.path.as_ref().is_none_or(|path| message.path().is_some_and(|found| path.matches(found)))
+        && rule.destination.as_deref().is_none_or(|name| facts.destination_names.contains(&name))
+        && rule.matches_args(|index| body.argument(index))
+}
+
+/// The arguments of a message, read as far as a rule asks for them.
+pub(super) struct Body<'a>(RefCell<Read<'a>>);
+
+struct Read<'a> {
+    rest: BodyReader<'a>,
+    /// `None` for one that is neither a STRING nor an OBJECT_PATH.
+    arguments: SmallVec<[Option<Arg<'a>>; 4]>,
+}
+
+impl<'a> Body<'a> {
+    pub(super) fn new(message: &'a Message) -> Self {
+        Self(RefCell::new(Read { rest: message.body(), arguments: SmallVec::new() }))
+    }
+
+    /// The first argument, if it is a STRING.
+    pub(super) fn arg0(&self) -> Option<&'a str> {
+        match self.argument(0)? {
+            Arg::Str(text) => Some(text),
+            Arg::ObjectPath(_) => None,
+        }
+    }
+
+    fn argument(&self, index: u8) -> Option<Arg<'a>> {
+        let mut read = self.0.borrow_mut();
+        let index = usize::from(index.min(MAX_ARGUMENT));
+        while read.arguments.len() <= index {
+            let next = read.next()?;
+            read.arguments.push(next);
+        }
+        read.arguments[index]
+    }
+}
+
+impl<'a> Read<'a> {
+    /// One more argument; `None` where there is none.
+    fn next(&mut self) -> Option<Option<Arg<'a>>> {
+        match self.rest.peek()? {
+            b's' => self.rest.str().ok().map(|text| Some(Arg::Str(text))),
+            b'o' => self.rest.object_path().ok().map(|path| Some(Arg::ObjectPath(path))),
+            _ => self.rest.skip().ok().map(|()| None),
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! A peer: one connection as the broker sees it, and the table of them all.
+
+use std::sync::Arc;
+
+use bus_wire::sasl::SaslServer;
+use bus_wire::{Framer, MatchRule, SendQueue};
+
+use super::event::{Credentials, Millis, PeerId};
+use super::reply::OpenCalls;
+
+/// How far a peer has come.
+///
+/// ```text
+/// Authenticating --BEGIN--> Greeting --Hello--> Active --BecomeMonitor--> Monitor
+/// ```
+/// A peer in any phase may be disconnected; then it is gone from the table.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// It speaks SASL.
+    Authenticating(Box<SaslServer>),
+    /// Its first message must be Hello.
+    Greeting,
+    /// It has a unique name, and takes part.
+    Active,
+    /// It only listens, and owns no name any more.
+    Monitor,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) id: PeerId,
+    pub(crate) listener: u32,
+    /// What the kernel said when it was accepted. The uid is the authenticated one from BEGIN on.
+    pub(crate) credentials: Credentials,
+    /// Whether the transport can pass file descriptors.
+    pub(crate) can_pass_fds: bool,
+    /// Whether it negotiated to (specification, "NEGOTIATE_UNIX_FD").
+    pub(crate) takes_fds: bool,
+    pub(crate) phase: Phase,
+    /// `1.N`: the N. Set from Hello on, and kept by a monitor, which is no longer reachable by it.
+    pub(crate) unique: Option<Unique>,
+    pub(crate) framer: Framer,
+    pub(crate) out: SendQueue,
+    /// Whether it is to be disconnected once the message at hand is dealt with: nothing is queued for it any more.
+    pub(crate) is_condemned: bool,
+    /// Whether messages for it were refused since its queue was last short enough.
+    pub(crate) is_congested: bool,
+    /// Whether it is on the dirty list.
+    pub(crate) is_dirty: bool,
+    /// Whether the runtime was told to stop reading from it.
+    pub(crate) is_stopped: bool,
+    /// When it will be disconnected if it is not active by then.
+    pub(crate) hello_deadline: Option<Millis>,
+    /// When it will be disconnected if the message that its descriptors belong to is not complete by then.
+    pub(crate) fds_deadline: Option<Millis>,
+    /// Well-known names that it owns or waits for, in the order of its requests.
+    pub(crate) names: Vec<Arc<str>>,
+    /// Those of them that it is the primary owner of, in the order in which they became its own.
+    pub(crate) owned: Vec<Arc<str>>,
+    /// Match rules in the order in which they were added; equal ones more than once. A monitor's are its filters.
+    pub(crate) rules: Vec<Arc<MatchRule>>,
+    pub(crate) calls: OpenCalls,
+    pub(crate) peaks: Peaks,
+}
+
+/// A unique connection name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unique {
+    pub(crate) number: u64,
+    /// `:1.N`
+    pub(crate) name: Arc<str>,
+}
+
+impl Unique {
+    pub(crate) fn new(number: u64) -> Self {
+        Self { number, name: format!(":1.{number}").into() }
+    }
+
+    /// The number in a unique name of this bus, in the one spelling that it gives out.
+    pub(crate) fn parse(name: &str) -> Option<u64> {
+        let digits = name.strip_prefix(":1.")?;
+        let canonical = digits.bytes().all(|b| b.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
+        if canonical { digits.parse().ok() } else { None }
+    }
+}
+
+/// The highest counts so far, for `org.freedesktop.DBus.Debug.Stats`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Peaks {
+    pub(crate) names: u32,
+    pub(crate) rules: u32,
+    pub(crate) outgoing_bytes: u64,
+    pub(crate) outgoing_fds: u32,
+}
+
+impl Peer {
+    /// Its unique name; empty before Hello.
+    pub(crate) fn unique_name(&self) -> &str {
+        self.unique.as_ref().map_or("", |unique| &unique.name)
+    }
+
+    /// Whether it can be reached by its unique name.
+    pub(crate) fn is_active(&self) -> bool {
+        matches!(self.phase, Phase::Active)
+    }
+
+    pub(crate) fn is_monitor(&self) -> bool {
+        matches!(self.phase, Phase::Monitor)
+    }
+
+    /// Whether it has not said Hello: it counts as incomplete.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        match self.phase {
+            Phase::Authenticating(_) | Phase::Greeting => true,
+            Phase::Active | Phase::Monitor => false,
+        }
+    }
+}
+
+/// All peers, by the dense index of their id.
+#[derive(Debug, Default)]
+pub(crate) struct Peers {
+    slots: Vec<Option<Box<Peer>>>,
+    count: usize,
+}
+
+impl Peers {
+    pub(crate) fn get(&self, id: PeerId) -> Option<&Peer> {
+        let peer = self.slots.get(id.index as usize)?.as_deref()?;
+        (peer.id == id).then_some(peer)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: PeerId) -> Option<&mut Peer> {
+        let peer = self.slots.get_mut(id.index as usize)?.as_deref_mut()?;
+        (peer.id == id).then_some(peer)
+    }
+
+    /// False, and the peer is dropped, where its index is in use.
+    pub(crate) fn insert(&mut self, peer: Peer) -> bool {
+        let index = peer.id.index as usize;
+        if index >= self.slots.len() {
+            self.slots.resize_with(index + 1, || None);
+        }
+        match self.slots.get_mut(index) {
+            Some(slot @ None) => {
+                *slot = Some(Box::new(peer));
+                self.count += 1;
+                true
+            }
+            Some(Some(_)) | None => false,
+        }
+    }
+
+    pub(crate) fn remove(&mut self, id: PeerId) -> Option<Box<Peer>> {
+        let slot = self.slots.get_mut(id.index as usize)?;
+        if slot.as_ref()?.id != id {
+            return None;
+        }
+        self.count -= 1;
+        slot.take()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// In the order of their index.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Peer> {
+        self.slots.iter().filter_map(Option::as_deref)
+    }
+}

@@ -1,0 +1,76 @@
+//! Limits, and what is charged against them.
+//!
+//! Every byte that waits in the bus waits in the send queue of the peer that it is for, so it is that peer which is
+//! charged: only the slow one pays. Input waits nowhere, apart from the one message that has not arrived completely.
+
+use super::event::PeerId;
+use super::{Action, Broker};
+
+/// Counts of the whole bus, for `org.freedesktop.DBus.Debug.Stats`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Stats {
+    /// Peers that have said Hello, monitors among them.
+    pub(crate) active: u32,
+    /// Peers that have not.
+    pub(crate) incomplete: u32,
+    /// Match rules, and filters of monitors.
+    pub(crate) rules: u32,
+    pub(crate) peak_rules: u32,
+    pub(crate) peak_names: u32,
+}
+
+impl Stats {
+    pub(super) fn add_rules(&mut self, count: usize) {
+        self.rules = self.rules.saturating_add(count as u32);
+        self.peak_rules = self.peak_rules.max(self.rules);
+    }
+
+    pub(super) fn remove_rules(&mut self, count: usize) {
+        self.rules = self.rules.saturating_sub(count as u32);
+    }
+
+    pub(super) fn note_names(&mut self, count: usize) {
+        self.peak_names = self.peak_names.max(count as u32);
+    }
+}
+
+/// How many peers more than `max_incomplete_connections` are let in: the runtime may have accepted a few before it
+/// heard that it should stop.
+pub(super) const ACCEPT_SLACK: u64 = 64;
+
+impl Broker {
+    /// Whether a queue is too long for another message. One message may pass the limit, as in dbus-daemon.
+    pub(super) fn is_full(&self, id: PeerId) -> bool {
+        let limits = &self.config.limits;
+        self.peers.get(id).is_some_and(|peer| {
+            peer.out.len() > limits.max_outgoing_bytes
+                || peer.out.queued_fds() as u64 > limits.max_outgoing_unix_fds
+        })
+    }
+
+    /// Stops and resumes reading from a peer that does not read: its own calls would fill its queue with answers.
+    pub(super) fn regulate(&mut self, id: PeerId) {
+        let limit = self.config.limits.max_outgoing_bytes;
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let queued = peer.out.len();
+        if queued <= limit {
+            peer.is_congested = false;
+        }
+        if !peer.is_stopped && queued > limit - limit / 8 {
+            peer.is_stopped = true;
+            self.actions.push_back(Action::StopReading(id));
+        } else if peer.is_stopped && queued <= limit - limit / 4 {
+            peer.is_stopped = false;
+            self.actions.push_back(Action::ResumeReading(id));
+        }
+    }
+
+    /// Stops and resumes accepting, with `max_incomplete_connections`.
+    pub(super) fn regulate_accepting(&mut self) {
+        let is_full = u64::from(self.stats.incomplete) >= self.config.limits.max_incomplete_connections;
+        if is_full != self.is_accepting_stopped {
+            self.is_accepting_stopped = is_full;
+            self.actions.push_back(if is_full { Action::StopAccepting } else { Action::ResumeAccepting });
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The driver's voice: every message whose sender is `org.freedesktop.DBus`.
+
+use bus_wire::{BodyWriter, Flags, Message, MessageBuilder, MessageError, MessageType};
+use bytes::Bytes;
+
+use super::event::PeerId;
+use super::match_index::Subject;
+use super::{Broker, DRIVER};
+
+/// How a peer that has no name yet is addressed, so that monitors see whom an answer was for. As dbus-daemon does.
+pub(super) const NOT_ACTIVE_YET: &str = ":not.active.yet";
+
+/// The path of the driver's signals.
+const DRIVER_PATH: &str = "/org/freedesktop/DBus";
+
+/// `org.freedesktop.DBus.Error.LimitsExceeded`
+pub(crate) const LIMITS_EXCEEDED: &str = "org.freedesktop.DBus.Error.LimitsExceeded";
+
+/// Whether whoever sent this waits for an answer (specification, "Message Format", NO_REPLY_EXPECTED).
+pub(crate) fn expects_reply(message: &Message) -> bool {
+    message.message_type() == MessageType::MethodCall && !message.flags().contains(Flags::NO_REPLY_EXPECTED)
+}
+
+impl Broker {
+    /// Answers a call, unless it wants no answer.
+    pub(crate) fn send_driver_reply(
+        &mut self,
+        caller: PeerId,
+        call: &Message,
+        body: impl FnOnce(&mut BodyWriter),
+    ) {
+        if expects_reply(call) {
+            self.send_late_reply(caller, call.serial().get(), body);
+        }
+    }
+
+    /// Answers a call with an error, unless it wants no answer. `text` is the error's only argument.
+    pub(crate) fn send_driver_error(&mut self, caller: PeerId, call: &Message, name: &str, text: &str) {
+        if expects_reply(call) {
+            self.send_late_error(caller, call.serial().get(), name, text);
+        }
+    }
+
+    /// Answers a call of which only the serial was kept.
+    pub(crate) fn send_late_reply(
+        &mut self,
+        caller: PeerId,
+        reply_serial: u32,
+        body: impl FnOnce(&mut BodyWriter),
+    ) {
+        let built = self.speak(caller, |destination| {
+            MessageBuilder::method_return(reply_serial).destination(destination).body(body)
+        });
+        if let Err(error) = built {
+            self.send_late_error(caller, reply_serial, LIMITS_EXCEEDED, &error.to_string());
+        }
+    }
+
+    /// Answers a call of which only the serial was kept, with an error.
+    pub(crate) fn send_late_error(&mut self, caller: PeerId, reply_serial: u32, name: &str, text: &str) {
+        let built = self.speak(caller, |destination| {
+            MessageBuilder::error(name, reply_serial).destination(destination).body(|w| w.str(text))
+        });
+        if let Err(error) = built {
+            self.warn(format!("an error reply could not be built: {error}"));
+        }
+    }
+
+    /// Sends a signal of the interface `org.freedesktop.DBus` to one peer.
+    pub(crate) fn send_signal_to(&mut self, peer: PeerId, member: &str, body: impl FnOnce(&mut BodyWriter)) {
+        let built = self.speak(peer, |destination| {
+            MessageBuilder::signal(DRIVER_PATH, DRIVER, member).destination(destination).body(body)
+        });
+        if let Err(error) = built {
+            self.warn(format!("the signal {member} could not be built: {error}"));
+        }
+    }
+
+    /// Sends a signal of the interface `org.freedesktop.DBus` to whoever asked for it with a match rule.
+    pub(crate) fn broadcast_driver_signal(&mut self, member: &str, body: impl FnOnce(&mut BodyWriter)) {
+        self.broadcast_signal(DRIVER, member, body);
+    }
+
+    /// Sends a signal of any interface of the driver to whoever asked for it with a match rule.
+    pub(crate) fn broadcast_signal(
+        &mut self,
+        interface: &str,
+        member: &str,
+        body: impl FnOnce(&mut BodyWriter),
+    ) {
+        let serial = self.next_driver_serial();
+        if self.matches.is_empty() && self.monitors.is_empty() {
+            return;
+        }
+        let built = MessageBuilder::signal(DRIVER_PATH, interface, member)
+            .sender(DRIVER)
+            .flags(Flags::NO_REPLY_EXPECTED)
+            .serial(serial)
+            .body(body)
+            .build()
+            .and_then(|bytes| Message::parse(Bytes::from(bytes)));
+        match built {
+            Ok(message) => {
+                let subject = Subject { message: &message, sender: DRIVER, sender_names: &[], destination: None };
+                self.capture_own(&subject);
+                let mut receivers = std::mem::take(&mut self.scratch.receivers);
+                self.matches.collect(&subject, &mut receivers);
+                for receiver in receivers.drain(..) {
+                    self.push_own(receiver, message.bytes());
+                }
+                self.scratch.receivers = receivers;
+            }
+            Err(error) => self.warn(format!("the signal {member} could not be built: {error}")),
+        }
+    }
+
+    pub(super) fn next_driver_serial(&mut self) -> u32 {
+        self.driver_serial = self.driver_serial.checked_add(1).unwrap_or(1);
+        self.driver_serial
+    }
+
+    /// Builds a message for one peer and queues it, with copies for the monitors.
+    fn speak<'a>(
+        &mut self,
+        to: PeerId,
+        build: impl FnOnce(&str) -> MessageBuilder<'a>,
+    ) -> Result<(), MessageError> {
+        let Some(peer) = self.peers.get(to) else { return Ok(()) };
+        let destination = match &peer.unique {
+            Some(unique) => unique.name.clone(),
+            None => NOT_ACTIVE_YET.into(),
+        };
+        let serial = self.next_driver_serial();
+        let mut speech = std::mem::take(&mut self.scratch.speech);
+        speech.clear();
+        let built = build(&destination)
+            .sender(DRIVER)
+            .flags(Flags::NO_REPLY_EXPECTED)
+            .serial(serial)
+            .build_into(&mut speech);
+        if built.is_ok() {
+            if !self.monitors.is_empty()
+                && let Ok(message) = Message::parse(Bytes::copy_from_slice(&speech))
+            {
+                self.capture_own(&Subject {
+                    message: &message,
+                    sender: DRIVER,
+                    sender_names: &[],
+                    destination: Some(to),
+                });
+            }
+            self.push_own(to, &speech);
+        }
+        self.scratch.speech = speech;
+        built
+    }
+}
