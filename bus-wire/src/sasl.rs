@@ -1,6 +1,28 @@
 //! The server's side of authentication (specification, "Authentication Protocol").
+//!
+//! [`SaslServer`] is a plain value: it can be saved in the middle of a line and goes on where it was.
 
+use nom::{
+    IResult, Parser,
+    bytes::complete::{take_till, take_while},
+    combinator::rest,
+    sequence::separated_pair,
+};
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::guid::Guid;
+
+/// The longest line that is accepted, in bytes and without its end. The specification sets no limit; the reference
+/// implementation stops at this one.
+pub const MAX_LINE: usize = 16 * 1024;
+
+/// So many REJECTED end the exchange ("If the client is rejected too many times the server must disconnect").
+pub const MAX_REJECTIONS: u32 = 6;
+
+/// So many ERROR end the exchange. An unknown command is not fatal by the specification, but nobody who means well
+/// sends so many.
+pub const MAX_ERRORS: u32 = 128;
 
 /// An authentication mechanism that a server offers (specification, "Authentication Mechanisms").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -9,4 +31,655 @@ pub enum Mechanism {
     External,
     /// ANONYMOUS: no identity.
     Anonymous,
+}
+
+impl Mechanism {
+    /// Its name on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::External => "EXTERNAL",
+            Self::Anonymous => "ANONYMOUS",
+        }
+    }
+
+    /// By its name on the wire, which is case-sensitive.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::External, Self::Anonymous]
+            .into_iter()
+            .find(|mechanism| mechanism.as_str() == name)
+    }
+}
+
+/// What a server offers its clients.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SaslConfig {
+    /// Of the address that the client connected to; the argument of OK.
+    pub guid: Guid,
+    /// In the order in which REJECTED lists them.
+    pub mechanisms: Vec<Mechanism>,
+    /// Whether the transport can pass file descriptors.
+    pub can_pass_fds: bool,
+}
+
+/// The server's side of one exchange.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SaslServer {
+    config: SaslConfig,
+    peer_uid: Option<u32>,
+    state: State,
+    rejections: u32,
+    errors: u32,
+    /// A line that has not arrived completely.
+    partial: Vec<u8>,
+}
+
+/// The states of the specification, "Server states", with one before them and one behind.
+///
+/// ```text
+/// Nul -> WaitingForAuth <-> WaitingForData -> WaitingForBegin -> Over
+///              ^  |                                ^ |
+///              |  +--------------------------------+ |
+///              +-------------------------------------+
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+enum State {
+    /// The "special credentials-passing nul byte" has not arrived.
+    Nul,
+    WaitingForAuth,
+    WaitingForData(Challenge),
+    WaitingForBegin(SaslDone),
+    /// BEGIN has been read, or the exchange has failed.
+    Over,
+}
+
+/// What a client was asked that has to answer with DATA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Challenge {
+    /// EXTERNAL without an initial response: who do you want to be?
+    ExternalIdentity,
+}
+
+/// What a mechanism says to a response (specification, "Server states": MECH(RESP)).
+enum Verdict {
+    /// CONTINUE, with an empty challenge.
+    Continue(Challenge),
+    Ok {
+        uid: Option<u32>,
+        mechanism: Mechanism,
+    },
+    Rejected,
+}
+
+/// How far [`SaslServer::feed`] came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SaslStep {
+    /// How many bytes of the input were used. All, unless the exchange is done: what follows BEGIN are messages.
+    pub consumed: usize,
+    /// The result, once the client has said BEGIN.
+    pub done: Option<SaslDone>,
+}
+
+/// The result of an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SaslDone {
+    /// Who the client is; `None` for an anonymous one.
+    pub uid: Option<u32>,
+    /// Whether the passing of file descriptors was agreed upon.
+    pub fds: bool,
+    /// How it authenticated.
+    pub mechanism: Mechanism,
+}
+
+/// Why a client must be disconnected. It is at fault in every case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum SaslError {
+    /// "Special credentials-passing nul byte".
+    #[error("the first byte was {0:#04x} and not nul")]
+    NoNul(u8),
+    /// No end of line in [`MAX_LINE`] bytes.
+    #[error("an authentication line is longer than {MAX_LINE} bytes")]
+    LineTooLong,
+    /// "Server states": BEGIN before OK.
+    #[error("BEGIN before authentication succeeded")]
+    EarlyBegin,
+    /// "Server states": rejected too many times.
+    #[error("{MAX_REJECTIONS} attempts to authenticate failed")]
+    TooManyRejections,
+    /// Nothing but commands that are unknown or out of place.
+    #[error("{MAX_ERRORS} authentication commands in error")]
+    TooManyErrors,
+    /// The caller's fault: the exchange is over.
+    #[error("the authentication is over")]
+    Over,
+}
+
+impl SaslServer {
+    /// A new exchange, with a client of which the kernel says that it is `peer_uid`.
+    pub fn new(config: SaslConfig, peer_uid: Option<u32>) -> Self {
+        Self {
+            config,
+            peer_uid,
+            state: State::Nul,
+            rejections: 0,
+            errors: 0,
+            partial: Vec::new(),
+        }
+    }
+
+    /// How many bytes of an incomplete line are held.
+    pub fn buffered(&self) -> usize {
+        self.partial.len()
+    }
+
+    /// Takes what the client sent and appends the answers to `output`. How the input is cut into pieces makes no
+    /// difference.
+    ///
+    /// # Errors
+    /// The client must be disconnected, after `output` was sent.
+    pub fn feed(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<SaslStep, SaslError> {
+        let result = self.feed_lines(input, output);
+        if !matches!(result, Ok(SaslStep { done: None, .. })) {
+            self.state = State::Over;
+            self.partial = Vec::new();
+        }
+        result
+    }
+
+    fn feed_lines(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<SaslStep, SaslError> {
+        let mut consumed = 0;
+        if self.state == State::Over {
+            return Err(SaslError::Over);
+        }
+        if self.state == State::Nul {
+            match input.first() {
+                None => return Ok(SaslStep { consumed, done: None }),
+                Some(0) => consumed = 1,
+                Some(&other) => return Err(SaslError::NoNul(other)),
+            }
+            self.state = State::WaitingForAuth;
+        }
+        while let Some(used) = end_of_line(&self.partial, &input[consumed..]) {
+            let piece = &input[consumed..consumed + used];
+            consumed += used;
+            let joined;
+            let line = if self.partial.is_empty() {
+                piece
+            } else {
+                self.partial.extend_from_slice(piece);
+                joined = std::mem::take(&mut self.partial);
+                joined.as_slice()
+            };
+            let line = &line[..line.len() - 2];
+            if line.len() > MAX_LINE {
+                return Err(SaslError::LineTooLong);
+            }
+            if let Some(done) = self.line(line, output)? {
+                return Ok(SaslStep {
+                    consumed,
+                    done: Some(done),
+                });
+            }
+        }
+        let pending = &input[consumed..];
+        // The last byte may be the carriage return of the line's end.
+        let is_over = self.partial.len() + pending.len() > MAX_LINE + 1;
+        if is_over {
+            return Err(SaslError::LineTooLong);
+        }
+        self.partial.extend_from_slice(pending);
+        Ok(SaslStep {
+            consumed: input.len(),
+            done: None,
+        })
+    }
+
+    /// One line, without its end. The transitions of "Server states", with the reference implementation's texts.
+    fn line(&mut self, line: &[u8], output: &mut Vec<u8>) -> Result<Option<SaslDone>, SaslError> {
+        let Some(line) = ascii(line) else {
+            return self.error("Command contained non-ASCII", output);
+        };
+        let (command, argument) = split_blank(line);
+        match (command, &mut self.state) {
+            ("BEGIN", State::WaitingForBegin(done)) => Ok(Some(*done)),
+            ("BEGIN", _) => Err(SaslError::EarlyBegin),
+            ("AUTH", State::WaitingForAuth) => self.auth(argument, output),
+            ("AUTH", State::WaitingForData(_)) => {
+                self.error("Sent AUTH while another AUTH in progress", output)
+            }
+            ("AUTH", _) => self.error("Sent AUTH while expecting BEGIN", output),
+            ("DATA", State::WaitingForData(challenge)) => {
+                let challenge = *challenge;
+                self.respond(
+                    argument,
+                    |server, response| server.answer(challenge, response),
+                    output,
+                )
+            }
+            ("DATA", State::WaitingForBegin(_)) => self.error("Sent DATA while expecting BEGIN", output),
+            ("CANCEL" | "DATA", State::WaitingForAuth) => {
+                self.error("Not currently in an auth conversation", output)
+            }
+            ("CANCEL" | "ERROR", _) => self.reject(output),
+            ("NEGOTIATE_UNIX_FD", State::WaitingForBegin(done)) => {
+                if self.config.can_pass_fds {
+                    done.fds = true;
+                    output.extend_from_slice(b"AGREE_UNIX_FD\r\n");
+                    Ok(None)
+                } else {
+                    self.error(
+                        "Unix FD passing not supported, not authenticated or otherwise not possible",
+                        output,
+                    )
+                }
+            }
+            ("NEGOTIATE_UNIX_FD", _) => self.error("Need to authenticate first", output),
+            _ => self.error("Unknown command", output),
+        }
+    }
+
+    /// `AUTH [mechanism] [initial-response]`
+    fn auth(&mut self, argument: &str, output: &mut Vec<u8>) -> Result<Option<SaslDone>, SaslError> {
+        let (name, response) = split_blank(argument);
+        let mechanism = Mechanism::from_name(name).filter(|known| self.config.mechanisms.contains(known));
+        match mechanism {
+            // Without a name it is the question which there are, and REJECTED is the answer.
+            None => self.reject(output),
+            Some(mechanism) => self.respond(
+                response,
+                |server, response| server.begin(mechanism, response),
+                output,
+            ),
+        }
+    }
+
+    /// Decodes a response, and does what the mechanism says to it.
+    fn respond(
+        &mut self,
+        encoded: &str,
+        mechanism: impl FnOnce(&Self, &[u8]) -> Verdict,
+        output: &mut Vec<u8>,
+    ) -> Result<Option<SaslDone>, SaslError> {
+        let Some(response) = decode_hex(encoded) else {
+            return self.error("Invalid hex encoding", output);
+        };
+        match mechanism(self, &response) {
+            Verdict::Continue(challenge) => {
+                self.state = State::WaitingForData(challenge);
+                output.extend_from_slice(b"DATA\r\n");
+                Ok(None)
+            }
+            Verdict::Ok { uid, mechanism } => {
+                self.state = State::WaitingForBegin(SaslDone {
+                    uid,
+                    fds: false,
+                    mechanism,
+                });
+                output.extend_from_slice(format!("OK {}\r\n", self.config.guid).as_bytes());
+                Ok(None)
+            }
+            Verdict::Rejected => self.reject(output),
+        }
+    }
+
+    /// A mechanism's verdict on the initial response (empty = none was given).
+    fn begin(&self, mechanism: Mechanism, response: &[u8]) -> Verdict {
+        match mechanism {
+            // RFC 4422, appendix A: no initial response is asked for with an empty challenge.
+            Mechanism::External if response.is_empty() && self.peer_uid.is_some() => {
+                Verdict::Continue(Challenge::ExternalIdentity)
+            }
+            Mechanism::External => self.external(response),
+            // RFC 4505: the response is trace information, in UTF-8.
+            Mechanism::Anonymous if std::str::from_utf8(response).is_ok() => Verdict::Ok {
+                uid: None,
+                mechanism: Mechanism::Anonymous,
+            },
+            Mechanism::Anonymous => Verdict::Rejected,
+        }
+    }
+
+    /// A mechanism's verdict on the answer to its challenge.
+    fn answer(&self, challenge: Challenge, response: &[u8]) -> Verdict {
+        match challenge {
+            Challenge::ExternalIdentity => self.external(response),
+        }
+    }
+
+    /// EXTERNAL: an empty identity is the one that the kernel vouches for, any other must be equal to it. Login names
+    /// need not be supported by the specification, and would need a look-up that blocks.
+    fn external(&self, identity: &[u8]) -> Verdict {
+        match self.peer_uid {
+            Some(uid) if identity.is_empty() || parse_uid(identity) == Some(uid) => Verdict::Ok {
+                uid: Some(uid),
+                mechanism: Mechanism::External,
+            },
+            Some(_) | None => Verdict::Rejected,
+        }
+    }
+
+    fn reject(&mut self, output: &mut Vec<u8>) -> Result<Option<SaslDone>, SaslError> {
+        self.state = State::WaitingForAuth;
+        output.extend_from_slice(b"REJECTED");
+        for mechanism in &self.config.mechanisms {
+            output.push(b' ');
+            output.extend_from_slice(mechanism.as_str().as_bytes());
+        }
+        output.extend_from_slice(b"\r\n");
+        self.rejections += 1;
+        if self.rejections >= MAX_REJECTIONS {
+            Err(SaslError::TooManyRejections)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// "must continue as if the command causing the ERROR had never been received"
+    fn error(&mut self, text: &str, output: &mut Vec<u8>) -> Result<Option<SaslDone>, SaslError> {
+        output.extend_from_slice(format!("ERROR \"{text}\"\r\n").as_bytes());
+        self.errors += 1;
+        if self.errors >= MAX_ERRORS {
+            Err(SaslError::TooManyErrors)
+        } else {
+            Ok(None)
+        }
+    }
+}
+
+/// How many bytes of `input` belong to the line that begins with `partial`; `None` if it does not end there.
+fn end_of_line(partial: &[u8], input: &[u8]) -> Option<usize> {
+    if partial.last() == Some(&b'\r') && input.first() == Some(&b'\n') {
+        return Some(1);
+    }
+    input
+        .windows(2)
+        .position(|pair| pair == b"\r\n")
+        .map(|position| position + 2)
+}
+
+/// "All bytes must be in the ASCII character set", "A nul byte in any context other than the initial byte is an error".
+fn ascii(line: &[u8]) -> Option<&str> {
+    let is_plain = line.iter().all(|byte| byte.is_ascii() && *byte != 0);
+    std::str::from_utf8(line).ok().filter(|_| is_plain)
+}
+
+/// A word, and what follows it after blanks.
+fn split_blank(text: &str) -> (&str, &str) {
+    fn is_blank(c: char) -> bool {
+        matches!(c, ' ' | '\t')
+    }
+    let parsed: IResult<&str, (&str, &str)> =
+        separated_pair(take_till(is_blank), take_while(is_blank), rest).parse(text);
+    parsed.map_or((text, ""), |(_, pair)| pair)
+}
+
+fn decode_hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: &u8| char::from(*byte).to_digit(16).map(|value| value as u8);
+    let (pairs, []) = text.as_bytes().as_chunks::<2>() else {
+        return None;
+    };
+    pairs
+        .iter()
+        .map(|[high, low]| Some(digit(high)? << 4 | digit(low)?))
+        .collect()
+}
+
+/// "An authorization identity consisting entirely of ASCII decimal digits represents a numeric user ID".
+fn parse_uid(identity: &[u8]) -> Option<u32> {
+    let text = std::str::from_utf8(identity).ok()?;
+    // `-1` is no user, but what system calls take for "no change".
+    text.bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| text.parse().ok())?
+        .filter(|uid| *uid != u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const UID: u32 = 1000;
+    const OK: &str = "OK 0123456789abcdef0123456789abcdef\r\n";
+
+    fn config(mechanisms: &[Mechanism], can_pass_fds: bool) -> SaslConfig {
+        let guid = "0123456789abcdef0123456789abcdef".parse().unwrap();
+        SaslConfig {
+            guid,
+            mechanisms: mechanisms.to_vec(),
+            can_pass_fds,
+        }
+    }
+
+    fn server() -> SaslServer {
+        SaslServer::new(
+            config(&[Mechanism::External, Mechanism::Anonymous], true),
+            Some(UID),
+        )
+    }
+
+    #[track_caller]
+    fn check(mut server: SaslServer, input: &str, expected: &str) -> Result<SaslStep, SaslError> {
+        let mut output = Vec::new();
+        let result = server.feed(input.as_bytes(), &mut output);
+        assert_eq!(String::from_utf8(output).unwrap(), expected, "{input:?}");
+        result
+    }
+
+    fn done(step: Result<SaslStep, SaslError>) -> SaslDone {
+        step.unwrap().done.unwrap()
+    }
+
+    #[test]
+    fn external() {
+        let plain = SaslDone {
+            uid: Some(UID),
+            fds: false,
+            mechanism: Mechanism::External,
+        };
+        assert_eq!(
+            done(check(server(), "\0AUTH EXTERNAL 31303030\r\nBEGIN\r\n", OK)),
+            plain
+        );
+        let text = format!("{OK}AGREE_UNIX_FD\r\n");
+        let step = check(
+            server(),
+            "\0AUTH EXTERNAL 31303030\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\nrest",
+            &text,
+        )
+        .unwrap();
+        assert_eq!(step.done.unwrap(), SaslDone { fds: true, ..plain });
+        assert_eq!(step.consumed, 51);
+        // As sd-bus does it: all in one go, and no identity.
+        let text = format!("DATA\r\n{OK}AGREE_UNIX_FD\r\n");
+        let step = check(
+            server(),
+            "\0AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n",
+            &text,
+        );
+        assert_eq!(done(step), SaslDone { fds: true, ..plain });
+    }
+
+    #[test]
+    fn wrong_identity() {
+        for identity in [
+            "30",
+            "726f6f74",
+            "2d31",
+            "34323934393637323935",
+            "313030303030303030303030",
+            "ff",
+            "3078336538",
+        ] {
+            let input = format!("\0AUTH EXTERNAL {identity}\r\nAUTH EXTERNAL 31303030\r\nBEGIN\r\n");
+            let text = format!("REJECTED EXTERNAL ANONYMOUS\r\n{OK}");
+            assert_eq!(done(check(server(), &input, &text)).uid, Some(UID));
+        }
+        let nobody = SaslServer::new(config(&[Mechanism::External], true), None);
+        let input = "\0AUTH EXTERNAL\r\nAUTH EXTERNAL 31303030\r\n";
+        check(nobody, input, "REJECTED EXTERNAL\r\nREJECTED EXTERNAL\r\n").unwrap();
+    }
+
+    #[test]
+    fn anonymous() {
+        let expected = SaslDone {
+            uid: None,
+            fds: false,
+            mechanism: Mechanism::Anonymous,
+        };
+        let input = "\0AUTH ANONYMOUS 442d42757320312e312e31\r\nBEGIN\r\n";
+        assert_eq!(done(check(server(), input, OK)), expected);
+        check(
+            server(),
+            "\0AUTH ANONYMOUS ff\r\n",
+            "REJECTED EXTERNAL ANONYMOUS\r\n",
+        )
+        .unwrap();
+        let strict = SaslServer::new(config(&[Mechanism::External], true), Some(UID));
+        check(strict, input, "REJECTED EXTERNAL\r\n").unwrap_err();
+    }
+
+    #[test]
+    fn mistakes_are_answered() {
+        let unknown = "ERROR \"Unknown command\"\r\n";
+        let rejected = "REJECTED EXTERNAL ANONYMOUS\r\n";
+        let idle = "ERROR \"Not currently in an auth conversation\"\r\n";
+        check(server(), "\0AUTH\r\n", rejected).unwrap();
+        check(server(), "\0AUTH SKEY 7ab83f32ee\r\n", rejected).unwrap();
+        check(server(), "\0auth\r\n\r\nFOO bar\r\n", &unknown.repeat(3)).unwrap();
+        check(server(), "\0ERROR what\r\n", rejected).unwrap();
+        check(server(), "\0CANCEL\r\nDATA 00\r\n", &idle.repeat(2)).unwrap();
+        check(
+            server(),
+            "\0AUTH EXTERNAL willy\r\n",
+            "ERROR \"Invalid hex encoding\"\r\n",
+        )
+        .unwrap();
+        check(
+            server(),
+            "\0AUTH EXTERNAL 313\r\n",
+            "ERROR \"Invalid hex encoding\"\r\n",
+        )
+        .unwrap();
+        check(server(), "\0A\0\r\n", "ERROR \"Command contained non-ASCII\"\r\n").unwrap();
+        check(
+            server(),
+            "\0NEGOTIATE_UNIX_FD\r\n",
+            "ERROR \"Need to authenticate first\"\r\n",
+        )
+        .unwrap();
+        let text = format!("DATA\r\nERROR \"Sent AUTH while another AUTH in progress\"\r\n{rejected}");
+        check(server(), "\0AUTH EXTERNAL\r\nAUTH EXTERNAL\r\nCANCEL\r\n", &text).unwrap();
+        let text = format!("{OK}ERROR \"Sent AUTH while expecting BEGIN\"\r\n{rejected}{OK}");
+        let input = "\0AUTH EXTERNAL 31303030\r\nAUTH\r\nCANCEL\r\nAUTH\tEXTERNAL  31303030\r\n";
+        check(server(), input, &text).unwrap();
+        let without = SaslServer::new(config(&[Mechanism::External], false), Some(UID));
+        let text = format!(
+            "{OK}ERROR \"Unix FD passing not supported, not authenticated or otherwise not possible\"\r\n"
+        );
+        let step = check(
+            without,
+            "\0AUTH EXTERNAL 31303030\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n",
+            &text,
+        );
+        assert!(!done(step).fds);
+    }
+
+    #[test]
+    fn agreement_ends_with_rejection() {
+        let text = format!("{OK}AGREE_UNIX_FD\r\nREJECTED EXTERNAL ANONYMOUS\r\n{OK}");
+        let input =
+            "\0AUTH EXTERNAL 31303030\r\nNEGOTIATE_UNIX_FD\r\nERROR\r\nAUTH EXTERNAL 31303030\r\nBEGIN\r\n";
+        assert!(!done(check(server(), input, &text)).fds);
+    }
+
+    #[test]
+    fn disconnects() {
+        assert_eq!(check(server(), "AUTH\r\n", ""), Err(SaslError::NoNul(b'A')));
+        assert_eq!(check(server(), "\0BEGIN\r\n", ""), Err(SaslError::EarlyBegin));
+        assert_eq!(
+            check(server(), "\0AUTH EXTERNAL\r\nBEGIN\r\n", "DATA\r\n"),
+            Err(SaslError::EarlyBegin)
+        );
+        let six = "REJECTED EXTERNAL ANONYMOUS\r\n".repeat(6);
+        let input = format!("\0{}", "AUTH EXTERNAL 30\r\n".repeat(7));
+        assert_eq!(check(server(), &input, &six), Err(SaslError::TooManyRejections));
+        let many = format!("\0{}", "X\r\n".repeat(200));
+        let errors = "ERROR \"Unknown command\"\r\n".repeat(MAX_ERRORS as usize);
+        assert_eq!(check(server(), &many, &errors), Err(SaslError::TooManyErrors));
+    }
+
+    #[test]
+    fn line_limit() {
+        let fits = format!("\0{}\r\n", "A".repeat(MAX_LINE));
+        check(server(), &fits, "ERROR \"Unknown command\"\r\n").unwrap();
+        let long = format!("\0{}\r\n", "A".repeat(MAX_LINE + 1));
+        assert_eq!(check(server(), &long, ""), Err(SaslError::LineTooLong));
+        let endless = format!("\0{}", "A".repeat(MAX_LINE + 2));
+        assert_eq!(check(server(), &endless, ""), Err(SaslError::LineTooLong));
+        let mut server = server();
+        for byte in fits.bytes() {
+            server.feed(&[byte], &mut Vec::new()).unwrap();
+        }
+        assert_eq!(server.buffered(), 0);
+    }
+
+    #[test]
+    fn over() {
+        let mut server = server();
+        server.feed(b"\0BEGIN\r\n", &mut Vec::new()).unwrap_err();
+        let mut output = Vec::new();
+        assert!(server.feed(b"AUTH\r\n", &mut output).is_err());
+        assert!(output.is_empty());
+    }
+
+    fn line() -> impl Strategy<Value = Vec<u8>> {
+        let lines: [&[u8]; 12] = [
+            b"AUTH\r\n",
+            b"AUTH EXTERNAL\r\n",
+            b"AUTH EXTERNAL 31303030\r\n",
+            b"AUTH EXTERNAL 30\r\n",
+            b"AUTH ANONYMOUS 61\r\n",
+            b"DATA\r\n",
+            b"CANCEL\r\n",
+            b"ERROR\r\n",
+            b"NEGOTIATE_UNIX_FD\r\n",
+            b"BEGIN\r\n",
+            b"\r\r\n",
+            b"\0\xff\n\r\n",
+        ];
+        prop::sample::select(lines.to_vec()).prop_map(<[u8]>::to_vec)
+    }
+
+    /// The whole result: what was answered, how far it came, how it ended.
+    fn run(
+        mut server: SaslServer,
+        pieces: &[&[u8]],
+    ) -> (Vec<u8>, usize, Result<Option<SaslDone>, SaslError>) {
+        let (mut output, mut total) = (Vec::new(), 0);
+        for piece in pieces {
+            match server.feed(piece, &mut output) {
+                Ok(SaslStep { consumed, done: None }) => total += consumed,
+                Ok(SaslStep { consumed, done }) => return (output, total + consumed, Ok(done)),
+                Err(error) => return (output, 0, Err(error)),
+            }
+        }
+        (output, total, Ok(None))
+    }
+
+    proptest! {
+        #[test]
+        fn cuts_make_no_difference(lines in prop::collection::vec(line(), 0..12), size in 1_usize..9) {
+            let input = [vec![0], lines.concat(), b"rest".to_vec()].concat();
+            let pieces: Vec<&[u8]> = input.chunks(size).collect();
+            prop_assert_eq!(run(server(), &[&input]), run(server(), &pieces));
+        }
+
+        #[test]
+        fn arbitrary_bytes(input: Vec<u8>, size in 1_usize..9) {
+            let input = [vec![0], input].concat();
+            let pieces: Vec<&[u8]> = input.chunks(size).collect();
+            prop_assert_eq!(run(server(), &[&input]), run(server(), &pieces));
+        }
+    }
 }

@@ -1,0 +1,711 @@
+//! Match rules (specification, "Match Rules"): the text that AddMatch takes, as a value.
+
+use std::fmt;
+use std::str::FromStr;
+
+use nom::{
+    IResult, Parser,
+    branch::alt,
+    bytes::complete::{is_not, tag, take_till},
+    character::complete::{char, digit0},
+    combinator::{cut, value},
+    multi::fold_many0,
+    sequence::delimited,
+};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::header::MessageType;
+use crate::limits::MAX_NAME;
+use crate::names::{BusName, InterfaceName, MemberName, NameError, ObjectPath};
+
+/// The longest rule, in bytes. The specification sets no limit; the reference implementation has this one.
+pub const MAX_RULE: usize = 1024;
+
+/// The highest argument that a rule can look at: "Only argument indexes from 0 to 63 should be accepted."
+pub const MAX_ARGUMENT: u8 = 63;
+
+/// A match rule. Everything that is `None` or empty matches any message; the rule `""` matches all.
+///
+/// Two rules are equal if they mean the same, however they were written.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct MatchRule {
+    /// `type`: one of the four that the specification knows.
+    pub message_type: Option<MessageType>,
+    /// `sender`: a valid bus name, unique or well-known.
+    pub sender: Option<Box<str>>,
+    /// `interface`: a valid interface name.
+    pub interface: Option<Box<str>>,
+    /// `member`: a valid member name.
+    pub member: Option<Box<str>>,
+    /// `path` or `path_namespace`.
+    pub path: Option<PathCondition>,
+    /// `destination`: a valid bus name. The specification asks for a unique one; well-known ones are accepted as by
+    /// the reference implementation.
+    pub destination: Option<Box<str>>,
+    /// `argN`, `argNpath` and `arg0namespace`, by index. No index is there twice.
+    pub args: Vec<ArgCondition>,
+    /// `eavesdrop='true'`: match messages to others, too.
+    pub eavesdrop: bool,
+}
+
+/// What the path of a message must be.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum PathCondition {
+    /// `path`: this.
+    Exact(Box<str>),
+    /// `path_namespace`: this, or below it.
+    Namespace(Box<str>),
+}
+
+impl PathCondition {
+    /// Whether the path of a message satisfies it.
+    pub fn matches(&self, path: &str) -> bool {
+        match self {
+            Self::Exact(expected) => path == &**expected,
+            Self::Namespace(root) if &**root == "/" => path.starts_with('/'),
+            Self::Namespace(root) => is_within(path, root, '/'),
+        }
+    }
+}
+
+/// A condition on one argument in the body of a message.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ArgCondition {
+    /// Which argument, 0 to [`MAX_ARGUMENT`].
+    pub index: u8,
+    /// How it is compared.
+    pub kind: ArgKind,
+    /// With what.
+    pub value: Box<str>,
+}
+
+/// How an argument is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ArgKind {
+    /// `argN`: a STRING that is equal.
+    Equals,
+    /// `argNpath`: a STRING or OBJECT_PATH that is equal, or either of the two ends with a slash and begins the other.
+    Path,
+    /// `arg0namespace`: a STRING that is equal or continues with a period.
+    Namespace,
+}
+
+/// An argument that a rule can look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arg<'a> {
+    /// STRING
+    Str(&'a str),
+    /// OBJECT_PATH
+    ObjectPath(&'a str),
+}
+
+impl ArgCondition {
+    /// Whether an argument satisfies it. One that is missing or of another type (`None`) satisfies none.
+    pub fn matches(&self, arg: Option<Arg<'_>>) -> bool {
+        match (self.kind, arg) {
+            (ArgKind::Equals, Some(Arg::Str(text))) => text == &*self.value,
+            (ArgKind::Path, Some(Arg::Str(text) | Arg::ObjectPath(text))) => paths_overlap(text, &self.value),
+            (ArgKind::Namespace, Some(Arg::Str(text))) => is_within(text, &self.value, '.'),
+            (ArgKind::Equals | ArgKind::Namespace, Some(Arg::ObjectPath(_))) | (_, None) => false,
+        }
+    }
+}
+
+/// "either the string given in the match rule or the appropriate message argument ends with '/' and is a prefix of the
+/// other"
+fn paths_overlap(argument: &str, expected: &str) -> bool {
+    argument == expected
+        || (expected.ends_with('/') && argument.starts_with(expected))
+        || (argument.ends_with('/') && expected.starts_with(argument))
+}
+
+/// Whether `name` is `root`, or `root` continued with a separator.
+fn is_within(name: &str, root: &str, separator: char) -> bool {
+    name.strip_prefix(root)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(separator))
+}
+
+impl MatchRule {
+    /// Whether the arguments of a message satisfy the rule. `argument` is asked for one by its index, and says `None`
+    /// if it is missing or neither a STRING nor an OBJECT_PATH. Indexes come in ascending order.
+    pub fn matches_args<'a>(&self, mut argument: impl FnMut(u8) -> Option<Arg<'a>>) -> bool {
+        self.args
+            .iter()
+            .all(|condition| condition.matches(argument(condition.index)))
+    }
+}
+
+/// The canonical form: one order of keys, each value quoted. Equal rules have the same.
+impl fmt::Display for MatchRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            message_type,
+            sender,
+            interface,
+            member,
+            path,
+            destination,
+            args,
+            eavesdrop,
+        } = self;
+        let mut separator = "";
+        let mut pair = |key: fmt::Arguments<'_>, value: &str| {
+            let value = value.replace('\'', r"'\''");
+            let result = write!(f, "{separator}{key}='{value}'");
+            separator = ",";
+            result
+        };
+        if let Some(kind) = message_type.and_then(type_name) {
+            pair(format_args!("type"), kind)?;
+        }
+        for (key, value) in [("sender", sender), ("interface", interface), ("member", member)] {
+            if let Some(value) = value {
+                pair(format_args!("{key}"), value)?;
+            }
+        }
+        match path {
+            Some(PathCondition::Exact(value)) => pair(format_args!("path"), value)?,
+            Some(PathCondition::Namespace(value)) => pair(format_args!("path_namespace"), value)?,
+            None => {}
+        }
+        if let Some(value) = destination {
+            pair(format_args!("destination"), value)?;
+        }
+        for ArgCondition { index, kind, value } in args {
+            let suffix = match kind {
+                ArgKind::Equals => "",
+                ArgKind::Path => "path",
+                ArgKind::Namespace => "namespace",
+            };
+            pair(format_args!("arg{index}{suffix}"), value)?;
+        }
+        if *eavesdrop {
+            pair(format_args!("eavesdrop"), "true")?;
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with a rule.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum MatchRuleError {
+    /// A limit of the bus, and not of the grammar.
+    #[error("the match rule is {0} bytes long, the maximum is {MAX_RULE}")]
+    TooLong(usize),
+    /// Text where a key should be.
+    #[error("the match rule has an empty key")]
+    EmptyKey,
+    /// A key and nothing behind it.
+    #[error("the key {0:?} of the match rule is not followed by '='")]
+    NoValue(String),
+    /// An apostrophe that is not closed.
+    #[error("the value of {0:?} in the match rule has an apostrophe without its partner")]
+    UnbalancedQuote(String),
+    /// The specification has no such key.
+    #[error("the match rule has an unknown key {0:?}")]
+    UnknownKey(String),
+    /// A key twice, `path` along with `path_namespace`, or two conditions on one argument.
+    #[error("the match rule has {0:?} twice, or along with a key that excludes it")]
+    Duplicate(String),
+    /// The argument is not one of 0 to 63, or is written in another way than in decimal digits.
+    #[error("the key {0:?} of the match rule does not name an argument from 0 to {MAX_ARGUMENT}")]
+    ArgumentIndex(String),
+    /// Not a valid name or path.
+    #[error("{key}={value:?} in the match rule is invalid: {reason}")]
+    Name {
+        /// Which key.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        reason: NameError,
+    },
+    /// Not one of the values that the key can have.
+    #[error("{key}={value:?} in the match rule is invalid: {expected}")]
+    Value {
+        /// Which key.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+}
+
+impl FromStr for MatchRule {
+    type Err = MatchRuleError;
+
+    fn from_str(text: &str) -> Result<Self, MatchRuleError> {
+        if text.len() > MAX_RULE {
+            return Err(MatchRuleError::TooLong(text.len()));
+        }
+        let mut draft = Draft::default();
+        let mut rest = skip_blanks(text);
+        while !rest.is_empty() {
+            let (after, key, value) = pair(rest)?;
+            draft.set(key, value)?;
+            rest = skip_blanks(after);
+        }
+        draft.rule.args.sort_by_key(|condition| condition.index);
+        Ok(draft.rule)
+    }
+}
+
+/// A rule being read, with what tells whether a key comes twice.
+#[derive(Default)]
+struct Draft {
+    rule: MatchRule,
+    /// One bit per argument.
+    arguments: u64,
+}
+
+impl Draft {
+    fn set(&mut self, key: &str, text: String) -> Result<(), MatchRuleError> {
+        let duplicate = || MatchRuleError::Duplicate(key.to_owned());
+        let invalid = |expected| MatchRuleError::Value {
+            key: key.to_owned(),
+            value: text.clone(),
+            expected,
+        };
+        let name = |checked: Result<(), NameError>| {
+            checked.map_err(|reason| MatchRuleError::Name {
+                key: key.to_owned(),
+                value: text.clone(),
+                reason,
+            })
+        };
+        let rule = &mut self.rule;
+        let slot = match key {
+            "type" => {
+                let kind = message_type(&text);
+                let kind =
+                    kind.ok_or_else(|| invalid("it must be signal, method_call, method_return or error"))?;
+                return rule
+                    .message_type
+                    .replace(kind)
+                    .map_or(Ok(()), |_| Err(duplicate()));
+            }
+            "eavesdrop" => {
+                rule.eavesdrop = match text.as_str() {
+                    "true" => true,
+                    "false" => false,
+                    _ => return Err(invalid("it must be 'true' or 'false'")),
+                };
+                return Ok(());
+            }
+            "path" | "path_namespace" => {
+                name(ObjectPath::new(&text).map(drop))?;
+                let is_exact = key == "path";
+                let text = text.into_boxed_str();
+                let path = if is_exact {
+                    PathCondition::Exact(text)
+                } else {
+                    PathCondition::Namespace(text)
+                };
+                return rule.path.replace(path).map_or(Ok(()), |_| Err(duplicate()));
+            }
+            "sender" => {
+                name(BusName::new(&text).map(drop))?;
+                &mut rule.sender
+            }
+            "interface" => {
+                name(InterfaceName::new(&text).map(drop))?;
+                &mut rule.interface
+            }
+            "member" => {
+                name(MemberName::new(&text).map(drop))?;
+                &mut rule.member
+            }
+            "destination" => {
+                name(BusName::new(&text).map(drop))?;
+                &mut rule.destination
+            }
+            _ => {
+                let (index, kind) = argument_key(key)?;
+                if kind == ArgKind::Namespace && !is_namespace(&text) {
+                    return Err(invalid("it must be a bus name or the first elements of one"));
+                }
+                if self.arguments & (1 << index) != 0 {
+                    return Err(duplicate());
+                }
+                self.arguments |= 1 << index;
+                rule.args.push(ArgCondition {
+                    index,
+                    kind,
+                    value: text.into_boxed_str(),
+                });
+                return Ok(());
+            }
+        };
+        slot.replace(text.into_boxed_str())
+            .map_or(Ok(()), |_| Err(duplicate()))
+    }
+}
+
+fn message_type(text: &str) -> Option<MessageType> {
+    let known = [
+        MessageType::MethodCall,
+        MessageType::MethodReturn,
+        MessageType::Error,
+        MessageType::Signal,
+    ];
+    known.into_iter().find(|kind| type_name(*kind) == Some(text))
+}
+
+fn type_name(kind: MessageType) -> Option<&'static str> {
+    match kind {
+        MessageType::MethodCall => Some("method_call"),
+        MessageType::MethodReturn => Some("method_return"),
+        MessageType::Error => Some("error"),
+        MessageType::Signal => Some("signal"),
+        MessageType::Unknown(_) => None,
+    }
+}
+
+/// `argN`, `argNpath` or `arg0namespace`.
+fn argument_key(key: &str) -> Result<(u8, ArgKind), MatchRuleError> {
+    let unknown = || MatchRuleError::UnknownKey(key.to_owned());
+    let rest = key.strip_prefix("arg").ok_or_else(unknown)?;
+    let parsed: IResult<&str, &str> = digit0(rest);
+    let (suffix, digits) = parsed.map_err(|_| unknown())?;
+    let is_plain = !digits.is_empty() && (digits == "0" || !digits.starts_with('0'));
+    let index = digits
+        .parse()
+        .ok()
+        .filter(|index| is_plain && *index <= MAX_ARGUMENT);
+    let index: u8 = index.ok_or_else(|| MatchRuleError::ArgumentIndex(key.to_owned()))?;
+    match suffix {
+        "" => Ok((index, ArgKind::Equals)),
+        "path" => Ok((index, ArgKind::Path)),
+        "namespace" if index == 0 => Ok((index, ArgKind::Namespace)),
+        _ => Err(unknown()),
+    }
+}
+
+/// "Like a bus name, except that the string is not required to contain a '.'"
+fn is_namespace(text: &str) -> bool {
+    let is_element_byte = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    let is_element = || {
+        (1..=MAX_NAME).contains(&text.len())
+            && text.bytes().all(is_element_byte)
+            && !text.starts_with(|c: char| c.is_ascii_digit())
+    };
+    BusName::new(text).is_ok() || is_element()
+}
+
+fn is_blank(c: char) -> bool {
+    matches!(c, ' ' | '\t' | '\n' | '\r')
+}
+
+fn skip_blanks(input: &str) -> &str {
+    input.trim_start_matches(is_blank)
+}
+
+/// `key = value`, up to and with the comma behind it. Blanks may stand around a key; behind `=` they are the value's.
+fn pair(input: &str) -> Result<(&str, &str, String), MatchRuleError> {
+    let (key, rest) = input.split_at(input.find(|c| c == '=' || is_blank(c)).unwrap_or(input.len()));
+    let rest = skip_blanks(rest)
+        .strip_prefix('=')
+        .ok_or_else(|| MatchRuleError::NoValue(key.to_owned()))?;
+    if key.is_empty() {
+        return Err(MatchRuleError::EmptyKey);
+    }
+    let (rest, text) = quoted_value(rest).map_err(|_| MatchRuleError::UnbalancedQuote(key.to_owned()))?;
+    Ok((rest.strip_prefix(',').unwrap_or(rest), key, text))
+}
+
+/// "Within single quotes, a backslash represents itself, and an apostrophe ends the quoted section. Outside single
+/// quotes, \' represents an apostrophe, and any backslash not followed by an apostrophe represents itself."
+fn quoted_value(input: &str) -> IResult<&str, String> {
+    let quoted = delimited(char('\''), cut(take_till(|c| c == '\'')), cut(char('\'')));
+    let apostrophe = value("'", tag("\\'"));
+    let plain = alt((is_not("\\',"), tag("\\")));
+    fold_many0(
+        alt((quoted, apostrophe, plain)),
+        String::new,
+        |mut text: String, piece: &str| {
+            text.push_str(piece);
+            text
+        },
+    )
+    .parse(input)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, canonical: &str) -> MatchRule {
+        let rule: MatchRule = text.parse().unwrap();
+        assert_eq!(rule.to_string(), canonical, "{text:?}");
+        assert_eq!(canonical.parse::<MatchRule>(), Ok(rule.clone()));
+        rule
+    }
+
+    #[track_caller]
+    fn refused(text: &str) -> MatchRuleError {
+        text.parse::<MatchRule>().unwrap_err()
+    }
+
+    #[test]
+    fn every_key() {
+        let text = "type='signal',sender='org.freedesktop.DBus',interface='org.freedesktop.DBus',member='Foo',\
+                    path='/bar/foo',destination=':452345.34',arg2='bar'";
+        check(text, text);
+        let text =
+            "eavesdrop='true',arg63='',arg5path='/a/',arg0namespace='com',path_namespace='/',sender=':1.5'";
+        let canonical =
+            "sender=':1.5',path_namespace='/',arg0namespace='com',arg5path='/a/',arg63='',eavesdrop='true'";
+        let rule = check(text, canonical);
+        assert!(rule.eavesdrop);
+        assert_eq!(rule.args.len(), 3);
+        for kind in ["signal", "method_call", "method_return", "error"] {
+            check(&format!("type={kind}"), &format!("type='{kind}'"));
+        }
+        check("destination='com.example'", "destination='com.example'");
+    }
+
+    /// What the reference implementation accepts, found by asking it.
+    #[test]
+    fn loose_writing() {
+        for text in [
+            "",
+            "  ",
+            "eavesdrop='false'",
+            "eavesdrop='true',eavesdrop='false'",
+        ] {
+            assert_eq!(check(text, ""), MatchRule::default());
+        }
+        for text in [
+            "type='signal',",
+            "type='signal', ",
+            " type ='signal'",
+            "\ttype\n=signal",
+            "type=si'gn'al",
+        ] {
+            check(text, "type='signal'");
+        }
+        check("arg0= 'a' x", "arg0=' a x'");
+        check("arg0=a=b,arg1='x,y'z", "arg0='a=b',arg1='x,yz'");
+    }
+
+    #[test]
+    fn quoting() {
+        for text in [
+            r"arg0=''\''',arg1='\',arg2=',',arg3='\\'",
+            r"arg0=\',arg1=\,arg2=',',arg3=\\",
+        ] {
+            let rule = check(text, r"arg0=''\''',arg1='\',arg2=',',arg3='\\'");
+            let values: Vec<&str> = rule.args.iter().map(|condition| &*condition.value).collect();
+            assert_eq!(values, ["'", r"\", ",", r"\\"]);
+        }
+        check(r"arg0=a'b'c'd'e", "arg0='abcde'");
+        check(r"arg0=\a\", r"arg0='\a\'");
+        assert_eq!(refused("arg0='a"), MatchRuleError::UnbalancedQuote("arg0".into()));
+        assert_eq!(
+            refused("arg0=a'b'c'"),
+            MatchRuleError::UnbalancedQuote("arg0".into())
+        );
+    }
+
+    #[test]
+    fn errors_name_the_key() {
+        assert_eq!(refused(","), MatchRuleError::NoValue(",".into()));
+        assert_eq!(refused("type"), MatchRuleError::NoValue("type".into()));
+        assert_eq!(refused("type='signal','"), MatchRuleError::NoValue("'".into()));
+        assert_eq!(refused("=a"), MatchRuleError::EmptyKey);
+        for key in [
+            "Type",
+            ",type",
+            "foo",
+            "arg0foo",
+            "arg1namespace",
+            "arg0namespacefoo",
+            "arg0x1",
+        ] {
+            assert_eq!(
+                refused(&format!("{key}='a'")),
+                MatchRuleError::UnknownKey(key.into())
+            );
+        }
+        for key in [
+            "arg",
+            "arg64",
+            "arg-1",
+            "arg+1",
+            "arg00",
+            "arg010",
+            "arg99999999999999999999",
+            "arg256",
+        ] {
+            assert_eq!(
+                refused(&format!("{key}='a'")),
+                MatchRuleError::ArgumentIndex(key.into())
+            );
+        }
+        for (text, key) in [
+            ("type='signal',type='signal'", "type"),
+            ("sender='a.b',sender='a.b'", "sender"),
+            ("member='a',member='b'", "member"),
+            ("path='/a',path_namespace='/a'", "path_namespace"),
+            ("path_namespace='/a',path='/a'", "path"),
+            ("arg0='a',arg0path='/a'", "arg0path"),
+            ("arg0='a',arg0namespace='a'", "arg0namespace"),
+        ] {
+            assert_eq!(refused(text), MatchRuleError::Duplicate(key.into()), "{text}");
+        }
+    }
+
+    #[test]
+    fn values_are_checked() {
+        for text in [
+            "sender='a'",
+            "sender=''",
+            "destination='a'",
+            "interface='a'",
+            "interface='a.9b'",
+            "member='a.b'",
+            "member='9a'",
+            "member=''",
+            "path=''",
+            "path='/a/'",
+            "path_namespace='/a/'",
+        ] {
+            assert!(matches!(refused(text), MatchRuleError::Name { .. }), "{text}");
+        }
+        for text in [
+            "type=''",
+            "type='foo'",
+            "type='signal' ,member='x'",
+            "eavesdrop='TRUE'",
+            "eavesdrop=''",
+            "arg0namespace=''",
+            "arg0namespace='a..b'",
+            "arg0namespace='1a'",
+            "arg0namespace='a.'",
+        ] {
+            assert!(matches!(refused(text), MatchRuleError::Value { .. }), "{text}");
+        }
+        for text in [
+            "arg0namespace='a-b'",
+            "arg0namespace=':1.0'",
+            "arg0namespace='a.b'",
+            "arg0path='not a path'",
+        ] {
+            check(text, text);
+        }
+    }
+
+    #[test]
+    fn length() {
+        assert!(
+            format!("arg0='{}'", "a".repeat(1017))
+                .parse::<MatchRule>()
+                .is_ok()
+        );
+        assert_eq!(
+            refused(&format!("arg0='{}'", "a".repeat(1018))),
+            MatchRuleError::TooLong(1025)
+        );
+    }
+
+    #[test]
+    fn paths() {
+        let rule = check(
+            "path_namespace='/com/example/foo'",
+            "path_namespace='/com/example/foo'",
+        );
+        let path = rule.path.unwrap();
+        for (text, expected) in [
+            ("/com/example/foo", true),
+            ("/com/example/foo/bar", true),
+            ("/com/example/foobar", false),
+            ("/com/example", false),
+        ] {
+            assert_eq!(path.matches(text), expected, "{text}");
+        }
+        let root = PathCondition::Namespace("/".into());
+        assert!(root.matches("/") && root.matches("/a/b"));
+        let exact = PathCondition::Exact("/a".into());
+        assert!(exact.matches("/a") && !exact.matches("/a/b"));
+    }
+
+    #[track_caller]
+    fn check_arg(rule: &str, arg: Option<Arg<'_>>, expected: bool) {
+        let rule: MatchRule = rule.parse().unwrap();
+        assert_eq!(rule.matches_args(|_| arg), expected, "{rule} {arg:?}");
+    }
+
+    #[test]
+    fn arguments() {
+        for (text, expected) in [
+            ("/", true),
+            ("/aa/", true),
+            ("/aa/bb/", true),
+            ("/aa/bb/cc/", true),
+            ("/aa/bb/cc", true),
+            ("/aa/b", false),
+            ("/aa", false),
+            ("/aa/bb", false),
+            ("", false),
+        ] {
+            check_arg("arg0path='/aa/bb/'", Some(Arg::Str(text)), expected);
+            check_arg("arg0path='/aa/bb/'", Some(Arg::ObjectPath(text)), expected);
+        }
+        check_arg("arg0path='/aa/bb'", Some(Arg::ObjectPath("/aa/")), true);
+        check_arg("arg0path='/aa/bb'", Some(Arg::ObjectPath("/aa/bb/")), false);
+        check_arg("arg0path=''", Some(Arg::Str("")), true);
+        for (text, expected) in [
+            ("com.example.backend1", true),
+            ("com.example.backend1.foo.bar", true),
+            ("com.example.backend10", false),
+            ("com.example", false),
+        ] {
+            check_arg(
+                "arg0namespace='com.example.backend1'",
+                Some(Arg::Str(text)),
+                expected,
+            );
+        }
+        check_arg("arg0='a'", Some(Arg::Str("a")), true);
+        check_arg("arg0='a'", Some(Arg::Str("ab")), false);
+        check_arg("arg0='/a'", Some(Arg::ObjectPath("/a")), false);
+        check_arg("arg0namespace='a'", Some(Arg::ObjectPath("a")), false);
+        check_arg("arg0=''", None, false);
+        check_arg("", None, true);
+    }
+
+    fn key_and_value() -> impl Strategy<Value = (String, String)> {
+        prop_oneof![
+            ("type", "signal|error"),
+            ("sender|destination|interface", "[a-z]{1,4}\\.[a-z]{1,4}"),
+            ("member", "[A-Z][a-z]{0,4}"),
+            ("path|path_namespace", "/|(/[a-z]{1,3}){1,3}"),
+            ("arg(1|2|63)(path)?", "[ -~é]{0,12}"),
+            ("arg0namespace", "[a-z]{1,4}(\\.[a-z]{1,4}){0,2}"),
+            ("eavesdrop", "true|false"),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(pairs in prop::collection::vec(key_and_value(), 0..6)) {
+            let quoted = pairs.iter().map(|(key, value)| format!("{key}='{}'", value.replace('\'', r"'\''")));
+            if let Ok(rule) = quoted.collect::<Vec<_>>().join(",").parse::<MatchRule>() {
+                prop_assert_eq!(rule.to_string().parse::<MatchRule>(), Ok(rule));
+            }
+        }
+
+        #[test]
+        fn arbitrary_text(text in "\\PC*|(arg0|arg1path|member|[a-c,='/\\\\ ]){0,20}") {
+            if let Ok(rule) = text.parse::<MatchRule>() {
+                prop_assert_eq!(rule.to_string().parse::<MatchRule>(), Ok(rule));
+            }
+        }
+    }
+}
