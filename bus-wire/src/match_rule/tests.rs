@@ -1,0 +1,273 @@
+use proptest::prelude::*;
+
+use super::*;
+
+#[track_caller]
+fn check(text: &str, canonical: &str) -> MatchRule {
+    let rule: MatchRule = text.parse().unwrap();
+    assert_eq!(rule.to_string(), canonical, "{text:?}");
+    assert_eq!(canonical.parse::<MatchRule>(), Ok(rule.clone()));
+    rule
+}
+
+#[track_caller]
+fn refused(text: &str) -> MatchRuleError {
+    text.parse::<MatchRule>().unwrap_err()
+}
+
+#[test]
+fn every_key() {
+    let text = "type='signal',sender='org.freedesktop.DBus',interface='org.freedesktop.DBus',member='Foo',\
+                path='/bar/foo',destination=':452345.34',arg2='bar'";
+    check(text, text);
+    let text =
+        "eavesdrop='true',arg63='',arg5path='/a/',arg0namespace='com',path_namespace='/',sender=':1.5'";
+    let canonical =
+        "sender=':1.5',path_namespace='/',arg0namespace='com',arg5path='/a/',arg63='',eavesdrop='true'";
+    let rule = check(text, canonical);
+    assert!(rule.eavesdrop);
+    assert_eq!(rule.args.len(), 3);
+    for kind in ["signal", "method_call", "method_return", "error"] {
+        check(&format!("type={kind}"), &format!("type='{kind}'"));
+    }
+    check("destination='com.example'", "destination='com.example'");
+}
+
+/// What the reference implementation accepts, found by asking it.
+#[test]
+fn loose_writing() {
+    for text in [
+        "",
+        "  ",
+        "eavesdrop='false'",
+        "eavesdrop='true',eavesdrop='false'",
+    ] {
+        assert_eq!(check(text, ""), MatchRule::default());
+    }
+    for text in [
+        "type='signal',",
+        "type='signal', ",
+        " type ='signal'",
+        "\ttype\n=signal",
+        "type=si'gn'al",
+    ] {
+        check(text, "type='signal'");
+    }
+    check("arg0= 'a' x", "arg0=' a x'");
+    check("arg0=a=b,arg1='x,y'z", "arg0='a=b',arg1='x,yz'");
+}
+
+#[test]
+fn quoting() {
+    for text in [
+        r"arg0=''\''',arg1='\',arg2=',',arg3='\\'",
+        r"arg0=\',arg1=\,arg2=',',arg3=\\",
+    ] {
+        let rule = check(text, r"arg0=''\''',arg1='\',arg2=',',arg3='\\'");
+        let values: Vec<&str> = rule.args.iter().map(|condition| &*condition.value).collect();
+        assert_eq!(values, ["'", r"\", ",", r"\\"]);
+    }
+    check(r"arg0=a'b'c'd'e", "arg0='abcde'");
+    check(r"arg0=\a\", r"arg0='\a\'");
+    assert_eq!(refused("arg0='a"), MatchRuleError::UnbalancedQuote("arg0".into()));
+    assert_eq!(
+        refused("arg0=a'b'c'"),
+        MatchRuleError::UnbalancedQuote("arg0".into())
+    );
+}
+
+#[test]
+fn errors_name_the_key() {
+    assert_eq!(refused(","), MatchRuleError::NoValue(",".into()));
+    assert_eq!(refused("type"), MatchRuleError::NoValue("type".into()));
+    assert_eq!(refused("type='signal','"), MatchRuleError::NoValue("'".into()));
+    assert_eq!(refused("=a"), MatchRuleError::EmptyKey);
+    for key in [
+        "Type",
+        ",type",
+        "foo",
+        "arg0foo",
+        "arg1namespace",
+        "arg0namespacefoo",
+        "arg0x1",
+    ] {
+        assert_eq!(
+            refused(&format!("{key}='a'")),
+            MatchRuleError::UnknownKey(key.into())
+        );
+    }
+    for key in [
+        "arg",
+        "arg64",
+        "arg-1",
+        "arg+1",
+        "arg00",
+        "arg010",
+        "arg99999999999999999999",
+        "arg256",
+    ] {
+        assert_eq!(
+            refused(&format!("{key}='a'")),
+            MatchRuleError::ArgumentIndex(key.into())
+        );
+    }
+    for (text, key) in [
+        ("type='signal',type='signal'", "type"),
+        ("sender='a.b',sender='a.b'", "sender"),
+        ("member='a',member='b'", "member"),
+        ("path='/a',path_namespace='/a'", "path_namespace"),
+        ("path_namespace='/a',path='/a'", "path"),
+        ("arg0='a',arg0path='/a'", "arg0path"),
+        ("arg0='a',arg0namespace='a'", "arg0namespace"),
+    ] {
+        assert_eq!(refused(text), MatchRuleError::Duplicate(key.into()), "{text}");
+    }
+}
+
+#[test]
+fn values_are_checked() {
+    for text in [
+        "sender='a'",
+        "sender=''",
+        "destination='a'",
+        "interface='a'",
+        "interface='a.9b'",
+        "member='a.b'",
+        "member='9a'",
+        "member=''",
+        "path=''",
+        "path='/a/'",
+        "path_namespace='/a/'",
+    ] {
+        assert!(matches!(refused(text), MatchRuleError::Name { .. }), "{text}");
+    }
+    for text in [
+        "type=''",
+        "type='foo'",
+        "type='signal' ,member='x'",
+        "eavesdrop='TRUE'",
+        "eavesdrop=''",
+        "arg0namespace=''",
+        "arg0namespace='a..b'",
+        "arg0namespace='1a'",
+        "arg0namespace='a.'",
+    ] {
+        assert!(matches!(refused(text), MatchRuleError::Value { .. }), "{text}");
+    }
+    for text in [
+        "arg0namespace='a-b'",
+        "arg0namespace=':1.0'",
+        "arg0namespace='a.b'",
+        "arg0path='not a path'",
+    ] {
+        check(text, text);
+    }
+}
+
+#[test]
+fn length() {
+    assert!(
+        format!("arg0='{}'", "a".repeat(1017))
+            .parse::<MatchRule>()
+            .is_ok()
+    );
+    assert_eq!(
+        refused(&format!("arg0='{}'", "a".repeat(1018))),
+        MatchRuleError::TooLong(1025)
+    );
+}
+
+#[test]
+fn paths() {
+    let rule = check(
+        "path_namespace='/com/example/foo'",
+        "path_namespace='/com/example/foo'",
+    );
+    let path = rule.path.unwrap();
+    for (text, expected) in [
+        ("/com/example/foo", true),
+        ("/com/example/foo/bar", true),
+        ("/com/example/foobar", false),
+        ("/com/example", false),
+    ] {
+        assert_eq!(path.matches(text), expected, "{text}");
+    }
+    let root = PathCondition::Namespace("/".into());
+    assert!(root.matches("/") && root.matches("/a/b"));
+    let exact = PathCondition::Exact("/a".into());
+    assert!(exact.matches("/a") && !exact.matches("/a/b"));
+}
+
+#[track_caller]
+fn check_arg(rule: &str, arg: Option<Arg<'_>>, expected: bool) {
+    let rule: MatchRule = rule.parse().unwrap();
+    assert_eq!(rule.matches_args(|_| arg), expected, "{rule} {arg:?}");
+}
+
+#[test]
+fn arguments() {
+    for (text, expected) in [
+        ("/", true),
+        ("/aa/", true),
+        ("/aa/bb/", true),
+        ("/aa/bb/cc/", true),
+        ("/aa/bb/cc", true),
+        ("/aa/b", false),
+        ("/aa", false),
+        ("/aa/bb", false),
+        ("", false),
+    ] {
+        check_arg("arg0path='/aa/bb/'", Some(Arg::Str(text)), expected);
+        check_arg("arg0path='/aa/bb/'", Some(Arg::ObjectPath(text)), expected);
+    }
+    check_arg("arg0path='/aa/bb'", Some(Arg::ObjectPath("/aa/")), true);
+    check_arg("arg0path='/aa/bb'", Some(Arg::ObjectPath("/aa/bb/")), false);
+    check_arg("arg0path=''", Some(Arg::Str("")), true);
+    for (text, expected) in [
+        ("com.example.backend1", true),
+        ("com.example.backend1.foo.bar", true),
+        ("com.example.backend10", false),
+        ("com.example", false),
+    ] {
+        check_arg(
+            "arg0namespace='com.example.backend1'",
+            Some(Arg::Str(text)),
+            expected,
+        );
+    }
+    check_arg("arg0='a'", Some(Arg::Str("a")), true);
+    check_arg("arg0='a'", Some(Arg::Str("ab")), false);
+    check_arg("arg0='/a'", Some(Arg::ObjectPath("/a")), false);
+    check_arg("arg0namespace='a'", Some(Arg::ObjectPath("a")), false);
+    check_arg("arg0=''", None, false);
+    check_arg("", None, true);
+}
+
+fn key_and_value() -> impl Strategy<Value = (String, String)> {
+    prop_oneof![
+        ("type", "signal|error"),
+        ("sender|destination|interface", "[a-z]{1,4}\\.[a-z]{1,4}"),
+        ("member", "[A-Z][a-z]{0,4}"),
+        ("path|path_namespace", "/|(/[a-z]{1,3}){1,3}"),
+        ("arg(1|2|63)(path)?", "[ -~é]{0,12}"),
+        ("arg0namespace", "[a-z]{1,4}(\\.[a-z]{1,4}){0,2}"),
+        ("eavesdrop", "true|false"),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn round_trip(pairs in prop::collection::vec(key_and_value(), 0..6)) {
+        let quoted = pairs.iter().map(|(key, value)| format!("{key}='{}'", value.replace('\'', r"'\''")));
+        if let Ok(rule) = quoted.collect::<Vec<_>>().join(",").parse::<MatchRule>() {
+            prop_assert_eq!(rule.to_string().parse::<MatchRule>(), Ok(rule));
+        }
+    }
+
+    #[test]
+    fn arbitrary_text(text in "\\PC*|(arg0|arg1path|member|[a-c,='/\\\\ ]){0,20}") {
+        if let Ok(rule) = text.parse::<MatchRule>() {
+            prop_assert_eq!(rule.to_string().parse::<MatchRule>(), Ok(rule));
+        }
+    }
+}
