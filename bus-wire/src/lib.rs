@@ -1,2 +1,49 @@
-//! bus-wire
+//! The D-Bus wire protocol, as plain values without I/O.
+//!
+//! - [`Message`]: one message, validated completely and once, with its header fields as offsets into the received
+//!   bytes. [`MessageBuilder`] makes one, [`stitch_header`] puts the sender into one that is forwarded.
+//! - [`BodyReader`] and [`BodyWriter`]: a body value by value; [`serde`]: a body as a Rust type.
+//! - [`Framer`]: messages out of a byte stream; [`SendQueue`]: a byte stream out of messages.
+//! - [`sasl`], [`match_rule`], [`address`]: the texts of the protocol.
+//!
+//! The framer, the send queue and the authentication are plain values that can be saved in the middle of a message
+//! and continued by another process.
+
+pub mod address;
+pub mod body;
+pub mod builder;
+mod endian;
+pub mod error;
+mod fd;
+pub mod framer;
+pub mod guid;
+pub mod header;
+pub mod limits;
+pub mod match_rule;
+mod message;
+pub mod names;
 pub mod sasl;
+pub mod send_queue;
+mod serial;
+pub mod signature;
+mod stitch;
+
+pub use address::{Address, AddressError, AddressList};
+pub use body::{ArrayReader, BodyReader, BodyWriter, ReadError};
+pub use builder::MessageBuilder;
+pub use endian::Endian;
+pub use error::MessageError;
+pub use fd::Fd;
+pub use framer::{Framed, Framer, FramerState, LargeMessage};
+pub use guid::Guid;
+pub use header::{Flags, MessageType, message_length};
+pub use match_rule::{Arg, ArgCondition, ArgKind, MatchRule, MatchRuleError, PathCondition};
+pub use message::Message;
+pub use names::{
+    BusName, ErrorName, InterfaceName, MemberName, NameError, ObjectPath, UniqueName, WellKnownName,
+};
+pub use sasl::{Mechanism, SaslConfig, SaslDone, SaslError, SaslServer, SaslStep};
+pub use send_queue::{PieceState, SendQueue, SendQueueState};
+pub use serial::Serial;
+pub use signature::{Signature, SignatureError};
+pub use stitch::stitch_header;

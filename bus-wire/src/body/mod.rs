@@ -1,0 +1,8 @@
+//! The values that a message carries (specification, "Marshaling").
+
+mod read;
+pub(crate) mod validate;
+mod write;
+
+pub use read::{ArrayReader, BodyReader, ReadError};
+pub use write::BodyWriter;

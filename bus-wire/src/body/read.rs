@@ -1,0 +1,518 @@
+//! Reading a body value by value.
+
+use crate::endian::Endian;
+use crate::signature::{alignment, fixed_size, type_end};
+
+/// Why a value cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// The next value is of another type.
+    #[error(
+        "byte {at} of the body: a value of type '{expected}' is asked for, but there is one of type '{found}'"
+    )]
+    Type {
+        /// Offset into the body.
+        at: usize,
+        /// Type code that was asked for.
+        expected: char,
+        /// Type code that is there.
+        found: char,
+    },
+    /// There is no further value: the body, array, struct or variant is at its end.
+    #[error("byte {at} of the body: a value of type '{expected}' is asked for, but there is none left")]
+    End {
+        /// Offset into the body.
+        at: usize,
+        /// Type code that was asked for.
+        expected: char,
+    },
+    /// The bytes are not what the signature says. Never so in the body of a [`Message`](crate::Message).
+    #[error("byte {at} of the body: the bytes are not a valid value of their type")]
+    Invalid {
+        /// Offset into the body.
+        at: usize,
+    },
+    /// A value that the type asked for cannot hold, or another fault that its `Deserialize` found.
+    #[error("{0}")]
+    Value(String),
+}
+
+/// A cursor over a body. Nothing is copied: strings and byte arrays are borrowed from the message.
+///
+/// A value can be read only as the type that the signature says. The cursor never leaves the bytes it was given,
+/// whatever they are.
+#[derive(Debug, Clone)]
+pub struct BodyReader<'a> {
+    /// From the first byte of the body, so that positions are offsets for alignment.
+    bytes: &'a [u8],
+    at: usize,
+    signature: &'a str,
+    /// Position in the signature.
+    next: usize,
+    endian: Endian,
+}
+
+impl<'a> BodyReader<'a> {
+    /// Reads `bytes`, which begin at a multiple of 8 in their message, as the values of `signature`.
+    pub fn new(bytes: &'a [u8], signature: &'a str, endian: Endian) -> Self {
+        // Positions in the signature are those of bytes; no type code is beyond ASCII.
+        let signature = if signature.is_ascii() { signature } else { "" };
+        Self {
+            bytes,
+            at: 0,
+            signature,
+            next: 0,
+            endian,
+        }
+    }
+
+    /// The signature of the values that are left in this body, struct or variant.
+    pub fn signature(&self) -> &'a str {
+        let rest = &self.signature[self.next..];
+        let mut end = 0;
+        while end < rest.len() && !matches!(rest.as_bytes()[end], b')' | b'}') {
+            end = type_end(rest.as_bytes(), end);
+        }
+        &rest[..end]
+    }
+
+    /// The signature of the next value; empty where there is none.
+    pub fn peek_signature(&self) -> &'a str {
+        match self.peek() {
+            None => "",
+            Some(_) => &self.signature[self.next..type_end(self.signature.as_bytes(), self.next)],
+        }
+    }
+
+    /// The type code of the next value; `None` where there is none.
+    pub fn peek(&self) -> Option<u8> {
+        match self.signature.as_bytes().get(self.next) {
+            None | Some(b')' | b'}') => None,
+            Some(&code) => Some(code),
+        }
+    }
+
+    /// Offset into the body of the next byte to be read.
+    pub fn position(&self) -> usize {
+        self.at
+    }
+
+    /// A BYTE.
+    ///
+    /// # Errors
+    /// See [`ReadError`]; the same holds for all that follow.
+    pub fn read_u8(&mut self) -> Result<u8, ReadError> {
+        Ok(u8::from_ne_bytes(self.fixed(b'y')?))
+    }
+
+    /// A BOOLEAN.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn read_bool(&mut self) -> Result<bool, ReadError> {
+        match self.endian.u32(self.fixed(b'b')?) {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(ReadError::Invalid { at: self.at - 4 }),
+        }
+    }
+
+    /// An INT16.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn read_i16(&mut self) -> Result<i16, ReadError> {
+        Ok(self.endian.u16(self.fixed(b'n')?).cast_signed())
+    }
+
+    /// A UINT16.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn read_u16(&mut self) -> Result<u16, ReadError> {
+        Ok(self.endian.u16(self.fixed(b'q')?))
+    }
+
+    /// An INT32.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn read_i32(&mut self) -> Result<i32, ReadError> {
+        Ok(self.endian.u32(self.fixed(b'i')?).cast_signed())
+    }
+
+    /// A UINT32.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn read_u32(&mut self) -> Result<u32, ReadError> {
+        Ok(self.endian.u32(self.fixed(b'u')?))
+    }
+
+    /// An INT64.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn read_i64(&mut self) -> Result<i64, ReadError> {
+        Ok(self.endian.u64(self.fixed(b'x')?).cast_signed())
+    }
+
+    /// A UINT64.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn read_u64(&mut self) -> Result<u64, ReadError> {
+        Ok(self.endian.u64(self.fixed(b't')?))
+    }
+
+    /// A DOUBLE.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn read_f64(&mut self) -> Result<f64, ReadError> {
+        Ok(f64::from_bits(self.endian.u64(self.fixed(b'd')?)))
+    }
+
+    /// A UNIX_FD: an index into the file descriptors that came with the message.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn read_unix_fd_index(&mut self) -> Result<u32, ReadError> {
+        Ok(self.endian.u32(self.fixed(b'h')?))
+    }
+
+    /// A STRING.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn read_str(&mut self) -> Result<&'a str, ReadError> {
+        self.expect(b's')?;
+        self.string()
+    }
+
+    /// An OBJECT_PATH.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn read_object_path(&mut self) -> Result<&'a str, ReadError> {
+        self.expect(b'o')?;
+        self.string()
+    }
+
+    /// A SIGNATURE.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn read_signature(&mut self) -> Result<&'a str, ReadError> {
+        self.expect(b'g')?;
+        self.signature_text()
+    }
+
+    /// An array of BYTE, without a copy.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn read_byte_slice(&mut self) -> Result<&'a [u8], ReadError> {
+        if let Some(b'a') = self.peek()
+            && self.signature.as_bytes().get(self.next + 1) != Some(&b'y')
+        {
+            let found = self
+                .signature
+                .as_bytes()
+                .get(self.next + 1)
+                .map_or('a', |&code| char::from(code));
+            return Err(ReadError::Type {
+                at: self.at,
+                expected: 'y',
+                found,
+            });
+        }
+        let elements = self.enter_array()?.reader;
+        Ok(&elements.bytes[elements.at..])
+    }
+
+    /// An array: `each` is called once for each element, to read it.
+    ///
+    /// # Errors
+    /// See [`ReadError`]; also what `each` returns.
+    pub fn read_array(
+        &mut self,
+        mut each: impl FnMut(&mut BodyReader<'a>) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
+        let mut elements = self.enter_array()?;
+        while let Some(element) = elements.next()? {
+            each(element)?;
+        }
+        Ok(())
+    }
+
+    /// An array, whose elements are then read from what is returned; this cursor is after the array already.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn enter_array(&mut self) -> Result<ArrayReader<'a>, ReadError> {
+        self.expect(b'a')?;
+        let length = self.endian.u32(self.chunk(4)?) as usize;
+        let element = self.next;
+        let code = self.signature.as_bytes().get(element).copied().unwrap_or(b'y');
+        self.align(alignment(code))?;
+        let start = self.at;
+        self.take(length)?;
+        self.next = type_end(self.signature.as_bytes(), element);
+        let reader = BodyReader {
+            bytes: &self.bytes[..self.at],
+            at: start,
+            signature: &self.signature[element..self.next],
+            next: 0,
+            endian: self.endian,
+        };
+        Ok(ArrayReader {
+            reader,
+            element_start: None,
+        })
+    }
+
+    /// A STRUCT: `fields` reads its values. What it leaves unread is skipped.
+    ///
+    /// # Errors
+    /// See [`ReadError`]; also what `fields` returns.
+    pub fn read_struct<T>(
+        &mut self,
+        fields: impl FnOnce(&mut BodyReader<'a>) -> Result<T, ReadError>,
+    ) -> Result<T, ReadError> {
+        self.enter(b'(')?;
+        let value = fields(self)?;
+        self.leave()?;
+        Ok(value)
+    }
+
+    /// A DICT_ENTRY, the element of an array: `entry` reads its key and value. What it leaves unread is skipped.
+    ///
+    /// # Errors
+    /// See [`ReadError`]; also what `entry` returns.
+    pub fn read_dict_entry<T>(
+        &mut self,
+        entry: impl FnOnce(&mut BodyReader<'a>) -> Result<T, ReadError>,
+    ) -> Result<T, ReadError> {
+        self.enter(b'{')?;
+        let value = entry(self)?;
+        self.leave()?;
+        Ok(value)
+    }
+
+    /// A VARIANT: `value` reads what it holds (its type is [`peek_signature`](Self::peek_signature)). What it leaves
+    /// unread is skipped.
+    ///
+    /// # Errors
+    /// See [`ReadError`]; also what `value` returns.
+    pub fn read_variant<T>(
+        &mut self,
+        value: impl FnOnce(&mut BodyReader<'a>) -> Result<T, ReadError>,
+    ) -> Result<T, ReadError> {
+        self.expect(b'v')?;
+        let inner = self.signature_text()?;
+        let signature = std::mem::replace(&mut self.signature, inner);
+        let next = std::mem::replace(&mut self.next, 0);
+        let result = value(self).and_then(|value| {
+            self.skip_rest()?;
+            Ok(value)
+        });
+        self.signature = signature;
+        self.next = next;
+        result
+    }
+
+    /// A VARIANT, whose value is then read from what is returned; this cursor is after the variant already.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn enter_variant(&mut self) -> Result<BodyReader<'a>, ReadError> {
+        self.read_variant(|reader| Ok(reader.clone()))
+    }
+
+    /// Goes past the next value, of whatever type.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn skip(&mut self) -> Result<(), ReadError> {
+        self.skip_within(crate::limits::MAX_DEPTH)
+    }
+
+    /// `depth` is how many containers deep it still may go.
+    fn skip_within(&mut self, depth: u32) -> Result<(), ReadError> {
+        let Some(code) = self.peek() else {
+            return Err(ReadError::End {
+                at: self.at,
+                expected: '*',
+            });
+        };
+        let depth = if matches!(code, b'(' | b'{' | b'v') {
+            depth.checked_sub(1).ok_or(ReadError::Invalid { at: self.at })?
+        } else {
+            depth
+        };
+        match code {
+            b's' | b'o' => {
+                self.next += 1;
+                self.string_bytes()?;
+            }
+            b'g' => {
+                self.next += 1;
+                self.signature_text()?;
+            }
+            b'a' => {
+                self.enter_array()?;
+            }
+            b'(' | b'{' => {
+                self.enter(code)?;
+                while self.peek().is_some() {
+                    self.skip_within(depth)?;
+                }
+                self.next += 1;
+            }
+            b'v' => self.read_variant(|reader| reader.skip_within(depth))?,
+            code => {
+                self.next += 1;
+                let size = fixed_size(code).unwrap_or(4);
+                self.align(size)?;
+                self.take(size)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn skip_rest(&mut self) -> Result<(), ReadError> {
+        while self.peek().is_some() {
+            self.skip()?;
+        }
+        Ok(())
+    }
+
+    /// Into a struct or dict entry: `code` is its opening parenthesis.
+    pub(crate) fn enter(&mut self, code: u8) -> Result<(), ReadError> {
+        self.expect(code)?;
+        self.align(8)
+    }
+
+    /// To the end of the struct or dict entry that was entered.
+    pub(crate) fn leave(&mut self) -> Result<(), ReadError> {
+        self.skip_rest()?;
+        self.next = (self.next + 1).min(self.signature.len());
+        Ok(())
+    }
+
+    #[inline]
+    fn expect(&mut self, code: u8) -> Result<(), ReadError> {
+        match self.peek() {
+            Some(found) if found == code => {
+                self.next += 1;
+                Ok(())
+            }
+            Some(found) => Err(ReadError::Type {
+                at: self.at,
+                expected: code.into(),
+                found: found.into(),
+            }),
+            None => Err(ReadError::End {
+                at: self.at,
+                expected: code.into(),
+            }),
+        }
+    }
+
+    #[inline]
+    fn fixed<const N: usize>(&mut self, code: u8) -> Result<[u8; N], ReadError> {
+        self.expect(code)?;
+        self.chunk(N)
+    }
+
+    /// Aligned to its own size.
+    #[inline]
+    fn chunk<const N: usize>(&mut self, alignment: usize) -> Result<[u8; N], ReadError> {
+        self.align(alignment)?;
+        let at = self.at;
+        self.take(N)?
+            .first_chunk()
+            .copied()
+            .ok_or(ReadError::Invalid { at })
+    }
+
+    #[inline]
+    fn align(&mut self, alignment: usize) -> Result<(), ReadError> {
+        self.take(self.at.wrapping_neg() & (alignment - 1)).map(|_| ())
+    }
+
+    #[inline]
+    fn take(&mut self, length: usize) -> Result<&'a [u8], ReadError> {
+        let taken = self.bytes[self.at..]
+            .get(..length)
+            .ok_or(ReadError::Invalid { at: self.at })?;
+        self.at += length;
+        Ok(taken)
+    }
+
+    fn string_bytes(&mut self) -> Result<&'a [u8], ReadError> {
+        let length = self.endian.u32(self.chunk(4)?) as usize;
+        let text = self.take(length)?;
+        self.take(1)?;
+        Ok(text)
+    }
+
+    #[inline]
+    fn string(&mut self) -> Result<&'a str, ReadError> {
+        let text = self.string_bytes()?;
+        simdutf8::basic::from_utf8(text).map_err(|_| ReadError::Invalid { at: self.at })
+    }
+
+    #[inline]
+    fn signature_text(&mut self) -> Result<&'a str, ReadError> {
+        let length = self.take(1)?[0] as usize;
+        let text = self.take(length)?;
+        self.take(1)?;
+        match std::str::from_utf8(text) {
+            // Everything that follows indexes the signature by bytes.
+            Ok(text) if text.is_ascii() => Ok(text),
+            _ => Err(ReadError::Invalid { at: self.at }),
+        }
+    }
+}
+
+/// The elements of an array.
+#[derive(Debug, Clone)]
+pub struct ArrayReader<'a> {
+    reader: BodyReader<'a>,
+    /// Where the element begins that is being read.
+    element_start: Option<usize>,
+}
+
+impl<'a> ArrayReader<'a> {
+    /// A cursor at the next element; `None` after the last. What was left unread of the element before is skipped.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    #[expect(clippy::should_implement_trait, reason = "the item borrows the reader")]
+    pub fn next(&mut self) -> Result<Option<&mut BodyReader<'a>>, ReadError> {
+        if let Some(start) = self.element_start {
+            self.reader.skip_rest()?;
+            if self.reader.at == start {
+                return Err(ReadError::Invalid { at: start });
+            }
+        }
+        if self.is_empty() {
+            return Ok(None);
+        }
+        self.reader.next = 0;
+        self.element_start = Some(self.reader.at);
+        Ok(Some(&mut self.reader))
+    }
+
+    /// The signature of the elements.
+    pub fn element_signature(&self) -> &'a str {
+        self.reader.signature
+    }
+
+    /// Whether all elements were read.
+    pub fn is_empty(&self) -> bool {
+        self.reader.at >= self.reader.bytes.len()
+    }
+}

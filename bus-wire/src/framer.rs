@@ -1,0 +1,295 @@
+//! Messages out of a byte stream.
+
+use std::collections::VecDeque;
+
+use ::serde::{Deserialize, Serialize};
+use bytes::{Bytes, BytesMut};
+use smallvec::SmallVec;
+
+use crate::error::MessageError;
+use crate::fd::Fd;
+use crate::header::{Lengths, message_length};
+use crate::limits::{FIXED_HEADER, LARGE_MESSAGE, MAX_MESSAGE};
+use crate::message::Message;
+
+/// Cuts a byte stream, with the file descriptors that come with it, into messages.
+///
+/// A message that lies in one chunk is not copied: it shares the chunk's memory. What is left at the end of a chunk is
+/// copied into a buffer of its own, which grows with what has arrived, not with what the message claims to be long.
+/// Between messages nothing is held.
+#[derive(Debug, Clone)]
+pub struct Framer {
+    max_message_size: usize,
+    /// The beginning of a message that is not complete; it comes before `chunk`.
+    partial: Partial,
+    /// What is not cut yet.
+    chunk: Bytes,
+    fds: VecDeque<Fd>,
+    failed: Option<MessageError>,
+}
+
+#[derive(Debug, Clone)]
+enum Partial {
+    Owned(BytesMut),
+    /// Given by [`Framer::push_large`].
+    Shared(Bytes),
+}
+
+/// A message and what came with it.
+#[derive(Debug, Clone)]
+pub struct Framed {
+    /// The message.
+    pub message: Message,
+    /// Its file descriptors: exactly as many as its header says.
+    pub fds: SmallVec<[Fd; 2]>,
+}
+
+/// How far a large message has arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LargeMessage {
+    /// Bytes that have arrived.
+    pub have: usize,
+    /// Bytes of the whole message.
+    pub total: usize,
+}
+
+/// What a [`Framer`] holds, to be saved.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FramerState {
+    /// Bytes that arrived and are not a whole message yet.
+    pub partial: Bytes,
+    /// File descriptors that arrived and belong to no whole message yet.
+    pub fds: Vec<Fd>,
+}
+
+impl Framer {
+    /// At the beginning of a stream. Longer messages than `max_message_size` bytes are refused as soon as their header
+    /// is there; no limit is greater than the specification's 128 MiB.
+    pub fn new(max_message_size: usize) -> Self {
+        Self::restore(FramerState::default(), max_message_size)
+    }
+
+    /// As it was when it was saved.
+    pub fn restore(state: FramerState, max_message_size: usize) -> Self {
+        Self {
+            max_message_size: max_message_size.min(MAX_MESSAGE),
+            partial: Partial::EMPTY,
+            chunk: state.partial,
+            fds: state.fds.into(),
+            failed: None,
+        }
+    }
+
+    /// To be continued by [`restore`](Self::restore).
+    pub fn save(&self) -> FramerState {
+        let partial = match (&self.partial, &self.chunk) {
+            (Partial::Shared(shared), chunk) if chunk.is_empty() => shared.clone(),
+            (partial, chunk) if partial.is_empty() => chunk.clone(),
+            (partial, chunk) => [partial.as_slice(), chunk].concat().into(),
+        };
+        FramerState {
+            partial,
+            fds: self.fds.iter().copied().collect(),
+        }
+    }
+
+    /// The next bytes of the stream, and the file descriptors that came with them. Then call [`next`](Self::next)
+    /// until it returns `None`.
+    pub fn push(&mut self, chunk: Bytes, fds: impl IntoIterator<Item = Fd>) {
+        self.fds.extend(fds);
+        if self.chunk.is_empty() {
+            self.chunk = chunk;
+        } else {
+            let rest = std::mem::take(&mut self.chunk);
+            let partial = self.partial.owned();
+            partial.extend_from_slice(&rest);
+            self.chunk = chunk;
+        }
+    }
+
+    /// A longer beginning of the [large message](Self::large) that is pending, in place of the bytes held so far; it may
+    /// be the whole message (or more). It is not copied.
+    pub fn push_large(&mut self, prefix: Bytes, fds: impl IntoIterator<Item = Fd>) {
+        self.fds.extend(fds);
+        self.partial = Partial::Shared(prefix);
+    }
+
+    /// The next whole message; `None` where it has not arrived completely.
+    ///
+    /// # Errors
+    /// The stream is not valid, or the message too long, or it claims more file descriptors than have arrived. There is
+    /// no way to go on: the same error is returned ever after.
+    #[expect(clippy::should_implement_trait, reason = "more can be pushed after `None`")]
+    pub fn next(&mut self) -> Result<Option<Framed>, MessageError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let result = self.cut();
+        if let Err(error) = &result {
+            self.failed = Some(error.clone());
+        }
+        result
+    }
+
+    /// How far the pending message has arrived, where it is longer than [`LARGE_MESSAGE`]; to be asked after
+    /// [`next`](Self::next) has returned `None`.
+    pub fn large(&self) -> Option<LargeMessage> {
+        let have = self.partial.as_slice();
+        if have.len() < FIXED_HEADER || !self.chunk.is_empty() {
+            return None;
+        }
+        let total = message_length(have).ok().flatten()?;
+        (total > LARGE_MESSAGE && have.len() < total).then_some(LargeMessage {
+            have: have.len(),
+            total,
+        })
+    }
+
+    /// The bytes of the message that is not complete yet, after [`next`](Self::next) has returned `None`.
+    pub fn partial(&self) -> &[u8] {
+        self.partial.as_slice()
+    }
+
+    /// How many bytes are held.
+    pub fn partial_bytes(&self) -> usize {
+        self.partial.as_slice().len() + self.chunk.len()
+    }
+
+    /// How many file descriptors are held.
+    pub fn pending_fds(&self) -> usize {
+        self.fds.len()
+    }
+
+    /// The file descriptors that are held, in order.
+    pub fn fds(&self) -> impl Iterator<Item = Fd> {
+        self.fds.iter().copied()
+    }
+
+    /// Hands out all file descriptors that are held: the stream has ended.
+    pub fn take_fds(&mut self) -> Vec<Fd> {
+        std::mem::take(&mut self.fds).into()
+    }
+
+    /// A new limit for messages that begin from now on, and for one whose header has not arrived.
+    pub fn set_max_message_size(&mut self, max_message_size: usize) {
+        self.max_message_size = max_message_size.min(MAX_MESSAGE);
+    }
+
+    fn cut(&mut self) -> Result<Option<Framed>, MessageError> {
+        if self.partial.is_empty() {
+            return match self.length(&self.chunk)? {
+                Some(length) if length <= self.chunk.len() => {
+                    let bytes = self.chunk.split_to(length);
+                    self.framed(bytes).map(Some)
+                }
+                _ => {
+                    self.keep_rest();
+                    Ok(None)
+                }
+            };
+        }
+        if self.partial.as_slice().len() < FIXED_HEADER {
+            self.fill(FIXED_HEADER);
+        }
+        let Some(length) = self.length(self.partial.as_slice())? else {
+            return Ok(None);
+        };
+        if self.partial.as_slice().len() < length {
+            self.fill(length);
+        }
+        if self.partial.as_slice().len() < length {
+            return Ok(None);
+        }
+        let bytes = self.partial.split_to(length);
+        self.framed(bytes).map(Some)
+    }
+
+    fn length(&self, bytes: &[u8]) -> Result<Option<usize>, MessageError> {
+        match Lengths::read(bytes)?.map(Lengths::total) {
+            Some(length) if length > self.max_message_size => Err(MessageError::TooLong {
+                length,
+                limit: self.max_message_size,
+            }),
+            length => Ok(length),
+        }
+    }
+
+    /// Bytes of the chunk to the partial message, until it has `length`.
+    fn fill(&mut self, length: usize) {
+        if self.chunk.is_empty() {
+            return;
+        }
+        let partial = self.partial.owned();
+        let missing = (length - partial.len()).min(self.chunk.len());
+        partial.extend_from_slice(&self.chunk.split_to(missing));
+        if self.chunk.is_empty() {
+            self.chunk = Bytes::new();
+        }
+    }
+
+    /// The chunk ends within a message.
+    fn keep_rest(&mut self) {
+        if !self.chunk.is_empty() {
+            self.partial = Partial::Owned(BytesMut::from(&*self.chunk));
+        }
+        self.chunk = Bytes::new();
+    }
+
+    fn framed(&mut self, bytes: Bytes) -> Result<Framed, MessageError> {
+        let message = Message::parse(bytes)?;
+        let claimed = message.unix_fds();
+        let arrived = self.fds.len();
+        if claimed == 0 {
+            return Ok(Framed {
+                message,
+                fds: SmallVec::new(),
+            });
+        }
+        if claimed as usize > arrived {
+            return Err(MessageError::MissingFds { claimed, arrived });
+        }
+        let fds = self.fds.drain(..claimed as usize).collect();
+        if self.fds.is_empty() {
+            self.fds = VecDeque::new();
+        }
+        Ok(Framed { message, fds })
+    }
+}
+
+impl Partial {
+    const EMPTY: Self = Self::Shared(Bytes::new());
+
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Owned(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.as_slice().is_empty()
+    }
+
+    /// As a buffer that can grow.
+    fn owned(&mut self) -> &mut BytesMut {
+        if let Self::Shared(bytes) = self {
+            *self = Self::Owned(BytesMut::from(&**bytes));
+        }
+        match self {
+            Self::Owned(bytes) => bytes,
+            Self::Shared(_) => unreachable!("made an owned one above"),
+        }
+    }
+
+    /// The first `length` bytes; what remains stays.
+    fn split_to(&mut self, length: usize) -> Bytes {
+        let bytes = match self {
+            Self::Owned(bytes) => bytes.split_to(length).freeze(),
+            Self::Shared(bytes) => bytes.split_to(length),
+        };
+        if self.is_empty() {
+            *self = Self::EMPTY;
+        }
+        bytes
+    }
+}

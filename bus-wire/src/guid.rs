@@ -1,0 +1,88 @@
+//! Identifiers of servers, buses and machines.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A globally unique id: 16 bytes, written as 32 hexadecimal digits (specification, "UUIDs").
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Guid([u8; 16]);
+
+impl Guid {
+    /// From 16 bytes, whose origin (randomness, time) is the caller's affair.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 16 bytes.
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+/// Not 32 hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a UUID: it must be exactly 32 hexadecimal digits (specification, UUIDs)")]
+pub struct GuidError;
+
+impl FromStr for Guid {
+    type Err = GuidError;
+
+    fn from_str(text: &str) -> Result<Self, GuidError> {
+        let digits: &[u8; 32] = text.as_bytes().try_into().map_err(|_| GuidError)?;
+        let mut bytes = [0; 16];
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = hex(pair[0])? << 4 | hex(pair[1])?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+fn hex(digit: u8) -> Result<u8, GuidError> {
+    match digit {
+        b'0'..=b'9' => Ok(digit - b'0'),
+        b'a'..=b'f' => Ok(digit - b'a' + 10),
+        b'A'..=b'F' => Ok(digit - b'A' + 10),
+        _ => Err(GuidError),
+    }
+}
+
+impl fmt::Display for Guid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Guid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Guid({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_round_trips() {
+        let text = "00112233445566778899aabbccddeeff";
+        let guid: Guid = text.parse().unwrap();
+        assert_eq!(guid.as_bytes()[15], 0xff);
+        assert_eq!(guid.to_string(), text);
+        assert_eq!(text.to_uppercase().parse::<Guid>(), Ok(guid));
+    }
+
+    #[test]
+    fn other_text_is_refused() {
+        for text in [
+            "",
+            "00",
+            "00112233445566778899aabbccddeef",
+            "0011223344556677-8899aabbccddeef",
+            "é0112233445566778899aabbccddeeff",
+        ] {
+            assert_eq!(text.parse::<Guid>(), Err(GuidError), "{text}");
+        }
+    }
+}

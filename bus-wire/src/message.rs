@@ -1,0 +1,378 @@
+//! A received message.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+use crate::body::BodyReader;
+use crate::body::validate::{Validator, validate_body};
+use crate::endian::Endian;
+use crate::error::MessageError;
+use crate::header::{Flags, Lengths, MessageType, field};
+use crate::limits::FIXED_HEADER;
+use crate::names;
+use crate::serial::Serial;
+use crate::signature;
+
+/// One message, known to be valid in every respect.
+///
+/// It holds the received bytes and where in them the header fields are: cloning it copies no byte of the message.
+#[derive(Clone)]
+pub struct Message {
+    bytes: Bytes,
+    header: Header,
+}
+
+/// A text in the message's bytes; none where `start` is 0 (which is never the start of a text).
+#[derive(Clone, Copy, Default)]
+struct Span {
+    start: u32,
+    length: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Header {
+    endian: Endian,
+    message_type: MessageType,
+    flags: Flags,
+    has_foreign_fields: bool,
+    serial: Serial,
+    reply_serial: Option<Serial>,
+    unix_fds: u32,
+    /// End of the array of fields, before the padding.
+    fields_end: u32,
+    body_start: u32,
+    path: Span,
+    interface: Span,
+    member: Span,
+    error_name: Span,
+    destination: Span,
+    sender: Span,
+    signature: Span,
+}
+
+impl Message {
+    /// Takes bytes that are exactly one message, and validates all of it: the header, its fields, and the body against
+    /// its signature (specification, "Message Format", "Marshaling", "Valid Names").
+    ///
+    /// # Errors
+    /// What is wrong, and where.
+    pub fn parse(bytes: Bytes) -> Result<Self, MessageError> {
+        let lengths = match Lengths::read(&bytes)? {
+            Some(lengths) if lengths.total() == bytes.len() => lengths,
+            Some(lengths) => {
+                return Err(MessageError::Length {
+                    length: lengths.total(),
+                    given: bytes.len(),
+                });
+            }
+            None => {
+                return Err(MessageError::Length {
+                    length: FIXED_HEADER,
+                    given: bytes.len(),
+                });
+            }
+        };
+        let header = match lengths.endian {
+            Endian::Little => parse_header::<false>(&bytes, lengths),
+            Endian::Big => parse_header::<true>(&bytes, lengths),
+        }?;
+        Ok(Self { bytes, header })
+    }
+
+    /// The whole message.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The byte order it is written in.
+    pub fn endian(&self) -> Endian {
+        self.header.endian
+    }
+
+    /// What it is for.
+    pub fn message_type(&self) -> MessageType {
+        self.header.message_type
+    }
+
+    /// Its flags.
+    pub fn flags(&self) -> Flags {
+        self.header.flags
+    }
+
+    /// Its serial.
+    pub fn serial(&self) -> Serial {
+        self.header.serial
+    }
+
+    /// The serial of the call that it answers.
+    pub fn reply_serial(&self) -> Option<Serial> {
+        self.header.reply_serial
+    }
+
+    /// The object that it goes to, or comes from.
+    pub fn path(&self) -> Option<&str> {
+        self.text(self.header.path)
+    }
+
+    /// The interface of the method or signal.
+    pub fn interface(&self) -> Option<&str> {
+        self.text(self.header.interface)
+    }
+
+    /// The method or signal.
+    pub fn member(&self) -> Option<&str> {
+        self.text(self.header.member)
+    }
+
+    /// The name of the error.
+    pub fn error_name(&self) -> Option<&str> {
+        self.text(self.header.error_name)
+    }
+
+    /// Whom it goes to.
+    pub fn destination(&self) -> Option<&str> {
+        self.text(self.header.destination)
+    }
+
+    /// Whom it comes from, as its bytes say.
+    pub fn sender(&self) -> Option<&str> {
+        self.text(self.header.sender)
+    }
+
+    /// The types of the body; empty where there is none.
+    pub fn signature(&self) -> &str {
+        self.text(self.header.signature).unwrap_or("")
+    }
+
+    /// How many file descriptors come with it.
+    pub fn unix_fds(&self) -> u32 {
+        self.header.unix_fds
+    }
+
+    /// The body's bytes.
+    pub fn body_bytes(&self) -> &[u8] {
+        &self.bytes[self.header.body_start as usize..]
+    }
+
+    /// The body's bytes, sharing the message's.
+    pub fn body_slice(&self) -> Bytes {
+        self.bytes.slice(self.header.body_start as usize..)
+    }
+
+    /// Reads the body value by value.
+    pub fn body(&self) -> BodyReader<'_> {
+        BodyReader::new(self.body_bytes(), self.signature(), self.header.endian)
+    }
+
+    /// Whether there are header fields that a bus does not pass on: unknown ones, or a sender.
+    pub fn has_foreign_fields(&self) -> bool {
+        self.header.has_foreign_fields
+    }
+
+    /// Where the array of header fields ends, before the padding.
+    pub(crate) fn fields_end(&self) -> usize {
+        self.header.fields_end as usize
+    }
+
+    fn text(&self, span: Span) -> Option<&str> {
+        if span.start == 0 {
+            return None;
+        }
+        let start = span.start as usize;
+        // All texts of a header are ASCII: they were checked when the message was parsed.
+        std::str::from_utf8(&self.bytes[start..start + span.length as usize]).ok()
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Message");
+        debug
+            .field("type", &self.message_type())
+            .field("serial", &self.serial().get());
+        if self.flags() != Flags::NONE {
+            debug.field("flags", &self.flags());
+        }
+        if let Some(serial) = self.reply_serial() {
+            debug.field("reply_serial", &serial.get());
+        }
+        let texts = [
+            ("sender", self.sender()),
+            ("destination", self.destination()),
+            ("path", self.path()),
+            ("interface", self.interface()),
+            ("member", self.member()),
+            ("error_name", self.error_name()),
+        ];
+        for (name, text) in texts {
+            if let Some(text) = text {
+                debug.field(name, &text);
+            }
+        }
+        if self.unix_fds() > 0 {
+            debug.field("unix_fds", &self.unix_fds());
+        }
+        debug
+            .field("signature", &self.signature())
+            .field("body_length", &self.body_bytes().len())
+            .finish()
+    }
+}
+
+const LOCAL_PATH: &[u8] = b"/org/freedesktop/DBus/Local";
+const LOCAL_INTERFACE: &[u8] = b"org.freedesktop.DBus.Local";
+
+fn parse_header<const BIG: bool>(bytes: &[u8], lengths: Lengths) -> Result<Header, MessageError> {
+    let fields_end = FIXED_HEADER + lengths.fields;
+    let body_start = lengths.header();
+    let mut fixed = Validator::<BIG>::new(&bytes[..FIXED_HEADER], 8);
+    let mut header = Header {
+        endian: lengths.endian,
+        message_type: MessageType::from_code(bytes[1]).ok_or(MessageError::TypeZero)?,
+        flags: Flags::from_bits(bytes[2]),
+        has_foreign_fields: false,
+        serial: Serial::new(fixed.u32()?).ok_or(MessageError::SerialZero { at: 8 })?,
+        reply_serial: None,
+        unix_fds: 0,
+        fields_end: fields_end as u32,
+        body_start: body_start as u32,
+        path: Span::default(),
+        interface: Span::default(),
+        member: Span::default(),
+        error_name: Span::default(),
+        destination: Span::default(),
+        sender: Span::default(),
+        signature: Span::default(),
+    };
+    let mut seen = 0;
+    let mut input = Validator::<BIG>::new(&bytes[..fields_end], FIXED_HEADER);
+    while input.position() < fields_end {
+        parse_field(&mut input, &mut header, &mut seen)?;
+    }
+    if let Some(at) = (fields_end..body_start).find(|&at| bytes[at] != 0) {
+        return Err(MessageError::Padding { at });
+    }
+    check_required(&header, seen)?;
+    let signature = header.signature;
+    let signature = &bytes[signature.start as usize..(signature.start + signature.length) as usize];
+    if lengths.body > 0 && signature.is_empty() {
+        return Err(MessageError::BodyWithoutSignature { at: body_start });
+    }
+    validate_body::<BIG>(bytes, body_start, signature)?;
+    Ok(header)
+}
+
+/// One `(yv)` of the array of header fields; the padding before it included.
+#[inline]
+fn parse_field<const BIG: bool>(
+    input: &mut Validator<'_, BIG>,
+    header: &mut Header,
+    seen: &mut u16,
+) -> Result<(), MessageError> {
+    input.align(8)?;
+    let at = input.position();
+    // The code, and the signature of the variant: one character for each field that is known.
+    let code = input.byte()?;
+    if code == 0 {
+        return Err(MessageError::FieldZero { at });
+    }
+    if code > field::UNIX_FDS {
+        header.has_foreign_fields = true;
+        // The array of fields and the struct that the field is are containers too.
+        return input.variant(2);
+    }
+    let expected = match code {
+        field::PATH => b'o',
+        field::REPLY_SERIAL | field::UNIX_FDS => b'u',
+        field::SIGNATURE => b'g',
+        _ => b's',
+    };
+    if input.take(3)? != [1, expected, 0] {
+        return Err(MessageError::FieldType { at, field: code });
+    }
+    if *seen & 1 << code != 0 {
+        return Err(MessageError::FieldTwice { at, field: code });
+    }
+    *seen |= 1 << code;
+    match code {
+        field::REPLY_SERIAL => {
+            let at = input.position();
+            header.reply_serial = Some(Serial::new(input.u32()?).ok_or(MessageError::SerialZero { at })?);
+        }
+        field::UNIX_FDS => header.unix_fds = input.u32()?,
+        field::SIGNATURE => {
+            let (at, text) = input.signature_text()?;
+            signature::check(text).map_err(|cause| MessageError::Signature { at, cause })?;
+            header.signature = span(at, text);
+        }
+        _ => {
+            let (at, text) = input.text()?;
+            parse_name(header, code, at, text)?;
+        }
+    }
+    Ok(())
+}
+
+fn span(at: usize, text: &[u8]) -> Span {
+    Span {
+        start: at as u32,
+        length: text.len() as u32,
+    }
+}
+
+#[inline]
+fn parse_name(header: &mut Header, code: u8, at: usize, text: &[u8]) -> Result<(), MessageError> {
+    let (what, slot, checked) = match code {
+        field::PATH => {
+            if text == LOCAL_PATH {
+                return Err(MessageError::ReservedLocal { at, what: "path" });
+            }
+            ("PATH", &mut header.path, names::check_object_path(text))
+        }
+        field::INTERFACE => {
+            if text == LOCAL_INTERFACE {
+                return Err(MessageError::ReservedLocal {
+                    at,
+                    what: "interface",
+                });
+            }
+            ("INTERFACE", &mut header.interface, names::check_interface(text))
+        }
+        field::MEMBER => ("MEMBER", &mut header.member, names::check_member(text)),
+        field::ERROR_NAME => ("ERROR_NAME", &mut header.error_name, names::check_interface(text)),
+        field::DESTINATION => (
+            "DESTINATION",
+            &mut header.destination,
+            names::check_bus_name(text),
+        ),
+        _ => {
+            header.has_foreign_fields = true;
+            ("SENDER", &mut header.sender, names::check_bus_name(text))
+        }
+    };
+    *slot = span(at, text);
+    checked.map_err(|cause| MessageError::Name { at, what, cause })
+}
+
+/// The table of "Header Fields": what each type of message must have.
+fn check_required(header: &Header, seen: u16) -> Result<(), MessageError> {
+    let required: &[(u8, &'static str)] = match header.message_type {
+        MessageType::MethodCall => &[(field::PATH, "PATH"), (field::MEMBER, "MEMBER")],
+        MessageType::MethodReturn => &[(field::REPLY_SERIAL, "REPLY_SERIAL")],
+        MessageType::Error => &[
+            (field::ERROR_NAME, "ERROR_NAME"),
+            (field::REPLY_SERIAL, "REPLY_SERIAL"),
+        ],
+        MessageType::Signal => &[
+            (field::PATH, "PATH"),
+            (field::INTERFACE, "INTERFACE"),
+            (field::MEMBER, "MEMBER"),
+        ],
+        MessageType::Unknown(_) => &[],
+    };
+    match required.iter().find(|(code, _)| seen & 1 << code == 0) {
+        Some(&(_, field)) => Err(MessageError::FieldMissing { field }),
+        None => Ok(()),
+    }
+}
