@@ -199,4 +199,7 @@ pub enum MessageError {
     /// While a message is made: a struct, dict entry or variant that has not all its values.
     #[error("a container was closed before all its values were written (specification, Type System)")]
     Incomplete,
+    /// While a message is made: a Rust value that has no place in D-Bus, or another fault that its `Serialize` found.
+    #[error("{0}")]
+    Value(String),
 }

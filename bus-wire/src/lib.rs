@@ -24,10 +24,12 @@ mod message;
 pub mod names;
 pub mod sasl;
 pub mod send_queue;
+pub mod serde;
 mod serial;
 pub mod signature;
 mod stitch;
 
+pub use self::serde::{Variant, from_body, to_body};
 pub use address::{Address, AddressError, AddressList};
 pub use body::{ArrayReader, BodyReader, BodyWriter, ReadError};
 pub use builder::MessageBuilder;

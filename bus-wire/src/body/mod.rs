@@ -6,3 +6,4 @@ mod write;
 
 pub use read::{ArrayReader, BodyReader, ReadError};
 pub use write::BodyWriter;
+pub(crate) use write::OpenArray;

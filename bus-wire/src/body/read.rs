@@ -506,6 +506,11 @@ impl<'a> ArrayReader<'a> {
         Ok(Some(&mut self.reader))
     }
 
+    /// The cursor at the element that [`next`](Self::next) returned last.
+    pub(crate) fn element(&mut self) -> &mut BodyReader<'a> {
+        &mut self.reader
+    }
+
     /// The signature of the elements.
     pub fn element_signature(&self) -> &'a str {
         self.reader.signature

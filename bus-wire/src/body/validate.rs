@@ -4,7 +4,7 @@ use crate::endian::Endian;
 use crate::error::MessageError;
 use crate::limits::{MAX_ARRAY, MAX_DEPTH};
 use crate::names;
-use crate::signature::{self, alignment, fixed_size, type_end};
+use crate::signature::{self, SignatureError, alignment, fixed_size, type_end};
 
 /// Checks that the body, from `start` to the end of the message, is exactly the values of `signature`, which is valid.
 #[inline]
@@ -208,7 +208,7 @@ impl<'a, const BIG: bool> Validator<'a, BIG> {
         // There also before an array without elements, and not part of its length.
         self.align(alignment(code))?;
         if let Some(size) = fixed_size(code) {
-            if length % size != 0 {
+            if !length.is_multiple_of(size) {
                 return Err(MessageError::Truncated { at: self.at + length });
             }
             self.take(length)?;
@@ -239,9 +239,12 @@ impl<'a, const BIG: bool> Validator<'a, BIG> {
     pub(crate) fn variant(&mut self, depth: u32) -> Result<(), MessageError> {
         self.deeper(depth)?;
         let (at, inner) = self.signature_text()?;
-        signature::check_single(inner).map_err(|cause| match cause {
-            signature::SignatureError::NotSingle => MessageError::VariantSignature { at },
-            cause => MessageError::Signature { at, cause },
+        signature::check_single(inner).map_err(|cause| {
+            if cause == SignatureError::NotSingle {
+                MessageError::VariantSignature { at }
+            } else {
+                MessageError::Signature { at, cause }
+            }
         })?;
         self.value(inner, 0, depth + 1)?;
         Ok(())

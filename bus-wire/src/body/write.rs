@@ -19,8 +19,8 @@ pub struct BodyWriter {
     /// Of the values written so far, outside of arrays and variants.
     signature: Vec<u8>,
     /// What the arrays and variants that are open must contain; the frames are ranges of it.
-    declared: SmallVec<[u8; 64]>,
-    frames: SmallVec<[Frame; 4]>,
+    declared: Vec<u8>,
+    frames: Vec<Frame>,
     /// How many containers are open.
     depth: u32,
     fault: Option<MessageError>,
@@ -47,6 +47,14 @@ pub(crate) struct OpenArray {
     start: usize,
 }
 
+/// A place to rewind to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mark {
+    length: usize,
+    depth: u32,
+    next: usize,
+}
+
 impl BodyWriter {
     /// An empty body.
     pub fn new(endian: Endian) -> Self {
@@ -54,8 +62,8 @@ impl BodyWriter {
             bytes: Vec::new(),
             endian,
             signature: Vec::new(),
-            declared: SmallVec::new(),
-            frames: SmallVec::new(),
+            declared: Vec::new(),
+            frames: Vec::new(),
             depth: 0,
             fault: None,
         }
@@ -346,6 +354,24 @@ impl BodyWriter {
                 self.fail(MessageError::Incomplete);
             }
             self.declared.truncate(frame.restore);
+        }
+    }
+
+    /// Where it is now, to [`rewind`](Self::rewind) to; while the same arrays and variants are open.
+    pub(crate) fn mark(&self) -> Mark {
+        Mark {
+            depth: self.depth,
+            length: self.bytes.len(),
+            next: self.frames.last().map_or(0, |frame| frame.next),
+        }
+    }
+
+    /// Unwrites all since `mark`.
+    pub(crate) fn rewind(&mut self, mark: Mark) {
+        self.bytes.truncate(mark.length);
+        self.depth = mark.depth;
+        if let Some(frame) = self.frames.last_mut() {
+            frame.next = mark.next;
         }
     }
 
