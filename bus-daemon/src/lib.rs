@@ -1,3 +1,18 @@
 //! A D-Bus message bus daemon that is replaced in place, without its clients noticing.
+//!
+//! [`broker`] is the bus as a pure state machine: events in, actions and queued bytes out. Everything that speaks to
+//! the system is behind the feature `runtime`.
 
+pub mod broker;
 pub mod config;
+mod driver;
+pub mod handoff;
+#[cfg(feature = "runtime")]
+mod journal;
+#[cfg(feature = "runtime")]
+mod keeper;
+#[cfg(feature = "runtime")]
+mod runtime;
+
+#[cfg(feature = "runtime")]
+pub use keeper::main_from;

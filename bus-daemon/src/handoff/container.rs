@@ -1,0 +1,298 @@
+//! The state container: records with a type, a version and a checksum, readable past damage.
+//!
+//! ```text
+//! container = "BUSSTATE" major:u16 least_reader:u16 0:u32 record* END
+//! record    = "brec" type:u16 version:u16 flags:u16 0:u16 length:u32 header_crc:u32 body_crc:u32 body 0-padding to 8
+//! END       = the record of type 0xffff whose body is the number of records before it:u64
+//! ```
+//! All numbers are little endian. A damaged body costs that record; after a damaged header the reader looks for the
+//! next whole one. What a record of an unknown type means for the reader is in its flags.
+
+use super::codec;
+
+const MAGIC: &[u8; 8] = b"BUSSTATE";
+const RECORD_MAGIC: &[u8; 4] = b"brec";
+const CONTAINER_HEADER: usize = 16;
+const RECORD_HEADER: usize = 24;
+const END: u16 = 0xffff;
+
+/// The version of the container and of the records in it that this build writes.
+pub const VERSION: u16 = 1;
+/// The oldest build that can read what this build writes.
+pub const LEAST_READER: u16 = 1;
+
+/// What a reader does with a record of a type it does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum IfUnknown {
+    /// Refuse the whole container.
+    Refuse = 1,
+    /// Go on without it.
+    Skip = 2,
+}
+
+/// A record as it stands in the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// What it holds.
+    pub kind: u16,
+    /// Which form of that.
+    pub version: u16,
+    /// What a reader that does not know `kind` does.
+    pub if_unknown: IfUnknown,
+    /// The encoded value.
+    pub body: &'a [u8],
+}
+
+/// Something in a container that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ContainerError {
+    /// These bytes are no container at all.
+    #[error("not a saved state: it does not begin with \"BUSSTATE\"")]
+    NotAContainer,
+    /// Written by a later version that says it cannot be read by this one.
+    #[error("the state has version {version} and needs a reader of version {least_reader}; this one is {VERSION}")]
+    TooNew {
+        /// Its version.
+        version: u16,
+        /// The least version that reads it.
+        least_reader: u16,
+    },
+    /// A body whose checksum does not fit.
+    #[error("the record of type {kind} at byte {offset} is damaged")]
+    Damaged {
+        /// The type its header gives.
+        kind: u16,
+        /// Where its header begins.
+        offset: usize,
+    },
+    /// No record header where one should be.
+    #[error("bytes {offset} to {resumed} are no record")]
+    Gap {
+        /// Where a header should be.
+        offset: usize,
+        /// Where the next one was found, or the end.
+        resumed: usize,
+    },
+    /// The end record is missing, or counts other than what was read.
+    #[error("the state is cut off, or {missing} records of it are missing")]
+    Incomplete {
+        /// How many are missing, as far as known.
+        missing: u64,
+    },
+}
+
+/// Builds a container.
+#[derive(Debug)]
+pub struct Writer {
+    bytes: Vec<u8>,
+    records: u64,
+}
+
+impl Default for Writer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Writer {
+    /// An empty container.
+    pub fn new() -> Self {
+        let mut bytes = Vec::with_capacity(64 * 1024);
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&LEAST_READER.to_le_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        Self { bytes, records: 0 }
+    }
+
+    /// Adds a record.
+    ///
+    /// # Errors
+    /// When the value is too long for one record.
+    pub fn record(
+        &mut self,
+        kind: u16,
+        version: u16,
+        if_unknown: IfUnknown,
+        value: &impl serde::Serialize,
+    ) -> Result<(), codec::CodecError> {
+        let body = codec::encode(value)?;
+        self.raw(kind, version, if_unknown, &body);
+        Ok(())
+    }
+
+    fn raw(&mut self, kind: u16, version: u16, if_unknown: IfUnknown, body: &[u8]) {
+        let mut header = [0; RECORD_HEADER];
+        header[..4].copy_from_slice(RECORD_MAGIC);
+        header[4..6].copy_from_slice(&kind.to_le_bytes());
+        header[6..8].copy_from_slice(&version.to_le_bytes());
+        header[8..10].copy_from_slice(&(if_unknown as u16).to_le_bytes());
+        header[12..16].copy_from_slice(&(body.len() as u32).to_le_bytes());
+        let crc = crc32c::crc32c(&header[..16]);
+        header[16..20].copy_from_slice(&crc.to_le_bytes());
+        header[20..24].copy_from_slice(&crc32c::crc32c(body).to_le_bytes());
+        self.bytes.extend_from_slice(&header);
+        self.bytes.extend_from_slice(body);
+        self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
+        self.records += 1;
+    }
+
+    /// Ends the container; its bytes.
+    pub fn finish(mut self) -> Vec<u8> {
+        let count = self.records;
+        self.raw(END, 1, IfUnknown::Refuse, &count.to_le_bytes());
+        self.bytes
+    }
+}
+
+/// Walks over the records of a container, past damage.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    bytes: &'a [u8],
+    offset: usize,
+    /// Records seen, damaged ones too.
+    records: u64,
+    ended: bool,
+}
+
+impl<'a> Reader<'a> {
+    /// Looks at the container's header.
+    ///
+    /// # Errors
+    /// When it is none, or too new.
+    pub fn new(bytes: &'a [u8]) -> Result<Self, ContainerError> {
+        if bytes.len() < CONTAINER_HEADER || !bytes.starts_with(MAGIC) {
+            return Err(ContainerError::NotAContainer);
+        }
+        let version = u16_at(bytes, 8);
+        let least_reader = u16_at(bytes, 10);
+        if least_reader > VERSION {
+            return Err(ContainerError::TooNew { version, least_reader });
+        }
+        Ok(Self { bytes, offset: CONTAINER_HEADER, records: 0, ended: false })
+    }
+
+    /// A whole record header at `offset`: type, version, flags, length, checksum of the body.
+    fn header_at(&self, offset: usize) -> Option<(u16, u16, u16, usize, u32)> {
+        let header = self.bytes.get(offset..offset.checked_add(RECORD_HEADER)?)?;
+        if !header.starts_with(RECORD_MAGIC) || u32_at(header, 16) != crc32c::crc32c(&header[..16]) {
+            return None;
+        }
+        let length = u32_at(header, 12) as usize;
+        Some((u16_at(header, 4), u16_at(header, 6), u16_at(header, 8), length, u32_at(header, 20)))
+    }
+}
+
+impl<'a> Iterator for Reader<'a> {
+    type Item = Result<Record<'a>, ContainerError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let start = self.offset;
+        let Some((kind, version, flags, length, crc)) = self.header_at(start) else {
+            // Headers stand at multiples of 8.
+            let resumed = (start + 1..self.bytes.len())
+                .filter(|offset| offset % 8 == 0)
+                .find(|offset| self.header_at(*offset).is_some());
+            return match resumed {
+                Some(resumed) => {
+                    self.offset = resumed;
+                    Some(Err(ContainerError::Gap { offset: start, resumed }))
+                }
+                None => {
+                    self.ended = true;
+                    Some(Err(ContainerError::Incomplete { missing: 0 }))
+                }
+            };
+        };
+        let body_start = start + RECORD_HEADER;
+        let Some(body) = body_start.checked_add(length).and_then(|end| self.bytes.get(body_start..end)) else {
+            // The header is whole, so its length is right, and the bytes end too early.
+            self.offset = self.bytes.len();
+            self.records += 1;
+            return Some(Err(ContainerError::Damaged { kind, offset: start }));
+        };
+        self.offset = (body_start + length).next_multiple_of(8);
+        if crc32c::crc32c(body) != crc {
+            self.records += 1;
+            return Some(Err(ContainerError::Damaged { kind, offset: start }));
+        }
+        if kind == END {
+            self.ended = true;
+            let count = body.try_into().map(u64::from_le_bytes).unwrap_or(0);
+            return (count != self.records)
+                .then(|| Err(ContainerError::Incomplete { missing: count.abs_diff(self.records) }));
+        }
+        self.records += 1;
+        let if_unknown =
+            if flags == IfUnknown::Skip as u16 { IfUnknown::Skip } else { IfUnknown::Refuse };
+        Some(Ok(Record { kind, version, if_unknown, body }))
+    }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(values: &[&str]) -> Vec<u8> {
+        let mut writer = Writer::new();
+        for (index, value) in values.iter().enumerate() {
+            writer.record(index as u16, 1, IfUnknown::Refuse, value).unwrap();
+        }
+        writer.finish()
+    }
+
+    fn read(bytes: &[u8]) -> (Vec<u16>, Vec<ContainerError>) {
+        let (mut kinds, mut errors) = (Vec::new(), Vec::new());
+        for record in Reader::new(bytes).unwrap() {
+            match record {
+                Ok(record) => kinds.push(record.kind),
+                Err(error) => errors.push(error),
+            }
+        }
+        (kinds, errors)
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let bytes = container(&["a", "", "longer than eight bytes"]);
+        assert_eq!(read(&bytes), (vec![0, 1, 2], vec![]));
+        let last = Reader::new(&bytes).unwrap().nth(2).unwrap().unwrap();
+        assert_eq!(codec::decode::<String>(last.body).unwrap(), "longer than eight bytes");
+    }
+
+    #[test]
+    fn a_flipped_bit_costs_at_most_one_record_and_is_reported() {
+        let bytes = container(&["first record", "second record", "third record"]);
+        for at in CONTAINER_HEADER..bytes.len() {
+            for bit in 0..8 {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= 1 << bit;
+                let (kinds, errors) = read(&damaged);
+                assert!(kinds.len() >= 2, "byte {at} bit {bit}: only {kinds:?}");
+                // Padding carries nothing, so a change there is no damage.
+                assert!(!errors.is_empty() || kinds == [0, 1, 2], "byte {at} bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cut_at_any_byte_is_reported() {
+        let bytes = container(&["first record", "second record", "third record"]);
+        for len in CONTAINER_HEADER..bytes.len() {
+            let (kinds, errors) = read(&bytes[..len]);
+            assert!(!errors.is_empty() || kinds.len() == 3, "cut at {len}");
+        }
+    }
+}

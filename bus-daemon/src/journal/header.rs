@@ -1,0 +1,97 @@
+//! The first pages of the journal's memory: where the log ends, and the in-flight slot of the system call under way.
+//!
+//! A SIGKILL takes effect when a system call returns, so bytes may have moved before user code could note it. But
+//! `recvmmsg` and `sendmmsg` make the *kernel* write the count of bytes (`msg_len`) and the received descriptors into
+//! the caller's memory. That memory is here, shared with the keeper and locked, so what moved is known exactly.
+
+#![allow(unsafe_code, reason = "gives out references into mapped memory")]
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
+
+use super::region::Region;
+
+/// Descriptors that one message to or from the kernel may carry (`SCM_MAX_FD`).
+pub(crate) const MAX_FDS: usize = 253;
+
+/// Bytes of control data for [`MAX_FDS`] descriptors: `CMSG_SPACE(4 * 253)`.
+pub(crate) const CONTROL: usize = 16 + 4 * MAX_FDS + 4;
+
+/// What the system call under way does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum InFlight {
+    /// None is under way, or its result is in the log.
+    Nothing = 0,
+    /// Receives into the log, behind the record header at the log's end.
+    Receive = 1,
+    /// Receives into the extent of a large message.
+    ReceiveLarge = 2,
+    /// Sends from the head of a send queue.
+    Send = 3,
+}
+
+/// One system call that moves bytes, as the kernel and a recovering process see it.
+#[repr(C)]
+pub(crate) struct Slot {
+    /// An [`InFlight`].
+    armed: AtomicU32,
+    /// The link's [`PeerId`](crate::broker::PeerId) as a number.
+    pub(crate) peer: AtomicU64,
+    /// The number that the record of this call gets.
+    pub(crate) sequence: AtomicU64,
+    /// `Send`: absolute offset of the first byte offered. `ReceiveLarge`: offset of the extent in its memfd.
+    pub(crate) offset: AtomicU64,
+    /// `ReceiveLarge`: bytes of the message that had arrived before.
+    pub(crate) filled: AtomicU64,
+    /// The kernel writes `msg_len` and `msg_controllen` here.
+    pub(crate) message: libc::mmsghdr,
+    /// Where received bytes go.
+    pub(crate) iov: libc::iovec,
+    /// Descriptors, in and out.
+    pub(crate) control: ControlBuffer,
+}
+
+/// Aligned as `cmsghdr` wants it.
+#[repr(C, align(8))]
+pub(crate) struct ControlBuffer(pub(crate) [u8; CONTROL]);
+
+impl Slot {
+    /// Announces a call; the other fields are written.
+    pub(crate) fn arm(&mut self, what: InFlight) {
+        self.message.msg_len = 0;
+        compiler_fence(Ordering::SeqCst);
+        self.armed.store(what as u32, Ordering::Release);
+    }
+
+    /// Its result is in the log.
+    pub(crate) fn disarm(&self) {
+        self.armed.store(InFlight::Nothing as u32, Ordering::Release);
+    }
+}
+
+/// The journal's first pages.
+#[repr(C)]
+pub(crate) struct Header {
+    /// Number of records in the log: the next one's sequence number.
+    pub(crate) records: AtomicU64,
+    /// 1 from the moment the worker is about to do its first I/O on a link.
+    pub(crate) serving: AtomicU32,
+    /// The call under way.
+    pub(crate) slot: Slot,
+}
+
+/// Bytes of shared memory before the first segment.
+pub(crate) const HEADER_LEN: usize = 4096;
+const _: () = assert!(size_of::<Header>() <= HEADER_LEN);
+
+impl Header {
+    /// The header of a region that holds a journal.
+    ///
+    /// # Safety
+    /// No other reference made by this function may be in use in this process.
+    pub(crate) unsafe fn of(region: &Region) -> &'static mut Self {
+        // SAFETY: in range, page aligned, any bit pattern is a value of its fields, mapped for the life of the
+        // process; the caller vouches for uniqueness.
+        unsafe { &mut *region.at(0, HEADER_LEN).cast::<Self>() }
+    }
+}

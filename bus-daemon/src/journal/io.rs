@@ -1,0 +1,231 @@
+//! The system calls that move bytes, each through the in-flight slot.
+
+#![allow(unsafe_code, reason = "recvmmsg and sendmmsg on memory that the kernel reads and writes")]
+
+use std::io::{Error, ErrorKind, IoSlice, Result};
+use std::os::fd::RawFd;
+use std::ptr;
+use std::sync::atomic::Ordering;
+
+use bus_wire::{Fd, SendQueue};
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::header::{CONTROL, InFlight, MAX_FDS};
+use super::record::Kind;
+use super::{Extent, Journal};
+use crate::broker::{Fds, PeerId};
+
+/// Most slices in one write.
+const SLICES: usize = 64;
+
+/// What one read brought.
+#[derive(Debug)]
+pub(crate) enum Read {
+    /// Bytes, and perhaps descriptors.
+    Data {
+        /// At least one byte: of a read into the log what it brought, of one into an extent all that is there.
+        bytes: Bytes,
+        /// Descriptors that came with them.
+        fds: Fds,
+        /// How many bytes this read brought.
+        len: usize,
+        /// The read took all there was room for: there may be more.
+        full: bool,
+        /// The kernel had to drop descriptors, for want of room in the descriptor table.
+        lost_fds: bool,
+    },
+    /// The peer has ended the stream.
+    End,
+    /// Nothing there.
+    Empty,
+}
+
+/// What one write did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Written {
+    /// Bytes the socket took.
+    pub(crate) len: u64,
+    /// It took less than was offered: it is full.
+    pub(crate) blocked: bool,
+}
+
+impl Journal {
+    /// Reads from a link into the log. The record is written when this returns [`Read::Data`].
+    pub(crate) fn receive(&mut self, socket: RawFd, peer: PeerId) -> Result<Read> {
+        let room = self.log.room();
+        self.header.slot.iov = libc::iovec { iov_base: room.start.cast(), iov_len: room.len };
+        let Some((len, fds, lost_fds)) = self.call_receive(socket, peer, InFlight::Receive)? else {
+            return Ok(Read::Empty);
+        };
+        if len == 0 {
+            self.header.slot.disarm();
+            return Ok(Read::End);
+        }
+        let bytes = self.log.finish_read(peer.to_u64(), len, &fds);
+        self.header.slot.disarm();
+        let full = len == room.len || !fds.is_empty();
+        Ok(Read::Data { bytes, fds, len, full, lost_fds })
+    }
+
+    /// Reads the next part of a large message into its extent, of which `filled` bytes are there and `total` will be.
+    pub(crate) fn receive_large(
+        &mut self,
+        socket: RawFd,
+        peer: PeerId,
+        extent: &Extent,
+        filled: usize,
+        total: usize,
+    ) -> Result<Read> {
+        let room = total - filled;
+        self.header.slot.iov = libc::iovec { iov_base: extent.room(filled, room).cast(), iov_len: room };
+        self.header.slot.offset.store(extent.offset(), Ordering::Relaxed);
+        self.header.slot.filled.store(filled as u64, Ordering::Relaxed);
+        let Some((len, fds, lost_fds)) = self.call_receive(socket, peer, InFlight::ReceiveLarge)? else {
+            return Ok(Read::Empty);
+        };
+        if len == 0 {
+            self.header.slot.disarm();
+            return Ok(Read::End);
+        }
+        self.log.append(
+            Kind::ReceivedLarge,
+            peer.to_u64(),
+            extent.offset(),
+            (filled + len) as u64,
+            &fds,
+        );
+        self.header.slot.disarm();
+        Ok(Read::Data { bytes: extent.prefix(filled + len), fds, len, full: true, lost_fds })
+    }
+
+    /// Writes from the head of a send queue, once. The record is written when this returns.
+    pub(crate) fn send(&mut self, socket: RawFd, peer: PeerId, queue: &SendQueue) -> Result<Written> {
+        let mut slices = SmallVec::<[IoSlice<'_>; SLICES]>::new();
+        let fds = queue.next_write(&mut slices, SLICES);
+        let offered: u64 = slices.iter().map(|slice| slice.len() as u64).sum();
+        let slot = &mut self.header.slot;
+        slot.peer.store(peer.to_u64(), Ordering::Relaxed);
+        slot.sequence.store(self.log.sequence(), Ordering::Relaxed);
+        slot.offset.store(queue.sent(), Ordering::Relaxed);
+        let message = &mut slot.message.msg_hdr;
+        message.msg_name = ptr::null_mut();
+        message.msg_namelen = 0;
+        message.msg_iov = slices.as_mut_ptr().cast();
+        message.msg_iovlen = slices.len() as _;
+        message.msg_flags = 0;
+        if fds.is_empty() {
+            message.msg_control = ptr::null_mut();
+            message.msg_controllen = 0;
+        } else {
+            let len = put_fds(&mut slot.control.0, fds);
+            message.msg_control = slot.control.0.as_mut_ptr().cast();
+            message.msg_controllen = len as _;
+        }
+        slot.arm(InFlight::Send);
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: the slot's header names valid slices (IoSlice has the layout of iovec) and its own control buffer.
+        let result = unsafe { libc::sendmmsg(socket, &raw mut slot.message, 1, flags as _) };
+        if result < 0 {
+            let error = Error::last_os_error();
+            slot.disarm();
+            return match error.kind() {
+                ErrorKind::WouldBlock | ErrorKind::Interrupted => Ok(Written { len: 0, blocked: true }),
+                _ => Err(error),
+            };
+        }
+        let len = u64::from(slot.message.msg_len);
+        if len > 0 {
+            self.log.append(Kind::Drained, peer.to_u64(), len, 0, &[]);
+        }
+        self.header.slot.disarm();
+        Ok(Written { len, blocked: len < offered })
+    }
+
+    /// One `recvmmsg` with the slot's `iov`. `None`: nothing there. The slot stays armed when it brought something.
+    fn call_receive(
+        &mut self,
+        socket: RawFd,
+        peer: PeerId,
+        what: InFlight,
+    ) -> Result<Option<(usize, Fds, bool)>> {
+        let slot = &mut self.header.slot;
+        slot.peer.store(peer.to_u64(), Ordering::Relaxed);
+        slot.sequence.store(self.log.sequence(), Ordering::Relaxed);
+        let message = &mut slot.message.msg_hdr;
+        message.msg_name = ptr::null_mut();
+        message.msg_namelen = 0;
+        message.msg_iov = &raw mut slot.iov;
+        message.msg_iovlen = 1;
+        message.msg_control = slot.control.0.as_mut_ptr().cast();
+        message.msg_controllen = CONTROL as _;
+        message.msg_flags = 0;
+        slot.arm(what);
+        loop {
+            // SAFETY: the slot's header names its own iov and control buffer; the iov names room that nobody reads.
+            let result = unsafe {
+                libc::recvmmsg(socket, &raw mut slot.message, 1, libc::MSG_DONTWAIT as _, ptr::null_mut())
+            };
+            if result >= 0 {
+                break;
+            }
+            let error = Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                // Reported before data that is still unread: read on, to the end.
+                Some(libc::ECONNRESET) => {}
+                Some(libc::EAGAIN) => {
+                    slot.disarm();
+                    return Ok(None);
+                }
+                _ => {
+                    slot.disarm();
+                    return Err(error);
+                }
+            }
+        }
+        let flags = slot.message.msg_hdr.msg_flags;
+        let control = (slot.message.msg_hdr.msg_controllen as usize).min(CONTROL);
+        let fds = if control == 0 { Fds::new() } else { take_fds(&slot.control.0[..control]) };
+        Ok(Some((slot.message.msg_len as usize, fds, flags & libc::MSG_CTRUNC != 0)))
+    }
+}
+
+const CMSG_HEADER: usize = size_of::<libc::cmsghdr>();
+
+/// The descriptors in received control data.
+pub(crate) fn take_fds(mut control: &[u8]) -> Fds {
+    let mut fds = Fds::new();
+    while control.len() >= CMSG_HEADER {
+        // SAFETY: any bytes are a cmsghdr; the slice is long enough; no alignment is assumed.
+        let header = unsafe { control.as_ptr().cast::<libc::cmsghdr>().read_unaligned() };
+        let len = header.cmsg_len as usize;
+        if len < CMSG_HEADER || len > control.len() {
+            break;
+        }
+        if header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_RIGHTS {
+            let numbers = control[CMSG_HEADER..len].chunks_exact(4);
+            fds.extend(numbers.filter_map(|bytes| bytes.try_into().ok()).map(|b| Fd(i32::from_ne_bytes(b))));
+        }
+        let next = len.next_multiple_of(align_of::<libc::cmsghdr>()).min(control.len());
+        control = &control[next..];
+    }
+    fds
+}
+
+/// Writes control data that carries `fds`; its length.
+fn put_fds(control: &mut [u8; CONTROL], fds: &[Fd]) -> usize {
+    let fds = &fds[..fds.len().min(MAX_FDS)];
+    let len = CMSG_HEADER + 4 * fds.len();
+    // SAFETY: zeroes are a cmsghdr.
+    let mut header: libc::cmsghdr = unsafe { std::mem::zeroed() };
+    header.cmsg_len = len as _;
+    header.cmsg_level = libc::SOL_SOCKET;
+    header.cmsg_type = libc::SCM_RIGHTS;
+    // SAFETY: the buffer begins with room for a header and is aligned for it.
+    unsafe { control.as_mut_ptr().cast::<libc::cmsghdr>().write_unaligned(header) };
+    for (place, fd) in control[CMSG_HEADER..].chunks_exact_mut(4).zip(fds) {
+        place.copy_from_slice(&fd.0.to_ne_bytes());
+    }
+    len.next_multiple_of(8)
+}

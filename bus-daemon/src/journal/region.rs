@@ -1,0 +1,121 @@
+//! Shared memory: a memfd, mapped.
+
+#![allow(unsafe_code, reason = "maps memory and hands out views of it")]
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{IntoRawFd, RawFd};
+use std::ptr::NonNull;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+/// A memfd and its mapping. Neither is undone when this value goes: the mapping ends with the process, the memfd
+/// with the last process of the daemon that has it open.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Region {
+    start: NonNull<u8>,
+    len: usize,
+    fd: RawFd,
+}
+
+// SAFETY: the mapping lives as long as the process; who may write where is the business of the region's user.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// A new region of `len` bytes, all zero; pages come into being when they are first touched.
+    pub(crate) fn create(name: &CStr, len: usize) -> io::Result<Self> {
+        let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC)?.into_raw_fd();
+        nix::unistd::ftruncate(
+            // SAFETY: the descriptor was just made and is open.
+            unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) },
+            i64::try_from(len).map_err(io::Error::other)?,
+        )?;
+        Self::map(fd, len)
+    }
+
+    /// Maps what another process of the daemon created.
+    pub(crate) fn map(fd: RawFd, len: usize) -> io::Result<Self> {
+        // SAFETY: a fresh shared mapping at an address of the kernel's choice disturbs no other memory.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_NORESERVE,
+                fd,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at address 0"))?;
+        Ok(Self { start, len, fd })
+    }
+
+    /// Maps `len` bytes at `offset` of a memfd, which grows if it must.
+    pub(crate) fn map_range(fd: RawFd, offset: u64, len: usize) -> io::Result<Self> {
+        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+        let end = offset + len as libc::off_t;
+        // SAFETY: plain system calls on a descriptor of the daemon's own; a fresh mapping disturbs no other memory.
+        let start = unsafe {
+            let mut stat: libc::stat = std::mem::zeroed();
+            if libc::fstat(fd, &raw mut stat) != 0 || (stat.st_size < end && libc::ftruncate(fd, end) != 0) {
+                return Err(io::Error::last_os_error());
+            }
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_NORESERVE,
+                fd,
+                offset,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at address 0"))?;
+        Ok(Self { start, len, fd })
+    }
+
+    /// Undoes the mapping; nobody looks at it any more.
+    pub(crate) fn unmap(self) {
+        // SAFETY: the caller owns the last use of the mapping.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+
+    /// Keeps the first `len` bytes in memory: the kernel writes counts there at moments when it cannot fault a page in.
+    pub(crate) fn lock(&self, len: usize) -> io::Result<()> {
+        // SAFETY: the range lies in the mapping.
+        let result = unsafe { libc::mlock(self.start.as_ptr().cast(), len.min(self.len)) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Gives the pages of a range of the memfd back to the system; they read as zero afterwards.
+    pub(crate) fn release_range(&self, offset: u64, len: usize) {
+        // SAFETY: a plain system call on the region's own descriptor. Failure only costs memory.
+        unsafe {
+            libc::fallocate(
+                self.fd,
+                libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+                offset as libc::off_t,
+                len as libc::off_t,
+            );
+        }
+    }
+
+    /// The address of `offset`; `len` bytes from there are in the mapping.
+    pub(crate) fn at(&self, offset: usize, len: usize) -> *mut u8 {
+        assert!(offset.checked_add(len).is_some_and(|end| end <= self.len));
+        // SAFETY: asserted to be within the mapping.
+        unsafe { self.start.as_ptr().add(offset) }
+    }
+
+    /// Its memfd.
+    pub(crate) fn fd(&self) -> RawFd {
+        self.fd
+    }
+}

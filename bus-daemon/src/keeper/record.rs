@@ -1,0 +1,127 @@
+//! What the keeper hands to the process image that replaces it.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::control::Control;
+use crate::handoff::container::{IfUnknown, Reader, Writer};
+use crate::handoff::{codec, memfd};
+
+/// The record's type in a container of its own.
+const KEEPER: u16 = 1;
+
+/// A socket that the daemon listens on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Listener {
+    /// The listening socket.
+    pub(crate) fd: RawFd,
+    /// Where clients connect, guid included.
+    pub(crate) address: String,
+    /// The guid in it: 32 hexadecimal digits.
+    pub(crate) guid: String,
+    /// The socket's file, removed at the end.
+    pub(crate) path: Option<String>,
+}
+
+/// All that the keeper knows, in version 1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeeperV1 {
+    /// The command line's arguments after the program (and its subcommand), without hidden ones.
+    arguments: Vec<Vec<u8>>,
+    /// The path that the binary was started from.
+    executable: Vec<u8>,
+    pub(crate) listeners: Vec<Listener>,
+    /// The guid of the bus.
+    pub(crate) guid: String,
+    /// The machine's id.
+    pub(crate) machine_id: String,
+    /// The epoll set in which every link is registered.
+    pub(crate) epoll: RawFd,
+    /// The pair to the worker.
+    pub(crate) control: Control,
+    /// Removed at the end.
+    pub(crate) pid_file: Option<String>,
+    /// The memfd with the broker's state.
+    pub(crate) image: RawFd,
+    /// The binary that wrote this, to return to.
+    pub(crate) previous: RawFd,
+    /// The path that one was started from.
+    previous_executable: Vec<u8>,
+}
+
+impl KeeperV1 {
+    #[expect(clippy::too_many_arguments, reason = "the frozen record's fields")]
+    pub(crate) fn new(
+        arguments: &[OsString],
+        executable: &std::path::Path,
+        listeners: Vec<Listener>,
+        guid: String,
+        machine_id: String,
+        epoll: RawFd,
+        control: Control,
+        pid_file: Option<String>,
+    ) -> Self {
+        Self {
+            arguments: arguments.iter().map(|argument| argument.as_bytes().to_vec()).collect(),
+            executable: executable.as_os_str().as_bytes().to_vec(),
+            listeners,
+            guid,
+            machine_id,
+            epoll,
+            control,
+            pid_file,
+            image: -1,
+            previous: -1,
+            previous_executable: Vec::new(),
+        }
+    }
+
+    pub(crate) fn arguments(&self) -> Vec<OsString> {
+        self.arguments.iter().map(|bytes| OsString::from_vec(bytes.clone())).collect()
+    }
+
+    pub(crate) fn executable(&self) -> PathBuf {
+        PathBuf::from(OsString::from_vec(self.executable.clone()))
+    }
+
+    /// For the image that is to take over: it is started from `path`, and can return to `previous`.
+    pub(crate) fn handed_to(&self, path: &std::path::Path, previous: RawFd) -> Self {
+        Self {
+            executable: path.as_os_str().as_bytes().to_vec(),
+            previous,
+            previous_executable: self.executable.clone(),
+            ..self.clone()
+        }
+    }
+
+    /// For the image that takes over again after the one it was handed to failed.
+    pub(crate) fn taken_back(self) -> Self {
+        Self { executable: self.previous_executable, previous_executable: Vec::new(), ..self }
+    }
+
+    /// Into a new memfd.
+    pub(crate) fn save(&self) -> std::io::Result<RawFd> {
+        let mut writer = Writer::new();
+        writer.record(KEEPER, 1, IfUnknown::Refuse, self).map_err(std::io::Error::other)?;
+        memfd::write(c"bus-keeper", &writer.finish())
+    }
+
+    /// Out of a memfd.
+    pub(crate) fn load(fd: RawFd) -> Result<Self, String> {
+        let bytes = memfd::read(fd).map_err(|error| format!("cannot read descriptor {fd}: {error}"))?;
+        for record in Reader::new(&bytes).map_err(|error| error.to_string())? {
+            let record = record.map_err(|error| error.to_string())?;
+            if record.kind == KEEPER && record.version == 1 {
+                return codec::decode(record.body).map_err(|error| error.to_string());
+            }
+            if record.if_unknown == IfUnknown::Refuse {
+                return Err(format!("record {} version {} is not known here", record.kind, record.version));
+            }
+        }
+        Err("there is no keeper record in it".into())
+    }
+}

@@ -1,0 +1,302 @@
+//! The keeper's loop: signals, what the worker says, and the end of processes.
+
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::{SfdFlags, SigSet, SignalFd};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::Pid;
+
+use super::control::{ToKeeper, ToWorker};
+use super::preflight::{FileIdentity, Preflight};
+use super::record::KeeperV1;
+use super::worker;
+use crate::config::Config;
+use crate::journal::{Journal, Serving};
+use crate::runtime::{self, Beginning};
+
+/// Why the supervision ends.
+enum End {
+    /// Asked to stop.
+    Stopped,
+    /// Cannot go on.
+    Failed(String),
+}
+
+/// How this process image came to be.
+pub(crate) enum Origin {
+    /// Started afresh.
+    Clean(Box<Config>),
+    /// Put in the place of another by an upgrade.
+    Upgraded,
+    /// The new binary failed; this is the old one again.
+    RolledBack {
+        /// What was wrong with the new one.
+        reason: String,
+    },
+}
+
+/// The main process of the daemon.
+pub(crate) struct Keeper {
+    pub(crate) record: KeeperV1,
+    /// This binary, open, so that a failed upgrade can return to it wherever its path then leads.
+    pub(crate) own_binary: RawFd,
+    worker: Pid,
+    serving: Option<Serving>,
+    preflight: Option<Preflight>,
+    /// What passed the preflight, and may be executed.
+    approved: Option<(PathBuf, FileIdentity)>,
+    /// The memfd this process image was told to restore; for the way back.
+    restored_from: Option<RawFd>,
+    previous: Option<RawFd>,
+}
+
+/// The signals the keeper answers, blocked and to be read from a descriptor.
+pub(crate) fn block_signals() -> nix::Result<SignalFd> {
+    let mut set = SigSet::empty();
+    for signal in
+        [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2]
+    {
+        set.add(signal);
+    }
+    set.thread_block()?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK)
+}
+
+impl Keeper {
+    pub(crate) fn new(record: KeeperV1, own_binary: RawFd, restored_from: Option<RawFd>) -> Self {
+        let previous = restored_from.map(|_| record.previous);
+        Self {
+            record,
+            own_binary,
+            worker: Pid::from_raw(0),
+            serving: None,
+            preflight: None,
+            approved: None,
+            restored_from,
+            previous,
+        }
+    }
+
+    /// Starts the worker and watches over it until the daemon is to stop.
+    pub(crate) fn run(mut self, signals: &SignalFd, origin: Origin) -> ExitCode {
+        let end = match self.start_worker(origin) {
+            Ok(()) => self.watch(signals),
+            Err(error) => End::Failed(error),
+        };
+        self.remove_files();
+        match end {
+            End::Stopped => ExitCode::SUCCESS,
+            End::Failed(reason) => {
+                tracing::error!("{reason}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    fn start_worker(&mut self, origin: Origin) -> Result<(), String> {
+        let journal = Journal::create().map_err(|error| format!("no memory for the journal: {error}"))?;
+        self.serving = Some(journal.serving());
+        let beginning = match origin {
+            Origin::Clean(config) => Beginning::Clean(config),
+            Origin::Upgraded => Beginning::Upgraded,
+            Origin::RolledBack { reason } => Beginning::RolledBack { reason },
+        };
+        self.worker = worker::spawn(|| runtime::run(&self.record, journal, beginning))
+            .map_err(|error| format!("cannot start the worker: {error}"))?;
+        Ok(())
+    }
+
+    fn watch(&mut self, signals: &SignalFd) -> End {
+        loop {
+            if let Err(error) = self.wait(signals) {
+                return End::Failed(format!("cannot wait for events: {error}"));
+            }
+            while let Ok(Some(signal)) = signals.read_signal() {
+                match i32::try_from(signal.ssi_signo).map(Signal::try_from) {
+                    Ok(Ok(Signal::SIGTERM | Signal::SIGINT)) => {
+                        let _ = nix::sys::signal::kill(self.worker, Signal::SIGKILL);
+                        let _ = waitpid(self.worker, None);
+                        return End::Stopped;
+                    }
+                    Ok(Ok(Signal::SIGHUP)) => self.tell(&ToWorker::Reload),
+                    Ok(Ok(Signal::SIGUSR2)) => self.tell(&ToWorker::Upgrade),
+                    _ => {}
+                }
+            }
+            self.listen_to_worker();
+            self.follow_preflight();
+            if let Some(end) = self.reap() {
+                return end;
+            }
+        }
+    }
+
+    fn wait(&self, signals: &SignalFd) -> nix::Result<()> {
+        let control = borrow(self.record.control.keeper);
+        let mut fds =
+            vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(control, PollFlags::POLLIN)];
+        let mut timeout = PollTimeout::NONE;
+        if let Some(preflight) = &self.preflight {
+            let left = preflight.deadline().0.saturating_sub(runtime::clock::monotonic().0) / 1_000_000 + 1;
+            timeout = PollTimeout::try_from(left.min(60_000)).unwrap_or(PollTimeout::ZERO);
+            fds.extend(preflight.output_fd().map(|fd| PollFd::new(borrow(fd), PollFlags::POLLIN)));
+        }
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn tell(&self, message: &ToWorker) {
+        if let Err(error) = self.record.control.tell_worker(message) {
+            tracing::warn!("the worker cannot be told of a request: {error}");
+        }
+    }
+
+    fn listen_to_worker(&mut self) {
+        while let Ok(Some(message)) = self.record.control.heard_by_keeper() {
+            match message {
+                ToKeeper::Preflight { binary, image } => self.begin_preflight(&binary, image),
+                ToKeeper::Exec { image } => {
+                    // The worker exits now; `reap` sees it and finds the image here.
+                    self.record.image = image;
+                }
+            }
+        }
+    }
+
+    fn begin_preflight(&mut self, binary: &str, image: RawFd) {
+        self.approved = None;
+        let path = if binary.is_empty() { self.record.executable() } else { PathBuf::from(binary) };
+        let started = if path.is_absolute() {
+            let mut record = self.record.handed_to(&path, self.own_binary);
+            record.image = image;
+            record
+                .save()
+                .map_err(|error| format!("no memory for the keeper's record: {error}"))
+                .and_then(|record| Preflight::start(&path, &self.record.arguments(), record, image))
+        } else {
+            Err(format!("{} is not an absolute path", path.display()))
+        };
+        match started {
+            Ok(preflight) => self.preflight = Some(preflight),
+            Err(reason) => {
+                close(image);
+                self.tell(&ToWorker::Preflight(Err(reason)));
+            }
+        }
+    }
+
+    fn follow_preflight(&mut self) {
+        let Some(preflight) = &mut self.preflight else { return };
+        preflight.check_time();
+        preflight.listen();
+        if let Some(verdict) = preflight.verdict() {
+            if verdict.is_ok() {
+                self.approved = Some((preflight.binary.clone(), preflight.identity));
+            }
+            close(preflight.image);
+            close(preflight.record);
+            self.preflight = None;
+            self.tell(&ToWorker::Preflight(verdict));
+        }
+    }
+
+    /// Takes note of processes that ended.
+    fn reap(&mut self) -> Option<End> {
+        loop {
+            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+            let ended = match waitid(Id::All, flags) {
+                Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) => pid,
+                _ => return None,
+            };
+            if self.preflight.as_ref().is_some_and(|preflight| preflight.pid() == ended) {
+                self.follow_preflight();
+                continue;
+            }
+            let Ok(status) = waitpid(ended, Some(WaitPidFlag::WNOHANG)) else { return None };
+            if ended == self.worker {
+                if let Some(end) = self.worker_ended(status) {
+                    return Some(end);
+                }
+            }
+        }
+    }
+
+    fn worker_ended(&mut self, status: WaitStatus) -> Option<End> {
+        self.listen_to_worker();
+        if self.record.image >= 0 && status == WaitStatus::Exited(self.worker, worker_exit::UPGRADE) {
+            let reason = self.replace_process();
+            tracing::error!("upgrade failed after the worker had stopped: {reason}; going on with the old binary");
+            return self.start_worker(Origin::RolledBack { reason }).err().map(End::Failed);
+        }
+        let how = describe(status);
+        let served = self.serving.as_ref().is_none_or(Serving::get);
+        if let (false, Some(record), Some(previous)) = (served, self.restored_from, self.previous) {
+            let reason = format!("the new binary's worker {how} before it served");
+            tracing::error!("{reason}; returning to the old binary");
+            let error = super::exec::previous(&self.record, previous, record, &reason);
+            return Some(End::Failed(format!("cannot return to the old binary: {error}")));
+        }
+        Some(End::Failed(format!("the worker {how}")))
+    }
+
+    /// Executes what passed the preflight. Returns only if that cannot be done: why.
+    fn replace_process(&mut self) -> String {
+        let Some((binary, identity)) = self.approved.take() else {
+            return "no binary has passed a preflight".into();
+        };
+        match FileIdentity::of(&binary) {
+            Ok(present) if present == identity => {}
+            Ok(_) => return format!("{} was replaced after it had been checked", binary.display()),
+            Err(error) => return format!("{}: {error}", binary.display()),
+        }
+        let record = self.record.handed_to(&binary, self.own_binary);
+        match record.save() {
+            Ok(fd) => {
+                let error = super::exec::approved(&record, &binary, fd);
+                close(fd);
+                format!("{}: {error}", binary.display())
+            }
+            Err(error) => format!("no memory for the keeper's record: {error}"),
+        }
+    }
+
+    fn remove_files(&self) {
+        let sockets = self.record.listeners.iter().filter_map(|listener| listener.path.as_deref());
+        for path in sockets.chain(self.record.pid_file.as_deref()) {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// What the worker's exit code means.
+pub(crate) mod worker_exit {
+    /// It has handed its state to the keeper and wants to be replaced.
+    pub(crate) const UPGRADE: i32 = 10;
+    /// It could not begin to serve.
+    pub(crate) const UNABLE: i32 = 11;
+}
+
+fn describe(status: WaitStatus) -> String {
+    match status {
+        WaitStatus::Exited(_, code) => format!("exited with code {code}"),
+        WaitStatus::Signaled(_, signal, _) => format!("was ended by {signal}"),
+        other => format!("changed to {other:?}"),
+    }
+}
+
+fn close(fd: RawFd) {
+    let _ = nix::unistd::close(fd);
+}
+
+#[expect(unsafe_code, reason = "borrows a descriptor by number")]
+fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
+    // SAFETY: the keeper's own descriptors stay open while it polls them.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}

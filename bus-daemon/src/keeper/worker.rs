@@ -1,0 +1,51 @@
+//! Making a worker: a process of its own that shares the keeper's table of file descriptors.
+
+#![allow(unsafe_code, reason = "clone, and signal dispositions")]
+
+use std::io::{Error, Result};
+
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
+use nix::unistd::Pid;
+
+/// Runs `body` in a new process that shares the descriptor table, so that its death closes nothing; it returns the exit
+/// code. It leaves by `_exit`: no destructor may close what the keeper owns.
+pub(crate) fn spawn(body: impl FnOnce() -> i32) -> Result<Pid> {
+    let keeper = nix::unistd::getpid();
+    // SAFETY: like fork: no new stack, so the child goes on here with a copy of this single-threaded process.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_FILES | libc::SIGCHLD, 0, 0, 0, 0) };
+    match pid {
+        -1 => Err(Error::last_os_error()),
+        0 => {
+            prepare(keeper);
+            exit(body())
+        }
+        pid => Ok(Pid::from_raw(i32::try_from(pid).map_err(Error::other)?)),
+    }
+}
+
+fn prepare(keeper: Pid) {
+    // The worker dies with its keeper. Set after privileges were dropped, since that clears it.
+    // SAFETY: plain system call.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    if nix::unistd::getppid() != keeper {
+        exit(1);
+    }
+    // Ctrl-C and the service manager's signals reach every process; they are the keeper's to answer.
+    for ignored in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2] {
+        // SAFETY: ignoring a signal runs no code.
+        let _ = unsafe { signal(ignored, SigHandler::SigIgn) };
+    }
+    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
+    // Unwinding would run destructors that close the keeper's descriptors.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
+}
+
+/// Leaves at once, without destructors.
+pub(crate) fn exit(code: i32) -> ! {
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(code) }
+}

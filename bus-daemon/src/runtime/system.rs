@@ -1,0 +1,119 @@
+//! What the kernel knows of peers: asked at accept, or when the broker wants to know.
+
+#![allow(unsafe_code, reason = "socket options without a wrapper")]
+
+use std::os::fd::RawFd;
+
+use bus_wire::Fd;
+
+use super::links::socket_of;
+use crate::broker::{Credentials, PeerId, System};
+use crate::journal::{Answer, Journal};
+
+/// Linux 6.5; not in the libc crate for every target.
+const SO_PEERPIDFD: i32 = 77;
+
+/// Answers the broker's questions and notes the answers.
+pub(crate) struct Kernel<'a> {
+    pub(crate) journal: &'a mut Journal,
+}
+
+impl System for Kernel<'_> {
+    fn peer_groups(&mut self, peer: PeerId) -> Option<Vec<u32>> {
+        let groups = groups(socket_of(peer));
+        self.journal.note_answer(peer, &Answer::Groups(groups.clone()));
+        groups
+    }
+
+    fn peer_label(&mut self, peer: PeerId) -> Option<Vec<u8>> {
+        let label = label(socket_of(peer));
+        self.journal.note_answer(peer, &Answer::Label(label.clone()));
+        label
+    }
+
+    fn peer_pidfd(&mut self, peer: PeerId) -> Option<Fd> {
+        let fd = option::<i32>(socket_of(peer), SO_PEERPIDFD).map(Fd).inspect(|fd| keep_over_exec(fd.0));
+        self.journal.note_answer(peer, &Answer::Descriptor(fd));
+        fd
+    }
+
+    fn duplicate(&mut self, fd: Fd) -> Option<Fd> {
+        // SAFETY: makes a new descriptor, or fails.
+        let copy = unsafe { libc::fcntl(fd.0, libc::F_DUPFD, 3) };
+        let copy = (copy >= 0).then_some(Fd(copy));
+        self.journal.note_answer(PeerId::from_u64(0), &Answer::Descriptor(copy));
+        copy
+    }
+}
+
+/// SO_PEERCRED: who connected, at the time of connecting.
+pub(crate) fn credentials(socket: RawFd) -> Credentials {
+    option::<libc::ucred>(socket, libc::SO_PEERCRED).map_or(Credentials::default(), |found| Credentials {
+        uid: Some(found.uid),
+        gid: Some(found.gid),
+        pid: u32::try_from(found.pid).ok().filter(|pid| *pid != 0),
+    })
+}
+
+fn option<T>(socket: RawFd, name: i32) -> Option<T> {
+    let mut value = std::mem::MaybeUninit::<T>::zeroed();
+    let mut len = size_of::<T>() as libc::socklen_t;
+    // SAFETY: room for `len` bytes.
+    let result = unsafe {
+        libc::getsockopt(socket, libc::SOL_SOCKET, name, value.as_mut_ptr().cast(), &raw mut len)
+    };
+    // SAFETY: the kernel has written a whole T (plain integers).
+    (result == 0 && len as usize == size_of::<T>()).then(|| unsafe { value.assume_init() })
+}
+
+fn groups(socket: RawFd) -> Option<Vec<u32>> {
+    let mut groups = vec![0_u32; 64];
+    loop {
+        let mut len = (groups.len() * 4) as libc::socklen_t;
+        // SAFETY: room for `len` bytes.
+        let result = unsafe {
+            libc::getsockopt(
+                socket,
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut len,
+            )
+        };
+        let count = len as usize / 4;
+        if result == 0 {
+            groups.truncate(count);
+            groups.extend(credentials(socket).gid);
+            groups.sort_unstable();
+            groups.dedup();
+            return Some(groups);
+        }
+        if std::io::Error::last_os_error().raw_os_error() != Some(libc::ERANGE) || count <= groups.len() {
+            return None;
+        }
+        groups.resize(count, 0);
+    }
+}
+
+fn label(socket: RawFd) -> Option<Vec<u8>> {
+    let mut label = vec![0_u8; 4096];
+    let mut len = label.len() as libc::socklen_t;
+    // SAFETY: room for `len` bytes.
+    let result = unsafe {
+        libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_PEERSEC, label.as_mut_ptr().cast(), &raw mut len)
+    };
+    if result != 0 {
+        return None;
+    }
+    label.truncate(len as usize);
+    while label.last() == Some(&0) {
+        label.pop();
+    }
+    (!label.is_empty()).then_some(label)
+}
+
+/// Takes the close-on-exec flag off a descriptor that the broker owns.
+fn keep_over_exec(fd: RawFd) {
+    // SAFETY: changes a flag of a descriptor just made.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
+}

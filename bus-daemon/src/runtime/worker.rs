@@ -1,0 +1,512 @@
+//! The worker: the broker, its links and its journal, in turns.
+//!
+//! A turn takes what is ready, applies all of it, and then writes: effects first, sends after, and one write for many
+//! messages.
+
+use std::io::Error;
+use std::os::fd::RawFd;
+
+use super::clock::{self, Nanos};
+use super::links::{Incoming, Link, Links, socket_of};
+use super::poll::{EpollSet, Source};
+use super::system::{self, Kernel};
+use crate::broker::{Action, Broker, Dropped, Event, Millis, PeerId};
+use crate::handoff::image::{self, LinkV1, WorkerV1};
+use crate::handoff::memfd;
+use crate::journal::{Journal, RareEvent, Read};
+use crate::keeper::{KeeperV1, ToKeeper, ToWorker, worker, worker_exit};
+
+/// Connections accepted from one listener in one turn.
+const ACCEPTS: usize = 32;
+/// The broker's time goes on in steps of at least this many milliseconds.
+const TICK: u64 = 20;
+/// How long to wait before a write that the kernel refused for want of room for descriptors is tried again.
+const RETRY: u64 = 20;
+
+/// All that the worker holds.
+pub(crate) struct Worker {
+    broker: Broker,
+    journal: Journal,
+    links: Links,
+    epoll: EpollSet,
+    record: KeeperV1,
+    /// The generation of the newest link.
+    generation: u32,
+    now: Millis,
+    /// A descriptor kept open to be given up when the table is full.
+    reserve: Option<std::fs::File>,
+    /// Peers whose write is to be tried again at a tick.
+    retry: Vec<PeerId>,
+    ready: Vec<(Source, u32)>,
+    dirty: Vec<PeerId>,
+}
+
+impl Worker {
+    /// A worker over a broker that has no links yet, or those of `carried`.
+    pub(crate) fn new(
+        broker: Broker,
+        journal: Journal,
+        record: KeeperV1,
+        carried: Option<WorkerV1>,
+    ) -> Self {
+        let mut links = Links::default();
+        let generation = carried.as_ref().map_or(0, |carried| carried.generation);
+        for saved in carried.into_iter().flat_map(|carried| carried.links) {
+            let mut link = Link::new(PeerId::from_u64(saved.peer));
+            link.blocked = saved.blocked;
+            link.stopped = saved.stopped;
+            link.broken = saved.broken;
+            links.insert(link);
+        }
+        Self {
+            broker,
+            journal,
+            links,
+            epoll: EpollSet(record.epoll),
+            record,
+            generation,
+            now: clock::boottime(),
+            reserve: std::fs::File::open("/dev/null").ok(),
+            retry: Vec::new(),
+            ready: Vec::new(),
+            dirty: Vec::new(),
+        }
+    }
+
+    /// Closes the sockets of peers that could not be restored.
+    pub(crate) fn drop_links(&mut self, dropped: &[Dropped]) {
+        for one in dropped {
+            self.close(one.peer, &one.reason, true);
+        }
+    }
+
+    /// The first registrations; those that exist already stay.
+    pub(crate) fn register(&self) -> std::io::Result<()> {
+        self.epoll.add(self.record.control.worker, Source::Control, libc::EPOLLIN as u32)?;
+        for (index, listener) in (0..).zip(&self.record.listeners) {
+            self.epoll.add(listener.fd, Source::Listener(index), libc::EPOLLIN as u32)?;
+        }
+        Ok(())
+    }
+
+    /// From here on the worker does I/O: the way back to the state it was given is closed.
+    pub(crate) fn begin(&mut self, start: crate::broker::Start) {
+        self.journal.mark_serving();
+        self.tick();
+        self.apply(Event::Serving { worker_pid: std::process::id(), start });
+        // What was on its way when the last worker stopped.
+        let peers: Vec<PeerId> = self.links.iter().map(|link| link.peer).collect();
+        for peer in peers {
+            self.continue_large(peer);
+            self.write(peer);
+        }
+        self.flush();
+    }
+
+    /// When the next tick is due; `None` = not by itself.
+    pub(crate) fn next_tick(&self) -> Option<Millis> {
+        let retry = (!self.retry.is_empty()).then_some(Millis(self.now.0 + RETRY));
+        self.broker.next_deadline().into_iter().chain(retry).min()
+    }
+
+    /// Deals with everything that is ready.
+    pub(crate) fn turn(&mut self) {
+        loop {
+            self.tick();
+            let mut ready = std::mem::take(&mut self.ready);
+            ready.clear();
+            let mut more = match self.epoll.take_ready(&mut ready) {
+                Ok(all) => !all,
+                Err(error) => {
+                    tracing::error!("epoll: {error}");
+                    false
+                }
+            };
+            for &(source, events) in &ready {
+                more |= self.dispatch(source, events);
+            }
+            self.ready = ready;
+            self.flush();
+            if !more {
+                return;
+            }
+        }
+    }
+
+    fn dispatch(&mut self, source: Source, events: u32) -> bool {
+        match source {
+            Source::Control => {
+                self.listen_to_keeper();
+                false
+            }
+            Source::Listener(index) => self.accept(index),
+            Source::Peer(number) => {
+                let peer = PeerId::from_u64(number);
+                let mut more = false;
+                if events & !(libc::EPOLLOUT as u32) != 0 {
+                    let hung_up = events & (libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0;
+                    more = self.read(peer, hung_up);
+                }
+                if events & libc::EPOLLOUT as u32 != 0 {
+                    self.write(peer);
+                }
+                more
+            }
+        }
+    }
+
+    /// Tells the broker what time it is, and tries again what had to wait.
+    pub(crate) fn tick(&mut self) {
+        let now = clock::boottime();
+        if now.0 < self.now.0 + TICK && self.broker.next_deadline().is_none_or(|deadline| now < deadline) {
+            return;
+        }
+        self.now = now;
+        self.journal.note_tick(now.0);
+        self.apply(Event::Tick { now });
+        for peer in std::mem::take(&mut self.retry) {
+            self.write(peer);
+        }
+    }
+
+    fn apply(&mut self, event: Event) {
+        self.broker.handle(event, &mut Kernel { journal: &mut self.journal });
+        while let Some(action) = self.broker.actions().pop_front() {
+            self.perform(action);
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Close { peer, reason, is_fault } => self.close(peer, &reason, is_fault),
+            Action::CloseFds(fds) => {
+                for fd in fds {
+                    let _ = nix::unistd::close(fd.0);
+                }
+            }
+            Action::StopReading(peer) => self.set_stopped(peer, true),
+            Action::ResumeReading(peer) => self.set_stopped(peer, false),
+            Action::StopAccepting => self.set_accepting(false),
+            Action::ResumeAccepting => self.set_accepting(true),
+            Action::ReloadConfig => self.reload(),
+            Action::Upgrade { binary } => self.ask_for_preflight(binary),
+            Action::Warn(text) => tracing::warn!("{text}"),
+        }
+    }
+
+    // Connections
+
+    fn accept(&mut self, index: u32) -> bool {
+        let Some(listener) = self.record.listeners.get(index as usize).map(|listener| listener.fd) else {
+            return false;
+        };
+        for _ in 0..ACCEPTS {
+            match accept(listener) {
+                Ok(socket) => self.welcome(socket, index),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EMFILE | libc::ENFILE) => {
+                        self.shed(listener);
+                        return false;
+                    }
+                    Some(libc::ECONNABORTED | libc::EINTR) => {}
+                    Some(libc::EAGAIN) => return false,
+                    _ => {
+                        tracing::warn!("accept: {error}");
+                        return false;
+                    }
+                },
+            }
+        }
+        true
+    }
+
+    fn welcome(&mut self, socket: RawFd, listener: u32) {
+        self.generation = self.generation.checked_add(1).unwrap_or(1);
+        let peer = PeerId { index: socket.cast_unsigned(), generation: self.generation };
+        let credentials = system::credentials(socket);
+        if let Err(error) = self.epoll.add(socket, Source::Peer(peer.to_u64()), libc::EPOLLIN as u32) {
+            tracing::warn!("cannot wait for a new connection: {error}");
+            let _ = nix::unistd::close(socket);
+            return;
+        }
+        self.links.insert(Link::new(peer));
+        self.journal.note(Some(peer), &RareEvent::Accepted { listener, credentials, can_pass_fds: true });
+        self.apply(Event::Accepted { peer, listener, credentials, can_pass_fds: true });
+    }
+
+    /// The descriptor table is full: turns one connection away, so that its client knows and the listener is not
+    /// ready for ever.
+    fn shed(&mut self, listener: RawFd) {
+        drop(self.reserve.take());
+        if let Ok(socket) = accept(listener) {
+            let _ = nix::unistd::close(socket);
+            tracing::warn!("a connection was turned away: the table of open files is full");
+        }
+        self.reserve = std::fs::File::open("/dev/null").ok();
+    }
+
+    fn close(&mut self, peer: PeerId, reason: &str, is_fault: bool) {
+        if is_fault {
+            tracing::warn!("peer {} is disconnected: {reason}", socket_of(peer));
+        } else {
+            tracing::debug!("peer {} is gone: {reason}", socket_of(peer));
+        }
+        let Some(link) = self.links.remove(peer) else { return };
+        if let Some(incoming) = link.large {
+            self.journal.give_back(incoming.extent);
+        }
+        let socket = socket_of(peer);
+        self.epoll.remove(socket);
+        // A duplicate of the descriptor elsewhere must not hide the end from the peer.
+        let _ = nix::sys::socket::shutdown(socket, nix::sys::socket::Shutdown::Both);
+        let _ = nix::unistd::close(socket);
+    }
+
+    fn set_stopped(&mut self, peer: PeerId, stopped: bool) {
+        if let Some(link) = self.links.get_mut(peer)
+            && link.stopped != stopped
+        {
+            link.stopped = stopped;
+            update_interest(self.epoll, link);
+        }
+    }
+
+    fn set_accepting(&self, accepting: bool) {
+        let events = if accepting { libc::EPOLLIN as u32 } else { 0 };
+        for (index, listener) in (0..).zip(&self.record.listeners) {
+            if let Err(error) = self.epoll.modify(listener.fd, Source::Listener(index), events) {
+                tracing::warn!("epoll: {error}");
+            }
+        }
+    }
+
+    // Bytes
+
+    /// Reads once; true if there may be more.
+    fn read(&mut self, peer: PeerId, hung_up: bool) -> bool {
+        let Some(link) = self.links.get_mut(peer) else { return false };
+        if link.stopped && !hung_up {
+            return false;
+        }
+        let socket = link.socket();
+        let result = match &link.large {
+            None => self.journal.receive(socket, peer),
+            Some(Incoming { extent, filled, total }) => {
+                self.journal.receive_large(socket, peer, extent, *filled, *total)
+            }
+        };
+        match result {
+            Ok(Read::Data { bytes, fds, len, full, lost_fds }) => {
+                let event = match &mut link.large {
+                    None => Event::Received { peer, data: bytes, fds },
+                    Some(incoming) => {
+                        incoming.filled += len;
+                        if incoming.filled == incoming.total
+                            && let Some(done) = link.large.take()
+                        {
+                            self.journal.give_back(done.extent);
+                        }
+                        Event::ReceivedLarge { peer, prefix: bytes, fds }
+                    }
+                };
+                self.apply(event);
+                if lost_fds {
+                    self.closed(peer, "its file descriptors did not fit into the table of open files");
+                    return false;
+                }
+                self.continue_large(peer);
+                full
+            }
+            Ok(Read::End) => {
+                self.closed(peer, "end of file");
+                false
+            }
+            Ok(Read::Empty) => {
+                if hung_up && self.links.get_mut(peer).is_some_and(|link| link.broken) {
+                    self.closed(peer, "connection broken");
+                }
+                false
+            }
+            Err(error) => {
+                tracing::debug!("read from peer {socket}: {error}");
+                self.closed(peer, "error of the socket");
+                false
+            }
+        }
+    }
+
+    fn closed(&mut self, peer: PeerId, reason: &'static str) {
+        self.journal.note(Some(peer), &RareEvent::Closed { reason: reason.into() });
+        self.apply(Event::Closed { peer, reason });
+    }
+
+    /// Gives a large message that has begun an extent of its own.
+    fn continue_large(&mut self, peer: PeerId) {
+        let Some((large, prefix)) = self.broker.large_message(peer) else { return };
+        let Some(link) = self.links.get_mut(peer) else { return };
+        if link.large.is_some() {
+            return;
+        }
+        match self.journal.lend_extent(large.total, prefix) {
+            Ok(extent) => link.large = Some(Incoming { extent, filled: large.have, total: large.total }),
+            // Without one the framer puts the message together from the log, with a copy.
+            Err(error) => tracing::warn!("no extent for a message of {} bytes: {error}", large.total),
+        }
+    }
+
+    /// Writes to all peers that got something, as far as their sockets take it.
+    fn flush(&mut self) {
+        loop {
+            let mut dirty = std::mem::take(&mut self.dirty);
+            dirty.clear();
+            self.broker.take_dirty(&mut dirty);
+            let idle = dirty.is_empty();
+            for &peer in &dirty {
+                self.write(peer);
+            }
+            self.dirty = dirty;
+            if idle {
+                return;
+            }
+        }
+    }
+
+    fn write(&mut self, peer: PeerId) {
+        let mut blocked = false;
+        while let Some(queue) = self.broker.send_queue(peer).filter(|queue| !queue.is_empty()) {
+            let Some(link) = self.links.get_mut(peer) else { return };
+            if link.broken {
+                break;
+            }
+            match self.journal.send(link.socket(), peer, queue) {
+                Ok(written) => {
+                    if written.len > 0 {
+                        self.apply(Event::Drained { peer, bytes: written.len });
+                    }
+                    if written.blocked {
+                        blocked = true;
+                        break;
+                    }
+                }
+                Err(error) if error.raw_os_error() == Some(libc::ETOOMANYREFS) => {
+                    // Too many descriptors of this user are in flight: theirs to take, and only this peer waits.
+                    self.retry.push(peer);
+                    break;
+                }
+                Err(error) => {
+                    // Unread input may still be there: the read side tells of the end.
+                    tracing::debug!("write to peer {}: {error}", link.socket());
+                    link.broken = true;
+                    break;
+                }
+            }
+        }
+        if let Some(link) = self.links.get_mut(peer)
+            && link.blocked != blocked
+        {
+            link.blocked = blocked;
+            update_interest(self.epoll, link);
+        }
+    }
+
+    // The keeper
+
+    fn listen_to_keeper(&mut self) {
+        loop {
+            match self.record.control.heard_by_worker() {
+                Ok(Some(ToWorker::Reload)) => self.reload(),
+                Ok(Some(ToWorker::Upgrade)) => {
+                    self.journal.note(None, &RareEvent::UpgradeRequested);
+                    self.apply(Event::UpgradeRequested);
+                }
+                Ok(Some(ToWorker::Preflight(Ok(())))) => self.hand_over(),
+                Ok(Some(ToWorker::Preflight(Err(reason)))) => self.refuse_upgrade(reason),
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::error!("cannot hear the keeper: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn reload(&mut self) {
+        match super::load_config(&self.record) {
+            Ok(config) => {
+                self.journal.note(None, &RareEvent::ConfigLoaded);
+                self.apply(Event::ConfigLoaded { config: std::sync::Arc::new(config) });
+            }
+            Err(reason) => {
+                tracing::error!("the configuration in force stays: {reason}");
+                self.journal.note(None, &RareEvent::ConfigRefused { reason: reason.clone() });
+                self.apply(Event::ConfigRefused { reason });
+            }
+        }
+    }
+
+    fn refuse_upgrade(&mut self, reason: String) {
+        tracing::warn!("upgrade refused: {reason}");
+        self.journal.note(None, &RareEvent::UpgradeRefused { reason: reason.clone() });
+        self.apply(Event::UpgradeRefused { reason });
+    }
+
+    fn ask_for_preflight(&mut self, binary: String) {
+        let asked = self.save(clock::monotonic()).and_then(|image| {
+            let message = ToKeeper::Preflight { binary, image };
+            self.tell_keeper(&message, image)
+        });
+        if let Err(error) = asked {
+            self.refuse_upgrade(format!("the state cannot be given to the new binary: {error}"));
+        }
+    }
+
+    /// The last act of this worker: its state to the keeper, which replaces the process image.
+    fn hand_over(&mut self) {
+        self.flush();
+        let handed = self.save(clock::monotonic()).and_then(|image| {
+            self.tell_keeper(&ToKeeper::Exec { image }, image)
+        });
+        match handed {
+            Ok(()) => worker::exit(worker_exit::UPGRADE),
+            Err(error) => self.refuse_upgrade(format!("the state cannot be handed over: {error}")),
+        }
+    }
+
+    /// Hands a memfd to the keeper; it is closed where that fails.
+    fn tell_keeper(&self, message: &ToKeeper, image: RawFd) -> std::io::Result<()> {
+        let told = self.record.control.tell_keeper(message);
+        if told.is_err() {
+            let _ = nix::unistd::close(image);
+        }
+        told
+    }
+
+    /// All state, in a new memfd.
+    fn save(&self, stopped_at: Nanos) -> std::io::Result<RawFd> {
+        let links = self.links.iter().map(|link| LinkV1 {
+            peer: link.peer.to_u64(),
+            blocked: link.blocked,
+            stopped: link.stopped,
+            broken: link.broken,
+        });
+        let worker = WorkerV1 { stopped_at, generation: self.generation, links: links.collect() };
+        let bytes = image::save(&self.broker, &worker).map_err(Error::other)?;
+        memfd::write(c"bus-state", &bytes)
+    }
+}
+
+fn update_interest(epoll: EpollSet, link: &Link) {
+    let source = Source::Peer(link.peer.to_u64());
+    if let Err(error) = epoll.modify(link.socket(), source, link.interest()) {
+        tracing::error!("epoll: {error}");
+    }
+}
+
+#[expect(unsafe_code, reason = "accept4 on a descriptor by number")]
+fn accept(listener: RawFd) -> std::io::Result<RawFd> {
+    // SAFETY: makes a new descriptor, or fails. It is kept over exec.
+    let socket = unsafe {
+        libc::accept4(listener, std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_NONBLOCK)
+    };
+    if socket >= 0 { Ok(socket) } else { Err(Error::last_os_error()) }
+}
