@@ -47,7 +47,7 @@ pub trait System {
     fn peer_label(&mut self, peer: PeerId) -> Option<Vec<u8>>;
     /// A new descriptor of the peer's process (`SO_PEERPIDFD`). The broker owns it.
     fn peer_pidfd(&mut self, peer: PeerId) -> Option<Fd>;
-    /// Another descriptor of the same open file (`F_DUPFD_CLOEXEC`), for one more receiver of a message. The broker
+    /// Another descriptor of the same open file (`F_DUPFD`), for one more receiver of a message. The broker
     /// owns it.
     fn duplicate(&mut self, fd: Fd) -> Option<Fd>;
 }

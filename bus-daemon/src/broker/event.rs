@@ -112,6 +112,8 @@ pub enum Event {
         /// What, where, whose fault.
         reason: String,
     },
+    /// An upgrade was asked for by a signal; nobody waits for an answer.
+    UpgradeRequested,
     /// The preflight of an upgrade said no.
     UpgradeRefused {
         /// Why.

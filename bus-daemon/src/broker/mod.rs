@@ -8,6 +8,7 @@ mod action;
 mod connect;
 mod deliver;
 mod event;
+mod frozen;
 mod invariants;
 mod match_index;
 mod monitor;
@@ -24,7 +25,7 @@ mod speak;
 mod subscription;
 mod timer;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bus_wire::{Fd, Guid, LargeMessage, SendQueue};
@@ -34,14 +35,16 @@ use serde::{Deserialize, Serialize};
 pub use action::{Action, System};
 pub use event::{Credentials, Event, Fds, Millis, PeerId, Start};
 pub use restore::{Dropped, RestoreError};
-pub use snapshot::{BrokerState, GlobalV1, PeerV1, SharedBodies};
+pub use frozen::{BrokerState, GlobalV1, PeerV1};
+pub use snapshot::SharedBodies;
 
-pub(crate) use match_index::{MatchIndex, Subject};
-pub(crate) use name::{NameFlags, NameTable, ReleaseNameReply, RequestNameReply};
+pub(crate) use match_index::{Facts, MatchIndex};
+pub(crate) use name::{NameFlags, NameTable};
 pub(crate) use peer::{Peer, Peers};
 pub(crate) use quota::Stats;
-pub(crate) use restart::{LastRestart, Restart};
-pub(crate) use subscription::RuleError;
+pub(crate) use restart::{LastRestart, Restart, STATE_VERSION};
+pub(crate) use speak::expects_reply;
+pub(crate) use subscription::TooManyRules;
 
 use crate::config::Config;
 use timer::Deadline;
@@ -97,7 +100,11 @@ pub struct Broker {
     restart: Restart,
     /// Who waits for the answer of ReloadConfig, with the serial of the call.
     reload_callers: Vec<(PeerId, u32)>,
+    /// What UpdateActivationEnvironment has set, for services that are started.
+    activation_environment: BTreeMap<String, String>,
     stats: Stats,
+    /// How many of the active peers are of each user.
+    users: HashMap<u32, u32, Seeded>,
     /// Whether the runtime was told to stop accepting.
     is_accepting_stopped: bool,
     /// Buffers that are kept for their memory only; empty between messages.
@@ -106,7 +113,7 @@ pub struct Broker {
 
 #[derive(Debug, Default)]
 struct Scratch {
-    header: Vec<u8>,
+    head: Vec<u8>,
     speech: Vec<u8>,
     receivers: Vec<PeerId>,
 }
@@ -115,17 +122,17 @@ impl Broker {
     /// A bus without peers.
     pub fn new(identity: Identity, config: Arc<Config>, now: Millis) -> Self {
         let hasher = Seeded::with_seed(identity.hash_seed);
+        let matches = || MatchIndex::new(identity.hash_seed);
         Self {
-            identity,
             config,
             now,
             peers: Peers::default(),
-            unique: HashMap::with_hasher(hasher),
+            unique: HashMap::with_hasher(hasher.clone()),
             next_unique: 0,
-            names: NameTable::new(hasher),
-            matches: MatchIndex::new(hasher),
-            eavesdroppers: MatchIndex::new(hasher),
-            monitors: MatchIndex::new(hasher),
+            names: NameTable::new(hasher.clone()),
+            matches: matches(),
+            eavesdroppers: matches(),
+            monitors: matches(),
             deadlines: BTreeSet::new(),
             actions: VecDeque::new(),
             dirty: Vec::new(),
@@ -133,9 +140,12 @@ impl Broker {
             driver_serial: 0,
             restart: Restart::default(),
             reload_callers: Vec::new(),
+            activation_environment: BTreeMap::new(),
             stats: Stats::default(),
             is_accepting_stopped: false,
+            users: HashMap::with_hasher(hasher.clone()),
             scratch: Scratch::default(),
+            identity,
         }
     }
 
@@ -152,6 +162,7 @@ impl Broker {
             Event::Tick { now } => self.tick(now),
             Event::ConfigLoaded { config } => self.config_loaded(config),
             Event::ConfigRefused { reason } => self.config_refused(&reason),
+            Event::UpgradeRequested => self.upgrade_requested(),
             Event::UpgradeRefused { reason } => self.upgrade_refused(&reason),
             Event::Serving { worker_pid, start } => self.serving(worker_pid, start),
         }
@@ -199,7 +210,7 @@ impl Broker {
     pub fn owned_fds(&self) -> Vec<Fd> {
         let mut all = Vec::new();
         for peer in self.peers.iter() {
-            all.extend(peer.framer.save().fds);
+            all.extend(peer.framer.fds());
             all.extend(peer.out.fds());
         }
         all
@@ -250,6 +261,21 @@ impl Broker {
 
     pub(crate) fn stats(&self) -> &Stats {
         &self.stats
+    }
+
+    /// How many unique names can be reached.
+    pub(crate) fn unique_count(&self) -> usize {
+        self.unique.len()
+    }
+
+    /// The serial of the driver's last message.
+    pub(crate) fn driver_serial(&self) -> u32 {
+        self.driver_serial
+    }
+
+    /// `UpdateActivationEnvironment`
+    pub(crate) fn update_activation_environment(&mut self, variables: Vec<(String, String)>) {
+        self.activation_environment.extend(variables);
     }
 
     /// Asks for a warning in the log.

@@ -83,7 +83,9 @@ pub(crate) struct NameTable {
 
 impl NameTable {
     pub(crate) fn new(hasher: Seeded) -> Self {
-        Self { names: HashMap::with_hasher(hasher) }
+        Self {
+            names: HashMap::with_hasher(hasher),
+        }
     }
 
     /// How many names have an owner.
@@ -131,8 +133,18 @@ impl NameTable {
         let Some(entry) = self.names.get_mut(name) else {
             let name: Arc<str> = name.into();
             let owners = VecDeque::from([Owner { peer, flags }]);
-            self.names.insert(name.clone(), Name { name: name.clone(), owners });
-            let change = OwnerChange { name: name.clone(), old: None, new: Some(peer) };
+            self.names.insert(
+                name.clone(),
+                Name {
+                    name: name.clone(),
+                    owners,
+                },
+            );
+            let change = OwnerChange {
+                name: name.clone(),
+                old: None,
+                new: Some(peer),
+            };
             return (RequestNameReply::PrimaryOwner, Some(change), name);
         };
         let name = entry.name.clone();
@@ -175,7 +187,11 @@ impl NameTable {
         if primary.flags.contains(NameFlags::DO_NOT_QUEUE) {
             entry.owners.remove(1);
         }
-        let change = OwnerChange { name: name.clone(), old: Some(primary.peer), new: Some(peer) };
+        let change = OwnerChange {
+            name: name.clone(),
+            old: Some(primary.peer),
+            new: Some(peer),
+        };
         (RequestNameReply::PrimaryOwner, Some(change), name)
     }
 
@@ -192,7 +208,11 @@ impl NameTable {
             return (ReleaseNameReply::Released, None);
         }
         let new = entry.owners.front().map(|owner| owner.peer);
-        let change = OwnerChange { name: entry.name.clone(), old: Some(peer), new };
+        let change = OwnerChange {
+            name: entry.name.clone(),
+            old: Some(peer),
+            new,
+        };
         if new.is_none() {
             self.names.remove(name);
         }
@@ -204,9 +224,18 @@ impl NameTable {
 mod tests {
     use super::*;
 
-    const A: PeerId = PeerId { index: 0, generation: 1 };
-    const B: PeerId = PeerId { index: 1, generation: 1 };
-    const C: PeerId = PeerId { index: 2, generation: 1 };
+    const A: PeerId = PeerId {
+        index: 0,
+        generation: 1,
+    };
+    const B: PeerId = PeerId {
+        index: 1,
+        generation: 1,
+    };
+    const C: PeerId = PeerId {
+        index: 2,
+        generation: 1,
+    };
 
     enum Step {
         Request(PeerId, u32, RequestNameReply),
@@ -238,13 +267,25 @@ mod tests {
                 None => assert_eq!(before, after, "step {n}"),
             }
         }
-        let left: Vec<PeerId> = table.queue("a.b").into_iter().flatten().map(|owner| owner.peer).collect();
+        let left: Vec<PeerId> = table
+            .queue("a.b")
+            .into_iter()
+            .flatten()
+            .map(|owner| owner.peer)
+            .collect();
         assert_eq!(left, queue);
     }
 
     #[test]
     fn queues_in_order() {
-        check(&[Request(A, 0, PrimaryOwner), Request(B, 0, InQueue), Request(C, 0, InQueue)], &[A, B, C]);
+        check(
+            &[
+                Request(A, 0, PrimaryOwner),
+                Request(B, 0, InQueue),
+                Request(C, 0, InQueue),
+            ],
+            &[A, B, C],
+        );
     }
 
     #[test]
@@ -258,26 +299,53 @@ mod tests {
             ],
             &[B],
         );
-        check(&[Request(A, 0, PrimaryOwner), Release(A, ReleaseNameReply::Released)], &[]);
+        check(
+            &[
+                Request(A, 0, PrimaryOwner),
+                Release(A, ReleaseNameReply::Released),
+            ],
+            &[],
+        );
         check(&[Release(A, ReleaseNameReply::NonExistent)], &[]);
     }
 
     #[test]
     fn replacement_needs_both_sides() {
-        check(&[Request(A, 1, PrimaryOwner), Request(B, 2, PrimaryOwner)], &[B, A]);
+        check(
+            &[Request(A, 1, PrimaryOwner), Request(B, 2, PrimaryOwner)],
+            &[B, A],
+        );
         check(&[Request(A, 5, PrimaryOwner), Request(B, 2, PrimaryOwner)], &[B]);
         check(&[Request(A, 0, PrimaryOwner), Request(B, 6, Exists)], &[A]);
         check(&[Request(A, 1, PrimaryOwner), Request(B, 4, Exists)], &[A]);
-        check(&[Request(A, 0, PrimaryOwner), Request(C, 0, InQueue), Request(B, 2, InQueue)], &[A, B, C]);
+        check(
+            &[
+                Request(A, 0, PrimaryOwner),
+                Request(C, 0, InQueue),
+                Request(B, 2, InQueue),
+            ],
+            &[A, B, C],
+        );
     }
 
     #[test]
     fn a_new_request_updates_the_flags() {
         check(
-            &[Request(A, 0, PrimaryOwner), Request(A, 1, AlreadyOwner), Request(B, 2, PrimaryOwner)],
+            &[
+                Request(A, 0, PrimaryOwner),
+                Request(A, 1, AlreadyOwner),
+                Request(B, 2, PrimaryOwner),
+            ],
             &[B, A],
         );
-        check(&[Request(A, 0, PrimaryOwner), Request(B, 0, InQueue), Request(B, 4, Exists)], &[A]);
+        check(
+            &[
+                Request(A, 0, PrimaryOwner),
+                Request(B, 0, InQueue),
+                Request(B, 4, Exists),
+            ],
+            &[A],
+        );
         check(
             &[
                 Request(A, 0, PrimaryOwner),

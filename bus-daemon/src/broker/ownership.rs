@@ -55,7 +55,9 @@ impl Broker {
         while let Some(name) = self.peers.get_mut(id).and_then(|peer| peer.names.pop()) {
             self.release_name(id, &name);
         }
-        let Some(unique) = self.peers.get(id).and_then(|peer| peer.unique.clone()) else { return };
+        let Some(unique) = self.peers.get(id).and_then(|peer| peer.unique.clone()) else {
+            return;
+        };
         if self.unique.remove(&unique.number).is_some() {
             self.announce_unique(id, &unique, false);
         }
@@ -63,8 +65,13 @@ impl Broker {
 
     /// Makes the peer's list agree with the queue of the name.
     fn note_held(&mut self, id: PeerId, name: &Arc<str>) {
-        let is_held = self.names.queue(name).is_some_and(|mut queue| queue.any(|owner| owner.peer == id));
-        let Some(peer) = self.peers.get_mut(id) else { return };
+        let is_held = self
+            .names
+            .queue(name)
+            .is_some_and(|mut queue| queue.any(|owner| owner.peer == id));
+        let Some(peer) = self.peers.get_mut(id) else {
+            return;
+        };
         let place = peer.names.iter().position(|held| held == name);
         match (is_held, place) {
             (true, None) => {
@@ -90,7 +97,9 @@ impl Broker {
             if let Some(peer) = self.peers.get_mut(id) {
                 peer.owned.retain(|held| *held != change.name);
             }
-            self.send_signal_to(id, "NameLost", |w| w.str(&change.name));
+            self.send_signal_to(id, "NameLost", |w| {
+                w.str(&change.name);
+            });
         }
         if let Some(peer) = change.new.and_then(|id| self.peers.get_mut(id)) {
             peer.owned.push(change.name.clone());
@@ -101,15 +110,23 @@ impl Broker {
             w.str(&new);
         });
         if let Some(id) = change.new {
-            self.send_signal_to(id, "NameAcquired", |w| w.str(&change.name));
+            self.send_signal_to(id, "NameAcquired", |w| {
+                w.str(&change.name);
+            });
         }
     }
 
     /// The same for a unique name, which comes with Hello and goes with its peer.
     pub(super) fn announce_unique(&mut self, id: PeerId, unique: &Unique, is_acquired: bool) {
-        let (old, new) = if is_acquired { ("", &*unique.name) } else { (&*unique.name, "") };
+        let (old, new) = if is_acquired {
+            ("", &*unique.name)
+        } else {
+            (&*unique.name, "")
+        };
         if !is_acquired {
-            self.send_signal_to(id, "NameLost", |w| w.str(&unique.name));
+            self.send_signal_to(id, "NameLost", |w| {
+                w.str(&unique.name);
+            });
         }
         self.broadcast_driver_signal("NameOwnerChanged", |w| {
             w.str(&unique.name);
@@ -117,7 +134,9 @@ impl Broker {
             w.str(new);
         });
         if is_acquired {
-            self.send_signal_to(id, "NameAcquired", |w| w.str(&unique.name));
+            self.send_signal_to(id, "NameAcquired", |w| {
+                w.str(&unique.name);
+            });
         }
     }
 }

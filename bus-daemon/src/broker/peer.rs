@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use bus_wire::sasl::SaslServer;
-use bus_wire::{Framer, MatchRule, SendQueue};
+use bus_wire::{Framer, SaslServer, SendQueue};
 
 use super::event::{Credentials, Millis, PeerId};
 use super::reply::OpenCalls;
@@ -58,8 +57,6 @@ pub(crate) struct Peer {
     pub(crate) names: Vec<Arc<str>>,
     /// Those of them that it is the primary owner of, in the order in which they became its own.
     pub(crate) owned: Vec<Arc<str>>,
-    /// Match rules in the order in which they were added; equal ones more than once. A monitor's are its filters.
-    pub(crate) rules: Vec<Arc<MatchRule>>,
     pub(crate) calls: OpenCalls,
     pub(crate) peaks: Peaks,
 }
@@ -74,13 +71,17 @@ pub(crate) struct Unique {
 
 impl Unique {
     pub(crate) fn new(number: u64) -> Self {
-        Self { number, name: format!(":1.{number}").into() }
+        Self {
+            number,
+            name: format!(":1.{number}").into(),
+        }
     }
 
     /// The number in a unique name of this bus, in the one spelling that it gives out.
     pub(crate) fn parse(name: &str) -> Option<u64> {
         let digits = name.strip_prefix(":1.")?;
-        let canonical = digits.bytes().all(|b| b.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
+        let canonical =
+            digits.bytes().all(|b| b.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
         if canonical { digits.parse().ok() } else { None }
     }
 }

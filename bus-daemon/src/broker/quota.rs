@@ -13,22 +13,11 @@ pub(crate) struct Stats {
     pub(crate) active: u32,
     /// Peers that have not.
     pub(crate) incomplete: u32,
-    /// Match rules, and filters of monitors.
-    pub(crate) rules: u32,
     pub(crate) peak_rules: u32,
     pub(crate) peak_names: u32,
 }
 
 impl Stats {
-    pub(super) fn add_rules(&mut self, count: usize) {
-        self.rules = self.rules.saturating_add(count as u32);
-        self.peak_rules = self.peak_rules.max(self.rules);
-    }
-
-    pub(super) fn remove_rules(&mut self, count: usize) {
-        self.rules = self.rules.saturating_sub(count as u32);
-    }
-
     pub(super) fn note_names(&mut self, count: usize) {
         self.peak_names = self.peak_names.max(count as u32);
     }
@@ -51,7 +40,9 @@ impl Broker {
     /// Stops and resumes reading from a peer that does not read: its own calls would fill its queue with answers.
     pub(super) fn regulate(&mut self, id: PeerId) {
         let limit = self.config.limits.max_outgoing_bytes;
-        let Some(peer) = self.peers.get_mut(id) else { return };
+        let Some(peer) = self.peers.get_mut(id) else {
+            return;
+        };
         let queued = peer.out.len();
         if queued <= limit {
             peer.is_congested = false;
@@ -70,7 +61,11 @@ impl Broker {
         let is_full = u64::from(self.stats.incomplete) >= self.config.limits.max_incomplete_connections;
         if is_full != self.is_accepting_stopped {
             self.is_accepting_stopped = is_full;
-            self.actions.push_back(if is_full { Action::StopAccepting } else { Action::ResumeAccepting });
+            self.actions.push_back(if is_full {
+                Action::StopAccepting
+            } else {
+                Action::ResumeAccepting
+            });
         }
     }
 }

@@ -5,8 +5,12 @@
 
 use hashbrown::{HashMap, HashSet};
 
-use super::Seeded;
 use super::event::{Millis, PeerId};
+use super::timer::Deadline;
+use super::{Broker, Seeded};
+
+pub(super) const NO_REPLY: &str = "org.freedesktop.DBus.Error.NoReply";
+pub(super) const DISCONNECTED: &str = "Message recipient disconnected from message bus without replying";
 
 /// An open call as one end knows it: the other end, and the serial that the caller gave it.
 pub(crate) type OpenCall = (PeerId, u32);
@@ -22,7 +26,10 @@ pub(crate) struct OpenCalls {
 
 impl OpenCalls {
     pub(crate) fn new(hasher: Seeded) -> Self {
-        Self { owed: HashMap::with_hasher(hasher.clone()), awaited: HashSet::with_hasher(hasher) }
+        Self {
+            owed: HashMap::with_hasher(hasher.clone()),
+            awaited: HashSet::with_hasher(hasher),
+        }
     }
 
     /// How many calls this peer waits for.
@@ -60,7 +67,11 @@ impl OpenCalls {
 
     /// All that this peer owes, sorted, so that no hash order shows.
     pub(crate) fn owed(&self) -> Vec<(OpenCall, Option<Millis>)> {
-        let mut all: Vec<_> = self.owed.iter().map(|(call, deadline)| (*call, *deadline)).collect();
+        let mut all: Vec<_> = self
+            .owed
+            .iter()
+            .map(|(call, deadline)| (*call, *deadline))
+            .collect();
         all.sort_unstable();
         all
     }
@@ -70,5 +81,78 @@ impl OpenCalls {
         let mut all: Vec<_> = self.awaited.iter().copied().collect();
         all.sort_unstable();
         all
+    }
+}
+
+impl Broker {
+    /// A call that expects a reply was forwarded.
+    pub(super) fn open_call(&mut self, caller: PeerId, callee: PeerId, serial: u32) {
+        let deadline = self
+            .config
+            .limits
+            .reply_timeout
+            .map(|timeout| self.later(timeout));
+        if let Some(peer) = self.peers.get_mut(callee) {
+            peer.calls.owe(caller, serial, deadline);
+        }
+        if let Some(peer) = self.peers.get_mut(caller) {
+            peer.calls.wait(callee, serial);
+        }
+        if let Some(deadline) = deadline {
+            self.deadlines.insert((
+                deadline,
+                Deadline::Reply {
+                    callee,
+                    caller,
+                    serial,
+                },
+            ));
+        }
+    }
+
+    /// Forgets an open call at both ends. False if it is not open.
+    pub(super) fn close_call(&mut self, callee: PeerId, caller: PeerId, serial: u32) -> bool {
+        if let Some(peer) = self.peers.get_mut(caller) {
+            peer.calls.unwait(callee, serial);
+        }
+        let Some(deadline) = self
+            .peers
+            .get_mut(callee)
+            .and_then(|peer| peer.calls.settle(caller, serial))
+        else {
+            return false;
+        };
+        if let Some(deadline) = deadline {
+            self.deadlines.remove(&(
+                deadline,
+                Deadline::Reply {
+                    callee,
+                    caller,
+                    serial,
+                },
+            ));
+        }
+        true
+    }
+
+    pub(super) fn reply_overdue(&mut self, callee: PeerId, caller: PeerId, serial: u32) {
+        if self.close_call(callee, caller, serial) {
+            let text = "Message did not receive a reply (timeout by message bus)";
+            self.send_late_error(caller, serial, NO_REPLY, text);
+        }
+    }
+
+    /// Ends every call that a peer who leaves has a part in. Those who wait for it are told.
+    pub(super) fn drop_calls(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get(id) else { return };
+        let (owed, awaited) = (peer.calls.owed(), peer.calls.awaited());
+        for (callee, serial) in awaited {
+            self.close_call(callee, id, serial);
+        }
+        for ((caller, serial), _) in owed {
+            if self.close_call(id, caller, serial) {
+                self.send_late_error(caller, serial, NO_REPLY, DISCONNECTED);
+            }
+        }
     }
 }

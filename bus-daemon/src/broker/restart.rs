@@ -18,9 +18,11 @@ pub(crate) struct Restart {
     pub(crate) recoveries: u32,
     pub(crate) worker_pid: u32,
     pub(crate) last: LastRestart,
-    /// Who called Upgrade, with the serial of the call (0: it wants no answer), while an upgrade is under way.
-    pub(crate) upgrade_caller: Option<(PeerId, u32)>,
     /// Whether an upgrade is under way, by a call or by a signal.
+    pub(crate) is_upgrading: bool,
+    /// Who called Upgrade and waits for the answer, with the serial of the call.
+    pub(crate) upgrade_caller: Option<(PeerId, u32)>,
+    /// Peers that were lost since the last restart was complete.
     pub(crate) dropped_in_restore: u32,
 }
 
@@ -46,6 +48,7 @@ impl Default for Restart {
             recoveries: 0,
             worker_pid: 0,
             last: LastRestart::default(),
+            is_upgrading: false,
             upgrade_caller: None,
             dropped_in_restore: 0,
         }
@@ -56,12 +59,25 @@ impl Broker {
     /// `Upgrade`: notes the caller, who is answered by whoever serves next, and asks the runtime. `serial` is that of
     /// the call, 0 if it wants no answer. False if an upgrade is under way already.
     pub(crate) fn request_upgrade(&mut self, caller: PeerId, serial: u32, binary: String) -> bool {
-        if self.restart.upgrade_caller.is_some() {
+        if self.restart.is_upgrading {
             return false;
         }
-        self.restart.upgrade_caller = Some((caller, serial));
+        self.restart.is_upgrading = true;
+        self.restart.upgrade_caller = (serial != 0).then_some((caller, serial));
         self.actions.push_back(Action::Upgrade { binary });
         true
+    }
+
+    /// The same by a signal: nobody is answered.
+    pub(super) fn upgrade_requested(&mut self) {
+        if self.restart.is_upgrading {
+            self.warn("an upgrade is under way already".to_owned());
+            return;
+        }
+        self.restart.is_upgrading = true;
+        self.actions.push_back(Action::Upgrade {
+            binary: String::new(),
+        });
     }
 
     pub(super) fn upgrade_refused(&mut self, reason: &str) {
@@ -87,7 +103,9 @@ impl Broker {
                 self.restart.last = last("upgrade", pause, self.peers.len());
                 let generation = self.restart.generation;
                 if let Some((caller, serial)) = self.take_upgrade_caller() {
-                    self.send_late_reply(caller, serial, |w| w.u32(generation));
+                    self.send_late_reply(caller, serial, |w| {
+                        w.u32(generation);
+                    });
                 }
             }
             Start::RolledBack { reason, pause } => {
@@ -103,8 +121,9 @@ impl Broker {
         }
     }
 
-    /// Whoever has called Upgrade and wants an answer.
+    /// The upgrade is over, one way or the other.
     fn take_upgrade_caller(&mut self) -> Option<(PeerId, u32)> {
-        self.restart.upgrade_caller.take().filter(|(_, serial)| *serial != 0)
+        self.restart.is_upgrading = false;
+        self.restart.upgrade_caller.take()
     }
 }

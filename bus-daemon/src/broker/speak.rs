@@ -3,9 +3,10 @@
 use bus_wire::{BodyWriter, Flags, Message, MessageBuilder, MessageError, MessageType};
 use bytes::Bytes;
 
-use super::event::PeerId;
-use super::match_index::Subject;
-use super::{Broker, DRIVER};
+use super::deliver::Transit;
+use super::event::{Fds, PeerId};
+use super::monitor::Addressee;
+use super::{Broker, DRIVER, System};
 
 /// How a peer that has no name yet is addressed, so that monitors see whom an answer was for. As dbus-daemon does.
 pub(super) const NOT_ACTIVE_YET: &str = ":not.active.yet";
@@ -13,8 +14,14 @@ pub(super) const NOT_ACTIVE_YET: &str = ":not.active.yet";
 /// The path of the driver's signals.
 const DRIVER_PATH: &str = "/org/freedesktop/DBus";
 
+/// A buffer that has grown beyond this is not kept.
+const KEPT: usize = 64 * 1024;
+
 /// `org.freedesktop.DBus.Error.LimitsExceeded`
 pub(crate) const LIMITS_EXCEEDED: &str = "org.freedesktop.DBus.Error.LimitsExceeded";
+
+/// `org.freedesktop.DBus.Error.Failed`
+pub(crate) const FAILED: &str = "org.freedesktop.DBus.Error.Failed";
 
 /// Whether whoever sent this waits for an answer (specification, "Message Format", NO_REPLY_EXPECTED).
 pub(crate) fn expects_reply(message: &Message) -> bool {
@@ -41,6 +48,54 @@ impl Broker {
         }
     }
 
+    /// Answers a call with a message that carries descriptors, which are the caller's from now on. A caller that takes
+    /// none must not be answered so.
+    pub(crate) fn send_driver_reply_with_fds(
+        &mut self,
+        caller: PeerId,
+        call: &Message,
+        fds: Fds,
+        system: &mut dyn System,
+        body: impl FnOnce(&mut BodyWriter),
+    ) {
+        let Some(peer) = self
+            .peers
+            .get(caller)
+            .filter(|peer| peer.takes_fds && expects_reply(call))
+        else {
+            return self.close_fds(fds);
+        };
+        let destination = peer.unique_name().to_owned();
+        let built = MessageBuilder::method_return(call.serial())
+            .destination(&destination)
+            .sender(DRIVER)
+            .flags(Flags::NO_REPLY_EXPECTED)
+            .serial(self.next_driver_serial())
+            .unix_fds(fds.len() as u32)
+            .body(body)
+            .build()
+            .and_then(|bytes| Message::parse(Bytes::from(bytes)));
+        match built {
+            Ok(message) => {
+                let transit = Transit {
+                    message: &message,
+                    head: message.bytes(),
+                    tail: None,
+                };
+                self.capture(None, Addressee::Peer(caller), transit, &fds, system);
+                if self.may_push(caller) {
+                    self.push(caller, transit, fds);
+                } else {
+                    self.close_fds(fds);
+                }
+            }
+            Err(error) => {
+                self.close_fds(fds);
+                self.send_driver_error(caller, call, LIMITS_EXCEEDED, &error.to_string());
+            }
+        }
+    }
+
     /// Answers a call of which only the serial was kept.
     pub(crate) fn send_late_reply(
         &mut self,
@@ -48,9 +103,7 @@ impl Broker {
         reply_serial: u32,
         body: impl FnOnce(&mut BodyWriter),
     ) {
-        let built = self.speak(caller, |destination| {
-            MessageBuilder::method_return(reply_serial).destination(destination).body(body)
-        });
+        let built = self.speak(caller, MessageBuilder::method_return(reply_serial).body(body));
         if let Err(error) = built {
             self.send_late_error(caller, reply_serial, LIMITS_EXCEEDED, &error.to_string());
         }
@@ -58,20 +111,18 @@ impl Broker {
 
     /// Answers a call of which only the serial was kept, with an error.
     pub(crate) fn send_late_error(&mut self, caller: PeerId, reply_serial: u32, name: &str, text: &str) {
-        let built = self.speak(caller, |destination| {
-            MessageBuilder::error(name, reply_serial).destination(destination).body(|w| w.str(text))
+        let error = MessageBuilder::error(name, reply_serial).body(|w| {
+            w.str(text);
         });
-        if let Err(error) = built {
+        if let Err(error) = self.speak(caller, error) {
             self.warn(format!("an error reply could not be built: {error}"));
         }
     }
 
     /// Sends a signal of the interface `org.freedesktop.DBus` to one peer.
     pub(crate) fn send_signal_to(&mut self, peer: PeerId, member: &str, body: impl FnOnce(&mut BodyWriter)) {
-        let built = self.speak(peer, |destination| {
-            MessageBuilder::signal(DRIVER_PATH, DRIVER, member).destination(destination).body(body)
-        });
-        if let Err(error) = built {
+        let signal = MessageBuilder::signal(DRIVER_PATH, DRIVER, member).body(body);
+        if let Err(error) = self.speak(peer, signal) {
             self.warn(format!("the signal {member} could not be built: {error}"));
         }
     }
@@ -101,10 +152,9 @@ impl Broker {
             .and_then(|bytes| Message::parse(Bytes::from(bytes)));
         match built {
             Ok(message) => {
-                let subject = Subject { message: &message, sender: DRIVER, sender_names: &[], destination: None };
-                self.capture_own(&subject);
+                self.capture_own(Addressee::All, &message);
                 let mut receivers = std::mem::take(&mut self.scratch.receivers);
-                self.matches.collect(&subject, &mut receivers);
+                self.collect(&self.matches, None, Addressee::All, &message, &mut receivers);
                 for receiver in receivers.drain(..) {
                     self.push_own(receiver, message.bytes());
                 }
@@ -119,13 +169,11 @@ impl Broker {
         self.driver_serial
     }
 
-    /// Builds a message for one peer and queues it, with copies for the monitors.
-    fn speak<'a>(
-        &mut self,
-        to: PeerId,
-        build: impl FnOnce(&str) -> MessageBuilder<'a>,
-    ) -> Result<(), MessageError> {
-        let Some(peer) = self.peers.get(to) else { return Ok(()) };
+    /// Completes a message for one peer and queues it, with copies for the monitors.
+    fn speak(&mut self, to: PeerId, message: MessageBuilder<'_>) -> Result<(), MessageError> {
+        let Some(peer) = self.peers.get(to) else {
+            return Ok(());
+        };
         let destination = match &peer.unique {
             Some(unique) => unique.name.clone(),
             None => NOT_ACTIVE_YET.into(),
@@ -133,7 +181,8 @@ impl Broker {
         let serial = self.next_driver_serial();
         let mut speech = std::mem::take(&mut self.scratch.speech);
         speech.clear();
-        let built = build(&destination)
+        let built = message
+            .destination(&destination)
             .sender(DRIVER)
             .flags(Flags::NO_REPLY_EXPECTED)
             .serial(serial)
@@ -142,14 +191,12 @@ impl Broker {
             if !self.monitors.is_empty()
                 && let Ok(message) = Message::parse(Bytes::copy_from_slice(&speech))
             {
-                self.capture_own(&Subject {
-                    message: &message,
-                    sender: DRIVER,
-                    sender_names: &[],
-                    destination: Some(to),
-                });
+                self.capture_own(Addressee::Peer(to), &message);
             }
             self.push_own(to, &speech);
+        }
+        if speech.capacity() > KEPT {
+            speech = Vec::new();
         }
         self.scratch.speech = speech;
         built

@@ -1,96 +1,95 @@
 //! Match rules of peers, and what monitors want to see.
 
-use std::sync::Arc;
-
 use bus_wire::MatchRule;
 
 use super::Broker;
 use super::event::PeerId;
 use super::peer::Phase;
 
-/// Why a match rule was not added.
+/// The peer is at `max_match_rules_per_connection`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum RuleError {
-    /// The peer is at `max_match_rules_per_connection`.
-    TooMany,
-    /// The rule says `eavesdrop='true'` and the policy does not let peers eavesdrop.
-    EavesdropDenied,
-}
+pub(crate) struct TooManyRules;
 
 impl Broker {
     /// `AddMatch`. Equal rules are counted: each needs a `RemoveMatch` of its own.
-    pub(crate) fn add_match(&mut self, id: PeerId, rule: MatchRule) -> Result<(), RuleError> {
+    ///
+    /// A rule with `eavesdrop='true'` is always taken, as by dbus-daemon; where the policy does not let peers eavesdrop
+    /// it matches no more than it would without.
+    pub(crate) fn add_match(&mut self, id: PeerId, rule: MatchRule) -> Result<(), TooManyRules> {
         let limit = self.config.limits.max_match_rules_per_connection;
-        if rule.eavesdrop == Some(true) && !self.config.eavesdrop_allowed {
-            return Err(RuleError::EavesdropDenied);
+        let count = self.matches.count(id);
+        if count as u64 >= limit {
+            return Err(TooManyRules);
         }
-        let Some(peer) = self.peers.get_mut(id) else { return Ok(()) };
-        if peer.rules.len() as u64 >= limit {
-            return Err(RuleError::TooMany);
-        }
-        let rule = Arc::new(rule);
-        peer.rules.push(rule.clone());
-        peer.peaks.rules = peer.peaks.rules.max(peer.rules.len() as u32);
-        self.index_rule(id, &rule);
-        self.stats.add_rules(1);
+        let Some(peer) = self.peers.get_mut(id) else {
+            return Ok(());
+        };
+        peer.peaks.rules = peer.peaks.rules.max(count as u32 + 1);
+        self.index_rule(id, rule);
+        self.note_rules();
         Ok(())
     }
 
-    /// `RemoveMatch`: the newest equal rule of this peer. False if it has none.
+    /// `RemoveMatch`: one equal rule of this peer. False if it has none.
     pub(crate) fn remove_match(&mut self, id: PeerId, rule: &MatchRule) -> bool {
-        let Some(peer) = self.peers.get_mut(id) else { return false };
-        let Some(place) = peer.rules.iter().rposition(|held| **held == *rule) else { return false };
-        let rule = peer.rules.remove(place);
-        self.unindex_rule(id, &rule);
-        self.stats.remove_rules(1);
-        true
+        if rule.eavesdrop {
+            self.eavesdroppers.remove(id, rule);
+        }
+        self.matches.remove(id, rule)
     }
 
-    /// `BecomeMonitor`, after the answer was sent: the peer loses its names and match rules, and sees from now on all
-    /// that matches one of `rules` (or everything, without a rule), whatever its destination.
+    /// `BecomeMonitor`: the peer loses its names, match rules and open calls, and sees from now on all that matches one
+    /// of `rules` (everything, if there is none), whatever its destination (specification,
+    /// "org.freedesktop.DBus.Monitoring.BecomeMonitor").
     /// The number of rules must be within `max_match_rules_per_connection`.
     pub(crate) fn begin_monitoring(&mut self, id: PeerId, rules: Vec<MatchRule>) {
         self.drop_rules(id);
-        self.drop_calls(id);
-        let rules: Vec<Arc<MatchRule>> =
-            if rules.is_empty() { vec![Arc::default()] } else { rules.into_iter().map(Arc::new).collect() };
-        for rule in &rules {
+        let Some(peer) = self.peers.get_mut(id) else {
+            return;
+        };
+        peer.phase = Phase::Monitor;
+        let rules = if rules.is_empty() {
+            vec![MatchRule::default()]
+        } else {
+            rules
+        };
+        for rule in rules {
             self.monitors.add(id, rule);
         }
-        self.stats.add_rules(rules.len());
-        if let Some(peer) = self.peers.get_mut(id) {
-            peer.phase = Phase::Monitor;
-            peer.rules = rules;
-        }
+        self.note_rules();
         self.release_all_names(id);
+        self.drop_calls(id);
     }
 
-    pub(super) fn index_rule(&mut self, id: PeerId, rule: &Arc<MatchRule>) {
+    /// The match rules of a peer, or the filters of a monitor, in the order in which they were added.
+    pub(crate) fn rules_of(&self, id: PeerId) -> impl Iterator<Item = &MatchRule> {
+        let is_monitor = self.peers.get(id).is_some_and(super::Peer::is_monitor);
+        if is_monitor {
+            self.monitors.rules_of(id)
+        } else {
+            self.matches.rules_of(id)
+        }
+    }
+
+    /// All match rules of the bus, and filters of monitors.
+    pub(crate) fn rule_count(&self) -> usize {
+        self.matches.len() + self.monitors.len()
+    }
+
+    pub(super) fn index_rule(&mut self, id: PeerId, rule: MatchRule) {
+        if rule.eavesdrop {
+            self.eavesdroppers.add(id, rule.clone());
+        }
         self.matches.add(id, rule);
-        if rule.eavesdrop == Some(true) {
-            self.eavesdroppers.add(id, rule);
-        }
     }
 
-    fn unindex_rule(&mut self, id: PeerId, rule: &MatchRule) {
-        self.matches.remove(id, rule);
-        if rule.eavesdrop == Some(true) {
-            self.eavesdroppers.remove(id, rule);
-        }
-    }
-
-    /// Takes away all rules of a peer, or all filters of a monitor.
     pub(super) fn drop_rules(&mut self, id: PeerId) {
-        let Some(peer) = self.peers.get_mut(id) else { return };
-        let is_monitor = peer.is_monitor();
-        let rules = std::mem::take(&mut peer.rules);
-        for rule in &rules {
-            if is_monitor {
-                self.monitors.remove(id, rule);
-            } else {
-                self.unindex_rule(id, rule);
-            }
-        }
-        self.stats.remove_rules(rules.len());
+        self.matches.remove_peer(id);
+        self.eavesdroppers.remove_peer(id);
+        self.monitors.remove_peer(id);
+    }
+
+    pub(super) fn note_rules(&mut self) {
+        self.stats.peak_rules = self.stats.peak_rules.max(self.rule_count() as u32);
     }
 }

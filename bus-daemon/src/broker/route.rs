@@ -1,0 +1,373 @@
+//! From a peer's bytes to the send queues of others (specification, "Message Bus Message Routing").
+
+use bus_wire::{Message, MessageType, stitch_header};
+use bytes::Bytes;
+
+use super::deliver::{SHARED, Transit};
+use super::event::{Fds, PeerId};
+use super::monitor::Addressee;
+use super::peer::Phase;
+use super::reply::{DISCONNECTED, NO_REPLY};
+use super::speak::{LIMITS_EXCEEDED, NOT_ACTIVE_YET};
+use super::timer::Deadline;
+use super::{Broker, DRIVER, System};
+use crate::config::Traffic;
+use crate::driver;
+
+const ACCESS_DENIED: &str = "org.freedesktop.DBus.Error.AccessDenied";
+const NAME_HAS_NO_OWNER: &str = "org.freedesktop.DBus.Error.NameHasNoOwner";
+const NOT_SUPPORTED: &str = "org.freedesktop.DBus.Error.NotSupported";
+const SERVICE_UNKNOWN: &str = "org.freedesktop.DBus.Error.ServiceUnknown";
+const UNKNOWN_METHOD: &str = "org.freedesktop.DBus.Error.UnknownMethod";
+
+const PEER_INTERFACE: &str = "org.freedesktop.DBus.Peer";
+
+impl Broker {
+    pub(super) fn receive(&mut self, id: PeerId, data: Bytes, fds: Fds, system: &mut dyn System) {
+        let Some(peer) = self.peers.get_mut(id) else {
+            return self.close_fds(fds);
+        };
+        if matches!(peer.phase, Phase::Authenticating(_)) {
+            return self.authenticate(id, data, fds, system);
+        }
+        if !fds.is_empty() && !peer.takes_fds {
+            self.close_fds(fds);
+            let reason = "it sent file descriptors without having negotiated it (NEGOTIATE_UNIX_FD)";
+            return self.disconnect(id, reason.to_owned(), true);
+        }
+        peer.framer.push(data, fds);
+        self.route_input(id, system);
+    }
+
+    pub(super) fn receive_large(&mut self, id: PeerId, prefix: Bytes, fds: Fds, system: &mut dyn System) {
+        let Some(peer) = self.peers.get_mut(id) else {
+            return self.close_fds(fds);
+        };
+        if !fds.is_empty() && !peer.takes_fds {
+            self.close_fds(fds);
+            let reason = "it sent file descriptors without having negotiated it (NEGOTIATE_UNIX_FD)";
+            return self.disconnect(id, reason.to_owned(), true);
+        }
+        peer.framer.push_large(prefix, fds);
+        self.route_input(id, system);
+    }
+
+    /// Routes every message that has arrived completely.
+    fn route_input(&mut self, id: PeerId, system: &mut dyn System) {
+        loop {
+            let Some(peer) = self.peers.get_mut(id) else {
+                return;
+            };
+            match peer.framer.next() {
+                Ok(Some(framed)) => self.dispatch(id, &framed.message, framed.fds, system),
+                Ok(None) => break,
+                Err(error) => return self.disconnect(id, error.to_string(), true),
+            }
+            self.bury_condemned();
+        }
+        self.watch_pending_fds(id);
+        self.regulate(id);
+    }
+
+    /// Descriptors whose message has not arrived completely are limited in number and time.
+    fn watch_pending_fds(&mut self, id: PeerId) {
+        let deadline = self.later(self.config.limits.pending_fd_timeout);
+        let Some(peer) = self.peers.get_mut(id) else {
+            return;
+        };
+        let pending = peer.framer.pending_fds() as u64;
+        if pending > self.config.limits.max_incoming_unix_fds {
+            return self.disconnect(id, format!("{pending} file descriptors without a message"), true);
+        }
+        match (pending > 0, peer.fds_deadline) {
+            (true, None) => {
+                peer.fds_deadline = Some(deadline);
+                self.deadlines.insert((deadline, Deadline::Fds(id)));
+            }
+            (false, Some(deadline)) => {
+                peer.fds_deadline = None;
+                self.deadlines.remove(&(deadline, Deadline::Fds(id)));
+            }
+            (true, Some(_)) | (false, None) => {}
+        }
+    }
+
+    /// Deals with one message, completely.
+    fn dispatch(&mut self, id: PeerId, message: &Message, fds: Fds, system: &mut dyn System) {
+        let Some(peer) = self.peers.get(id) else {
+            return self.close_fds(fds);
+        };
+        if let Err(reason) = self.may_send(&peer.phase, message) {
+            self.close_fds(fds);
+            return self.disconnect(id, reason, true);
+        }
+        if let MessageType::Unknown(_) = message.message_type() {
+            // "Unknown types must be ignored."
+            return self.close_fds(fds);
+        }
+        if self.config.traffic == Traffic::Nothing {
+            return self.close_fds(fds);
+        }
+        let addressee = match message.destination() {
+            None => Addressee::All,
+            Some(DRIVER) => Addressee::Driver,
+            Some(name) => self.resolve(name).map_or(Addressee::Nobody, Addressee::Peer),
+        };
+        let mut head = std::mem::take(&mut self.scratch.head);
+        head.clear();
+        let sender = peer.unique.as_ref().map_or(NOT_ACTIVE_YET, |unique| &unique.name);
+        let is_copied =
+            !matches!(addressee, Addressee::Driver) || !self.monitors.is_empty() || self.may_eavesdrop();
+        let stitched = if is_copied {
+            stitch_header(message, sender, &mut head)
+        } else {
+            Ok(())
+        };
+        match stitched {
+            Ok(()) => {
+                let tail = (message.body_bytes().len() >= SHARED).then(|| message.body_slice());
+                if tail.is_none() {
+                    head.extend_from_slice(message.body_bytes());
+                }
+                let transit = Transit {
+                    message,
+                    head: &head,
+                    tail: tail.as_ref(),
+                };
+                self.forward(id, addressee, transit, fds, system);
+            }
+            Err(error) => {
+                let text = format!("{sender}: a message cannot be forwarded: {error}");
+                self.close_fds(fds);
+                self.warn(text);
+                self.send_driver_error(id, message, LIMITS_EXCEEDED, &error.to_string());
+            }
+        }
+        self.scratch.head = head;
+    }
+
+    /// What a peer may not send at all.
+    fn may_send(&self, phase: &Phase, message: &Message) -> Result<(), String> {
+        let is_hello = message.message_type() == MessageType::MethodCall
+            && message.destination() == Some(DRIVER)
+            && message.member() == Some("Hello")
+            && message.interface().is_none_or(|interface| interface == DRIVER);
+        match phase {
+            Phase::Authenticating(_) | Phase::Greeting if !is_hello => {
+                return Err("its first message was not Hello".to_owned());
+            }
+            Phase::Monitor => return Err("it is a monitor, and sent a message".to_owned()),
+            Phase::Authenticating(_) | Phase::Greeting | Phase::Active => {}
+        }
+        let limit = self.config.limits.max_message_unix_fds;
+        if u64::from(message.unix_fds()) > limit {
+            return Err(format!("a message with more than {limit} file descriptors"));
+        }
+        Ok(())
+    }
+
+    fn forward(
+        &mut self,
+        id: PeerId,
+        addressee: Addressee,
+        transit: Transit<'_>,
+        fds: Fds,
+        system: &mut dyn System,
+    ) {
+        let message = transit.message;
+        self.capture(Some(id), addressee, transit, &fds, system);
+        match addressee {
+            Addressee::Peer(to) => self.unicast(id, to, transit, fds, system),
+            Addressee::Driver => {
+                if message.message_type() == MessageType::MethodCall {
+                    driver::handle_call(self, id, message, system);
+                }
+                self.eavesdrop(id, addressee, transit, &fds, system);
+                self.close_fds(fds);
+            }
+            Addressee::Nobody => {
+                self.close_fds(fds);
+                self.refuse_unowned(id, message);
+            }
+            Addressee::All => match message.message_type() {
+                MessageType::Signal => {
+                    let mut receivers = std::mem::take(&mut self.scratch.receivers);
+                    self.collect(&self.matches, Some(id), addressee, message, &mut receivers);
+                    self.push_copies(&receivers, transit, &fds, system);
+                    receivers.clear();
+                    self.scratch.receivers = receivers;
+                    self.close_fds(fds);
+                }
+                MessageType::MethodCall => {
+                    self.close_fds(fds);
+                    if message.interface() == Some(PEER_INTERFACE) {
+                        driver::handle_call(self, id, message, system);
+                    } else {
+                        let text = format!(
+                            "Method \"{}\" with signature \"{}\" on interface \"{}\" doesn't exist\n",
+                            message.member().unwrap_or_default(),
+                            message.signature(),
+                            message.interface().unwrap_or("(null)"),
+                        );
+                        self.send_driver_error(id, message, UNKNOWN_METHOD, &text);
+                    }
+                }
+                MessageType::MethodReturn | MessageType::Error | MessageType::Unknown(_) => {
+                    self.close_fds(fds)
+                }
+            },
+        }
+    }
+
+    /// A message to one peer. A call opens a reply, a reply passes only if it closes one.
+    fn unicast(&mut self, id: PeerId, to: PeerId, transit: Transit<'_>, fds: Fds, system: &mut dyn System) {
+        let message = transit.message;
+        let serial = message.serial().get();
+        let replies_to = message
+            .message_type()
+            .is_reply()
+            .then(|| message.reply_serial())
+            .flatten();
+        if message.message_type().is_reply() {
+            let is_awaited = replies_to.is_some_and(|serial| {
+                self.peers
+                    .get(id)
+                    .is_some_and(|peer| peer.calls.owes(to, serial.get()))
+            });
+            if !is_awaited && !self.config.unrequested_replies_allowed {
+                return self.close_fds(fds);
+            }
+        }
+        if let Err((name, text)) = self.may_receive(id, to, message, &fds) {
+            self.close_fds(fds);
+            if message.message_type().is_reply() && name == LIMITS_EXCEEDED {
+                // It would wait for ever for the answer it asked for.
+                self.condemn(to, "it does not read the replies to its calls".to_owned());
+            } else {
+                self.send_driver_error(id, message, name, text);
+            }
+            return;
+        }
+        if let Some(serial) = replies_to {
+            self.close_call(id, to, serial.get());
+        } else if super::speak::expects_reply(message) {
+            self.open_call(id, to, serial);
+        }
+        // The eavesdroppers' copies are made while the descriptors are still known.
+        let kept = if self.may_eavesdrop() {
+            fds.clone()
+        } else {
+            Fds::new()
+        };
+        self.push(to, transit, fds);
+        self.eavesdrop(id, Addressee::Peer(to), transit, &kept, system);
+    }
+
+    /// Why a message may not go to a peer: the name of the error, and what it says (both as dbus-daemon's).
+    fn may_receive(
+        &mut self,
+        id: PeerId,
+        to: PeerId,
+        message: &Message,
+        fds: &Fds,
+    ) -> Result<(), (&'static str, &'static str)> {
+        let Some(receiver) = self.peers.get(to) else {
+            return Ok(());
+        };
+        if receiver.is_condemned {
+            return Err((NO_REPLY, DISCONNECTED));
+        }
+        if !fds.is_empty() && !receiver.takes_fds {
+            return Err((
+                NOT_SUPPORTED,
+                "Tried to send message with Unix file descriptors to a client that doesn't support that.",
+            ));
+        }
+        if super::speak::expects_reply(message) {
+            let limit = self.config.limits.max_replies_per_connection;
+            let Some(sender) = self.peers.get(id) else {
+                return Ok(());
+            };
+            if receiver.calls.owes(id, message.serial().get()) {
+                return Err((
+                    ACCESS_DENIED,
+                    "Message has the same reply serial as a currently-outstanding existing method call",
+                ));
+            }
+            if sender.calls.awaited_count() as u64 >= limit {
+                return Err((
+                    LIMITS_EXCEEDED,
+                    "The maximum number of pending replies per connection has been reached",
+                ));
+            }
+        }
+        if self.is_full(to) {
+            self.note_congested(to);
+            return Err((LIMITS_EXCEEDED, "Rejected: destination has a full message queue"));
+        }
+        Ok(())
+    }
+
+    /// One line in the log each time that messages for a peer begin to be refused.
+    fn note_congested(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(id) else {
+            return;
+        };
+        if !peer.is_congested {
+            peer.is_congested = true;
+            let text = format!(
+                "{}: it does not read; messages for it are refused",
+                peer.unique_name()
+            );
+            self.warn(text);
+        }
+    }
+
+    /// Whether anybody may see unicast messages of others by a match rule.
+    fn may_eavesdrop(&self) -> bool {
+        self.config.eavesdrop_allowed && !self.eavesdroppers.is_empty()
+    }
+
+    /// Copies of a unicast message for those whose match rule says `eavesdrop='true'`.
+    fn eavesdrop(
+        &mut self,
+        id: PeerId,
+        addressee: Addressee,
+        transit: Transit<'_>,
+        fds: &Fds,
+        system: &mut dyn System,
+    ) {
+        if !self.may_eavesdrop() {
+            return;
+        }
+        let mut receivers = std::mem::take(&mut self.scratch.receivers);
+        self.collect(
+            &self.eavesdroppers,
+            Some(id),
+            addressee,
+            transit.message,
+            &mut receivers,
+        );
+        if let Addressee::Peer(to) = addressee {
+            receivers.retain(|receiver| *receiver != to);
+        }
+        self.push_copies(&receivers, transit, fds, system);
+        receivers.clear();
+        self.scratch.receivers = receivers;
+    }
+
+    /// Nobody owns the name that a message is for.
+    fn refuse_unowned(&mut self, id: PeerId, message: &Message) {
+        let name = message.destination().unwrap_or_default();
+        if message.flags().contains(bus_wire::Flags::NO_AUTO_START) {
+            let text = format!("Name \"{name}\" does not exist");
+            self.send_driver_error(id, message, NAME_HAS_NO_OWNER, &text);
+        } else if self.config.services.iter().any(|service| service.name == name) {
+            let text = format!("The name {name} is not owned, and this bus does not start services yet");
+            self.send_driver_error(id, message, SERVICE_UNKNOWN, &text);
+        } else {
+            let text = format!("The name {name} was not provided by any .service files");
+            self.send_driver_error(id, message, SERVICE_UNKNOWN, &text);
+        }
+    }
+}
