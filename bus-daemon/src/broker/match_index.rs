@@ -102,7 +102,9 @@ impl MatchIndex {
     /// A peer's rules in the order in which they were added, repeated ones included.
     pub(crate) fn rules_of(&self, peer: PeerId) -> impl Iterator<Item = &MatchRule> {
         let ids = self.peers.get(&peer).map_or(&[][..], |ids| ids);
-        ids.iter().filter_map(|id| self.slots[*id as usize].as_ref()).map(|slot| &slot.rule)
+        ids.iter()
+            .filter_map(|id| self.slots[*id as usize].as_ref())
+            .map(|slot| &slot.rule)
     }
 
     /// Adds a rule to a peer's.
@@ -110,8 +112,13 @@ impl MatchIndex {
         let id = self.intern(rule);
         self.peers.entry(peer).or_default().push(id);
         self.len += 1;
-        let Some(slot) = &mut self.slots[id as usize] else { return };
-        match slot.subscribers.binary_search_by_key(&peer, |subscriber| subscriber.peer) {
+        let Some(slot) = &mut self.slots[id as usize] else {
+            return;
+        };
+        match slot
+            .subscribers
+            .binary_search_by_key(&peer, |subscriber| subscriber.peer)
+        {
             Ok(place) => slot.subscribers[place].count += 1,
             Err(place) => slot.subscribers.insert(place, Subscriber { peer, count: 1 }),
         }
@@ -120,8 +127,12 @@ impl MatchIndex {
     /// Removes one rule that equals this one from the peer's own (CVE-2006-6107); false if it has none.
     pub(crate) fn remove(&mut self, peer: PeerId, rule: &MatchRule) -> bool {
         let Some(id) = self.find(rule) else { return false };
-        let Some(ids) = self.peers.get_mut(&peer) else { return false };
-        let Some(place) = ids.iter().position(|other| *other == id) else { return false };
+        let Some(ids) = self.peers.get_mut(&peer) else {
+            return false;
+        };
+        let Some(place) = ids.iter().position(|other| *other == id) else {
+            return false;
+        };
         ids.remove(place);
         if ids.is_empty() {
             self.peers.remove(&peer);
@@ -145,7 +156,9 @@ impl MatchIndex {
         let mut sorted = peers.is_empty();
         for table in &self.tables {
             probe.look_up(table, &self.hasher, |id, sender| {
-                let Some(slot) = &self.slots[id as usize] else { return };
+                let Some(slot) = &self.slots[id as usize] else {
+                    return;
+                };
                 if rule::matches(&slot.rule, facts, sender, &body) {
                     sorted &= peers.is_empty();
                     peers.extend(slot.subscribers.iter().map(|subscriber| subscriber.peer));
@@ -161,7 +174,13 @@ impl MatchIndex {
 
     fn find(&self, rule: &MatchRule) -> Option<RuleId> {
         let hash = self.hasher.rule(rule);
-        self.interned.find(hash, |id| self.slots[*id as usize].as_ref().is_some_and(|slot| slot.rule == *rule)).copied()
+        self.interned
+            .find(hash, |id| {
+                self.slots[*id as usize]
+                    .as_ref()
+                    .is_some_and(|slot| slot.rule == *rule)
+            })
+            .copied()
     }
 
     /// The slot of this rule, a new one if it is not known yet.
@@ -171,7 +190,11 @@ impl MatchIndex {
         }
         let key = self.hasher.key(&rule);
         let hash = self.hasher.rule(&rule);
-        let slot = Slot { rule, hash, subscribers: SmallVec::new() };
+        let slot = Slot {
+            rule,
+            hash,
+            subscribers: SmallVec::new(),
+        };
         let id = match self.free.pop() {
             Some(id) => {
                 self.slots[id as usize] = Some(slot);
@@ -183,7 +206,9 @@ impl MatchIndex {
             }
         };
         let slots = &self.slots;
-        self.interned.insert_unique(hash, id, |id| slots[*id as usize].as_ref().map_or(0, |slot| slot.hash));
+        self.interned.insert_unique(hash, id, |id| {
+            slots[*id as usize].as_ref().map_or(0, |slot| slot.hash)
+        });
         self.file(&key, id);
         id
     }
@@ -192,10 +217,14 @@ impl MatchIndex {
         if let Some(sender) = key.sender {
             *self.senders.entry(sender).or_insert(0) += 1;
         }
-        let place = self.tables.iter().position(|table| table.mask == key.mask).unwrap_or_else(|| {
-            self.tables.push(Table::new(key.mask));
-            self.tables.len() - 1
-        });
+        let place = self
+            .tables
+            .iter()
+            .position(|table| table.mask == key.mask)
+            .unwrap_or_else(|| {
+                self.tables.push(Table::new(key.mask));
+                self.tables.len() - 1
+            });
         self.tables[place].insert(key, id);
     }
 
@@ -218,8 +247,15 @@ impl MatchIndex {
 
     /// Takes one of a peer's rules back; frees the slot with the last.
     fn release(&mut self, peer: PeerId, id: RuleId) {
-        let Some(slot) = &mut self.slots[id as usize] else { return };
-        let Ok(place) = slot.subscribers.binary_search_by_key(&peer, |subscriber| subscriber.peer) else { return };
+        let Some(slot) = &mut self.slots[id as usize] else {
+            return;
+        };
+        let Ok(place) = slot
+            .subscribers
+            .binary_search_by_key(&peer, |subscriber| subscriber.peer)
+        else {
+            return;
+        };
         self.len -= 1;
         slot.subscribers[place].count -= 1;
         if slot.subscribers[place].count > 0 {
@@ -229,7 +265,9 @@ impl MatchIndex {
         if !slot.subscribers.is_empty() {
             return;
         }
-        let Some(slot) = self.slots[id as usize].take() else { return };
+        let Some(slot) = self.slots[id as usize].take() else {
+            return;
+        };
         if let Ok(place) = self.interned.find_entry(slot.hash, |other| *other == id) {
             place.remove();
         }
@@ -262,7 +300,8 @@ impl<'a> Probe<'a> {
             arg0_depth = arg0_depth.max(table.arg0_depths.max());
         }
         let hash = |condition, text: Option<&str>| {
-            text.filter(|_| wanted.has(condition)).map(|text| hasher.text(text))
+            text.filter(|_| wanted.has(condition))
+                .map(|text| hasher.text(text))
         };
         let message = facts.message;
         let needs_arg0 = wanted.has(Mask::ARG0) || wanted.has(Mask::ARG0_NAMESPACE);
@@ -278,7 +317,9 @@ impl<'a> Probe<'a> {
         };
         if wanted.has(Mask::SENDER) {
             let hashes = facts.sender_names.iter().map(|name| (*name, hasher.text(name)));
-            probe.senders.extend(hashes.filter(|(_, hash)| index.senders.contains_key(hash)));
+            probe
+                .senders
+                .extend(hashes.filter(|(_, hash)| index.senders.contains_key(hash)));
         }
         if let Some(path) = message.path().filter(|_| wanted.has(Mask::PATH_NAMESPACE)) {
             probe.path_prefixes = hasher.path_prefixes(path, path_depth);
@@ -293,8 +334,11 @@ impl<'a> Probe<'a> {
     fn look_up(&self, table: &Table, hasher: &Hasher, mut candidate: impl FnMut(RuleId, Option<&'a str>)) {
         let mask = table.mask;
         let mut hash = hasher.start();
-        for (condition, value) in [(Mask::INTERFACE, self.interface), (Mask::MEMBER, self.member), (Mask::PATH, self.path)]
-        {
+        for (condition, value) in [
+            (Mask::INTERFACE, self.interface),
+            (Mask::MEMBER, self.member),
+            (Mask::PATH, self.path),
+        ] {
             if mask.has(condition) {
                 let Some(value) = value else { return };
                 hash = fold(hash, value);
@@ -306,7 +350,10 @@ impl<'a> Probe<'a> {
                 return;
             }
             for (name, sender) in &self.senders {
-                table.find(fold(hash, *sender)).iter().for_each(|id| candidate(*id, Some(name)));
+                table
+                    .find(fold(hash, *sender))
+                    .iter()
+                    .for_each(|id| candidate(*id, Some(name)));
             }
         };
         let mut with_arg0 = |mut hash: u64| {
@@ -317,14 +364,22 @@ impl<'a> Probe<'a> {
             if !mask.has(Mask::ARG0_NAMESPACE) {
                 return with_sender(hash);
             }
-            for prefix in table.arg0_depths.iter().map_while(|depth| self.arg0_prefixes.get(depth)) {
+            for prefix in table
+                .arg0_depths
+                .iter()
+                .map_while(|depth| self.arg0_prefixes.get(depth))
+            {
                 with_sender(fold(hash, *prefix));
             }
         };
         if !mask.has(Mask::PATH_NAMESPACE) {
             return with_arg0(hash);
         }
-        for prefix in table.path_depths.iter().map_while(|depth| self.path_prefixes.get(depth)) {
+        for prefix in table
+            .path_depths
+            .iter()
+            .map_while(|depth| self.path_prefixes.get(depth))
+        {
             with_arg0(fold(hash, *prefix));
         }
     }

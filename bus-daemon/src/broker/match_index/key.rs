@@ -91,7 +91,13 @@ impl Hasher {
     }
 
     pub(super) fn key(&self, rule: &MatchRule) -> Key {
-        let mut key = Key { mask: Mask::default(), hash: self.start, sender: None, path_depth: 0, arg0_depth: 0 };
+        let mut key = Key {
+            mask: Mask::default(),
+            hash: self.start,
+            sender: None,
+            path_depth: 0,
+            arg0_depth: 0,
+        };
         if let Some(interface) = &rule.interface {
             key.add(Mask::INTERFACE, self.text(interface));
         }
@@ -101,7 +107,8 @@ impl Hasher {
         match &rule.path {
             Some(PathCondition::Exact(path)) => key.add(Mask::PATH, self.text(path)),
             Some(PathCondition::Namespace(root)) => {
-                key.path_depth = key.add_namespace(Mask::PATH_NAMESPACE, &self.path_prefixes(root, usize::MAX));
+                key.path_depth =
+                    key.add_namespace(Mask::PATH_NAMESPACE, &self.path_prefixes(root, usize::MAX));
             }
             None => {}
         }

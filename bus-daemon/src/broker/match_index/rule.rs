@@ -15,12 +15,19 @@ pub(super) fn matches(rule: &MatchRule, facts: &Facts<'_>, sender: Option<&str>,
         Some(expected) => found == Some(expected),
         None => true,
     };
-    rule.message_type.is_none_or(|expected| expected == message.message_type())
+    rule.message_type
+        .is_none_or(|expected| expected == message.message_type())
         && same(&rule.interface, message.interface())
         && same(&rule.member, message.member())
         && same(&rule.sender, sender)
-        && rule.path.as_ref().is_none_or(|path| message.path().is_some_and(|found| path.matches(found)))
-        && rule.destination.as_deref().is_none_or(|name| facts.destination_names.contains(&name))
+        && rule
+            .path
+            .as_ref()
+            .is_none_or(|path| message.path().is_some_and(|found| path.matches(found)))
+        && rule
+            .destination
+            .as_deref()
+            .is_none_or(|name| facts.destination_names.contains(&name))
         && rule.matches_args(|index| body.argument(index))
 }
 
@@ -35,7 +42,10 @@ struct Read<'a> {
 
 impl<'a> Body<'a> {
     pub(super) fn new(message: &'a Message) -> Self {
-        Self(RefCell::new(Read { rest: message.body(), arguments: SmallVec::new() }))
+        Self(RefCell::new(Read {
+            rest: message.body(),
+            arguments: SmallVec::new(),
+        }))
     }
 
     /// The first argument, if it is a STRING.
@@ -61,8 +71,12 @@ impl<'a> Read<'a> {
     /// One more argument; `None` where there is none.
     fn next(&mut self) -> Option<Option<Arg<'a>>> {
         match self.rest.peek()? {
-            b's' => self.rest.str().ok().map(|text| Some(Arg::Str(text))),
-            b'o' => self.rest.object_path().ok().map(|path| Some(Arg::ObjectPath(path))),
+            b's' => self.rest.read_str().ok().map(|text| Some(Arg::Str(text))),
+            b'o' => self
+                .rest
+                .read_object_path()
+                .ok()
+                .map(|path| Some(Arg::ObjectPath(path))),
             _ => self.rest.skip().ok().map(|()| None),
         }
     }

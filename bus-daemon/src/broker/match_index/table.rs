@@ -26,7 +26,12 @@ struct Bucket {
 
 impl Table {
     pub(super) fn new(mask: Mask) -> Self {
-        Self { mask, path_depths: Depths::default(), arg0_depths: Depths::default(), buckets: HashTable::new() }
+        Self {
+            mask,
+            path_depths: Depths::default(),
+            arg0_depths: Depths::default(),
+            buckets: HashTable::new(),
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -40,13 +45,19 @@ impl Table {
         match self.buckets.entry(key.hash, same, |bucket| bucket.hash) {
             Entry::Occupied(mut bucket) => bucket.get_mut().rules.push(rule),
             Entry::Vacant(place) => {
-                place.insert(Bucket { hash: key.hash, rules: SmallVec::from_slice(&[rule]) });
+                place.insert(Bucket {
+                    hash: key.hash,
+                    rules: SmallVec::from_slice(&[rule]),
+                });
             }
         }
     }
 
     pub(super) fn remove(&mut self, key: &Key, rule: RuleId) {
-        let Ok(mut bucket) = self.buckets.find_entry(key.hash, |bucket| bucket.hash == key.hash) else {
+        let Ok(mut bucket) = self
+            .buckets
+            .find_entry(key.hash, |bucket| bucket.hash == key.hash)
+        else {
             debug_assert!(false, "a rule without a bucket");
             return;
         };
@@ -60,7 +71,9 @@ impl Table {
 
     /// Rules whose conditions have this hash; nearly always those that have these values.
     pub(super) fn find(&self, hash: u64) -> &[RuleId] {
-        self.buckets.find(hash, |bucket| bucket.hash == hash).map_or(&[], |bucket| &bucket.rules)
+        self.buckets
+            .find(hash, |bucket| bucket.hash == hash)
+            .map_or(&[], |bucket| &bucket.rules)
     }
 }
 

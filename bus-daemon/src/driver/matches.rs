@@ -1,0 +1,64 @@
+//! Match rules and monitors.
+
+use bus_wire::{MatchRule, MatchRuleError};
+
+use super::{Call, Fault};
+use crate::broker::{Broker, TooManyRules};
+
+pub(super) fn add_match(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {
+    let rule = rule(call.message.body().read_str()?)?;
+    broker
+        .add_match(call.caller, rule)
+        .map_err(|TooManyRules| too_many(broker))?;
+    broker.send_driver_reply(call.caller, call.message, |_| ());
+    Ok(())
+}
+
+/// "Removes the first rule that matches. If the rule is not found the MatchRuleNotFound error is returned."
+pub(super) fn remove_match(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {
+    let rule = rule(call.message.body().read_str()?)?;
+    if !broker.remove_match(call.caller, &rule) {
+        return Err(Fault::new(
+            "org.freedesktop.DBus.Error.MatchRuleNotFound",
+            "The given match rule wasn't found and can't be removed",
+        ));
+    }
+    broker.send_driver_reply(call.caller, call.message, |_| ());
+    Ok(())
+}
+
+/// "Converts the connection into a monitor connection." The reply comes before the signals.
+pub(super) fn become_monitor(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {
+    let mut body = call.message.body();
+    let mut texts = Vec::new();
+    body.read_array(|element| {
+        texts.push(element.read_str()?);
+        Ok(())
+    })?;
+    if body.read_u32()? != 0 {
+        return Err(Fault::invalid_args(
+            "BecomeMonitor does not support any flags yet",
+        ));
+    }
+    if texts.len() as u64 > broker.config().limits.max_match_rules_per_connection {
+        return Err(too_many(broker));
+    }
+    let rules = texts.into_iter().map(rule).collect::<Result<Vec<_>, _>>()?;
+    broker.send_driver_reply(call.caller, call.message, |_| ());
+    broker.begin_monitoring(call.caller, rules);
+    Ok(())
+}
+
+fn rule(text: &str) -> Result<MatchRule, Fault> {
+    text.parse().map_err(|error: MatchRuleError| match error {
+        MatchRuleError::TooLong(_) => Fault::limits_exceeded(error.to_string()),
+        _ => Fault::new("org.freedesktop.DBus.Error.MatchRuleInvalid", error.to_string()),
+    })
+}
+
+fn too_many(broker: &Broker) -> Fault {
+    let limit = broker.config().limits.max_match_rules_per_connection;
+    Fault::limits_exceeded(format!(
+        "The connection has as many match rules as it may have (max_match_rules_per_connection={limit})"
+    ))
+}

@@ -1,0 +1,123 @@
+//! `org.freedesktop.DBus.Debug.Stats`: how full the bus is.
+
+use bus_wire::BodyWriter;
+
+use super::{Call, Fault, Named, named};
+use crate::broker::{Broker, Peer};
+
+/// Numbers of one kind for the whole bus: a key each, as in the reference implementation.
+pub(super) fn bus(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {
+    let stats = *broker.stats();
+    let peaks = broker.peers().map(|peer| &peer.peaks);
+    let (peak_rules, peak_names) = peaks.fold((0, 0), |(rules, names), peaks| {
+        (peaks.rules.max(rules), peaks.names.max(names))
+    });
+    // Unique names count as names.
+    let numbers = [
+        ("Serial", broker.driver_serial()),
+        // There is no pool that all lists take their memory from.
+        ("ListMemPoolUsedBytes", 0),
+        ("ListMemPoolCachedBytes", 0),
+        ("ListMemPoolAllocatedBytes", 0),
+        ("ActiveConnections", stats.active),
+        ("IncompleteConnections", stats.incomplete),
+        ("MatchRules", count(broker.rule_count())),
+        ("PeakMatchRules", stats.peak_rules),
+        ("PeakMatchRulesPerConnection", peak_rules),
+        ("BusNames", count(broker.names().len() + broker.unique_count())),
+        ("PeakBusNames", stats.peak_names),
+        ("PeakBusNamesPerConnection", peak_names + 1),
+    ];
+    broker.send_driver_reply(call.caller, call.message, |w| {
+        w.array("{sv}", |w| write_numbers(&numbers, w));
+    });
+    Ok(())
+}
+
+pub(super) fn peer(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {
+    let name = call.message.body().read_str()?;
+    let peer = match named(broker, name, "statistics")? {
+        Named::Peer(peer) => peer,
+        Named::Driver => {
+            let text = format!("GetConnectionStats is not meaningful for the message bus \"{name}\" itself");
+            return Err(Fault::invalid_args(text));
+        }
+    };
+    let unique = peer.unique_name().to_owned();
+    let numbers = numbers_of(broker, peer);
+    broker.send_driver_reply(call.caller, call.message, |w| {
+        w.array("{sv}", |w| {
+            write_numbers(&numbers, w);
+            w.dict_entry(|w| {
+                w.str("UniqueName").variant("s", |w| {
+                    w.str(&unique);
+                });
+            });
+        });
+    });
+    Ok(())
+}
+
+fn numbers_of(broker: &Broker, peer: &Peer) -> [(&'static str, u32); 15] {
+    let incoming = count(peer.framer.partial_bytes());
+    let outgoing = u32::try_from(peer.out.len()).unwrap_or(u32::MAX);
+    let peaks = &peer.peaks;
+    [
+        ("Serial", broker.driver_serial()),
+        ("MatchRules", count(broker.rules_of(peer.id).count())),
+        ("PeakMatchRules", peaks.rules),
+        ("BusNames", count(peer.names.len() + 1)),
+        ("PeakBusNames", peaks.names + 1),
+        // A message is dealt with as soon as it is complete: what waits is the one that is not.
+        ("IncomingMessages", 0),
+        ("IncomingBytes", incoming),
+        ("IncomingFDs", count(peer.framer.pending_fds())),
+        ("PeakIncomingBytes", incoming),
+        ("PeakIncomingFDs", count(peer.framer.pending_fds())),
+        // A queue is one stream of bytes, in which messages are not told apart.
+        ("OutgoingMessages", u32::from(!peer.out.is_empty())),
+        ("OutgoingBytes", outgoing),
+        ("OutgoingFDs", count(peer.out.queued_fds())),
+        (
+            "PeakOutgoingBytes",
+            u32::try_from(peaks.outgoing_bytes).unwrap_or(u32::MAX),
+        ),
+        ("PeakOutgoingFDs", peaks.outgoing_fds),
+    ]
+}
+
+/// The rules of every peer, as their canonical text.
+pub(super) fn match_rules(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {
+    let peers = broker.active_peers();
+    let rules = |peer: &&Peer| -> (String, Vec<String>) {
+        (
+            peer.unique_name().to_owned(),
+            broker.rules_of(peer.id).map(ToString::to_string).collect(),
+        )
+    };
+    let all: Vec<_> = peers.iter().map(rules).collect();
+    broker.send_driver_reply(call.caller, call.message, |w| {
+        w.array("{sas}", |w| {
+            for (name, rules) in &all {
+                w.dict_entry(|w| {
+                    w.str(name).str_array(rules.iter().map(String::as_str));
+                });
+            }
+        });
+    });
+    Ok(())
+}
+
+fn write_numbers(numbers: &[(&str, u32)], w: &mut BodyWriter) {
+    for (key, number) in numbers {
+        w.dict_entry(|w| {
+            w.str(key).variant("u", |w| {
+                w.u32(*number);
+            });
+        });
+    }
+}
+
+fn count(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
