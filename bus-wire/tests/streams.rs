@@ -1,0 +1,353 @@
+//! However a stream is cut, the same messages come out; however a queue is drained, the same bytes.
+
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+use std::io::IoSlice;
+
+use bus_wire::limits::LARGE_MESSAGE;
+use bus_wire::{Fd, Framed, Framer, LargeMessage, MessageBuilder, MessageError, SendQueue};
+use bytes::Bytes;
+use proptest::prelude::*;
+
+const MAX: usize = 1 << 20;
+
+fn message(serial: u32, body: usize, fds: u32) -> Vec<u8> {
+    MessageBuilder::signal("/a", "a.b", "C")
+        .serial(serial)
+        .unix_fds(fds)
+        .body(|writer| {
+            writer.byte_slice(&vec![serial as u8; body]);
+        })
+        .build()
+        .unwrap()
+}
+
+fn drain(framer: &mut Framer) -> Result<Vec<Framed>, MessageError> {
+    let mut messages = Vec::new();
+    while let Some(framed) = framer.next()? {
+        messages.push(framed);
+    }
+    Ok(messages)
+}
+
+/// Serials and fds, as a caller sees them.
+fn summary(messages: &[Framed]) -> Vec<(u32, usize, Vec<i32>)> {
+    messages
+        .iter()
+        .map(|framed| {
+            let fds = framed.fds.iter().map(|fd| fd.0).collect();
+            (framed.message.serial().get(), framed.message.bytes().len(), fds)
+        })
+        .collect()
+}
+
+#[derive(Debug, Clone)]
+struct Stream {
+    bytes: Vec<u8>,
+    /// Where messages begin, and how many fds each has.
+    starts: Vec<(usize, u32)>,
+}
+
+fn stream(sizes: &[(usize, u32)]) -> Stream {
+    let mut stream = Stream {
+        bytes: Vec::new(),
+        starts: Vec::new(),
+    };
+    for (index, &(body, fds)) in sizes.iter().enumerate() {
+        stream.starts.push((stream.bytes.len(), fds));
+        stream.bytes.extend(message(index as u32 + 1, body, fds));
+    }
+    stream
+}
+
+/// The fds that the kernel hands out with a read of `range`: those whose message's first byte is in it.
+fn fds_in(stream: &Stream, range: std::ops::Range<usize>) -> Vec<Fd> {
+    let mut number = 100;
+    let mut found = Vec::new();
+    for &(start, fds) in &stream.starts {
+        for _ in 0..fds {
+            if range.contains(&start) {
+                found.push(Fd(number));
+            }
+            number += 1;
+        }
+    }
+    found
+}
+
+fn sizes() -> impl Strategy<Value = Vec<(usize, u32)>> {
+    let body = prop_oneof![8 => 0usize..300, 1 => Just(5000usize), 1 => Just(70_000usize)];
+    proptest::collection::vec((body, prop_oneof![3 => Just(0u32), 1 => 0u32..4]), 1..8)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn any_cuts_give_the_same_messages(
+        sizes in sizes(),
+        cuts in proptest::collection::vec(1usize..400, 1..40),
+        saves in any::<u64>(),
+        large_by_prefix in any::<bool>(),
+    ) {
+        let stream = stream(&sizes);
+        let mut whole = Framer::new(MAX);
+        whole.push(stream.bytes.clone().into(), fds_in(&stream, 0..stream.bytes.len()));
+        let expected = drain(&mut whole).unwrap();
+        prop_assert_eq!(expected.len(), sizes.len());
+        prop_assert_eq!((whole.partial_bytes(), whole.pending_fds()), (0, 0));
+
+        let mut framer = Framer::new(MAX);
+        let mut messages = Vec::new();
+        let mut at = 0;
+        for (step, cut) in cuts.iter().cycle().enumerate() {
+            if at == stream.bytes.len() {
+                break;
+            }
+            // Large cuts now and then, or large messages would take long.
+            let cut = if step % 7 == 0 { cut * 50 } else { *cut };
+            let mut end = (at + cut).min(stream.bytes.len());
+            if let (Some(LargeMessage { have, total }), true) = (framer.large(), large_by_prefix) {
+                // Into a contiguous extent, in steps.
+                let start = at - have;
+                end = end.min(start + total);
+                prop_assert_eq!(framer.partial(), &stream.bytes[start..at]);
+                framer.push_large(Bytes::copy_from_slice(&stream.bytes[start..end]), fds_in(&stream, at..end));
+            } else {
+                framer.push(Bytes::copy_from_slice(&stream.bytes[at..end]), fds_in(&stream, at..end));
+            }
+            at = end;
+            // Saved and restored before or after it is drained, or not at all.
+            let save = saves >> (step % 32 * 2) & 3;
+            if save == 1 {
+                framer = Framer::restore(framer.save(), MAX);
+            }
+            messages.extend(drain(&mut framer).unwrap());
+            if save == 2 {
+                framer = Framer::restore(framer.save(), MAX);
+                prop_assert!(framer.next().unwrap().is_none());
+            }
+        }
+        prop_assert_eq!(summary(&messages), summary(&expected));
+        prop_assert_eq!((framer.partial_bytes(), framer.pending_fds()), (0, 0));
+    }
+
+    #[test]
+    fn any_drain_gives_the_same_bytes(
+        // Length, shared or copied, with how many fds.
+        pieces in proptest::collection::vec((0usize..3000, any::<bool>(), prop_oneof![3 => Just(0u8), 1 => 1u8..4]), 1..30),
+        steps in proptest::collection::vec((1u64..5000, 1usize..8, any::<bool>()), 1..30),
+    ) {
+        let mut queue = SendQueue::new();
+        let mut expected = Vec::new();
+        let mut expected_fds = Vec::new();
+        let mut number = 0;
+        for (index, &(length, shared, fds)) in pieces.iter().enumerate() {
+            let bytes = vec![index as u8; length];
+            let carried: Vec<Fd> = (0..fds).map(|_| { number += 1; Fd(number) }).collect();
+            if !bytes.is_empty() {
+                expected_fds.extend(carried.iter().map(|fd| (expected.len() as u64, *fd)));
+                queue.begin_fds(carried.into());
+            }
+            if shared { queue.push_shared(bytes.clone().into()) } else { queue.push(&bytes) }
+            expected.extend(bytes);
+        }
+        prop_assert_eq!(queue.len(), expected.len() as u64);
+        prop_assert_eq!(queue.end(), expected.len() as u64);
+        prop_assert_eq!(queue.queued_fds(), expected_fds.len());
+
+        let mut out = Vec::new();
+        let mut out_fds = Vec::new();
+        for &(take, max_iov, save) in steps.iter().cycle() {
+            if queue.is_empty() {
+                break;
+            }
+            let at = queue.sent();
+            let mut iov: Vec<IoSlice<'_>> = Vec::new();
+            let fds = queue.next_write(&mut iov, max_iov).to_vec();
+            let length: u64 = iov.iter().map(|slice| slice.len() as u64).sum();
+            prop_assert!(length > 0 && iov.len() <= max_iov);
+            // Fds only before the first byte of a write, and no others within it.
+            let within: Vec<_> = expected_fds.iter().filter(|(start, _)| (at..at + length).contains(start)).collect();
+            prop_assert!(within.iter().all(|(start, _)| *start == at));
+            prop_assert_eq!(within.iter().map(|(_, fd)| *fd).collect::<Vec<_>>(), fds.clone());
+            let sent = take.min(length);
+            let mut bytes = iov.iter().flat_map(|slice| slice.iter().copied());
+            out.extend(bytes.by_ref().take(sent as usize));
+            drop(bytes);
+            out_fds.extend(fds.iter().map(|fd| (at, *fd)));
+            prop_assert_eq!(queue.advance(sent).to_vec(), fds);
+            prop_assert_eq!(queue.sent(), at + sent);
+            if save {
+                let state = queue.save();
+                queue = SendQueue::restore(state.clone());
+                prop_assert_eq!(&queue.save().fds, &state.fds);
+                prop_assert_eq!(queue.sent(), at + sent);
+            }
+        }
+        prop_assert_eq!(out, expected);
+        prop_assert_eq!(out_fds, expected_fds);
+        prop_assert_eq!(queue.queued_fds(), 0);
+    }
+
+    #[test]
+    fn a_restored_queue_never_panics(
+        sent in any::<u32>(),
+        pieces in proptest::collection::vec(0usize..2000, 0..5),
+        fds in proptest::collection::vec(0u64..8000, 0..5),
+    ) {
+        let mut queue = SendQueue::restore(bus_wire::SendQueueState {
+            sent: sent.into(),
+            pieces: pieces.iter().map(|&length| bus_wire::PieceState::Shared(vec![1; length].into())).collect(),
+            fds: fds.iter().map(|&at| (u64::from(sent) + at - 100.min(at), vec![Fd(1)])).collect(),
+        });
+        while !queue.is_empty() {
+            let mut iov = Vec::new();
+            queue.next_write(&mut iov, 64);
+            let length = iov.iter().map(|slice: &IoSlice<'_>| slice.len() as u64).sum();
+            queue.advance(length);
+        }
+    }
+}
+
+#[test]
+fn a_whole_message_is_not_copied() {
+    let bytes = Bytes::from([message(1, 10, 0), message(2, 10, 0)].concat());
+    let mut framer = Framer::new(MAX);
+    framer.push(bytes.clone(), []);
+    let messages = drain(&mut framer).unwrap();
+    assert_eq!(messages[0].message.bytes().as_ptr(), bytes.as_ptr());
+    assert_eq!(framer.partial_bytes(), 0);
+}
+
+#[test]
+fn a_large_message_is_announced_and_taken_by_reference() {
+    let bytes = Bytes::from(message(1, 2 * LARGE_MESSAGE, 0));
+    let mut framer = Framer::new(MAX);
+    framer.push(bytes.slice(..10), []);
+    assert!(framer.next().unwrap().is_none());
+    assert_eq!(framer.large(), None);
+    framer.push(bytes.slice(10..100), []);
+    assert!(framer.next().unwrap().is_none());
+    assert_eq!(
+        framer.large(),
+        Some(LargeMessage {
+            have: 100,
+            total: bytes.len()
+        })
+    );
+    framer.push_large(bytes.slice(..5000), []);
+    assert!(framer.next().unwrap().is_none());
+    assert_eq!(
+        framer.large(),
+        Some(LargeMessage {
+            have: 5000,
+            total: bytes.len()
+        })
+    );
+    framer.push_large(bytes.clone(), []);
+    let framed = framer.next().unwrap().unwrap();
+    assert_eq!(framed.message.bytes().as_ptr(), bytes.as_ptr());
+    assert_eq!(framer.large(), None);
+    let small = Bytes::from(message(1, 1000, 0));
+    framer.push(small.slice(..100), []);
+    assert!(framer.next().unwrap().is_none());
+    assert_eq!((framer.large(), framer.partial_bytes()), (None, 100));
+}
+
+#[test]
+fn a_message_over_the_limit_is_refused_by_its_header() {
+    let bytes = Bytes::from(message(1, 2000, 0));
+    let mut framer = Framer::new(1000);
+    framer.push(bytes.slice(..16), []);
+    let error = MessageError::TooLong {
+        length: bytes.len(),
+        limit: 1000,
+    };
+    assert_eq!(framer.next().unwrap_err(), error);
+    assert_eq!(framer.next().unwrap_err(), error, "for ever");
+    let mut framer = Framer::new(1000);
+    framer.set_max_message_size(usize::MAX);
+    framer.push(bytes, []);
+    assert_eq!(drain(&mut framer).unwrap().len(), 1);
+}
+
+/// A claim of 128 MiB takes no memory before the bytes are there.
+#[test]
+fn a_claimed_length_costs_nothing() {
+    let mut bytes = message(1, 0, 0);
+    bytes[4..8].copy_from_slice(&((1u32 << 27) - 1000).to_le_bytes());
+    let mut framer = Framer::new(usize::MAX);
+    framer.push(bytes.clone().into(), []);
+    assert!(framer.next().unwrap().is_none());
+    assert_eq!(framer.partial_bytes(), bytes.len());
+}
+
+#[test]
+fn fds_that_are_claimed_must_have_arrived() {
+    let mut framer = Framer::new(MAX);
+    framer.push(message(1, 0, 2).into(), [Fd(5)]);
+    assert_eq!(
+        framer.next().unwrap_err(),
+        MessageError::MissingFds {
+            claimed: 2,
+            arrived: 1
+        }
+    );
+    assert_eq!(framer.take_fds(), [Fd(5)]);
+    assert_eq!(framer.pending_fds(), 0);
+
+    // Those that no message claims yet are kept for the next.
+    let mut framer = Framer::new(MAX);
+    framer.push(message(1, 0, 0).into(), [Fd(5), Fd(6)]);
+    assert!(framer.next().unwrap().unwrap().fds.is_empty());
+    assert_eq!(framer.pending_fds(), 2);
+    framer.push(message(2, 0, 1).into(), []);
+    assert_eq!(framer.next().unwrap().unwrap().fds.as_slice(), [Fd(5)]);
+    assert_eq!(framer.fds().collect::<Vec<_>>(), [Fd(6)]);
+}
+
+#[test]
+fn small_messages_are_one_slice() {
+    let mut queue = SendQueue::new();
+    for _ in 0..64 {
+        queue.push(&[1; 100]);
+        queue.push_shared(Bytes::from_static(&[2; 50]));
+    }
+    let mut iov = Vec::new();
+    assert!(queue.next_write(&mut iov, 64).is_empty());
+    assert_eq!(iov.len(), 1);
+    assert_eq!(iov[0].len(), 64 * 150);
+    queue.advance(64 * 150);
+    assert_eq!(format!("{:?}", queue.save().pieces), "[]");
+}
+
+#[test]
+fn large_bodies_are_not_copied() {
+    let body = Bytes::from(vec![7; 100_000]);
+    let mut queue = SendQueue::new();
+    queue.push(&[1; 100]);
+    queue.push_shared(body.clone());
+    queue.push(&[1; 100]);
+    let mut iov = Vec::new();
+    queue.next_write(&mut iov, 64);
+    assert_eq!(
+        iov.iter().map(|slice| slice.len()).collect::<Vec<_>>(),
+        [100, 100_000, 100]
+    );
+    assert_eq!(iov[1].as_ptr(), body.as_ptr());
+}
+
+#[test]
+fn a_cleared_queue_keeps_its_place() {
+    let mut queue = SendQueue::new();
+    queue.push(&[1; 100]);
+    queue.begin_fds([Fd(3), Fd(4)].into_iter().collect());
+    queue.push(&[1; 100]);
+    queue.advance(30);
+    assert_eq!((queue.sent(), queue.end(), queue.len()), (30, 200, 170));
+    assert_eq!(queue.clear(), [Fd(3), Fd(4)]);
+    assert_eq!((queue.sent(), queue.end(), queue.queued_fds()), (30, 30, 0));
+    queue.push(&[2]);
+    assert_eq!(queue.end(), 31);
+}
