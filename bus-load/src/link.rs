@@ -295,6 +295,11 @@ impl Link {
         self.received.remove(&fd.0)
     }
 
+    /// Ends the connection in both directions.
+    pub(crate) fn shut_down(&self) {
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+    }
+
     pub(crate) fn set_timeout(&self, timeout: std::time::Duration) -> std::io::Result<()> {
         self.socket
             .set_read_timeout(Some(timeout.max(std::time::Duration::from_millis(1))))

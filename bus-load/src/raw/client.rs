@@ -19,6 +19,16 @@ const READS_PER_TURN: usize = 16;
 /// Errors kept in words.
 const MAX_ERRORS: usize = 20;
 
+/// What a raw connection says when it is introspected.
+const INTROSPECTION: &str = r#"<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">
+<node><interface name="org.busdaemon.Load1">
+<method name="Echo"><arg type="s" direction="in"/><arg type="t" direction="in"/>
+<arg type="s" direction="out"/><arg type="t" direction="out"/></method>
+<signal name="Tick"><arg type="s"/><arg type="t"/></signal>
+</interface></node>
+"#;
+
 /// What the reply to a serial answers.
 enum Pending {
     Hello,
@@ -329,7 +339,7 @@ impl Client {
             match self.try_receive(scratch) {
                 Ok(Read::Some) => {}
                 Ok(Read::Nothing) => self.readable = false,
-                Ok(Read::End) => self.closed = Some("the bus closed the connection".to_owned()),
+                Ok(Read::End) => self.close("the bus closed the connection".to_owned()),
                 Err(error) => self.fail(&error),
             }
         }
@@ -367,6 +377,9 @@ impl Client {
     fn called(&mut self, framed: &Framed) -> anyhow::Result<()> {
         let message = &framed.message;
         let sender = message.sender().context("a call without a sender")?;
+        if message.member() != Some("Echo") || message.interface() != Some(INTERFACE) {
+            return self.other_call(message, sender);
+        }
         let (stream, number) = self.record(message)?;
         for &fd in &framed.fds {
             let content = fds::number_of(self.link.take_fd(fd).context("a descriptor named twice")?)?;
@@ -390,6 +403,27 @@ impl Client {
         } else {
             self.link.queue(reply, Vec::new());
         }
+        Ok(())
+    }
+
+    /// Tools introspect what they are about to call.
+    fn other_call(&mut self, message: &Message, sender: &str) -> anyhow::Result<()> {
+        let (call, serial) = (message.serial().get(), self.next_serial());
+        let reply = match message.member() {
+            Some("Introspect") => MessageBuilder::method_return(call)
+                .destination(sender)
+                .serial(serial)
+                .body(|body| {
+                    body.str(INTROSPECTION);
+                }),
+            _ => MessageBuilder::error("org.freedesktop.DBus.Error.UnknownMethod", call)
+                .destination(sender)
+                .serial(serial)
+                .body(|body| {
+                    body.str("There is Echo, and nothing else");
+                }),
+        };
+        self.link.queue(reply.build()?, Vec::new());
         Ok(())
     }
 
@@ -537,8 +571,13 @@ impl Client {
         self.got.get(stream).map_or(0, Tally::last)
     }
 
+    fn close(&mut self, reason: String) {
+        self.closed.get_or_insert(reason);
+        self.link.shut_down();
+    }
+
     pub(crate) fn fail(&mut self, error: &anyhow::Error) {
-        self.closed = Some(format!("{error:#}"));
+        self.close(format!("{error:#}"));
     }
 
     fn error(&mut self, text: String) {

@@ -287,8 +287,10 @@ impl Engine {
                     let _ = reply.send(self.check(&condition).err());
                 }
                 Command::Names(reply) => {
+                    // A monitor has given its unique name up.
+                    let named = self.clients.iter().filter(|client| !client.spec.monitor);
                     let names = |c: &Client| (c.spec.id.clone(), c.unique.clone(), c.spec.names.clone());
-                    let _ = reply.send(self.clients.iter().map(names).collect());
+                    let _ = reply.send(named.map(names).collect());
                 }
                 Command::Accounts(reply) => {
                     let _ = reply.send(self.accounts());
