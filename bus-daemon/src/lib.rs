@@ -7,6 +7,8 @@ pub mod broker;
 pub mod config;
 mod driver;
 pub mod handoff;
+#[cfg(all(feature = "runtime", feature = "test-hooks"))]
+mod fault;
 #[cfg(feature = "runtime")]
 mod journal;
 #[cfg(feature = "runtime")]

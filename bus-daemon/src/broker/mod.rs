@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 pub use action::{Action, System};
 pub use event::{Credentials, Event, Fds, Millis, PeerId, Start};
 pub use restore::{Dropped, RestoreError};
-pub use frozen::{BrokerState, GlobalV1, PeerV1};
+pub use frozen::{Blob, BrokerState, GlobalV1, PeerV1};
 pub use snapshot::SharedBodies;
 
 pub(crate) use match_index::{Facts, MatchIndex};
@@ -191,9 +191,11 @@ impl Broker {
         self.peers.get(peer).map(|peer| &peer.out)
     }
 
-    /// The large message that a peer is in the middle of, if so: the runtime reads the rest of it into one extent.
-    pub fn large_message(&self, peer: PeerId) -> Option<LargeMessage> {
-        self.peers.get(peer)?.framer.large()
+    /// The large message that a peer is in the middle of, if so, and what has arrived of it: the runtime reads the rest
+    /// of it into one extent.
+    pub fn large_message(&self, peer: PeerId) -> Option<(LargeMessage, &[u8])> {
+        let framer = &self.peers.get(peer)?.framer;
+        Some((framer.large()?, framer.partial()))
     }
 
     /// When an [`Event::Tick`] is wanted at the latest.

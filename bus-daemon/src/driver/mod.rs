@@ -33,6 +33,12 @@ pub(crate) fn handle_call(broker: &mut Broker, caller: PeerId, message: &Message
     }
 }
 
+/// What `--introspect` prints: the description of the driver's own object.
+#[cfg(feature = "runtime")]
+pub(crate) fn introspection() -> String {
+    introspect::introspect(PATH)
+}
+
 /// A call to the driver.
 #[derive(Debug, Clone, Copy)]
 struct Call<'a> {

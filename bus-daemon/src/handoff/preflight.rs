@@ -10,9 +10,12 @@ use crate::keeper::{KeeperV1, approval};
 /// state again and compares. The line that tells the keeper that all went well, or what did not.
 pub(crate) fn check(fd: RawFd, options: &Options) -> Result<String, String> {
     let record = KeeperV1::load(fd).map_err(|reason| format!("the keeper's record: {reason}"))?;
-    options.load_config().map_err(|error| format!("the configuration: {error}"))?;
+    crate::config::load::load(options).map_err(|error| format!("the configuration: {error}"))?;
     let bytes = memfd::read(record.image).map_err(|error| format!("the state: {error}"))?;
     let restored = image::load(&bytes).map_err(|error| format!("the state: {error}"))?;
+    if let Some(damage) = restored.damage.first() {
+        return Err(format!("the state: {damage}"));
+    }
     if let Some(dropped) = restored.dropped.first() {
         return Err(format!("the state: peer {} would be lost: {}", dropped.peer.index, dropped.reason));
     }

@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
-use crate::config::options::{Command, Options};
+use crate::config::options::{self, Command};
 
 pub(crate) use control::{ToKeeper, ToWorker};
 pub(crate) use preflight::approval;
@@ -45,9 +45,16 @@ pub fn main_from(arguments: Vec<OsString>) -> ExitCode {
     if arguments.first().is_some_and(|first| first == "daemon") {
         arguments.remove(0);
     }
-    let options = match Options::parse(&arguments) {
+    let texts: Option<Vec<String>> =
+        arguments.iter().map(|argument| argument.to_str().map(str::to_owned)).collect();
+    let Some(texts) = texts else { return fail("an argument is not UTF-8") };
+    let options = match options::parse(texts) {
         Ok(Command::Run(options)) => *options,
-        Ok(Command::Print(text)) => return start::print(&text),
+        Ok(Command::Help) => return start::print(&format!("bus-daemon {}", options::USAGE)),
+        Ok(Command::Version) => {
+            return start::print(&format!("Message bus daemon (bus-daemon) {}", env!("CARGO_PKG_VERSION")));
+        }
+        Ok(Command::Introspect) => return start::print(&crate::driver::introspection()),
         Err(error) => return fail(&error.to_string()),
     };
     crate::runtime::logging::start();

@@ -32,14 +32,14 @@ pub(crate) fn clean(
 ) -> Result<ExitCode, String> {
     // What was inherited is not for children; it is not closed, since the configuration may be one of them.
     super::close_on_exec_from(3).map_err(|error| format!("cannot mark inherited descriptors: {error}"))?;
-    let config = options.load_config().map_err(|error| error.to_string())?;
+    let config = crate::config::load::load(options).map_err(|error| error.to_string())?;
     let executable = std::fs::read_link("/proc/self/exe")
         .map_err(|error| format!("cannot tell where the daemon's own binary is: {error}"))?;
     raise_descriptor_limit();
     if config.listen.is_empty() {
         return Err("the configuration names no address to listen on (<listen>, or --address)".into());
     }
-    let pid_file = config.pid_file.clone().filter(|_| options.use_pid_file());
+    let pid_file = config.pid_file.clone();
     if let Some(path) = &pid_file {
         if std::path::Path::new(path).exists() {
             return Err(format!(
@@ -51,7 +51,7 @@ pub(crate) fn clean(
     let addresses: Vec<&str> = listeners.iter().map(|listener| listener.address.as_str()).collect();
     let addresses = addresses.join(";");
 
-    if options.fork.unwrap_or(config.fork) && fork_to_background(config.keep_umask)?.is_parent() {
+    if config.fork && fork_to_background(config.keep_umask)?.is_parent() {
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(path) = &pid_file {
@@ -155,7 +155,7 @@ fn fork_to_background(keep_umask: bool) -> Result<ForkResult, String> {
             if !keep_umask {
                 nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
             }
-            let _ = nix::unistd::chdir("/");
+            // The working directory stays: a reload finds a configuration file named relative to it.
             Ok(child)
         }
     }

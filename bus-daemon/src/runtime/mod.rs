@@ -17,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::broker::{Broker, Identity, Start};
 use crate::config::Config;
-use crate::config::options::{Command, Options};
+use crate::config::options::{self, Command};
 use crate::handoff::image;
 use crate::journal::Journal;
 use crate::keeper::{KeeperV1, worker_exit};
@@ -50,13 +50,18 @@ fn prepare(record: &KeeperV1, journal: Journal, beginning: Beginning) -> Result<
         let broker = Broker::new(identity(record)?, Arc::new(*config), clock::boottime());
         return Ok((Worker::new(broker, journal, record.clone(), None), Start::Clean));
     }
+    #[cfg(feature = "test-hooks")]
+    crate::fault::point("restore");
     let bytes = crate::handoff::memfd::read(record.image)
         .map_err(|error| format!("cannot read the state: {error}"))?;
     let restored = image::load(&bytes).map_err(|error| error.to_string())?;
+    for damage in &restored.damage {
+        tracing::error!("the state is damaged: {damage}");
+    }
     for dropped in &restored.dropped {
         tracing::error!("peer {} cannot be carried over: {}", dropped.peer.index, dropped.reason);
     }
-    let stopped_at = restored.worker.stopped_at;
+    let stopped_at = clock::Nanos(restored.worker.stopped_at);
     let mut worker = Worker::new(restored.broker, journal, record.clone(), Some(restored.worker));
     worker.drop_links(&restored.dropped);
     let pause = clock::monotonic().micros_since(stopped_at);
@@ -120,8 +125,11 @@ fn identity(record: &KeeperV1) -> Result<Identity, String> {
 
 /// The configuration as a start with the same command line would find it.
 fn load_config(record: &KeeperV1) -> Result<Config, String> {
-    match Options::parse(&record.arguments()).map_err(|error| error.to_string())? {
-        Command::Run(options) => options.load_config().map_err(|error| error.to_string()),
-        Command::Print(_) => Err("the command line asks for no bus".into()),
+    let arguments = record.arguments().into_iter().filter_map(|argument| argument.into_string().ok());
+    match options::parse(arguments).map_err(|error| error.to_string())? {
+        Command::Run(options) => crate::config::load::load(&options).map_err(|error| error.to_string()),
+        Command::Help | Command::Version | Command::Introspect => {
+            Err("the command line asks for no bus".into())
+        }
     }
 }

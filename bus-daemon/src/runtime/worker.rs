@@ -489,7 +489,7 @@ impl Worker {
             stopped: link.stopped,
             broken: link.broken,
         });
-        let worker = WorkerV1 { stopped_at, generation: self.generation, links: links.collect() };
+        let worker = WorkerV1 { stopped_at: stopped_at.0, generation: self.generation, links: links.collect() };
         let bytes = image::save(&self.broker, &worker).map_err(Error::other)?;
         memfd::write(c"bus-state", &bytes)
     }
