@@ -217,7 +217,7 @@ pub fn read_all(reader: &mut BodyReader<'_>) -> Result<Vec<Value>, ReadError> {
 
 /// A message of some type with this body.
 pub fn build(source: &mut Source<'_>, values: &[Value]) -> Option<Vec<u8>> {
-    let endian = if source.byte() % 2 == 0 {
+    let endian = if source.byte().is_multiple_of(2) {
         Endian::Little
     } else {
         Endian::Big
@@ -230,10 +230,10 @@ pub fn build(source: &mut Source<'_>, values: &[Value]) -> Option<Vec<u8>> {
     }
     .endian(endian)
     .serial(source.u64() as u32 | 1);
-    if source.byte() % 2 == 0 {
+    if source.byte().is_multiple_of(2) {
         message = message.destination([":1.1", "org.freedesktop.DBus"][source.below(2) as usize]);
     }
-    if source.byte() % 4 == 0 {
+    if source.byte().is_multiple_of(4) {
         message = message.sender(":1.77");
     }
     // Only a signature of more than 255 bytes can be wrong with it.
