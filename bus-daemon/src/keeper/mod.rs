@@ -87,6 +87,13 @@ pub(crate) fn close_on_exec_from(first: RawFd) -> Result<()> {
     if result == 0 { Ok(()) } else { Err(Error::last_os_error()) }
 }
 
+/// Sets or clears the flag of one descriptor; one that is not open is left alone.
+#[expect(unsafe_code, reason = "a descriptor by number")]
+pub(crate) fn set_close_on_exec(fd: RawFd, close: bool) {
+    // SAFETY: changes a flag only.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, if close { libc::FD_CLOEXEC } else { 0 }) };
+}
+
 /// For a child: no signal blocked or ignored.
 #[expect(unsafe_code, reason = "signal dispositions")]
 pub(crate) fn reset_signals() -> Result<()> {

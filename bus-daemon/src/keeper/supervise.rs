@@ -64,12 +64,16 @@ pub(crate) fn block_signals() -> nix::Result<SignalFd> {
         set.add(signal);
     }
     set.thread_block()?;
-    SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK)
+    SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
 }
 
 impl Keeper {
     pub(crate) fn new(record: KeeperV1, own_binary: RawFd, restored_from: Option<RawFd>) -> Self {
+        // What this image was given is not for the one after it.
         let previous = restored_from.map(|_| record.previous);
+        for fd in [restored_from, previous, restored_from.map(|_| record.image)].into_iter().flatten() {
+            super::set_close_on_exec(fd, true);
+        }
         Self {
             record,
             own_binary,
@@ -230,9 +234,10 @@ impl Keeper {
 
     fn worker_ended(&mut self, status: WaitStatus) -> Option<End> {
         self.listen_to_worker();
-        if self.record.image >= 0 && status == WaitStatus::Exited(self.worker, worker_exit::UPGRADE) {
+        if status == WaitStatus::Exited(self.worker, worker_exit::UPGRADE) {
             let reason = self.replace_process();
             tracing::error!("upgrade failed after the worker had stopped: {reason}; going on with the old binary");
+            super::set_close_on_exec(self.record.image, true);
             return self.start_worker(Origin::RolledBack { reason }).err().map(End::Failed);
         }
         let how = describe(status);
@@ -240,6 +245,9 @@ impl Keeper {
         if let (false, Some(record), Some(previous)) = (served, self.restored_from, self.previous) {
             let reason = format!("the new binary's worker {how} before it served");
             tracing::error!("{reason}; returning to the old binary");
+            for kept in [record, self.record.image] {
+                super::set_close_on_exec(kept, false);
+            }
             let error = super::exec::previous(&self.record, previous, record, &reason);
             return Some(End::Failed(format!("cannot return to the old binary: {error}")));
         }

@@ -92,6 +92,10 @@ impl Worker {
     /// From here on the worker does I/O: the way back to the state it was given is closed.
     pub(crate) fn begin(&mut self, start: crate::broker::Start) {
         self.journal.mark_serving();
+        if self.record.image >= 0 {
+            let _ = nix::unistd::close(self.record.image);
+            self.record.image = -1;
+        }
         self.tick();
         self.apply(Event::Serving { worker_pid: std::process::id(), start });
         // What was on its way when the last worker stopped.
