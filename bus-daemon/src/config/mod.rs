@@ -1,7 +1,21 @@
 //! What the bus was told to be: plain data, from the configuration files (dbus-daemon(1)) and the command line.
+//!
+//! [`stock::ConfigSource`] says where a configuration comes from and loads it; [`options`] is the command line.
 
-use bus_wire::sasl::Mechanism;
+pub mod error;
+pub mod files;
+mod limits;
+pub mod load;
+pub mod options;
+pub mod policy;
+pub mod services;
+pub mod stock;
+pub mod xml;
+
+use bus_wire::Mechanism;
 use serde::{Deserialize, Serialize};
+
+pub use limits::Limits;
 
 /// A complete configuration, as the broker and the runtime use it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,8 +33,12 @@ pub struct Config {
     pub limits: Limits,
     /// Who may connect at all.
     pub connect: Connect,
+    /// Which messages may be sent and received at all.
+    pub traffic: Traffic,
     /// Whether the policy lets peers receive unicast messages that are not for them, with `eavesdrop='true'`.
     pub eavesdrop_allowed: bool,
+    /// Whether the policy lets peers send replies that nobody waits for.
+    pub unrequested_replies_allowed: bool,
     /// Directories of service files, the one that takes precedence first.
     pub service_dirs: Vec<ServiceDir>,
     /// Names that can be activated, sorted by name.
@@ -49,7 +67,9 @@ impl Default for Config {
             allow_anonymous: false,
             limits: Limits::default(),
             connect: Connect::OwnerOnly,
+            traffic: Traffic::Nothing,
             eavesdrop_allowed: false,
+            unrequested_replies_allowed: false,
             service_dirs: Vec::new(),
             services: Vec::new(),
             user: None,
@@ -96,6 +116,16 @@ pub enum Connect {
     Anyone,
 }
 
+/// Which messages may be sent and received, and so which names may be owned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Traffic {
+    /// All: the policy allows everything.
+    Everything,
+    /// None: there is no rule about messages. As with dbus-daemon, peers can authenticate, but all they send is
+    /// dropped; not even Hello is answered, since the answer may not be received.
+    Nothing,
+}
+
 /// A directory that service files are read from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceDir {
@@ -120,105 +150,4 @@ pub struct Service {
     pub assumed_apparmor_label: Option<String>,
     /// The file it came from, for messages.
     pub file: String,
-}
-
-/// `<limit name="...">`. Sizes in bytes, times in milliseconds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Limits {
-    /// Bytes in messages received from one peer and not yet dealt with; then the bus stops reading from it.
-    pub max_incoming_bytes: u64,
-    /// The same of file descriptors.
-    pub max_incoming_unix_fds: u64,
-    /// Bytes queued for one peer; then senders to it get LimitsExceeded.
-    pub max_outgoing_bytes: u64,
-    /// The same of file descriptors.
-    pub max_outgoing_unix_fds: u64,
-    /// Bytes of one message; a peer that sends a larger one is disconnected.
-    pub max_message_size: u64,
-    /// File descriptors of one message.
-    pub max_message_unix_fds: u64,
-    /// How long a service may take to claim its name.
-    pub service_start_timeout: u64,
-    /// How long a peer may take to authenticate.
-    pub auth_timeout: u64,
-    /// How long file descriptors of a message that has not arrived completely are kept.
-    pub pending_fd_timeout: u64,
-    /// Peers that have authenticated.
-    pub max_completed_connections: u64,
-    /// Peers that have not.
-    pub max_incomplete_connections: u64,
-    /// Peers of one user.
-    pub max_connections_per_user: u64,
-    /// Services being started.
-    pub max_pending_service_starts: u64,
-    /// Names that one peer owns or waits for.
-    pub max_names_per_connection: u64,
-    /// Match rules of one peer.
-    pub max_match_rules_per_connection: u64,
-    /// Calls of one peer that wait for a reply.
-    pub max_replies_per_connection: u64,
-    /// How long a call waits for its reply; `None` = for ever.
-    pub reply_timeout: Option<u64>,
-    /// Containers (accepted for the sake of existing files; the bus has no containers).
-    pub max_containers: u64,
-    /// Containers of one user.
-    pub max_containers_per_user: u64,
-    /// Bytes of metadata of one container.
-    pub max_container_metadata_bytes: u64,
-    /// Peers in one container.
-    pub max_connections_per_container: u64,
-}
-
-impl Default for Limits {
-    /// The limits of a bus whose files set none; the stock system bus is such a one.
-    fn default() -> Self {
-        const MIB: u64 = 1024 * 1024;
-        Self {
-            max_incoming_bytes: 127 * MIB,
-            max_incoming_unix_fds: 64,
-            max_outgoing_bytes: 127 * MIB,
-            max_outgoing_unix_fds: 64,
-            max_message_size: 32 * MIB,
-            max_message_unix_fds: 16,
-            service_start_timeout: 25_000,
-            auth_timeout: 30_000,
-            pending_fd_timeout: 150_000,
-            max_completed_connections: 2048,
-            max_incomplete_connections: 64,
-            max_connections_per_user: 256,
-            max_pending_service_starts: 512,
-            max_names_per_connection: 512,
-            max_match_rules_per_connection: 512,
-            max_replies_per_connection: 128,
-            reply_timeout: None,
-            max_containers: 512,
-            max_containers_per_user: 16,
-            max_container_metadata_bytes: 4096,
-            max_connections_per_container: 8,
-        }
-    }
-}
-
-impl Limits {
-    /// Those of the stock session bus.
-    pub fn session() -> Self {
-        Self {
-            max_incoming_bytes: 1_000_000_000,
-            max_incoming_unix_fds: 250_000_000,
-            max_outgoing_bytes: 1_000_000_000,
-            max_outgoing_unix_fds: 250_000_000,
-            max_message_size: 1_000_000_000,
-            service_start_timeout: 120_000,
-            auth_timeout: 240_000,
-            pending_fd_timeout: 150_000,
-            max_completed_connections: 100_000,
-            max_incomplete_connections: 10_000,
-            max_connections_per_user: 100_000,
-            max_pending_service_starts: 10_000,
-            max_names_per_connection: 50_000,
-            max_match_rules_per_connection: 50_000,
-            max_replies_per_connection: 50_000,
-            ..Self::default()
-        }
-    }
 }

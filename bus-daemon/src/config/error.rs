@@ -1,0 +1,134 @@
+//! Why a configuration is refused. All messages name a file, and a line where there is one.
+
+use std::io;
+use std::path::PathBuf;
+
+use bus_wire::AddressError;
+use thiserror::Error;
+
+use super::policy::{Place, PolicyError, Unsupported};
+
+/// How deep files may include each other. Far beyond any use, and well within the stack.
+pub(super) const MAX_INCLUDES: usize = 64;
+
+/// Why a configuration is refused. The message names file and line.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// A file cannot be read.
+    #[error("{}: {error}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// There is something wrong in a file.
+    #[error("{place}: {problem}")]
+    Content {
+        /// Where.
+        place: Place,
+        /// What.
+        problem: Problem,
+    },
+}
+
+/// What is wrong in a file.
+#[derive(Debug, Error)]
+pub enum Problem {
+    /// The file is not UTF-8.
+    #[error("the file is not UTF-8")]
+    NotUtf8,
+    /// It is not well-formed XML.
+    #[error("{0}")]
+    Xml(String),
+    /// The root is something else.
+    #[error("the root element is <{0}> and not <busconfig>")]
+    Root(String),
+    /// An element that does not exist, or not there.
+    #[error("<{parent}> has no element <{element}>")]
+    Element {
+        /// Its name.
+        element: String,
+        /// Where it stands.
+        parent: String,
+    },
+    /// An attribute that the element does not have.
+    #[error("<{element}> has no attribute {attribute:?}")]
+    Attribute {
+        /// The element.
+        element: String,
+        /// The attribute.
+        attribute: String,
+    },
+    /// An attribute that the element must have.
+    #[error("<{element}> must have the attribute {attribute:?}")]
+    NoAttribute {
+        /// The element.
+        element: String,
+        /// The attribute.
+        attribute: &'static str,
+    },
+    /// Text where there should be none.
+    #[error("<{0}> cannot contain text")]
+    Text(String),
+    /// No text where there should be some.
+    #[error("<{0}> must contain text")]
+    NoText(String),
+    /// A value that an attribute cannot have.
+    #[error("{attribute}={value:?} must be {expected}")]
+    Value {
+        /// The attribute.
+        attribute: String,
+        /// Its value.
+        value: String,
+        /// What it can be.
+        expected: &'static str,
+    },
+    /// Not an address.
+    #[error("{text:?}: {error}")]
+    Listen {
+        /// The text.
+        text: String,
+        /// What is wrong.
+        error: AddressError,
+    },
+    /// A transport that nobody can listen on.
+    #[error("{text:?}: cannot listen on the transport {transport:?}")]
+    Transport {
+        /// The text.
+        text: String,
+        /// Its transport.
+        transport: String,
+    },
+    /// An authentication mechanism that does not exist.
+    #[error("<auth>{0}</auth>: the mechanisms are EXTERNAL, DBUS_COOKIE_SHA1 and ANONYMOUS")]
+    Auth(String),
+    /// No such limit.
+    #[error("there is no limit {0:?}")]
+    UnknownLimit(String),
+    /// Not a number, or one that is too small or too large.
+    #[error("<limit name={name:?}>: {text:?} is not a number from 0 to {max}")]
+    Limit {
+        /// Which limit.
+        name: String,
+        /// Its text.
+        text: String,
+        /// The largest value it can have.
+        max: u64,
+    },
+    /// `<apparmor mode="required">`.
+    #[error("AppArmor mediation is required, and not supported")]
+    AppArmor,
+    /// A file includes itself, by way of others or at once.
+    #[error("{} includes itself", .0.display())]
+    Circular(PathBuf),
+    /// Too many files within each other.
+    #[error("files include each other more than {MAX_INCLUDES} deep")]
+    TooDeep,
+    /// A policy that is wrong.
+    #[error("{0}")]
+    Policy(#[from] PolicyError),
+    /// A policy that this bus cannot enforce.
+    #[error("{0}")]
+    Unsupported(Unsupported),
+}

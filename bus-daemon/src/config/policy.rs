@@ -1,0 +1,518 @@
+//! `<policy>`: the rules as they are written, and what they come down to.
+//!
+//! The rules are read completely, with every check that dbus-daemon makes. What this bus enforces so far are the two
+//! simplest policies, all and nothing; any other is refused by name, never ignored.
+
+use std::fmt;
+
+use bus_wire::MessageType;
+use roxmltree::Node;
+use thiserror::Error;
+
+use super::{Connect, Traffic};
+
+/// Where something is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Path of the file.
+    pub file: String,
+    /// Line, from 1.
+    pub line: u32,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
+}
+
+/// One `<policy>` element.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyBlock {
+    /// To whom it applies.
+    pub context: Context,
+    /// Its rules in order; the last one that matches wins.
+    pub rules: Vec<Rule>,
+}
+
+/// To whom a block applies. Blocks are applied in the order of the variants; `mandatory` comes last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Context {
+    /// `context="default"`
+    Default,
+    /// `group`: a name or a number.
+    Group(String),
+    /// `user`: a name or a number.
+    User(String),
+    /// `at_console`
+    AtConsole(bool),
+    /// `context="mandatory"`
+    Mandatory,
+}
+
+/// One `<allow>` or `<deny>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// `<allow>`, and not `<deny>`.
+    pub allow: bool,
+    /// `log="true"`: tell the log when it matches.
+    pub log: bool,
+    /// What it speaks of.
+    pub subject: Subject,
+    /// Where it is written.
+    pub place: Place,
+}
+
+/// What a rule speaks of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// `send_*`: checked when a peer sends.
+    Send(MessageRule),
+    /// `receive_*`, or `eavesdrop` alone: checked for each peer that is to receive.
+    Receive(MessageRule),
+    /// `own`, `own_prefix`: checked when a peer asks for a name.
+    Own(NamePattern),
+    /// `user`: checked when a peer connects. `None` = `*`.
+    User(Option<String>),
+    /// `group`: checked when a peer connects. `None` = `*`.
+    Group(Option<String>),
+}
+
+/// The conditions on a message; `None` matches any.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MessageRule {
+    /// `send_interface`, `receive_interface`. A *deny* matches a message without an interface as well.
+    pub interface: Option<String>,
+    /// `send_member`, `receive_member`
+    pub member: Option<String>,
+    /// `send_error`, `receive_error`
+    pub error: Option<String>,
+    /// `send_path`, `receive_path`
+    pub path: Option<String>,
+    /// `send_type`, `receive_type`
+    pub message_type: Option<MessageType>,
+    /// `send_destination`, `send_destination_prefix`, or `receive_sender`: a name that the other side owns.
+    pub other: Option<NamePattern>,
+    /// `send_broadcast`
+    pub broadcast: Option<bool>,
+    /// `send_requested_reply`, `receive_requested_reply`. For an *allow*, true (the default) means: only replies that
+    /// were asked for. For a *deny*, false (the default) means: only replies that were not.
+    pub requested_reply: bool,
+    /// `eavesdrop`. For an *allow*, true means: also messages to others. For a *deny*: only those.
+    pub eavesdrop: bool,
+    /// `min_fds`
+    pub min_fds: u32,
+    /// `max_fds`; `u32::MAX` = any number.
+    pub max_fds: u32,
+}
+
+/// Which names a rule speaks of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamePattern {
+    /// `*`
+    Any,
+    /// This name.
+    Exact(String),
+    /// This name, and every one that continues it with a period.
+    Prefix(String),
+}
+
+/// What is wrong with a `<policy>`, `<allow>` or `<deny>`.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum PolicyError {
+    /// Neither, or more than one, of the attributes that say to whom a block applies.
+    #[error("<policy> must have exactly one of the attributes context, user, group and at_console")]
+    Context,
+    /// An attribute that the element does not have.
+    #[error("<{element}> has no attribute {attribute:?}")]
+    Attribute {
+        /// `policy`, `allow` or `deny`.
+        element: String,
+        /// Its name.
+        attribute: String,
+    },
+    /// A value that the attribute cannot have.
+    #[error("{attribute}={value:?} must be {expected}")]
+    Value {
+        /// Which attribute.
+        attribute: String,
+        /// Its value.
+        value: String,
+        /// What it can be.
+        expected: &'static str,
+    },
+    /// A rule about nothing.
+    #[error("a rule must have an attribute that says what it is about")]
+    Empty,
+    /// `send_member` or `receive_member` alone. Not all messages have an interface.
+    #[error("a rule with a member must have an interface or a path")]
+    Member,
+    /// `send_*` with `receive_*`.
+    #[error("a rule cannot have both send and receive attributes")]
+    SendAndReceive,
+    /// `own`, `own_prefix`, `user`, `group` and messages exclude each other.
+    #[error("own, own_prefix, user, group and the attributes of messages cannot be combined")]
+    Mixed,
+    /// Errors have neither an interface nor a member.
+    #[error("{0}_error cannot be combined with {0}_interface or {0}_member")]
+    ErrorWithInterface(&'static str),
+    /// `send_destination` with `send_destination_prefix`.
+    #[error("send_destination cannot be combined with send_destination_prefix")]
+    TwoDestinations,
+    /// A broadcast has no destination.
+    #[error("send_broadcast=\"true\" cannot be combined with send_destination")]
+    BroadcastToOne,
+    /// Who may connect is asked of the bus, before anybody is anybody.
+    #[error("a rule about who may connect cannot stand in the policy of a user or group")]
+    ConnectOfOne,
+}
+
+/// The attributes of a rule.
+const ATTRIBUTES: &str = "send_interface send_member send_error send_broadcast send_destination \
+    send_destination_prefix send_type send_path receive_interface receive_member receive_error receive_sender \
+    receive_type receive_path send_requested_reply receive_requested_reply eavesdrop own own_prefix user group log \
+    min_fds max_fds";
+
+/// The largest value of `min_fds` and `max_fds` that dbus-daemon accepts.
+const MAX_FDS: u32 = 33_554_432;
+
+impl Context {
+    /// From the attributes of `<policy>`.
+    pub(super) fn parse(node: Node<'_, '_>) -> Result<Self, PolicyError> {
+        let mut attributes = node.attributes();
+        let (Some(attribute), None) = (attributes.next(), attributes.next()) else {
+            let known = ["context", "user", "group", "at_console"];
+            let other = node
+                .attributes()
+                .find(|attribute| !known.contains(&attribute.name()));
+            return Err(
+                other.map_or(PolicyError::Context, |attribute| PolicyError::Attribute {
+                    element: "policy".into(),
+                    attribute: attribute.name().into(),
+                }),
+            );
+        };
+        let (name, value) = (attribute.name(), attribute.value());
+        let bad = |expected| PolicyError::Value {
+            attribute: name.into(),
+            value: value.into(),
+            expected,
+        };
+        match (name, value) {
+            ("context", "default") => Ok(Self::Default),
+            ("context", "mandatory") => Ok(Self::Mandatory),
+            ("context", _) => Err(bad("\"default\" or \"mandatory\"")),
+            ("user", _) => Ok(Self::User(value.into())),
+            ("group", _) => Ok(Self::Group(value.into())),
+            ("at_console", "true") => Ok(Self::AtConsole(true)),
+            ("at_console", "false") => Ok(Self::AtConsole(false)),
+            ("at_console", _) => Err(bad("\"true\" or \"false\"")),
+            _ => Err(PolicyError::Attribute {
+                element: "policy".into(),
+                attribute: name.into(),
+            }),
+        }
+    }
+}
+
+impl Rule {
+    /// From an `<allow>` or `<deny>` in a block for `context`.
+    pub(super) fn parse(node: Node<'_, '_>, context: &Context, place: Place) -> Result<Self, PolicyError> {
+        let element = node.tag_name().name();
+        let known = |name: &str| ATTRIBUTES.split_whitespace().any(|known| known == name);
+        if let Some(attribute) = node.attributes().find(|attribute| !known(attribute.name())) {
+            let attribute = attribute.name().into();
+            return Err(PolicyError::Attribute {
+                element: element.into(),
+                attribute,
+            });
+        }
+        let attributes = Attributes(node);
+        let allow = element == "allow";
+        let subject = attributes.subject(allow)?;
+        let is_connect = matches!(subject, Subject::User(_) | Subject::Group(_));
+        if is_connect && matches!(context, Context::User(_) | Context::Group(_)) {
+            return Err(PolicyError::ConnectOfOne);
+        }
+        // dbus-daemon takes any other value of this attribute for no.
+        let log = attributes.get("log") == Some("true");
+        Ok(Self {
+            allow,
+            log,
+            subject,
+            place,
+        })
+    }
+}
+
+/// The attributes of one rule.
+struct Attributes<'a, 'input>(Node<'a, 'input>);
+
+impl<'a> Attributes<'a, '_> {
+    fn get(&self, name: &str) -> Option<&'a str> {
+        self.0.attribute(name)
+    }
+
+    /// The value of an attribute in which `*` is the same as nothing.
+    fn text(&self, name: &str) -> Option<String> {
+        self.get(name).filter(|value| *value != "*").map(str::to_owned)
+    }
+
+    fn bad(&self, name: &str, expected: &'static str) -> PolicyError {
+        let value = self.get(name).unwrap_or_default().into();
+        PolicyError::Value {
+            attribute: name.into(),
+            value,
+            expected,
+        }
+    }
+
+    fn flag(&self, name: &str) -> Result<Option<bool>, PolicyError> {
+        match self.get(name) {
+            None => Ok(None),
+            Some("true") => Ok(Some(true)),
+            Some("false") => Ok(Some(false)),
+            Some(_) => Err(self.bad(name, "\"true\" or \"false\"")),
+        }
+    }
+
+    fn number(&self, name: &str, default: u32) -> Result<u32, PolicyError> {
+        let Some(text) = self.get(name) else {
+            return Ok(default);
+        };
+        let number = text.parse().ok().filter(|number| *number <= MAX_FDS);
+        number.ok_or_else(|| self.bad(name, "a number from 0 to 33554432"))
+    }
+
+    fn message_type(&self, name: &str) -> Result<Option<MessageType>, PolicyError> {
+        match self.get(name) {
+            None | Some("*") => Ok(None),
+            Some("method_call") => Ok(Some(MessageType::MethodCall)),
+            Some("method_return") => Ok(Some(MessageType::MethodReturn)),
+            Some("error") => Ok(Some(MessageType::Error)),
+            Some("signal") => Ok(Some(MessageType::Signal)),
+            Some(_) => Err(self.bad(
+                name,
+                "\"method_call\", \"method_return\", \"error\", \"signal\" or \"*\"",
+            )),
+        }
+    }
+
+    /// Which kind of rule it is, and all that belongs to it. The checks come in the order of dbus-daemon.
+    fn subject(&self, allow: bool) -> Result<Subject, PolicyError> {
+        let has = |name: &str| self.get(name).is_some();
+        let any = |prefix: &str| {
+            self.0
+                .attributes()
+                .any(|attribute| attribute.name().starts_with(prefix))
+        };
+        let (sends, receives) = (any("send_"), any("receive_"));
+        let is_message = sends || receives || has("eavesdrop");
+        let others = ["own", "own_prefix", "user", "group"]
+            .into_iter()
+            .filter(|name| has(name))
+            .count();
+        if !is_message && others == 0 {
+            return Err(PolicyError::Empty);
+        }
+        for (member, interface, path) in [
+            ("send_member", "send_interface", "send_path"),
+            ("receive_member", "receive_interface", "receive_path"),
+        ] {
+            if has(member) && !has(interface) && !has(path) {
+                return Err(PolicyError::Member);
+            }
+        }
+        let has_fds = has("min_fds") || has("max_fds");
+        if others > 1 || (others == 1 && (is_message || has_fds)) {
+            return Err(PolicyError::Mixed);
+        }
+        if sends && receives {
+            return Err(PolicyError::SendAndReceive);
+        }
+        for direction in ["send", "receive"] {
+            let has = |field: &str| has(&format!("{direction}_{field}"));
+            if has("error") && (has("interface") || has("member")) {
+                return Err(PolicyError::ErrorWithInterface(direction));
+            }
+        }
+        if has("send_destination") && has("send_destination_prefix") {
+            return Err(PolicyError::TwoDestinations);
+        }
+        if is_message {
+            return self.message_rule(if sends { "send" } else { "receive" }, allow);
+        }
+        let pattern = |name: &str| self.get(name).map(str::to_owned);
+        Ok(match (pattern("own"), pattern("own_prefix")) {
+            (Some(name), _) if name == "*" => Subject::Own(NamePattern::Any),
+            (Some(name), _) => Subject::Own(NamePattern::Exact(name)),
+            (None, Some(prefix)) => Subject::Own(NamePattern::Prefix(prefix)),
+            (None, None) if has("user") => Subject::User(self.text("user")),
+            (None, None) => Subject::Group(self.text("group")),
+        })
+    }
+
+    fn message_rule(&self, direction: &'static str, allow: bool) -> Result<Subject, PolicyError> {
+        let named = |field: &str| format!("{direction}_{field}");
+        let is_send = direction == "send";
+        let other = self.text(if is_send {
+            "send_destination"
+        } else {
+            "receive_sender"
+        });
+        let prefix = self.get("send_destination_prefix");
+        let broadcast = self.flag("send_broadcast")?;
+        if broadcast == Some(true) && other.is_some() {
+            return Err(PolicyError::BroadcastToOne);
+        }
+        let rule = MessageRule {
+            interface: self.text(&named("interface")),
+            member: self.text(&named("member")),
+            error: self.text(&named("error")),
+            path: self.text(&named("path")),
+            message_type: self.message_type(&named("type"))?,
+            other: match (other, prefix) {
+                (Some(name), _) => Some(NamePattern::Exact(name)),
+                (None, Some(prefix)) => Some(NamePattern::Prefix(prefix.into())),
+                (None, None) => None,
+            },
+            broadcast,
+            requested_reply: self.flag(&named("requested_reply"))?.unwrap_or(allow),
+            eavesdrop: self.flag("eavesdrop")?.unwrap_or(false),
+            min_fds: self.number("min_fds", 0)?,
+            max_fds: self.number("max_fds", u32::MAX)?,
+        };
+        Ok(if is_send {
+            Subject::Send(rule)
+        } else {
+            Subject::Receive(rule)
+        })
+    }
+}
+
+impl MessageRule {
+    /// Whether it matches any message to or from anybody (leaving aside replies that nobody asked for).
+    fn is_catch_all(&self) -> bool {
+        let Self {
+            interface,
+            member,
+            error,
+            path,
+            message_type,
+            other,
+            broadcast,
+            ..
+        } = self;
+        let Self {
+            min_fds,
+            max_fds,
+            requested_reply: _,
+            eavesdrop: _,
+            ..
+        } = self;
+        let names = [interface, member, error, path].into_iter().all(Option::is_none);
+        names
+            && message_type.is_none()
+            && other.is_none()
+            && broadcast.is_none()
+            && *min_fds == 0
+            && *max_fds == u32::MAX
+    }
+}
+
+/// What the rules come down to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decision {
+    /// Which messages and names.
+    pub traffic: Traffic,
+    /// Who may connect.
+    pub connect: Connect,
+    /// Whether messages to others may be received.
+    pub eavesdrop_allowed: bool,
+    /// Whether replies may be sent that nobody asked for.
+    pub unrequested_replies_allowed: bool,
+}
+
+/// The rule for which a policy is not one of those that this bus can enforce.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{what}: this policy is not supported yet")]
+pub struct Unsupported {
+    /// The rule, or one near where a rule is missing.
+    pub place: Place,
+    /// What it does.
+    pub what: &'static str,
+}
+
+/// What the rules come down to, if it is one of the simple cases: there is not one rule about messages (then nothing
+/// may be sent), or there are only allowing ones, with one each for all that can be sent, received and owned.
+///
+/// # Errors
+/// It is not.
+pub fn decide(blocks: &[PolicyBlock]) -> Result<Decision, Unsupported> {
+    let mut connect = Connect::OwnerOnly;
+    let (mut sends, mut receives, mut owns) = (false, false, false);
+    let (mut eavesdrops, mut sends_any_reply, mut receives_any_reply) = (false, false, false);
+    let mut first_of_messages = None;
+    for (context, rule) in blocks
+        .iter()
+        .flat_map(|block| block.rules.iter().map(move |rule| (&block.context, rule)))
+    {
+        let unsupported = |what| Unsupported {
+            place: rule.place.clone(),
+            what,
+        };
+        if !rule.allow {
+            return Err(unsupported("something is denied"));
+        }
+        if rule.log {
+            return Err(unsupported("the use of a rule is to be logged"));
+        }
+        let is_for_all = matches!(context, Context::Default | Context::Mandatory);
+        // For `allow`, eavesdrop="true" also lets replies pass that nobody asked for.
+        let any_reply = |message: &MessageRule| message.eavesdrop || !message.requested_reply;
+        match &rule.subject {
+            Subject::Send(message) if is_for_all && message.is_catch_all() => {
+                sends = true;
+                sends_any_reply |= any_reply(message);
+            }
+            Subject::Receive(message) if is_for_all && message.is_catch_all() => {
+                receives = true;
+                eavesdrops |= message.eavesdrop;
+                receives_any_reply |= any_reply(message);
+            }
+            Subject::Own(NamePattern::Any) if is_for_all => owns = true,
+            Subject::User(None) | Subject::Group(None) if is_for_all => connect = Connect::Anyone,
+            Subject::User(_) | Subject::Group(_) => return Err(unsupported("some users may connect")),
+            // Harmless next to rules that allow everything; without those, found below.
+            Subject::Send(_) | Subject::Receive(_) | Subject::Own(_) => {}
+        }
+        if matches!(
+            rule.subject,
+            Subject::Send(_) | Subject::Receive(_) | Subject::Own(_)
+        ) {
+            first_of_messages.get_or_insert(&rule.place);
+        }
+    }
+    let traffic = match first_of_messages {
+        None => Traffic::Nothing,
+        Some(_) if sends && receives && owns => Traffic::Everything,
+        Some(place) => {
+            let what = match (sends, receives) {
+                (false, _) => "some messages may be sent, and not all",
+                (true, false) => "some messages may be received, and not all",
+                (true, true) => "some names may be owned, and not all",
+            };
+            return Err(Unsupported {
+                place: place.clone(),
+                what,
+            });
+        }
+    };
+    let unrequested_replies_allowed = sends_any_reply && receives_any_reply;
+    Ok(Decision {
+        traffic,
+        connect,
+        eavesdrop_allowed: eavesdrops,
+        unrequested_replies_allowed,
+    })
+}
