@@ -160,6 +160,7 @@ impl Broker {
         let unique = Unique::new(self.next_unique);
         self.next_unique += 1;
         self.unique.insert(unique.number, id);
+        self.stats.note_names(self.names.len() + self.unique.len());
         self.stats.incomplete -= 1;
         self.stats.active += 1;
         if let Some(uid) = uid {

@@ -31,7 +31,7 @@ impl Broker {
             }
             self.announce(change);
         }
-        self.stats.note_names(self.names.len());
+        self.stats.note_names(self.names.len() + self.unique.len());
         Some(reply)
     }
 

@@ -14,6 +14,7 @@ pub(crate) struct Stats {
     /// Peers that have not.
     pub(crate) incomplete: u32,
     pub(crate) peak_rules: u32,
+    /// Unique names count.
     pub(crate) peak_names: u32,
 }
 

@@ -121,7 +121,7 @@ impl Broker {
         broker.stats.peak_rules = peak_rules;
         broker.stats.peak_names = peak_names;
         broker.note_rules();
-        broker.stats.note_names(broker.names.len());
+        broker.stats.note_names(broker.names.len() + broker.unique.len());
         broker.restart.dropped_in_restore = broker
             .restart
             .dropped_in_restore

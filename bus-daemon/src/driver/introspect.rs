@@ -111,7 +111,7 @@ mod tests {
         let names = |tag: &str| -> Vec<String> {
             let nodes = document.descendants().filter(|node| node.has_tag_name(tag));
             nodes
-                .map(|node| node.attribute("name").unwrap().to_owned())
+                .filter_map(|node| node.attribute("name").map(str::to_owned))
                 .collect()
         };
         assert_eq!(

@@ -47,27 +47,34 @@ pub(super) fn peer(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {
     let numbers = numbers_of(broker, peer);
     broker.send_driver_reply(call.caller, call.message, |w| {
         w.array("{sv}", |w| {
-            write_numbers(&numbers, w);
+            let (bookkeeping, traffic) = &numbers;
+            write_numbers(bookkeeping, w);
             w.dict_entry(|w| {
                 w.str("UniqueName").variant("s", |w| {
                     w.str(&unique);
                 });
             });
+            write_numbers(traffic, w);
         });
     });
     Ok(())
 }
 
-fn numbers_of(broker: &Broker, peer: &Peer) -> [(&'static str, u32); 15] {
+type Number = (&'static str, u32);
+
+/// What comes before the key `UniqueName`, and what comes after it.
+fn numbers_of(broker: &Broker, peer: &Peer) -> ([Number; 5], [Number; 10]) {
     let incoming = count(peer.framer.partial_bytes());
     let outgoing = u32::try_from(peer.out.len()).unwrap_or(u32::MAX);
     let peaks = &peer.peaks;
-    [
+    let bookkeeping = [
         ("Serial", broker.driver_serial()),
         ("MatchRules", count(broker.rules_of(peer.id).count())),
         ("PeakMatchRules", peaks.rules),
         ("BusNames", count(peer.names.len() + 1)),
         ("PeakBusNames", peaks.names + 1),
+    ];
+    let traffic = [
         // A message is dealt with as soon as it is complete: what waits is the one that is not.
         ("IncomingMessages", 0),
         ("IncomingBytes", incoming),
@@ -83,7 +90,8 @@ fn numbers_of(broker: &Broker, peer: &Peer) -> [(&'static str, u32); 15] {
             u32::try_from(peaks.outgoing_bytes).unwrap_or(u32::MAX),
         ),
         ("PeakOutgoingFDs", peaks.outgoing_fds),
-    ]
+    ];
+    (bookkeeping, traffic)
 }
 
 /// The rules of every peer, as their canonical text.

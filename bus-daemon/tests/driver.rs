@@ -1,0 +1,810 @@
+//! The driver against the specification ("Message Bus Messages") and the answers of the reference implementation.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+mod support;
+
+use bus_daemon::broker::{Action, Credentials, Event, Start};
+use bus_daemon::config::Service;
+use bus_wire::{Fd, Flags, Message, MessageBuilder};
+use support::{Bus, DRIVER, OWN_UID, PATH, session, short, shorts};
+
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+const STATS: &str = "org.freedesktop.DBus.Debug.Stats";
+const RESTART: &str = "org.busdaemon.Restart1";
+const MONITORING: &str = "org.freedesktop.DBus.Monitoring";
+
+/// Calls a method of the main interface with texts, and gives the reply in short.
+fn ask(bus: &mut Bus, peer: bus_daemon::broker::PeerId, member: &str, texts: &[&str]) -> String {
+    let reply = bus.call(peer, DRIVER, member, |w| {
+        for text in texts {
+            w.str(text);
+        }
+    });
+    in_short(&reply)
+}
+
+/// Without the serial.
+fn in_short(reply: &Message) -> String {
+    let text = short(reply);
+    let (kind, rest) = text.split_once(' ').unwrap();
+    format!("{kind}{}", rest.trim_start_matches(|c: char| c.is_ascii_digit()))
+}
+
+fn strings(reply: &Message) -> Vec<String> {
+    let mut all = Vec::new();
+    reply
+        .body()
+        .read_array(|element| {
+            all.push(element.read_str()?.to_owned());
+            Ok(())
+        })
+        .unwrap();
+    all
+}
+
+/// `a{sv}` as text.
+fn dictionary(reply: &Message) -> Vec<(String, String)> {
+    let mut all = Vec::new();
+    reply
+        .body()
+        .read_array(|element| {
+            element.read_dict_entry(|entry| {
+                let key = entry.read_str()?.to_owned();
+                let value = entry.read_variant(|value| match value.peek_signature() {
+                    "u" => Ok(value.read_u32()?.to_string()),
+                    "s" => Ok(value.read_str()?.to_owned()),
+                    "h" => Ok(format!("fd {}", value.read_unix_fd_index()?)),
+                    "ay" => Ok(format!("{:?}", value.read_byte_slice()?)),
+                    "au" => {
+                        let mut numbers = Vec::new();
+                        value.read_array(|number| {
+                            numbers.push(number.read_u32()?);
+                            Ok(())
+                        })?;
+                        Ok(format!("{numbers:?}"))
+                    }
+                    other => Ok(format!("<{other}>")),
+                })?;
+                all.push((key, value));
+                Ok(())
+            })
+        })
+        .unwrap();
+    all
+}
+
+fn pairs<'a>(all: &'a [(String, String)]) -> Vec<(&'a str, &'a str)> {
+    all.iter().map(|(key, value)| (&**key, &**value)).collect()
+}
+
+#[test]
+fn hello_is_answered_before_its_signal() {
+    let mut bus = Bus::new();
+    let peer = bus.connect();
+    bus.send(
+        peer,
+        MessageBuilder::method_call("/any", "Hello").destination(DRIVER),
+    );
+    let messages = bus.read(peer);
+    assert_eq!(shorts(&messages), ["reply 1 :1.0", "NameAcquired :1.0"]);
+    for message in &messages {
+        assert_eq!(
+            (message.sender(), message.destination()),
+            (Some(DRIVER), Some(":1.0"))
+        );
+        assert_eq!(message.flags(), Flags::NO_REPLY_EXPECTED);
+    }
+    assert_eq!(messages[1].path(), Some(PATH));
+    assert_eq!(ask(&mut bus, peer, "Hello", &[]), "error Failed");
+}
+
+#[test]
+fn what_can_be_called_where() {
+    let mut bus = Bus::new();
+    let peer = bus.join();
+    let mut call = |path: &str, interface: &str, member: &str| {
+        let mut call = MessageBuilder::method_call(path, member).destination(DRIVER);
+        if !interface.is_empty() {
+            call = call.interface(interface);
+        }
+        in_short(&bus.call_with(peer, call))
+    };
+    assert_eq!(call(PATH, DRIVER, "Nope"), "error UnknownMethod");
+    assert_eq!(call(PATH, "a.b", "ListNames"), "error UnknownInterface");
+    assert_eq!(call("/x", "", "ListNames"), "reply <as>");
+    assert_eq!(call("/x", "", "BecomeMonitor"), "error UnknownMethod");
+    assert_eq!(call("/x", MONITORING, "BecomeMonitor"), "error UnknownInterface");
+    assert_eq!(call("/x", STATS, "GetStats"), "error UnknownInterface");
+    assert_eq!(call(PATH, "", "GetStats"), "reply <a{sv}>");
+    assert_eq!(call("/x", PROPERTIES, "GetAll"), "error UnknownInterface");
+    assert_eq!(call("/x", "", "Ping"), "reply");
+    assert_eq!(
+        call("/x", "org.freedesktop.DBus.Peer", "Nope"),
+        "error UnknownMethod"
+    );
+    assert_eq!(
+        call("/x", "", "GetMachineId"),
+        "reply 0123456789abcdef0123456789abcdef"
+    );
+    assert_eq!(
+        call("/x", DRIVER, "UpdateActivationEnvironment"),
+        "error AccessDenied"
+    );
+    assert_eq!(
+        call(PATH, DRIVER, "UpdateActivationEnvironment"),
+        "error InvalidArgs"
+    );
+    assert_eq!(call("/x", RESTART, "Upgrade"), "error UnknownInterface");
+    assert_eq!(call("/x", DRIVER, "RequestName"), "error InvalidArgs");
+    assert_eq!(call("/x", DRIVER, "GetId"), format!("reply {}", "ab".repeat(16)));
+}
+
+#[test]
+fn peer_needs_no_destination() {
+    let mut bus = Bus::new();
+    let peer = bus.join();
+    let ping = MessageBuilder::method_call("/", "Ping").interface("org.freedesktop.DBus.Peer");
+    assert_eq!(in_short(&bus.call_with(peer, ping)), "reply");
+}
+
+#[test]
+fn no_reply_is_sent_where_none_is_expected() {
+    let mut bus = Bus::new();
+    let peer = bus.join();
+    for member in ["ListNames", "Nope"] {
+        let call = MessageBuilder::method_call(PATH, member)
+            .destination(DRIVER)
+            .flags(Flags::NO_REPLY_EXPECTED);
+        bus.send(peer, call);
+    }
+    assert_eq!(shorts(&bus.read(peer)), [""; 0]);
+}
+
+#[test]
+fn other_messages_are_ignored() {
+    let mut bus = Bus::new();
+    let peer = bus.join();
+    bus.send(
+        peer,
+        MessageBuilder::signal(PATH, DRIVER, "Hello").destination(DRIVER),
+    );
+    bus.send(peer, MessageBuilder::method_return(1_u32).destination(DRIVER));
+    bus.send(peer, MessageBuilder::error("a.b", 1_u32).destination(DRIVER));
+    assert_eq!(shorts(&bus.read(peer)), [""; 0]);
+    assert!(!bus.is_gone(peer));
+}
+
+fn request(name: &str, flags: u32) -> MessageBuilder<'static> {
+    let name = name.to_owned();
+    MessageBuilder::method_call(PATH, "RequestName")
+        .destination(DRIVER)
+        .body(move |w| {
+            w.str(&name).u32(flags);
+        })
+}
+
+#[test]
+fn names_are_announced_before_the_reply() {
+    let mut bus = Bus::new();
+    let (a, b) = (bus.join(), bus.join());
+    for peer in [a, b] {
+        assert_eq!(
+            ask(&mut bus, peer, "AddMatch", &["member='NameOwnerChanged'"]),
+            "reply"
+        );
+    }
+    bus.send(a, request("x.y", 1));
+    assert_eq!(
+        shorts(&bus.read(a)),
+        ["NameOwnerChanged x.y '' :1.0", "NameAcquired x.y", "reply 3 1"]
+    );
+    bus.send(b, request("x.y", 2));
+    bus.read(b);
+    assert_eq!(
+        shorts(&bus.read(a)),
+        ["NameLost x.y", "NameOwnerChanged x.y :1.0 :1.1"]
+    );
+    assert_eq!(
+        strings(&bus.call(a, DRIVER, "ListQueuedOwners", |w| drop_ref(w.str("x.y")))),
+        [":1.1", ":1.0"]
+    );
+    let release = MessageBuilder::method_call(PATH, "ReleaseName").destination(DRIVER);
+    bus.send(b, release.body(|w| drop_ref(w.str("x.y"))));
+    let released = shorts(&bus.read(b));
+    assert_eq!(released[..2], ["NameLost x.y", "NameOwnerChanged x.y :1.1 :1.0"]);
+    assert_eq!(released[2], "reply 4 1");
+    assert_eq!(
+        shorts(&bus.read(a)),
+        ["NameOwnerChanged x.y :1.1 :1.0", "NameAcquired x.y"]
+    );
+}
+
+fn drop_ref<T>(_: &mut T) {}
+
+#[test]
+fn names_that_cannot_be_had() {
+    let mut bus = Bus::new();
+    let peer = bus.join();
+    for name in ["a", "", ":1.0", ":1", DRIVER, "a..b", "1.a"] {
+        assert_eq!(
+            in_short(&bus.call_with(peer, request(name, 0))),
+            "error InvalidArgs",
+            "{name}"
+        );
+        assert_eq!(
+            ask(&mut bus, peer, "ReleaseName", &[name]),
+            "error InvalidArgs",
+            "{name}"
+        );
+    }
+    assert_eq!(ask(&mut bus, peer, "ReleaseName", &["a.b"]), "reply 2");
+    assert_eq!(
+        in_short(&bus.call_with(peer, request("a.b", 0xffff_fff8))),
+        "reply 1"
+    );
+    assert_eq!(in_short(&bus.call_with(peer, request("a.b", 0))), "reply 4");
+    let other = bus.join();
+    assert_eq!(ask(&mut bus, other, "ReleaseName", &["a.b"]), "reply 3");
+    assert_eq!(in_short(&bus.call_with(other, request("a.b", 4))), "reply 3");
+    assert_eq!(in_short(&bus.call_with(other, request("a.b", 0))), "reply 2");
+}
+
+#[test]
+fn names_are_limited() {
+    let mut config = session();
+    config.limits.max_names_per_connection = 3;
+    let mut bus = Bus::with_config(config);
+    let peer = bus.join();
+    assert_eq!(in_short(&bus.call_with(peer, request("a.b", 0))), "reply 1");
+    assert_eq!(in_short(&bus.call_with(peer, request("a.c", 0))), "reply 1");
+    assert_eq!(
+        in_short(&bus.call_with(peer, request("a.d", 0))),
+        "error LimitsExceeded"
+    );
+    assert_eq!(in_short(&bus.call_with(peer, request("a.c", 0))), "reply 4");
+}
+
+#[test]
+fn names_are_listed() {
+    let mut bus = Bus::new();
+    let (a, b) = (bus.join(), bus.join());
+    bus.call_with(b, request("x.y", 0));
+    bus.call_with(b, request("a.b", 0));
+    assert_eq!(
+        strings(&bus.call(a, DRIVER, "ListNames", |_| ())),
+        [DRIVER, ":1.0", ":1.1", "a.b", "x.y"]
+    );
+    for (name, owner) in [("x.y", ":1.1"), (":1.1", ":1.1"), (DRIVER, DRIVER)] {
+        assert_eq!(
+            ask(&mut bus, a, "GetNameOwner", &[name]),
+            format!("reply {owner}")
+        );
+        assert_eq!(ask(&mut bus, a, "NameHasOwner", &[name]), "reply true");
+        let queue = bus.call(a, DRIVER, "ListQueuedOwners", |w| drop_ref(w.str(name)));
+        assert_eq!(strings(&queue), [owner]);
+        let start = MessageBuilder::method_call(PATH, "StartServiceByName").destination(DRIVER);
+        assert_eq!(
+            in_short(&bus.call_with(a, start.body(|w| drop_ref(w.str(name).u32(0))))),
+            "reply 2"
+        );
+    }
+    for name in ["no.such", ":1.2", ":1.01", ""] {
+        assert_eq!(ask(&mut bus, a, "GetNameOwner", &[name]), "error NameHasNoOwner");
+        assert_eq!(
+            ask(&mut bus, a, "ListQueuedOwners", &[name]),
+            "error NameHasNoOwner"
+        );
+        assert_eq!(ask(&mut bus, a, "NameHasOwner", &[name]), "reply false");
+        let start = MessageBuilder::method_call(PATH, "StartServiceByName").destination(DRIVER);
+        assert_eq!(
+            in_short(&bus.call_with(a, start.body(|w| drop_ref(w.str(name).u32(0))))),
+            "error ServiceUnknown"
+        );
+    }
+}
+
+#[test]
+fn services_can_be_activated_later() {
+    let mut config = session();
+    config.services = vec![Service {
+        name: "org.example.Lazy".to_owned(),
+        exec: vec!["/bin/true".to_owned()],
+        user: None,
+        systemd_service: None,
+        assumed_apparmor_label: None,
+        file: "lazy.service".to_owned(),
+    }];
+    let mut bus = Bus::with_config(config);
+    let peer = bus.join();
+    let names = bus.call(peer, DRIVER, "ListActivatableNames", |_| ());
+    assert_eq!(strings(&names), [DRIVER, "org.example.Lazy"]);
+    let start = MessageBuilder::method_call(PATH, "StartServiceByName").destination(DRIVER);
+    assert_eq!(
+        in_short(&bus.call_with(peer, start.body(|w| drop_ref(w.str("org.example.Lazy").u32(0))))),
+        "error Failed"
+    );
+}
+
+#[test]
+fn match_rules() {
+    let mut config = session();
+    config.limits.max_match_rules_per_connection = 2;
+    let mut bus = Bus::with_config(config);
+    let peer = bus.join();
+    let long = format!("arg0='{}'", "x".repeat(2000));
+    for (rule, expected) in [
+        ("foo", "error MatchRuleInvalid"),
+        ("type='foo'", "error MatchRuleInvalid"),
+        ("arg64='x'", "error MatchRuleInvalid"),
+        ("path='/a',path_namespace='/b'", "error MatchRuleInvalid"),
+        (&long, "error LimitsExceeded"),
+    ] {
+        assert_eq!(ask(&mut bus, peer, "AddMatch", &[rule]), expected, "{rule}");
+        assert_eq!(ask(&mut bus, peer, "RemoveMatch", &[rule]), expected, "{rule}");
+    }
+    assert_eq!(
+        ask(&mut bus, peer, "RemoveMatch", &["member='A'"]),
+        "error MatchRuleNotFound"
+    );
+    assert_eq!(
+        ask(&mut bus, peer, "AddMatch", &["member='A',path='/a'"]),
+        "reply"
+    );
+    assert_eq!(ask(&mut bus, peer, "AddMatch", &["path=/a,member=A"]), "reply");
+    assert_eq!(
+        ask(&mut bus, peer, "AddMatch", &["member='B'"]),
+        "error LimitsExceeded"
+    );
+    // CVE-2006-6107
+    let other = bus.join();
+    assert_eq!(
+        ask(&mut bus, other, "RemoveMatch", &["path='/a',member='A'"]),
+        "error MatchRuleNotFound"
+    );
+    for expected in ["reply", "reply", "error MatchRuleNotFound"] {
+        assert_eq!(
+            ask(&mut bus, peer, "RemoveMatch", &["path='/a',member='A'"]),
+            expected
+        );
+    }
+}
+
+fn become_monitor(rules: &[&str], flags: u32) -> MessageBuilder<'static> {
+    let rules: Vec<String> = rules.iter().map(|rule| (*rule).to_owned()).collect();
+    MessageBuilder::method_call(PATH, "BecomeMonitor")
+        .interface(MONITORING)
+        .destination(DRIVER)
+        .body(|w| {
+            w.str_array(rules.iter().map(String::as_str)).u32(flags);
+        })
+}
+
+#[test]
+fn a_monitor_has_no_names_and_sees_all() {
+    let mut bus = Bus::new();
+    let (watcher, monitor, peer) = (bus.join(), bus.join(), bus.join());
+    bus.call_with(monitor, request("m.m", 0));
+    ask(&mut bus, watcher, "AddMatch", &["member='NameOwnerChanged'"]);
+    assert_eq!(
+        in_short(&bus.call_with(monitor, become_monitor(&["foo"], 0))),
+        "error MatchRuleInvalid"
+    );
+    assert_eq!(
+        in_short(&bus.call_with(monitor, become_monitor(&[], 1))),
+        "error InvalidArgs"
+    );
+    bus.send(monitor, become_monitor(&[], 0));
+    assert_eq!(short(&bus.read(monitor)[0]), "reply 5");
+    assert_eq!(
+        shorts(&bus.read(watcher)),
+        ["NameOwnerChanged m.m :1.1 ''", "NameOwnerChanged :1.1 :1.1 ''"]
+    );
+    assert_eq!(ask(&mut bus, peer, "NameHasOwner", &[":1.1"]), "reply false");
+    assert_eq!(shorts(&bus.read(monitor)), ["NameHasOwner :1.1", "reply 2 false"]);
+    assert_eq!(ask(&mut bus, peer, "Nope", &[]), "error UnknownMethod");
+    assert_eq!(shorts(&bus.read(monitor)), ["Nope", "error 3 UnknownMethod"]);
+    bus.send(
+        monitor,
+        MessageBuilder::method_call(PATH, "ListNames").destination(DRIVER),
+    );
+    assert!(bus.is_gone(monitor));
+}
+
+#[test]
+fn monitoring_is_for_the_privileged() {
+    let mut bus = Bus::new();
+    for (uid, expected) in [
+        (Some(0), "reply"),
+        (Some(OWN_UID), "reply"),
+        (Some(OWN_UID + 1), "error AccessDenied"),
+    ] {
+        let peer = bus.connect_as(Credentials {
+            uid,
+            gid: None,
+            pid: Some(1),
+        });
+        bus.greet(peer);
+        let serial = bus.send(peer, become_monitor(&["type='error'"], 0));
+        let first = bus
+            .read(peer)
+            .into_iter()
+            .find(|message| message.reply_serial().is_some())
+            .unwrap();
+        assert_eq!(
+            (first.reply_serial().unwrap().get(), in_short(&first).as_str()),
+            (serial, expected)
+        );
+    }
+}
+
+#[test]
+fn credentials() {
+    let mut bus = Bus::new();
+    let (peer, other) = (bus.join(), bus.join());
+    bus.system.groups = Some(vec![100, 7, 100, 20]);
+    bus.system.label = Some(b"unconfined".to_vec());
+    bus.system.pidfd = Some(Fd(33));
+    let reply = bus.call(peer, DRIVER, "GetConnectionCredentials", |w| {
+        drop_ref(w.str(":1.1"))
+    });
+    assert_eq!(
+        pairs(&dictionary(&reply)),
+        [
+            ("ProcessID", "4711"),
+            ("UnixUserID", "1000"),
+            ("UnixGroupIDs", "[7, 20, 100]"),
+            ("LinuxSecurityLabel", &format!("{:?}", b"unconfined\0")),
+            ("ProcessFD", "fd 0"),
+        ]
+    );
+    assert_eq!(reply.unix_fds(), 1);
+    let asked = bus.system.asked;
+    let reply = bus.call(peer, DRIVER, "GetConnectionCredentials", |w| {
+        drop_ref(w.str(DRIVER))
+    });
+    assert_eq!(
+        pairs(&dictionary(&reply)),
+        [("ProcessID", "42"), ("UnixUserID", "1000")]
+    );
+    for (member, of_peer, of_driver, of_nobody) in [
+        (
+            "GetConnectionUnixUser",
+            "reply 1000",
+            "reply 1000",
+            "error NameHasNoOwner",
+        ),
+        (
+            "GetConnectionUnixProcessID",
+            "reply 4711",
+            "reply 42",
+            "error NameHasNoOwner",
+        ),
+        (
+            "GetAdtAuditSessionData",
+            "error AdtAuditDataUnknown",
+            "error AdtAuditDataUnknown",
+            "error NameHasNoOwner",
+        ),
+        (
+            "GetConnectionSELinuxSecurityContext",
+            "error SELinuxSecurityContextUnknown",
+            "error SELinuxSecurityContextUnknown",
+            "error NameHasNoOwner",
+        ),
+    ] {
+        assert_eq!(ask(&mut bus, peer, member, &[":1.1"]), of_peer, "{member}");
+        assert_eq!(ask(&mut bus, peer, member, &[DRIVER]), of_driver, "{member}");
+        assert_eq!(ask(&mut bus, peer, member, &["no.such"]), of_nobody, "{member}");
+    }
+    assert_eq!(
+        ask(&mut bus, peer, "GetConnectionCredentials", &["no.such"]),
+        "error NameHasNoOwner"
+    );
+    assert_eq!(
+        bus.system.asked, asked,
+        "the system is asked only for what is needed"
+    );
+    assert!(!bus.is_gone(other));
+}
+
+#[test]
+fn properties() {
+    let mut bus = Bus::new();
+    let peer = bus.join();
+    let mut get = |interface: &str, name: &str| {
+        bus.call(peer, PROPERTIES, "Get", |w| drop_ref(w.str(interface).str(name)))
+    };
+    let features = get(DRIVER, "Features").body().enter_variant().map(|mut value| {
+        let mut all = Vec::new();
+        value
+            .read_array(|element| Ok(all.push(element.read_str()?.to_owned())))
+            .unwrap();
+        all
+    });
+    assert_eq!(
+        features.unwrap(),
+        ["ActivatableServicesChanged", "HeaderFiltering"]
+    );
+    let interfaces = get(DRIVER, "Interfaces").body().enter_variant().map(|mut value| {
+        let mut all = Vec::new();
+        value
+            .read_array(|element| Ok(all.push(element.read_str()?.to_owned())))
+            .unwrap();
+        all
+    });
+    assert_eq!(interfaces.unwrap(), [MONITORING, STATS, RESTART]);
+    assert_eq!(in_short(&get(DRIVER, "Nope")), "error UnknownProperty");
+    assert_eq!(in_short(&get("a.b", "Nope")), "error UnknownInterface");
+    assert_eq!(in_short(&get("", "Features")), "error UnknownInterface");
+    assert_eq!(
+        in_short(&get("org.freedesktop.DBus.Peer", "Features")),
+        "error UnknownProperty"
+    );
+    let mut set = |interface: &str, name: &str| {
+        let reply = bus.call(peer, PROPERTIES, "Set", |w| {
+            w.str(interface).str(name).variant("u", |w| drop_ref(w.u32(1)));
+        });
+        in_short(&reply)
+    };
+    assert_eq!(set(DRIVER, "Features"), "error PropertyReadOnly");
+    assert_eq!(set(DRIVER, "Nope"), "error UnknownProperty");
+    assert_eq!(set("a.b", "Nope"), "error UnknownInterface");
+    let mut all = |interface: &str| bus.call(peer, PROPERTIES, "GetAll", |w| drop_ref(w.str(interface)));
+    assert_eq!(
+        pairs(&dictionary(&all(DRIVER))),
+        [("Features", "<as>"), ("Interfaces", "<as>")]
+    );
+    assert_eq!(pairs(&dictionary(&all(STATS))), []);
+    assert_eq!(in_short(&all("a.b")), "error UnknownInterface");
+}
+
+#[test]
+fn stats_have_every_key() {
+    let mut bus = Bus::new();
+    let (peer, other) = (bus.join(), bus.join());
+    bus.connect();
+    ask(&mut bus, other, "AddMatch", &["type=signal,member=A"]);
+    ask(&mut bus, other, "AddMatch", &["path='/a'"]);
+    ask(&mut bus, other, "RemoveMatch", &["path='/a'"]);
+    bus.call_with(other, request("x.y", 0));
+    let reply = dictionary(&bus.call(peer, STATS, "GetStats", |_| ()));
+    let expected = [
+        ("ListMemPoolUsedBytes", "0"),
+        ("ListMemPoolCachedBytes", "0"),
+        ("ListMemPoolAllocatedBytes", "0"),
+        ("ActiveConnections", "2"),
+        ("IncompleteConnections", "1"),
+        ("MatchRules", "1"),
+        ("PeakMatchRules", "2"),
+        ("PeakMatchRulesPerConnection", "2"),
+        ("BusNames", "3"),
+        ("PeakBusNames", "3"),
+        ("PeakBusNamesPerConnection", "2"),
+    ];
+    assert_eq!(pairs(&reply)[0].0, "Serial");
+    assert_eq!(pairs(&reply)[1..], expected);
+    let reply = dictionary(&bus.call(peer, STATS, "GetConnectionStats", |w| drop_ref(w.str("x.y"))));
+    let keys: Vec<&str> = reply.iter().map(|(key, _)| &**key).collect();
+    assert_eq!(
+        keys,
+        [
+            "Serial",
+            "MatchRules",
+            "PeakMatchRules",
+            "BusNames",
+            "PeakBusNames",
+            "UniqueName",
+            "IncomingMessages",
+            "IncomingBytes",
+            "IncomingFDs",
+            "PeakIncomingBytes",
+            "PeakIncomingFDs",
+            "OutgoingMessages",
+            "OutgoingBytes",
+            "OutgoingFDs",
+            "PeakOutgoingBytes",
+            "PeakOutgoingFDs",
+        ]
+    );
+    let value = |key: &str| &reply.iter().find(|(found, _)| found == key).unwrap().1;
+    assert_eq!(
+        [value("UniqueName"), value("MatchRules"), value("BusNames")],
+        [":1.1", "1", "2"]
+    );
+    for (name, expected) in [(DRIVER, "error InvalidArgs"), ("no.such", "error NameHasNoOwner")] {
+        let reply = bus.call(peer, STATS, "GetConnectionStats", |w| drop_ref(w.str(name)));
+        assert_eq!(in_short(&reply), expected);
+    }
+    let mut rules = Vec::new();
+    let reply = bus.call(peer, STATS, "GetAllMatchRules", |_| ());
+    let mut body = reply.body();
+    body.read_array(|element| {
+        element.read_dict_entry(|entry| {
+            let name = entry.read_str()?.to_owned();
+            let mut texts = Vec::new();
+            entry.read_array(|text| Ok(texts.push(text.read_str()?.to_owned())))?;
+            rules.push((name, texts));
+            Ok(())
+        })
+    })
+    .unwrap();
+    assert_eq!(
+        rules,
+        [
+            (":1.0".to_owned(), vec![]),
+            (":1.1".to_owned(), vec!["type='signal',member='A'".to_owned()])
+        ]
+    );
+}
+
+#[test]
+fn introspection_is_everywhere() {
+    let mut bus = Bus::new();
+    let peer = bus.join();
+    for (path, has_stats) in [(PATH, true), ("/", false), ("/x", false)] {
+        let call = MessageBuilder::method_call(path, "Introspect").destination(DRIVER);
+        let reply = bus.call_with(peer, call.interface("org.freedesktop.DBus.Introspectable"));
+        let xml = reply.body().read_str().unwrap().to_owned();
+        assert_eq!(xml.contains(STATS), has_stats);
+        assert!(xml.contains("GetConnectionCredentials"));
+    }
+}
+
+#[test]
+fn reload_is_answered_when_it_is_done() {
+    let mut bus = Bus::new();
+    let peer = bus.join();
+    bus.actions();
+    let reload = || MessageBuilder::method_call(PATH, "ReloadConfig").destination(DRIVER);
+    bus.send(peer, reload());
+    assert_eq!(bus.actions(), [Action::ReloadConfig]);
+    assert_eq!(shorts(&bus.read(peer)), [""; 0]);
+    bus.handle(Event::ConfigLoaded {
+        config: session().into(),
+    });
+    assert_eq!(shorts(&bus.read(peer)), ["reply 2"]);
+    bus.send(peer, reload());
+    bus.handle(Event::ConfigRefused {
+        reason: "line 3".to_owned(),
+    });
+    assert_eq!(shorts(&bus.read(peer)), ["error 3 Failed"]);
+}
+
+fn upgrade(binary: &str) -> MessageBuilder<'static> {
+    let binary = binary.to_owned();
+    MessageBuilder::method_call(PATH, "Upgrade")
+        .interface(RESTART)
+        .destination(DRIVER)
+        .body(move |w| {
+            w.str(&binary);
+        })
+}
+
+#[test]
+fn an_upgrade_is_answered_by_whoever_serves_next() {
+    let mut bus = Bus::new();
+    let (peer, other) = (bus.join(), bus.join());
+    bus.handle(Event::Serving {
+        worker_pid: 50,
+        start: Start::Clean,
+    });
+    bus.actions();
+    bus.send(peer, upgrade("/new"));
+    assert_eq!(
+        bus.actions(),
+        [Action::Upgrade {
+            binary: "/new".to_owned()
+        }]
+    );
+    assert_eq!(shorts(&bus.read(peer)), [""; 0]);
+    let refused = bus.call_with(other, upgrade(""));
+    assert_eq!(
+        refused.error_name(),
+        Some("org.busdaemon.Error.UpgradeInProgress")
+    );
+    bus.handle(Event::UpgradeRefused {
+        reason: "not a bus".to_owned(),
+    });
+    assert_eq!(
+        bus.read(peer)[0].error_name(),
+        Some("org.busdaemon.Error.UpgradeRefused")
+    );
+    bus.send(peer, upgrade(""));
+    bus.handle(Event::Serving {
+        worker_pid: 51,
+        start: Start::Upgraded { pause: 77 },
+    });
+    assert_eq!(shorts(&bus.read(peer)), ["reply 3 2"]);
+    let all = bus.call(other, PROPERTIES, "GetAll", |w| drop_ref(w.str(RESTART)));
+    assert_eq!(
+        pairs(&dictionary(&all)),
+        [
+            ("Generation", "2"),
+            ("Recoveries", "0"),
+            ("KeeperPID", "42"),
+            ("WorkerPID", "51"),
+            ("StateVersion", "1"),
+            ("LastRestart", "<(stuuu)>"),
+        ]
+    );
+    let last = bus.call(other, PROPERTIES, "Get", |w| {
+        drop_ref(w.str(RESTART).str("LastRestart"))
+    });
+    let last = last.body().read_variant(|value| {
+        value.read_struct(|last| {
+            let cause = last.read_str()?.to_owned();
+            Ok((
+                cause,
+                last.read_u64()?,
+                last.read_u32()?,
+                last.read_u32()?,
+                last.read_u32()?,
+            ))
+        })
+    });
+    assert_eq!(last.unwrap(), ("upgrade".to_owned(), 77, 2, 0, 0));
+}
+
+#[test]
+fn upgrades_are_for_the_privileged_and_local() {
+    let mut bus = Bus::new();
+    let stranger = bus.connect_as(Credentials {
+        uid: Some(OWN_UID + 1),
+        gid: None,
+        pid: Some(1),
+    });
+    bus.greet(stranger);
+    assert_eq!(
+        in_short(&bus.call_with(stranger, upgrade(""))),
+        "error AccessDenied"
+    );
+    let reply = bus.call(stranger, PROPERTIES, "Get", |w| {
+        drop_ref(w.str(RESTART).str("Generation"))
+    });
+    assert_eq!(in_short(&reply), "reply <v>");
+    let remote = bus.connect_as(Credentials {
+        uid: Some(0),
+        gid: None,
+        pid: None,
+    });
+    bus.greet(remote);
+    assert_eq!(
+        in_short(&bus.call_with(remote, upgrade(""))),
+        "error AccessDenied"
+    );
+    let reply = bus.call(remote, PROPERTIES, "GetAll", |w| drop_ref(w.str(RESTART)));
+    assert_eq!(in_short(&reply), "error AccessDenied");
+    let root = bus.connect_as(Credentials {
+        uid: Some(0),
+        gid: None,
+        pid: Some(1),
+    });
+    bus.greet(root);
+    bus.send(root, upgrade(""));
+    assert!(bus.actions().contains(&Action::Upgrade {
+        binary: String::new()
+    }));
+}
+
+#[test]
+fn the_environment_is_for_the_privileged() {
+    let mut bus = Bus::new();
+    let update = || {
+        MessageBuilder::method_call(PATH, "UpdateActivationEnvironment")
+            .destination(DRIVER)
+            .body(|w| {
+                w.array("{ss}", |w| {
+                    drop_ref(w.dict_entry(|w| drop_ref(w.str("NAME").str("value"))))
+                });
+            })
+    };
+    let peer = bus.join();
+    assert_eq!(in_short(&bus.call_with(peer, update())), "reply");
+    let stranger = bus.connect_as(Credentials {
+        uid: Some(OWN_UID + 1),
+        gid: None,
+        pid: Some(1),
+    });
+    bus.greet(stranger);
+    assert_eq!(in_short(&bus.call_with(stranger, update())), "error AccessDenied");
+}
