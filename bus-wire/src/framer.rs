@@ -124,11 +124,11 @@ impl Framer {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
-        let result = self.cut();
-        if let Err(error) = &result {
-            self.failed = Some(error.clone());
+        match self.cut() {
+            Ok(None) => Ok(None),
+            Ok(Some(bytes)) => self.framed(bytes),
+            Err(error) => self.fail(error),
         }
-        result
     }
 
     /// How far the pending message has arrived, where it is longer than [`LARGE_MESSAGE`]; to be asked after
@@ -170,18 +170,17 @@ impl Framer {
         std::mem::take(&mut self.fds).into()
     }
 
-    /// A new limit for messages that begin from now on, and for one whose header has not arrived.
+    /// A new limit for all messages from now on, that which is pending included.
     pub fn set_max_message_size(&mut self, max_message_size: usize) {
         self.max_message_size = max_message_size.min(MAX_MESSAGE);
     }
 
-    fn cut(&mut self) -> Result<Option<Framed>, MessageError> {
+    /// The bytes of the next whole message.
+    #[inline]
+    fn cut(&mut self) -> Result<Option<Bytes>, MessageError> {
         if self.partial.is_empty() {
             return match self.length(&self.chunk)? {
-                Some(length) if length <= self.chunk.len() => {
-                    let bytes = self.chunk.split_to(length);
-                    self.framed(bytes).map(Some)
-                }
+                Some(length) if length <= self.chunk.len() => Ok(Some(self.chunk.split_to(length))),
                 _ => {
                     self.keep_rest();
                     Ok(None)
@@ -200,8 +199,7 @@ impl Framer {
         if self.partial.as_slice().len() < length {
             return Ok(None);
         }
-        let bytes = self.partial.split_to(length);
-        self.framed(bytes).map(Some)
+        Ok(Some(self.partial.split_to(length)))
     }
 
     fn length(&self, bytes: &[u8]) -> Result<Option<usize>, MessageError> {
@@ -235,24 +233,34 @@ impl Framer {
         self.chunk = Bytes::new();
     }
 
-    fn framed(&mut self, bytes: Bytes) -> Result<Framed, MessageError> {
-        let message = Message::parse(bytes)?;
+    #[inline]
+    fn framed(&mut self, bytes: Bytes) -> Result<Option<Framed>, MessageError> {
+        let message = match Message::parse(bytes) {
+            Ok(message) => message,
+            Err(error) => return self.fail(error),
+        };
         let claimed = message.unix_fds();
-        let arrived = self.fds.len();
         if claimed == 0 {
-            return Ok(Framed {
+            return Ok(Some(Framed {
                 message,
                 fds: SmallVec::new(),
-            });
+            }));
         }
+        let arrived = self.fds.len();
         if claimed as usize > arrived {
-            return Err(MessageError::MissingFds { claimed, arrived });
+            return self.fail(MessageError::MissingFds { claimed, arrived });
         }
         let fds = self.fds.drain(..claimed as usize).collect();
         if self.fds.is_empty() {
             self.fds = VecDeque::new();
         }
-        Ok(Framed { message, fds })
+        Ok(Some(Framed { message, fds }))
+    }
+
+    #[cold]
+    fn fail(&mut self, error: MessageError) -> Result<Option<Framed>, MessageError> {
+        self.failed = Some(error.clone());
+        Err(error)
     }
 }
 

@@ -57,6 +57,7 @@ impl Message {
     ///
     /// # Errors
     /// What is wrong, and where.
+    #[inline]
     pub fn parse(bytes: Bytes) -> Result<Self, MessageError> {
         let lengths = match Lengths::read(&bytes)? {
             Some(lengths) if lengths.total() == bytes.len() => lengths,
