@@ -2,14 +2,17 @@
 
 use crate::fds;
 use anyhow::{Context, bail, ensure};
+use bus_wire::address::AddressList;
 use bus_wire::{Fd, Framed, Framer};
 use bytes::{Buf, Bytes};
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use std::collections::{HashMap, VecDeque};
+use std::ffi::OsStr;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 
 /// Most descriptors that one receive can yield (SCM_MAX_FD).
@@ -62,36 +65,20 @@ impl Handshake {
     }
 }
 
-/// Where a client connects for this D-Bus address (its first `unix:` entry).
+/// Where a client connects for this D-Bus address (its first `unix:path` or `unix:abstract`).
 pub fn socket_address(address: &str) -> anyhow::Result<SocketAddr> {
-    for entry in address.split(';') {
-        let Some(options) = entry.strip_prefix("unix:") else {
-            continue;
-        };
-        for option in options.split(',') {
-            match option.split_once('=') {
-                Some(("path", path)) => return Ok(SocketAddr::from_pathname(unescape(path)?)?),
-                Some(("abstract", name)) => return Ok(SocketAddr::from_abstract_name(unescape(name)?)?),
-                _ => {}
-            }
+    let list: AddressList = address
+        .parse()
+        .with_context(|| format!("in the address {address:?}"))?;
+    for entry in list.as_slice().iter().filter(|entry| entry.transport() == "unix") {
+        if let Some(path) = entry.get("path") {
+            return Ok(SocketAddr::from_pathname(OsStr::from_bytes(path))?);
+        }
+        if let Some(name) = entry.get("abstract") {
+            return Ok(SocketAddr::from_abstract_name(name)?);
         }
     }
     bail!("no unix:path or unix:abstract in the address {address:?}")
-}
-
-fn unescape(value: &str) -> anyhow::Result<String> {
-    let mut bytes = Vec::with_capacity(value.len());
-    let mut rest = value;
-    while let Some((plain, escaped)) = rest.split_once('%') {
-        bytes.extend_from_slice(plain.as_bytes());
-        let hex = escaped
-            .get(..2)
-            .context("a '%' without two hex digits in the address")?;
-        bytes.push(u8::from_str_radix(hex, 16).context("a '%' without two hex digits in the address")?);
-        rest = &escaped[2..];
-    }
-    bytes.extend_from_slice(rest.as_bytes());
-    Ok(String::from_utf8(bytes)?)
 }
 
 #[derive(Debug)]
