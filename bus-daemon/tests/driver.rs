@@ -4,78 +4,11 @@
 mod support;
 
 use bus_daemon::broker::{Action, Credentials, Event, Start};
-use bus_daemon::config::Service;
-use bus_wire::{Fd, Flags, Message, MessageBuilder};
+use bus_wire::{Fd, Flags, MessageBuilder};
+use support::driver::{
+    MONITORING, PROPERTIES, RESTART, STATS, array, ask, dictionary, drop_ref, in_short, pairs, request,
+};
 use support::{Bus, DRIVER, OWN_UID, PATH, session, short, shorts};
-
-const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
-const STATS: &str = "org.freedesktop.DBus.Debug.Stats";
-const RESTART: &str = "org.busdaemon.Restart1";
-const MONITORING: &str = "org.freedesktop.DBus.Monitoring";
-
-/// Calls a method of the main interface with texts, and gives the reply in short.
-fn ask(bus: &mut Bus, peer: bus_daemon::broker::PeerId, member: &str, texts: &[&str]) -> String {
-    let reply = bus.call(peer, DRIVER, member, |w| {
-        for text in texts {
-            w.str(text);
-        }
-    });
-    in_short(&reply)
-}
-
-/// Without the serial.
-fn in_short(reply: &Message) -> String {
-    let text = short(reply);
-    let (kind, rest) = text.split_once(' ').unwrap();
-    format!("{kind}{}", rest.trim_start_matches(|c: char| c.is_ascii_digit()))
-}
-
-fn strings(reply: &Message) -> Vec<String> {
-    let mut all = Vec::new();
-    reply
-        .body()
-        .read_array(|element| {
-            all.push(element.read_str()?.to_owned());
-            Ok(())
-        })
-        .unwrap();
-    all
-}
-
-/// `a{sv}` as text.
-fn dictionary(reply: &Message) -> Vec<(String, String)> {
-    let mut all = Vec::new();
-    reply
-        .body()
-        .read_array(|element| {
-            element.read_dict_entry(|entry| {
-                let key = entry.read_str()?.to_owned();
-                let value = entry.read_variant(|value| match value.peek_signature() {
-                    "u" => Ok(value.read_u32()?.to_string()),
-                    "s" => Ok(value.read_str()?.to_owned()),
-                    "h" => Ok(format!("fd {}", value.read_unix_fd_index()?)),
-                    "ay" => Ok(format!("{:?}", value.read_byte_slice()?)),
-                    "au" => {
-                        let mut numbers = Vec::new();
-                        value.read_array(|number| {
-                            numbers.push(number.read_u32()?);
-                            Ok(())
-                        })?;
-                        Ok(format!("{numbers:?}"))
-                    }
-                    other => Ok(format!("<{other}>")),
-                })?;
-                all.push((key, value));
-                Ok(())
-            })
-        })
-        .unwrap();
-    all
-}
-
-fn pairs<'a>(all: &'a [(String, String)]) -> Vec<(&'a str, &'a str)> {
-    all.iter().map(|(key, value)| (&**key, &**value)).collect()
-}
 
 #[test]
 fn hello_is_answered_before_its_signal() {
@@ -172,157 +105,6 @@ fn other_messages_are_ignored() {
     bus.send(peer, MessageBuilder::error("a.b", 1_u32).destination(DRIVER));
     assert_eq!(shorts(&bus.read(peer)), [""; 0]);
     assert!(!bus.is_gone(peer));
-}
-
-fn request(name: &str, flags: u32) -> MessageBuilder<'static> {
-    let name = name.to_owned();
-    MessageBuilder::method_call(PATH, "RequestName")
-        .destination(DRIVER)
-        .body(move |w| {
-            w.str(&name).u32(flags);
-        })
-}
-
-#[test]
-fn names_are_announced_before_the_reply() {
-    let mut bus = Bus::new();
-    let (a, b) = (bus.join(), bus.join());
-    for peer in [a, b] {
-        assert_eq!(
-            ask(&mut bus, peer, "AddMatch", &["member='NameOwnerChanged'"]),
-            "reply"
-        );
-    }
-    bus.send(a, request("x.y", 1));
-    assert_eq!(
-        shorts(&bus.read(a)),
-        ["NameOwnerChanged x.y '' :1.0", "NameAcquired x.y", "reply 3 1"]
-    );
-    bus.send(b, request("x.y", 2));
-    bus.read(b);
-    assert_eq!(
-        shorts(&bus.read(a)),
-        ["NameLost x.y", "NameOwnerChanged x.y :1.0 :1.1"]
-    );
-    assert_eq!(
-        strings(&bus.call(a, DRIVER, "ListQueuedOwners", |w| drop_ref(w.str("x.y")))),
-        [":1.1", ":1.0"]
-    );
-    let release = MessageBuilder::method_call(PATH, "ReleaseName").destination(DRIVER);
-    bus.send(b, release.body(|w| drop_ref(w.str("x.y"))));
-    let released = shorts(&bus.read(b));
-    assert_eq!(released[..2], ["NameLost x.y", "NameOwnerChanged x.y :1.1 :1.0"]);
-    assert_eq!(released[2], "reply 4 1");
-    assert_eq!(
-        shorts(&bus.read(a)),
-        ["NameOwnerChanged x.y :1.1 :1.0", "NameAcquired x.y"]
-    );
-}
-
-fn drop_ref<T>(_: &mut T) {}
-
-#[test]
-fn names_that_cannot_be_had() {
-    let mut bus = Bus::new();
-    let peer = bus.join();
-    for name in ["a", "", ":1.0", ":1", DRIVER, "a..b", "1.a"] {
-        assert_eq!(
-            in_short(&bus.call_with(peer, request(name, 0))),
-            "error InvalidArgs",
-            "{name}"
-        );
-        assert_eq!(
-            ask(&mut bus, peer, "ReleaseName", &[name]),
-            "error InvalidArgs",
-            "{name}"
-        );
-    }
-    assert_eq!(ask(&mut bus, peer, "ReleaseName", &["a.b"]), "reply 2");
-    assert_eq!(
-        in_short(&bus.call_with(peer, request("a.b", 0xffff_fff8))),
-        "reply 1"
-    );
-    assert_eq!(in_short(&bus.call_with(peer, request("a.b", 0))), "reply 4");
-    let other = bus.join();
-    assert_eq!(ask(&mut bus, other, "ReleaseName", &["a.b"]), "reply 3");
-    assert_eq!(in_short(&bus.call_with(other, request("a.b", 4))), "reply 3");
-    assert_eq!(in_short(&bus.call_with(other, request("a.b", 0))), "reply 2");
-}
-
-#[test]
-fn names_are_limited() {
-    let mut config = session();
-    config.limits.max_names_per_connection = 3;
-    let mut bus = Bus::with_config(config);
-    let peer = bus.join();
-    assert_eq!(in_short(&bus.call_with(peer, request("a.b", 0))), "reply 1");
-    assert_eq!(in_short(&bus.call_with(peer, request("a.c", 0))), "reply 1");
-    assert_eq!(
-        in_short(&bus.call_with(peer, request("a.d", 0))),
-        "error LimitsExceeded"
-    );
-    assert_eq!(in_short(&bus.call_with(peer, request("a.c", 0))), "reply 4");
-}
-
-#[test]
-fn names_are_listed() {
-    let mut bus = Bus::new();
-    let (a, b) = (bus.join(), bus.join());
-    bus.call_with(b, request("x.y", 0));
-    bus.call_with(b, request("a.b", 0));
-    assert_eq!(
-        strings(&bus.call(a, DRIVER, "ListNames", |_| ())),
-        [DRIVER, ":1.0", ":1.1", "a.b", "x.y"]
-    );
-    for (name, owner) in [("x.y", ":1.1"), (":1.1", ":1.1"), (DRIVER, DRIVER)] {
-        assert_eq!(
-            ask(&mut bus, a, "GetNameOwner", &[name]),
-            format!("reply {owner}")
-        );
-        assert_eq!(ask(&mut bus, a, "NameHasOwner", &[name]), "reply true");
-        let queue = bus.call(a, DRIVER, "ListQueuedOwners", |w| drop_ref(w.str(name)));
-        assert_eq!(strings(&queue), [owner]);
-        let start = MessageBuilder::method_call(PATH, "StartServiceByName").destination(DRIVER);
-        assert_eq!(
-            in_short(&bus.call_with(a, start.body(|w| drop_ref(w.str(name).u32(0))))),
-            "reply 2"
-        );
-    }
-    for name in ["no.such", ":1.2", ":1.01", ""] {
-        assert_eq!(ask(&mut bus, a, "GetNameOwner", &[name]), "error NameHasNoOwner");
-        assert_eq!(
-            ask(&mut bus, a, "ListQueuedOwners", &[name]),
-            "error NameHasNoOwner"
-        );
-        assert_eq!(ask(&mut bus, a, "NameHasOwner", &[name]), "reply false");
-        let start = MessageBuilder::method_call(PATH, "StartServiceByName").destination(DRIVER);
-        assert_eq!(
-            in_short(&bus.call_with(a, start.body(|w| drop_ref(w.str(name).u32(0))))),
-            "error ServiceUnknown"
-        );
-    }
-}
-
-#[test]
-fn services_can_be_activated_later() {
-    let mut config = session();
-    config.services = vec![Service {
-        name: "org.example.Lazy".to_owned(),
-        exec: vec!["/bin/true".to_owned()],
-        user: None,
-        systemd_service: None,
-        assumed_apparmor_label: None,
-        file: "lazy.service".to_owned(),
-    }];
-    let mut bus = Bus::with_config(config);
-    let peer = bus.join();
-    let names = bus.call(peer, DRIVER, "ListActivatableNames", |_| ());
-    assert_eq!(strings(&names), [DRIVER, "org.example.Lazy"]);
-    let start = MessageBuilder::method_call(PATH, "StartServiceByName").destination(DRIVER);
-    assert_eq!(
-        in_short(&bus.call_with(peer, start.body(|w| drop_ref(w.str("org.example.Lazy").u32(0))))),
-        "error Failed"
-    );
 }
 
 #[test]
@@ -514,24 +296,18 @@ fn properties() {
     let mut get = |interface: &str, name: &str| {
         bus.call(peer, PROPERTIES, "Get", |w| drop_ref(w.str(interface).str(name)))
     };
-    let features = get(DRIVER, "Features").body().enter_variant().map(|mut value| {
-        let mut all = Vec::new();
-        value
-            .read_array(|element| Ok(all.push(element.read_str()?.to_owned())))
-            .unwrap();
-        all
-    });
+    let features = get(DRIVER, "Features")
+        .body()
+        .enter_variant()
+        .map(|mut value| array(&mut value));
     assert_eq!(
         features.unwrap(),
         ["ActivatableServicesChanged", "HeaderFiltering"]
     );
-    let interfaces = get(DRIVER, "Interfaces").body().enter_variant().map(|mut value| {
-        let mut all = Vec::new();
-        value
-            .read_array(|element| Ok(all.push(element.read_str()?.to_owned())))
-            .unwrap();
-        all
-    });
+    let interfaces = get(DRIVER, "Interfaces")
+        .body()
+        .enter_variant()
+        .map(|mut value| array(&mut value));
     assert_eq!(interfaces.unwrap(), [MONITORING, STATS, RESTART]);
     assert_eq!(in_short(&get(DRIVER, "Nope")), "error UnknownProperty");
     assert_eq!(in_short(&get("a.b", "Nope")), "error UnknownInterface");
@@ -621,8 +397,7 @@ fn stats_have_every_key() {
     body.read_array(|element| {
         element.read_dict_entry(|entry| {
             let name = entry.read_str()?.to_owned();
-            let mut texts = Vec::new();
-            entry.read_array(|text| Ok(texts.push(text.read_str()?.to_owned())))?;
+            let texts = array(entry);
             rules.push((name, texts));
             Ok(())
         })

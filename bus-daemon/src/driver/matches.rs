@@ -50,9 +50,11 @@ pub(super) fn become_monitor(broker: &mut Broker, call: Call<'_>) -> Result<(), 
 }
 
 fn rule(text: &str) -> Result<MatchRule, Fault> {
-    text.parse().map_err(|error: MatchRuleError| match error {
-        MatchRuleError::TooLong(_) => Fault::limits_exceeded(error.to_string()),
-        _ => Fault::new("org.freedesktop.DBus.Error.MatchRuleInvalid", error.to_string()),
+    text.parse().map_err(|error: MatchRuleError| {
+        if let MatchRuleError::TooLong(_) = error {
+            return Fault::limits_exceeded(error.to_string());
+        }
+        Fault::new("org.freedesktop.DBus.Error.MatchRuleInvalid", error.to_string())
     })
 }
 

@@ -149,20 +149,25 @@ fn answer(broker: &mut Broker, call: Call<'_>, system: &mut dyn System) -> Resul
 
 /// The checks that come before a look at the arguments.
 fn may_call(broker: &Broker, call: Call<'_>, spec: &Spec) -> Result<(), Fault> {
-    match spec.method {
-        // "older method calls that are security-sensitive may be rejected with the error AccessDenied when called on
-        // an unexpected object path" (specification, "Message Bus Messages")
-        Method::UpdateActivationEnvironment if call.path() != PATH => Err(Fault::access_denied(format!(
-            "Method '{}' is only available at the canonical object path '{PATH}'",
-            spec.name
-        ))),
-        Method::UpdateActivationEnvironment | Method::BecomeMonitor => call.must_be_privileged(broker),
-        Method::Upgrade => {
-            call.must_be_local(broker)?;
-            call.must_be_privileged(broker)
-        }
-        _ => Ok(()),
+    // "older method calls that are security-sensitive may be rejected with the error AccessDenied when called on an
+    // unexpected object path" (specification, "Message Bus Messages")
+    if spec.method == Method::UpdateActivationEnvironment && call.path() != PATH {
+        let member = spec.name;
+        let text = format!("Method '{member}' is only available at the canonical object path '{PATH}'");
+        return Err(Fault::access_denied(text));
     }
+    if spec.method == Method::Upgrade {
+        call.must_be_local(broker)?;
+    }
+    let sensitive = [
+        Method::UpdateActivationEnvironment,
+        Method::BecomeMonitor,
+        Method::Upgrade,
+    ];
+    if sensitive.contains(&spec.method) {
+        call.must_be_privileged(broker)?;
+    }
+    Ok(())
 }
 
 /// What a bus name stands for.

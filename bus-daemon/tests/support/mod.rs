@@ -1,6 +1,8 @@
 //! A bus without sockets, and peers that talk to it in whole messages.
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+pub mod driver;
+
 use std::collections::HashMap;
 use std::io::IoSlice;
 use std::sync::Arc;
