@@ -33,7 +33,10 @@ impl PeerId {
 
     /// The inverse of [`to_u64`](Self::to_u64).
     pub const fn from_u64(bits: u64) -> Self {
-        Self { index: bits as u32, generation: (bits >> 32) as u32 }
+        Self {
+            index: bits as u32,
+            generation: (bits >> 32) as u32,
+        }
     }
 }
 

@@ -28,6 +28,7 @@ impl Broker {
     fn check_peers(&self) -> Result<(), String> {
         let (mut active, mut incomplete, mut reachable) = (0, 0, 0);
         let mut users: HashMap<u32, u32, Seeded> = HashMap::with_hasher(Seeded::default());
+        let listed: BTreeSet<PeerId> = self.dirty.iter().copied().collect();
         let mut dirty = 0;
         for peer in self.peers.iter() {
             let id = peer.id;
@@ -54,15 +55,12 @@ impl Broker {
             if peer.is_condemned {
                 return Err(format!("{id:?} is condemned between events"));
             }
-            if peer.is_dirty {
-                dirty += 1;
-                if !self.dirty.contains(&id) {
-                    return Err(format!("{id:?} is dirty and not on the list"));
-                }
-            } else if !peer.out.is_empty() && self.dirty.contains(&id) {
-                return Err(format!("{id:?} is on the dirty list and not dirty"));
+            if peer.is_dirty != listed.contains(&id) {
+                return Err(format!("{id:?} disagrees with the dirty list"));
             }
+            dirty += usize::from(peer.is_dirty);
         }
+        // Of those who are gone, entries may be left.
         let listed = self
             .dirty
             .iter()

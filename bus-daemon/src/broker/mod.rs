@@ -34,8 +34,8 @@ use serde::{Deserialize, Serialize};
 
 pub use action::{Action, System};
 pub use event::{Credentials, Event, Fds, Millis, PeerId, Start};
-pub use restore::{Dropped, RestoreError};
 pub use frozen::{Blob, BrokerState, GlobalV1, PeerV1};
+pub use restore::{Dropped, RestoreError};
 pub use snapshot::SharedBodies;
 
 pub(crate) use match_index::{Facts, MatchIndex};
@@ -152,7 +152,12 @@ impl Broker {
     /// Takes one event in, completely. Events of peers that are gone are ignored (their descriptors are closed).
     pub fn handle(&mut self, event: Event, system: &mut dyn System) {
         match event {
-            Event::Accepted { peer, listener, credentials, can_pass_fds } => {
+            Event::Accepted {
+                peer,
+                listener,
+                credentials,
+                can_pass_fds,
+            } => {
                 self.accept(peer, listener, credentials, can_pass_fds);
             }
             Event::Received { peer, data, fds } => self.receive(peer, data, fds, system),

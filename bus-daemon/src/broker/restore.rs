@@ -9,6 +9,7 @@ use hashbrown::{HashMap, HashSet};
 use thiserror::Error;
 
 use super::connect::max_message_size;
+use super::deliver::SHARED;
 use super::event::{Credentials, PeerId};
 use super::frozen::{Blob, BrokerState, GlobalV1, IdentityV1, NameV1, PeerV1, PhaseV1, PieceV1, RestartV1};
 use super::name::{Name, NameFlags, Owner};
@@ -105,8 +106,9 @@ impl Broker {
                 }),
             }
         }
+        let known: HashSet<PeerId, Seeded> = dropped.iter().map(|one| one.peer).collect();
         for (id, _) in &roster {
-            if broker.peers.get(*id).is_none() && !dropped.iter().any(|one| one.peer == *id) {
+            if broker.peers.get(*id).is_none() && !known.contains(id) {
                 let reason = "its record is missing".to_owned();
                 dropped.push(Dropped {
                     peer: *id,
@@ -191,11 +193,11 @@ impl Broker {
             .map(|text| text.parse::<MatchRule>())
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| format!("a match rule of its cannot be read: {error}"))?;
-        let pieces = output
-            .into_iter()
-            .map(|piece| restore_piece(piece, shared))
-            .collect::<Option<Vec<_>>>()
-            .ok_or("its output refers to bytes that are not there")?;
+        let mut pieces = Vec::with_capacity(output.len());
+        for piece in output {
+            restore_piece(piece, shared, &mut pieces)
+                .ok_or("its output refers to bytes that are not there")?;
+        }
         let length: u64 = pieces.iter().map(|piece| piece_length(piece) as u64).sum();
         let end = sent.checked_add(length).ok_or("its output has no end")?;
         if output_fds.iter().any(|(at, _)| *at < sent || *at >= end) {
@@ -460,15 +462,23 @@ fn fds_of(record: &PeerV1) -> Vec<Fd> {
 }
 
 /// `None` where it refers to bytes that are not there.
-fn restore_piece(piece: PieceV1, shared: &[Blob]) -> Option<PieceState> {
+fn restore_piece(piece: PieceV1, shared: &[Blob], pieces: &mut Vec<PieceState>) -> Option<()> {
     match piece {
-        PieceV1::Inline(Blob(bytes)) => Some(PieceState::Inline(bytes.into())),
+        // The queue takes long pieces for shared ones; these are not.
+        PieceV1::Inline(Blob(bytes)) => {
+            pieces.extend(
+                bytes
+                    .chunks(SHARED - 1)
+                    .map(|chunk| PieceState::Inline(chunk.to_vec())),
+            );
+        }
         PieceV1::Shared { index, length } => {
             let Blob(body) = shared.get(index as usize)?;
             let from = body.len().checked_sub(usize::try_from(length).ok()?)?;
-            Some(PieceState::Shared(body.slice(from..)))
+            pieces.push(PieceState::Shared(body.slice(from..)));
         }
     }
+    Some(())
 }
 
 fn piece_length(piece: &PieceState) -> usize {

@@ -97,13 +97,13 @@ impl Broker {
         let Some(peer) = self.peers.get(id) else {
             return self.close_fds(fds);
         };
-        if let Err(reason) = self.may_send(&peer.phase, message) {
-            self.close_fds(fds);
-            return self.disconnect(id, reason, true);
-        }
         if let MessageType::Unknown(_) = message.message_type() {
             // "Unknown types must be ignored."
             return self.close_fds(fds);
+        }
+        if let Err(reason) = self.may_send(&peer.phase, message) {
+            self.close_fds(fds);
+            return self.disconnect(id, reason, true);
         }
         if self.config.traffic == Traffic::Nothing {
             return self.close_fds(fds);
@@ -126,7 +126,7 @@ impl Broker {
         match stitched {
             Ok(()) => {
                 let tail = (message.body_bytes().len() >= SHARED).then(|| message.body_slice());
-                if tail.is_none() {
+                if is_copied && tail.is_none() {
                     head.extend_from_slice(message.body_bytes());
                 }
                 let transit = Transit {
@@ -337,7 +337,8 @@ impl Broker {
         fds: &Fds,
         system: &mut dyn System,
     ) {
-        if !self.may_eavesdrop() {
+        // A call that made its sender an eavesdropper was not prepared for forwarding.
+        if transit.head.is_empty() || !self.may_eavesdrop() {
             return;
         }
         let mut receivers = std::mem::take(&mut self.scratch.receivers);

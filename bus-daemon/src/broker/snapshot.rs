@@ -6,6 +6,7 @@ use bus_wire::{FramerState, PieceState, SendQueueState};
 use bytes::Bytes;
 use hashbrown::HashMap;
 
+use super::deliver::SHARED;
 use super::event::{Credentials, PeerId};
 use super::frozen::{
     Blob, BrokerState, ConfigV1, GlobalV1, IdentityV1, NameV1, PeerV1, PhaseV1, PieceV1, RestartV1,
@@ -182,10 +183,6 @@ impl Broker {
             outgoing_bytes,
             outgoing_fds,
         } = *peaks;
-        let output = pieces.into_iter().map(|piece| match piece {
-            PieceState::Inline(bytes) => PieceV1::Inline(Blob(bytes.into())),
-            PieceState::Shared(bytes) => shared.add(&bytes),
-        });
         PeerV1 {
             id: *id,
             listener: *listener,
@@ -204,7 +201,7 @@ impl Broker {
             input: Blob(partial),
             input_fds,
             sent,
-            output: output.collect(),
+            output: save_output(pieces, shared),
             output_fds,
             is_congested: *is_congested,
             is_stopped: *is_stopped,
@@ -224,6 +221,30 @@ impl Broker {
             peak_outgoing_fds: outgoing_fds,
         }
     }
+}
+
+/// Copied bytes as one run, however the queue has them in buffers, and only long pieces as shared: so the same output
+/// is saved as the same record.
+fn save_output(pieces: Vec<PieceState>, shared: &mut SharedBodies) -> Vec<PieceV1> {
+    let mut output = Vec::new();
+    let mut run: Vec<u8> = Vec::new();
+    for piece in pieces {
+        match piece {
+            PieceState::Shared(bytes) if bytes.len() >= SHARED => {
+                if !run.is_empty() {
+                    output.push(PieceV1::Inline(Blob(std::mem::take(&mut run).into())));
+                }
+                output.push(shared.add(&bytes));
+            }
+            PieceState::Shared(bytes) => run.extend_from_slice(&bytes),
+            PieceState::Inline(bytes) if run.is_empty() => run = bytes,
+            PieceState::Inline(bytes) => run.extend_from_slice(&bytes),
+        }
+    }
+    if !run.is_empty() {
+        output.push(PieceV1::Inline(Blob(run.into())));
+    }
+    output
 }
 
 fn save_name(name: &Name) -> NameV1 {

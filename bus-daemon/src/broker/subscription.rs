@@ -44,6 +44,9 @@ impl Broker {
     /// The number of rules must be within `max_match_rules_per_connection`.
     pub(crate) fn begin_monitoring(&mut self, id: PeerId, rules: Vec<MatchRule>) {
         self.drop_rules(id);
+        // It still hears that its own names are lost, as a peer and not as a monitor: so does dbus-daemon.
+        self.release_all_names(id);
+        self.drop_calls(id);
         let Some(peer) = self.peers.get_mut(id) else {
             return;
         };
@@ -57,8 +60,6 @@ impl Broker {
             self.monitors.add(id, rule);
         }
         self.note_rules();
-        self.release_all_names(id);
-        self.drop_calls(id);
     }
 
     /// The match rules of a peer, or the filters of a monitor, in the order in which they were added.

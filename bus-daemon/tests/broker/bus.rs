@@ -1,0 +1,483 @@
+//! A bus in memory, with clients that are numbers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use bus_daemon::broker::{
+    Action, Broker, BrokerState, Credentials, Event, Fds, Identity, Millis, PeerId, Start, System,
+};
+use bus_daemon::config::{Config, Connect, Limits, Traffic};
+use bus_wire::{BodyWriter, Fd, Flags, Framer, Guid, Message, MessageBuilder, MessageType};
+use bytes::Bytes;
+
+pub const DRIVER: &str = "org.freedesktop.DBus";
+pub const PATH: &str = "/org/freedesktop/DBus";
+pub const UID: u32 = 1000;
+
+/// Plays the script on two buses, one of which is restarted all the time, and compares what the clients got.
+#[track_caller]
+pub fn check(script: impl Fn(&mut Bus)) {
+    check_with(&config(), script);
+}
+
+/// The same with another configuration.
+#[track_caller]
+pub fn check_with(config: &Config, script: impl Fn(&mut Bus)) {
+    let run = |restarts| {
+        let mut bus = Bus::new(config.clone(), restarts);
+        script(&mut bus);
+        bus.transcript
+    };
+    assert_eq!(run(false), run(true), "the restarted bus did something else");
+}
+
+/// A session bus that lets everybody do everything but eavesdrop.
+pub fn config() -> Config {
+    Config {
+        limits: Limits::session(),
+        connect: Connect::OwnerOnly,
+        traffic: Traffic::Everything,
+        ..Config::default()
+    }
+}
+
+/// Hands out descriptor numbers, and knows which of them are open.
+#[derive(Debug, Default)]
+pub struct Descriptors {
+    next: i32,
+    pub open: BTreeSet<Fd>,
+    pub is_exhausted: bool,
+}
+
+impl Descriptors {
+    pub fn make(&mut self) -> Fd {
+        self.next += 1;
+        self.open.insert(Fd(self.next));
+        Fd(self.next)
+    }
+}
+
+impl System for Descriptors {
+    fn peer_groups(&mut self, _: PeerId) -> Option<Vec<u32>> {
+        None
+    }
+
+    fn peer_label(&mut self, _: PeerId) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn peer_pidfd(&mut self, _: PeerId) -> Option<Fd> {
+        (!self.is_exhausted).then(|| self.make())
+    }
+
+    fn duplicate(&mut self, fd: Fd) -> Option<Fd> {
+        assert!(self.open.contains(&fd), "{fd:?} is not open");
+        (!self.is_exhausted).then(|| self.make())
+    }
+}
+
+/// A client: its peer, what it has read, and the serial of its last message.
+#[derive(Debug)]
+struct Client {
+    peer: PeerId,
+    framer: Framer,
+    serial: u32,
+    is_open: bool,
+}
+
+pub struct Bus {
+    pub broker: Broker,
+    pub descriptors: Descriptors,
+    clients: Vec<Client>,
+    restarts: bool,
+    now: u64,
+    /// What was asked of the system, apart from closing descriptors; taken by `asked`.
+    asked: Vec<Action>,
+    /// Everything that came out.
+    transcript: Vec<String>,
+}
+
+/// What a client is called in the scripts: the order of connecting. Those that said Hello have unique names in the
+/// order of that.
+pub type Who = usize;
+
+impl Bus {
+    pub fn new(config: Config, restarts: bool) -> Self {
+        let identity = Identity {
+            guid: Guid::from_bytes([7; 16]),
+            listener_guids: vec![Guid::from_bytes([8; 16])],
+            machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
+            keeper_pid: 1,
+            own_uid: UID,
+            hash_seed: 5,
+        };
+        let mut bus = Self {
+            broker: Broker::new(identity, Arc::new(config), Millis(0)),
+            descriptors: Descriptors::default(),
+            clients: Vec::new(),
+            restarts,
+            now: 0,
+            asked: Vec::new(),
+            transcript: Vec::new(),
+        };
+        bus.event(Event::Serving {
+            worker_pid: 2,
+            start: Start::Clean,
+        });
+        bus
+    }
+
+    /// One event, with all that always has to hold after it.
+    pub fn event(&mut self, event: Event) {
+        self.broker.handle(event, &mut self.descriptors);
+        while let Some(action) = self.broker.actions().pop_front() {
+            match action {
+                Action::CloseFds(fds) => {
+                    for fd in fds {
+                        assert!(self.descriptors.open.remove(&fd), "{fd:?} is closed twice");
+                    }
+                }
+                other => {
+                    if let Action::Close { peer, .. } = &other {
+                        let client = self.clients.iter_mut().find(|client| client.peer == *peer);
+                        client.unwrap().is_open = false;
+                    }
+                    self.transcript.push(format!("{other:?}"));
+                    self.asked.push(other);
+                }
+            }
+        }
+        self.broker.check_invariants().unwrap();
+        let owned: BTreeSet<Fd> = self.broker.owned_fds().into_iter().collect();
+        assert_eq!(owned, self.descriptors.open, "descriptors leaked");
+        if self.restarts {
+            self.restart();
+        }
+    }
+
+    /// Saves the broker, and goes on with what another process would make of the bytes.
+    pub fn restart(&mut self) {
+        let state = self.broker.save();
+        let bytes = bincode::serde::encode_to_vec(&state, bincode::config::standard()).unwrap();
+        let (read, used): (BrokerState, usize) =
+            bincode::serde::decode_from_slice(&bytes, bincode::config::standard()).unwrap();
+        assert_eq!(used, bytes.len());
+        let (restored, dropped) = Broker::restore(read).unwrap();
+        assert_eq!(dropped, []);
+        assert!(restored.save() == state, "saved again it is something else");
+        self.broker = restored;
+    }
+
+    /// A connection that has said nothing.
+    pub fn accept(&mut self) -> Who {
+        self.accept_as(Credentials {
+            uid: Some(UID),
+            gid: Some(UID),
+            pid: Some(42),
+        })
+    }
+
+    pub fn accept_as(&mut self, credentials: Credentials) -> Who {
+        let who = self.clients.len();
+        let peer = PeerId {
+            index: who as u32,
+            generation: 1,
+        };
+        self.clients.push(Client {
+            peer,
+            framer: Framer::new(1 << 27),
+            serial: 0,
+            is_open: true,
+        });
+        self.event(Event::Accepted {
+            peer,
+            listener: 0,
+            credentials,
+            can_pass_fds: true,
+        });
+        who
+    }
+
+    /// A client that has authenticated, with descriptors negotiated, and not said Hello.
+    pub fn authenticate(&mut self) -> Who {
+        let who = self.accept();
+        self.bytes(
+            who,
+            b"\0AUTH EXTERNAL 31303030\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n",
+            &[],
+        );
+        let answer = "OK 08080808080808080808080808080808\r\nAGREE_UNIX_FD\r\n";
+        assert_eq!(String::from_utf8(self.drain(who).0).unwrap(), answer);
+        who
+    }
+
+    /// A client that has said Hello and read the answer.
+    pub fn connect(&mut self) -> Who {
+        let who = self.authenticate();
+        self.hello(who);
+        who
+    }
+
+    /// The same without descriptors.
+    pub fn connect_without_fds(&mut self) -> Who {
+        let who = self.accept();
+        self.bytes(who, b"\0AUTH EXTERNAL 31303030\r\nBEGIN\r\n", &[]);
+        self.drain(who);
+        self.hello(who);
+        who
+    }
+
+    fn hello(&mut self, who: Who) {
+        self.driver(who, "Hello", |_| {});
+        let got = self.read(who);
+        assert_eq!(got.len(), 2, "{got:?}");
+    }
+
+    pub fn peer(&self, who: Who) -> PeerId {
+        self.clients[who].peer
+    }
+
+    pub fn is_open(&self, who: Who) -> bool {
+        self.clients[who].is_open
+    }
+
+    /// Bytes arrive from a client.
+    pub fn bytes(&mut self, who: Who, bytes: &[u8], fds: &[Fd]) {
+        let peer = self.peer(who);
+        let cut = if self.restarts { bytes.len() / 2 } else { 0 };
+        let (first, rest) = bytes.split_at(cut);
+        let mut fds: Fds = fds.iter().copied().collect();
+        // Descriptors come with the first bytes after BEGIN at the earliest.
+        if !first.is_empty() {
+            let with_first = if first.starts_with(b"\0") {
+                Fds::new()
+            } else {
+                std::mem::take(&mut fds)
+            };
+            self.event(Event::Received {
+                peer,
+                data: Bytes::copy_from_slice(first),
+                fds: with_first,
+            });
+        }
+        self.event(Event::Received {
+            peer,
+            data: Bytes::copy_from_slice(rest),
+            fds,
+        });
+    }
+
+    /// Sends a message with the client's next serial, which is returned.
+    pub fn send(&mut self, who: Who, message: MessageBuilder<'_>) -> u32 {
+        self.send_with_fds(who, message, &[])
+    }
+
+    pub fn send_with_fds(&mut self, who: Who, message: MessageBuilder<'_>, fds: &[Fd]) -> u32 {
+        self.clients[who].serial += 1;
+        let serial = self.clients[who].serial;
+        let bytes = message.serial(serial).unix_fds(fds.len() as u32).build().unwrap();
+        self.bytes(who, &bytes, fds);
+        serial
+    }
+
+    /// A call to the driver.
+    pub fn driver(&mut self, who: Who, member: &str, body: impl FnOnce(&mut BodyWriter)) -> u32 {
+        self.send(
+            who,
+            MessageBuilder::method_call(PATH, member)
+                .interface(DRIVER)
+                .destination(DRIVER)
+                .body(body),
+        )
+    }
+
+    /// A call to a peer, without arguments.
+    pub fn call(&mut self, who: Who, to: &str, member: &str) -> u32 {
+        self.send(
+            who,
+            MessageBuilder::method_call("/", member)
+                .interface("a.b")
+                .destination(to),
+        )
+    }
+
+    /// The answer of a peer.
+    pub fn reply(&mut self, who: Who, to: &str, reply_serial: u32) -> u32 {
+        self.send(who, MessageBuilder::method_return(reply_serial).destination(to))
+    }
+
+    pub fn signal(&mut self, who: Who, member: &str) -> u32 {
+        self.send(who, MessageBuilder::signal("/", "a.b", member))
+    }
+
+    pub fn add_match(&mut self, who: Who, rule: &str) {
+        self.driver(who, "AddMatch", |w| {
+            w.str(rule);
+        });
+        let got = self.read(who);
+        assert!(got[0].starts_with("return"), "{got:?}");
+    }
+
+    pub fn become_monitor(&mut self, who: Who, rules: &[&str]) {
+        let call = MessageBuilder::method_call(PATH, "BecomeMonitor")
+            .interface("org.freedesktop.DBus.Monitoring")
+            .destination(DRIVER)
+            .body(|w| {
+                w.str_array(rules.iter().copied()).u32(0);
+            });
+        self.send(who, call);
+    }
+
+    pub fn request_name(&mut self, who: Who, name: &str, flags: u32) {
+        self.driver(who, "RequestName", |w| {
+            w.str(name).u32(flags);
+        });
+    }
+
+    pub fn close(&mut self, who: Who) {
+        let peer = self.peer(who);
+        self.event(Event::Closed {
+            peer,
+            reason: "end of file",
+        });
+    }
+
+    pub fn wait(&mut self, millis: u64) {
+        self.now += millis;
+        self.event(Event::Tick {
+            now: Millis(self.now),
+        });
+    }
+
+    /// Takes all bytes that wait for a client, and the descriptors with them, which are the client's now.
+    pub fn drain(&mut self, who: Who) -> (Vec<u8>, Vec<Fd>) {
+        let peer = self.peer(who);
+        let mut taken = (Vec::new(), Vec::new());
+        loop {
+            let mut iov: Vec<IoSlice<'_>> = Vec::new();
+            let Some(queue) = self.broker.send_queue(peer) else {
+                break;
+            };
+            taken.1.extend_from_slice(queue.next_write(&mut iov, 3));
+            let length: usize = iov.iter().map(|slice| slice.len()).sum();
+            if length == 0 {
+                break;
+            }
+            taken.0.extend(iov.iter().flat_map(|slice| slice.iter().copied()));
+            self.event(Event::Drained {
+                peer,
+                bytes: length as u64,
+            });
+        }
+        taken
+    }
+
+    /// Reads all that waits for a client: a line for each message.
+    pub fn read(&mut self, who: Who) -> Vec<String> {
+        self.read_messages(who)
+            .iter()
+            .map(|(message, fds)| describe(message, *fds))
+            .collect()
+    }
+
+    pub fn read_messages(&mut self, who: Who) -> Vec<(Message, usize)> {
+        let (bytes, fds) = self.drain(who);
+        let framer = &mut self.clients[who].framer;
+        framer.push(Bytes::from(bytes), fds);
+        let mut messages = Vec::new();
+        while let Some(framed) = framer.next().unwrap() {
+            let line = describe(&framed.message, framed.fds.len());
+            self.transcript
+                .push(format!("{who} reads {line} {:?}", framed.message.serial()));
+            messages.push((framed.message, framed.fds.len()));
+        }
+        messages
+    }
+
+    /// Compares what waits for a client with these lines.
+    #[track_caller]
+    pub fn expect(&mut self, who: Who, lines: &[&str]) {
+        let got = self.read(who);
+        assert_eq!(got, lines, "what client {who} got");
+    }
+
+    /// What was asked of the system since this was last called.
+    pub fn asked(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.asked)
+    }
+
+    /// The reason for which a client was disconnected, if it was since this was last asked.
+    pub fn close_reason(&mut self, who: Who) -> Option<String> {
+        let closed = self.peer(who);
+        self.asked().into_iter().find_map(|action| match action {
+            Action::Close { peer, reason, .. } if peer == closed => Some(reason),
+            _ => None,
+        })
+    }
+
+    /// How many bytes wait for each client.
+    pub fn queued(&self) -> BTreeMap<Who, u64> {
+        let length = |client: &Client| self.broker.send_queue(client.peer).map(|queue| queue.len());
+        self.clients
+            .iter()
+            .enumerate()
+            .filter_map(|(who, client)| Some((who, length(client)?)))
+            .collect()
+    }
+}
+
+/// `kind name(arguments) from S to D re N fds M`, without what is not there. Messages of the driver are from `bus`.
+pub fn describe(message: &Message, fds: usize) -> String {
+    let kind = match message.message_type() {
+        MessageType::MethodCall => "call",
+        MessageType::MethodReturn => "return",
+        MessageType::Error => "error",
+        MessageType::Signal => "signal",
+        MessageType::Unknown(_) => "unknown",
+    };
+    let name = message.member().or(message.error_name()).unwrap_or_default();
+    let name = name.strip_prefix("org.freedesktop.DBus.Error.").unwrap_or(name);
+    let short = |name: &str| {
+        if name == DRIVER {
+            "bus".to_owned()
+        } else {
+            name.to_owned()
+        }
+    };
+    let mut body = message.body();
+    let mut arguments = Vec::new();
+    while let Some(code) = body.peek() {
+        arguments.push(match code {
+            b's' => body.read_str().unwrap().to_owned(),
+            b'u' => body.read_u32().unwrap().to_string(),
+            _ => {
+                body.skip().unwrap();
+                "..".to_owned()
+            }
+        });
+    }
+    let mut line = format!("{kind} {name}({})", arguments.join(", "));
+    if let Some(sender) = message.sender() {
+        line += &format!(" from {}", short(sender));
+    }
+    if let Some(destination) = message.destination() {
+        line += &format!(" to {}", short(destination));
+    }
+    if let Some(serial) = message.reply_serial() {
+        line += &format!(" re {}", serial.get());
+    }
+    if fds > 0 {
+        line += &format!(" fds {fds}");
+    }
+    assert_eq!(message.unix_fds() as usize, fds);
+    line
+}
+
+/// A call that wants no reply.
+pub fn one_way<'a>(to: &'a str, member: &'a str) -> MessageBuilder<'a> {
+    MessageBuilder::method_call("/", member)
+        .interface("a.b")
+        .destination(to)
+        .flags(Flags::NO_REPLY_EXPECTED)
+}

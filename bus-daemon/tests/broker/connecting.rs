@@ -1,0 +1,218 @@
+use bus_daemon::broker::{Action, Credentials};
+use bus_daemon::config::{Config, Connect, Traffic};
+use bus_wire::{Mechanism, MessageBuilder};
+
+use crate::bus::{Bus, DRIVER, PATH, check, check_with, config};
+
+#[test]
+fn hello_is_answered_before_name_acquired() {
+    check(|bus| {
+        let watcher = bus.connect();
+        bus.add_match(watcher, "member='NameOwnerChanged'");
+        let who = bus.authenticate();
+        bus.driver(who, "Hello", |_| {});
+        bus.expect(
+            who,
+            &[
+                "return (:1.1) from bus to :1.1 re 1",
+                "signal NameAcquired(:1.1) from bus to :1.1",
+            ],
+        );
+        bus.expect(watcher, &["signal NameOwnerChanged(:1.1, , :1.1) from bus"]);
+        bus.close(who);
+        bus.expect(watcher, &["signal NameOwnerChanged(:1.1, :1.1, ) from bus"]);
+    });
+}
+
+#[test]
+fn everything_may_come_at_once() {
+    check(|bus| {
+        let who = bus.accept();
+        let mut bytes = b"\0AUTH EXTERNAL 31303030\r\nBEGIN\r\n".to_vec();
+        let hello = MessageBuilder::method_call(PATH, "Hello")
+            .interface(DRIVER)
+            .destination(DRIVER)
+            .serial(9u32);
+        bytes.extend(hello.build().unwrap());
+        bus.bytes(who, &bytes, &[]);
+        let (answer, _) = bus.drain(who);
+        assert!(answer.starts_with(b"OK 0808"));
+        assert!(answer.len() > 200);
+    });
+}
+
+#[test]
+fn a_second_hello_fails() {
+    check(|bus| {
+        let who = bus.connect();
+        bus.driver(who, "Hello", |_| {});
+        bus.expect(
+            who,
+            &["error Failed(Already handled an Hello message) from bus to :1.0 re 2"],
+        );
+    });
+}
+
+#[test]
+fn unique_names_are_not_used_again() {
+    check(|bus| {
+        let first = bus.connect();
+        bus.close(first);
+        let second = bus.authenticate();
+        bus.driver(second, "Hello", |_| {});
+        assert!(bus.read(second)[0].contains(":1.1"));
+    });
+}
+
+/// What a client sends after authentication, as its first message, ends its connection for this reason.
+#[track_caller]
+fn check_refused(first: impl Fn(&mut Bus, usize), reason: &str) {
+    check(|bus| {
+        let who = bus.authenticate();
+        first(bus, who);
+        let found = bus.close_reason(who).unwrap();
+        assert!(found.contains(reason), "{found}");
+    });
+}
+
+#[test]
+fn the_first_message_must_be_hello() {
+    let reason = "its first message was not Hello";
+    check_refused(|bus, who| _ = bus.driver(who, "GetId", |_| {}), reason);
+    check_refused(|bus, who| _ = bus.call(who, ":1.0", "M"), reason);
+    check_refused(|bus, who| _ = bus.signal(who, "S"), reason);
+}
+
+#[test]
+fn garbage_ends_the_connection() {
+    check_refused(|bus, who| bus.bytes(who, &[b'x'; 32], &[]), "");
+    check(|bus| {
+        let who = bus.accept();
+        bus.bytes(who, b"GET / HTTP/1.1\r\n", &[]);
+        assert!(!bus.is_open(who));
+    });
+}
+
+#[test]
+fn messages_of_unknown_type_are_ignored() {
+    check(|bus| {
+        let who = bus.connect();
+        let mut bytes = MessageBuilder::signal("/", "a.b", "S")
+            .serial(7u32)
+            .build()
+            .unwrap();
+        bytes[1] = 77;
+        bus.bytes(who, &bytes, &[]);
+        bus.expect(who, &[]);
+        assert!(bus.is_open(who));
+    });
+}
+
+/// Who may connect: a uid that the kernel vouches for, and whether BEGIN leads anywhere.
+#[track_caller]
+fn check_admission(config: &Config, uid: Option<u32>, auth: &str, is_admitted: bool) {
+    check_with(config, |bus| {
+        let who = bus.accept_as(Credentials {
+            uid,
+            gid: None,
+            pid: None,
+        });
+        bus.bytes(who, format!("\0AUTH {auth}\r\nBEGIN\r\n").as_bytes(), &[]);
+        assert_eq!(bus.is_open(who), is_admitted);
+    });
+}
+
+#[test]
+fn the_policy_says_who_may_connect() {
+    let owner = config();
+    let anyone = Config {
+        connect: Connect::Anyone,
+        ..config()
+    };
+    let anonymous = Config {
+        allow_anonymous: true,
+        auth: vec![Mechanism::Anonymous],
+        ..config()
+    };
+    let not_anonymous = Config {
+        auth: vec![Mechanism::Anonymous],
+        ..config()
+    };
+    check_admission(&owner, Some(1000), "EXTERNAL 31303030", true);
+    check_admission(&owner, Some(1001), "EXTERNAL 31303031", false);
+    check_admission(&owner, Some(0), "EXTERNAL 30", false);
+    check_admission(&anyone, Some(1001), "EXTERNAL 31303031", true);
+    check_admission(&anonymous, None, "ANONYMOUS", true);
+    check_admission(&not_anonymous, None, "ANONYMOUS", false);
+}
+
+#[test]
+fn a_peer_that_does_not_authenticate_is_disconnected() {
+    check(|bus| {
+        let (silent, slow, good) = (bus.accept(), bus.authenticate(), bus.connect());
+        bus.wait(config().limits.auth_timeout - 1);
+        assert!(bus.is_open(silent) && bus.is_open(slow));
+        bus.wait(1);
+        assert!(!bus.is_open(silent) && !bus.is_open(slow) && bus.is_open(good));
+        assert_eq!(bus.broker.next_deadline(), None);
+    });
+}
+
+#[test]
+fn accepting_stops_while_too_many_have_not_said_hello() {
+    let mut config = config();
+    config.limits.max_incomplete_connections = 2;
+    check_with(&config, |bus| {
+        let first = bus.accept();
+        assert_eq!(bus.asked(), []);
+        let second = bus.accept();
+        assert_eq!(bus.asked(), [Action::StopAccepting]);
+        bus.close(first);
+        assert!(bus.asked().contains(&Action::ResumeAccepting));
+        assert!(bus.is_open(second));
+    });
+}
+
+#[test]
+fn connections_are_limited() {
+    let mut few = config();
+    few.limits.max_completed_connections = 1;
+    let mut few_per_user = config();
+    few_per_user.limits.max_connections_per_user = 1;
+    let texts = [
+        "The maximum number of active connections has been reached",
+        "The maximum number of active connections for UID 1000 has been reached",
+    ];
+    for (config, text) in [few, few_per_user].iter().zip(texts) {
+        check_with(config, |bus| {
+            let first = bus.connect();
+            let second = bus.authenticate();
+            bus.driver(second, "Hello", |_| {});
+            bus.expect(
+                second,
+                &[&format!(
+                    "error LimitsExceeded({text}) from bus to :not.active.yet re 1"
+                )],
+            );
+            bus.close(first);
+            bus.driver(second, "Hello", |_| {});
+            assert!(bus.read(second)[0].starts_with("return (:1.1)"));
+        });
+    }
+}
+
+#[test]
+fn without_a_rule_about_messages_nothing_passes() {
+    check_with(
+        &Config {
+            traffic: Traffic::Nothing,
+            ..config()
+        },
+        |bus| {
+            let who = bus.authenticate();
+            bus.driver(who, "Hello", |_| {});
+            bus.expect(who, &[]);
+            assert!(bus.is_open(who));
+        },
+    );
+}

@@ -1,0 +1,149 @@
+use bus_daemon::broker::Action;
+use bus_daemon::config::Config;
+use bus_wire::MessageBuilder;
+
+use crate::bus::{Bus, Who, check, check_with, config};
+
+/// A bus on which 4000 bytes may wait for a peer.
+fn small() -> Config {
+    let mut config = config();
+    config.limits.max_outgoing_bytes = 4000;
+    config
+}
+
+fn send_signal(bus: &mut Bus, who: Who, to: Option<&str>) {
+    let text = "x".repeat(600);
+    let signal = MessageBuilder::signal("/", "a.b", "S").body(|w| {
+        w.str(&text);
+    });
+    bus.send(
+        who,
+        match to {
+            Some(to) => signal.destination(to),
+            None => signal,
+        },
+    );
+}
+
+#[test]
+fn a_slow_subscriber_is_disconnected_and_nobody_else() {
+    check_with(&small(), |bus| {
+        let (sender, slow, quick) = (bus.connect(), bus.connect(), bus.connect());
+        bus.add_match(slow, "member='S'");
+        bus.add_match(quick, "member='S'");
+        for _ in 0..20 {
+            send_signal(bus, sender, None);
+            assert_eq!(bus.read(quick).len(), 1);
+        }
+        let reason = bus.close_reason(slow).unwrap();
+        assert!(reason.starts_with(":1.1: it does not read: "), "{reason}");
+        assert!(bus.is_open(sender) && bus.is_open(quick));
+    });
+}
+
+#[test]
+fn calls_to_a_slow_peer_are_refused() {
+    check_with(&small(), |bus| {
+        let (caller, slow) = (bus.connect(), bus.connect());
+        while bus.queued()[&slow] <= 4000 {
+            send_signal(bus, caller, Some(":1.1"));
+        }
+        let serial = bus.call(caller, ":1.1", "M");
+        let text = "Rejected: destination has a full message queue";
+        bus.expect(
+            caller,
+            &[&format!(
+                "error LimitsExceeded({text}) from bus to :1.0 re {serial}"
+            )],
+        );
+        // Signals to it are dropped, with one warning.
+        let queued = bus.queued()[&slow];
+        for _ in 0..3 {
+            send_signal(bus, caller, Some(":1.1"));
+        }
+        assert_eq!(bus.queued()[&slow], queued);
+        assert!(bus.is_open(slow));
+        let warnings = bus
+            .asked()
+            .iter()
+            .filter(|action| matches!(action, Action::Warn(_)))
+            .count();
+        assert_eq!(warnings, 1);
+        bus.read(slow);
+        bus.call(caller, ":1.1", "M");
+        bus.expect(slow, &["call M() from :1.0 to :1.1"]);
+    });
+}
+
+#[test]
+fn a_caller_that_does_not_read_replies_is_disconnected() {
+    check_with(&small(), |bus| {
+        let (caller, callee) = (bus.connect(), bus.connect());
+        let serial = bus.call(caller, ":1.1", "M");
+        while bus.queued()[&caller] <= 4000 {
+            send_signal(bus, callee, Some(":1.0"));
+        }
+        bus.reply(callee, ":1.0", serial);
+        assert!(!bus.is_open(caller) && bus.is_open(callee));
+    });
+}
+
+#[test]
+fn a_peer_that_does_not_read_is_not_read_from() {
+    check_with(&small(), |bus| {
+        let who = bus.connect();
+        while !bus.asked().contains(&Action::StopReading(bus.peer(who))) {
+            bus.driver(who, "GetId", |_| {});
+            assert!(bus.queued()[&who] < 4000);
+        }
+        bus.read(who);
+        assert_eq!(bus.asked(), [Action::ResumeReading(bus.peer(who))]);
+    });
+}
+
+#[test]
+fn messages_are_limited_in_size() {
+    let mut config = config();
+    config.limits.max_message_size = 500;
+    check_with(&config, |bus| {
+        let who = bus.connect();
+        send_signal(bus, who, None);
+        assert!(!bus.is_open(who));
+    });
+}
+
+#[test]
+fn match_rules_are_limited_and_counted() {
+    let mut config = config();
+    config.limits.max_match_rules_per_connection = 2;
+    check_with(&config, |bus| {
+        let who = bus.connect();
+        bus.add_match(who, "member='S'");
+        bus.add_match(who, "member='S'");
+        bus.driver(who, "AddMatch", |w| {
+            w.str("member='T'");
+        });
+        assert!(bus.read(who)[0].starts_with("error LimitsExceeded"));
+        for is_there in [true, true, false] {
+            bus.signal(who, "S");
+            bus.driver(who, "RemoveMatch", |w| {
+                w.str("member='S'");
+            });
+            assert_eq!(bus.read(who)[0].starts_with("signal S"), is_there);
+        }
+    });
+}
+
+#[test]
+fn one_peer_cannot_remove_anothers_rule() {
+    check(|bus| {
+        let (one, two) = (bus.connect(), bus.connect());
+        bus.add_match(one, "member='S'");
+        bus.driver(two, "RemoveMatch", |w| {
+            w.str("member='S'");
+        });
+        assert!(bus.read(two)[0].starts_with("error MatchRuleNotFound"));
+        bus.signal(two, "S");
+        assert_eq!(bus.read(one).len(), 1);
+    });
+}

@@ -1,0 +1,16 @@
+//! The broker core, driven with bytes: what peers send, and what they get.
+//!
+//! Every script runs twice: as it is, and with the broker saved and restored after each event and every input cut in
+//! two. Both must give the same bytes.
+
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, missing_docs, unreachable_pub)]
+
+mod bus;
+mod calls;
+mod connecting;
+mod fds;
+mod limits;
+mod monitoring;
+mod names;
+mod restarts;
+mod signals;
