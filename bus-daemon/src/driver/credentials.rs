@@ -2,8 +2,8 @@
 
 use bus_wire::{BodyWriter, Fd};
 
-use super::{Call, Fault, Named, named};
-use crate::broker::{Broker, Fds, System, expects_reply};
+use super::{Call, Fault, Named, is_local, named};
+use crate::broker::{Broker, Fds, Peer, System, expects_reply};
 
 pub(super) fn unix_user(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {
     let name = call.message.body().read_str()?;
@@ -22,7 +22,7 @@ pub(super) fn unix_process_id(broker: &mut Broker, call: Call<'_>) -> Result<(),
     let name = call.message.body().read_str()?;
     let pid = match named(broker, name, "PID")? {
         Named::Driver => Some(broker.identity().keeper_pid),
-        Named::Peer(peer) => peer.credentials.pid,
+        Named::Peer(peer) => process_id(peer),
     };
     let pid = pid.ok_or_else(|| {
         let text = format!("Could not determine PID for '{name}'");
@@ -44,9 +44,9 @@ pub(super) fn credentials(broker: &mut Broker, call: Call<'_>, system: &mut dyn 
             found.uid = Some(broker.identity().own_uid);
         }
         Named::Peer(peer) => {
-            (found.pid, found.uid) = (peer.credentials.pid, peer.credentials.uid);
-            // A uid that SASL proved over TCP says nothing of the process.
-            if let (id, Some(_)) = (peer.id, peer.credentials.pid) {
+            (found.pid, found.uid) = (process_id(peer), peer.credentials.uid);
+            if is_local(peer) {
+                let id = peer.id;
                 found.groups = system.peer_groups(id);
                 found.label = system.peer_label(id);
                 let takes_fds = broker.peer(call.caller).is_some_and(|caller| caller.takes_fds);
@@ -71,6 +71,11 @@ pub(super) fn credentials(broker: &mut Broker, call: Call<'_>, system: &mut dyn 
         }
     }
     Ok(())
+}
+
+/// The kernel says 0 of a process that is not visible from the bus's pid namespace.
+fn process_id(peer: &Peer) -> Option<u32> {
+    peer.credentials.pid.filter(|pid| *pid != 0)
 }
 
 /// The credentials of one peer.
