@@ -79,13 +79,21 @@ pub(crate) struct Name {
 #[derive(Debug)]
 pub(crate) struct NameTable {
     names: HashMap<Arc<str>, Name, Seeded>,
+    /// Whether anything may have changed since this was last asked.
+    changed: bool,
 }
 
 impl NameTable {
     pub(crate) fn new(hasher: Seeded) -> Self {
         Self {
             names: HashMap::with_hasher(hasher),
+            changed: true,
         }
+    }
+
+    /// Whether anything may have changed since this was last asked.
+    pub(crate) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
     }
 
     /// How many names have an owner.
@@ -116,6 +124,7 @@ impl NameTable {
         if name.owners.is_empty() || self.names.contains_key(&name.name) {
             return false;
         }
+        self.changed = true;
         self.names.insert(name.name.clone(), name);
         true
     }
@@ -130,6 +139,7 @@ impl NameTable {
         peer: PeerId,
         flags: NameFlags,
     ) -> (RequestNameReply, Option<OwnerChange>, Arc<str>) {
+        self.changed = true;
         let Some(entry) = self.names.get_mut(name) else {
             let name: Arc<str> = name.into();
             let owners = VecDeque::from([Owner { peer, flags }]);
@@ -203,6 +213,7 @@ impl NameTable {
         let Some(place) = entry.owners.iter().position(|owner| owner.peer == peer) else {
             return (ReleaseNameReply::NotOwner, None);
         };
+        self.changed = true;
         entry.owners.remove(place);
         if place > 0 {
             return (ReleaseNameReply::Released, None);

@@ -124,6 +124,26 @@ impl Peer {
 pub(crate) struct Peers {
     slots: Vec<Option<Box<Peer>>>,
     count: usize,
+    changed: Changed,
+}
+
+/// The indexes whose peers may have changed since this was last asked, each once.
+#[derive(Debug, Default)]
+struct Changed {
+    marks: Vec<bool>,
+    indexes: Vec<u32>,
+}
+
+impl Changed {
+    fn mark(&mut self, index: usize) {
+        if index >= self.marks.len() {
+            self.marks.resize(index + 1, false);
+        }
+        if let Some(mark @ false) = self.marks.get_mut(index) {
+            *mark = true;
+            self.indexes.push(index as u32);
+        }
+    }
 }
 
 impl Peers {
@@ -134,7 +154,31 @@ impl Peers {
 
     pub(crate) fn get_mut(&mut self, id: PeerId) -> Option<&mut Peer> {
         let peer = self.slots.get_mut(id.index as usize)?.as_deref_mut()?;
-        (peer.id == id).then_some(peer)
+        if peer.id != id {
+            return None;
+        }
+        self.changed.mark(id.index as usize);
+        Some(peer)
+    }
+
+    /// Something that belongs to a peer and is kept elsewhere has changed.
+    pub(crate) fn mark_changed(&mut self, id: PeerId) {
+        self.changed.mark(id.index as usize);
+    }
+
+    /// Moves to `out` the indexes whose peers may have changed, come or gone since this was last asked, each once.
+    pub(crate) fn take_changed(&mut self, out: &mut Vec<u32>) {
+        for index in self.changed.indexes.drain(..) {
+            if let Some(mark) = self.changed.marks.get_mut(index as usize) {
+                *mark = false;
+            }
+            out.push(index);
+        }
+    }
+
+    /// Who has an index now.
+    pub(crate) fn at(&self, index: u32) -> Option<&Peer> {
+        self.slots.get(index as usize)?.as_deref()
     }
 
     /// False, and the peer is dropped, where its index is in use.
@@ -143,6 +187,7 @@ impl Peers {
         if index >= self.slots.len() {
             self.slots.resize_with(index + 1, || None);
         }
+        self.changed.mark(index);
         match self.slots.get_mut(index) {
             Some(slot @ None) => {
                 *slot = Some(Box::new(peer));
@@ -159,6 +204,7 @@ impl Peers {
             return None;
         }
         self.count -= 1;
+        self.changed.mark(id.index as usize);
         slot.take()
     }
 

@@ -32,6 +32,7 @@ impl Broker {
 
     /// `RemoveMatch`: one equal rule of this peer. False if it has none.
     pub(crate) fn remove_match(&mut self, id: PeerId, rule: &MatchRule) -> bool {
+        self.peers.mark_changed(id);
         if rule.eavesdrop {
             self.eavesdroppers.remove(id, rule);
         }
@@ -78,6 +79,7 @@ impl Broker {
     }
 
     pub(super) fn index_rule(&mut self, id: PeerId, rule: MatchRule) {
+        self.peers.mark_changed(id);
         if rule.eavesdrop {
             self.eavesdroppers.add(id, rule.clone());
         }
@@ -85,6 +87,7 @@ impl Broker {
     }
 
     pub(super) fn drop_rules(&mut self, id: PeerId) {
+        self.peers.mark_changed(id);
         self.matches.remove_peer(id);
         self.eavesdroppers.remove_peer(id);
         self.monitors.remove_peer(id);
