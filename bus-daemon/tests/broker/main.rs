@@ -3,7 +3,12 @@
 //! Every script runs twice: as it is, and with the broker saved and restored after each event and every input cut in
 //! two. Both must give the same bytes.
 
-#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, missing_docs, unreachable_pub)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    missing_docs,
+    unreachable_pub
+)]
 
 mod bus;
 mod calls;
