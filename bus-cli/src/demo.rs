@@ -65,9 +65,9 @@ fn demonstrate(bus: &PrivateBus, options: &Options, as_json: bool) -> anyhow::Re
         pauses.extend(upgraded.last.map(|last| last.pause_us));
         load.release(&Hook::ALL).context("after the upgrade")?;
         let next = began + Duration::from_secs(options.duration) * index / options.upgrades.max(1);
+        let shown = live.overwrites() || index.is_multiple_of(5) || index == options.upgrades;
         loop {
-            let shown = index.is_multiple_of(5) || index == options.upgrades;
-            if !as_json && (live.overwrites() || shown) {
+            if shown && !as_json {
                 live.show(&progress(&mut load, index, options.upgrades, &pauses));
             }
             let left = next.saturating_duration_since(clock::now());

@@ -1,0 +1,259 @@
+//! A bus in a process of its own, and the clients of the tests.
+#![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+pub mod zbus_peer;
+
+use bus_load::clock::Deadline;
+use bus_load::{CallError, Caller};
+use bus_wire::Message;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+pub const DRIVER: &str = "org.freedesktop.DBus";
+pub const DRIVER_PATH: &str = "/org/freedesktop/DBus";
+pub const RESTART: &str = "org.busdaemon.Restart1";
+
+/// How long anything may take that should happen at once.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// The binary under test.
+pub fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_bus"))
+}
+
+/// A running daemon. Dropped, it is stopped; if the test failed, its log is shown.
+pub struct Bus {
+    child: Child,
+    pub directory: tempfile::TempDir,
+    pub address: String,
+}
+
+impl Bus {
+    /// Starts the binary under test.
+    pub fn start() -> Bus {
+        Bus::start_binary(binary())
+    }
+
+    /// Starts this binary, which may be a copy of it.
+    pub fn start_binary(binary: &Path) -> Bus {
+        let directory = tempfile::Builder::new().prefix("bus-test-").tempdir().unwrap();
+        let log = File::create(directory.path().join("log")).unwrap();
+        let mut child = Command::new(binary)
+            .arg("daemon")
+            .arg(format!(
+                "--address=unix:path={}",
+                directory.path().join("bus").display()
+            ))
+            .args(["--nofork", "--print-address"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut address = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut address)
+            .unwrap();
+        let bus = Bus {
+            child,
+            directory,
+            address: address.trim().to_owned(),
+        };
+        assert!(!bus.address.is_empty(), "the daemon did not start");
+        bus
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("bus")
+    }
+
+    pub fn caller(&self) -> Caller {
+        Caller::connect(&self.address).unwrap()
+    }
+
+    /// The daemon's main process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The daemon's main process has not ended.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap()
+    }
+
+    /// Waits until it has logged this.
+    pub fn wait_for_log(&self, text: &str) {
+        wait_until(&format!("{text:?} in the log"), || self.log().contains(text));
+    }
+
+    /// Runs `bus --address ... ARGUMENTS`.
+    pub fn tool(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(binary());
+        command
+            .args(["--address", &self.address])
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+}
+
+impl Drop for Bus {
+    fn drop(&mut self) {
+        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
+        let deadline = Deadline::after(Duration::from_secs(5));
+        while matches!(self.child.try_wait(), Ok(None)) && !deadline.passed() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!(
+                "the daemon's log:\n{}",
+                lines[lines.len().saturating_sub(40)..].join("\n")
+            );
+        }
+    }
+}
+
+/// Asks the bus to upgrade itself in place.
+pub fn upgrade(caller: &mut Caller, binary: &str) -> Result<u32, CallError> {
+    caller.set_timeout(Duration::from_secs(120));
+    let reply = caller.call(DRIVER, DRIVER_PATH, RESTART, "Upgrade", |body| {
+        body.str(binary);
+    })?;
+    Ok(reply.body().read_u32().unwrap())
+}
+
+/// A property of the bus's own life.
+pub fn restart_property(caller: &mut Caller, name: &str) -> Message {
+    caller
+        .call(
+            DRIVER,
+            DRIVER_PATH,
+            "org.freedesktop.DBus.Properties",
+            "Get",
+            |body| {
+                body.str(RESTART).str(name);
+            },
+        )
+        .unwrap()
+}
+
+pub fn generation(caller: &mut Caller) -> u32 {
+    restart_property(caller, "Generation")
+        .body()
+        .read_variant(|value| value.read_u32())
+        .unwrap()
+}
+
+/// Microseconds of the last pause.
+pub fn last_pause(caller: &mut Caller) -> u64 {
+    let reply = restart_property(caller, "LastRestart");
+    let mut body = reply.body();
+    body.read_variant(|value| {
+        value.read_struct(|fields| {
+            fields.read_str()?;
+            fields.read_u64()
+        })
+    })
+    .unwrap()
+}
+
+/// Waits, within bounds, until something is so.
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Deadline::after(SOON);
+    while !is_so() {
+        assert!(!deadline.passed(), "still not so after {SOON:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Runs a program to its end, which must be a success, and returns what it printed.
+pub fn run(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let (out, error) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{out}{error}",
+        output.status
+    );
+    out.into_owned()
+}
+
+/// A program that goes on until it is dropped, and what it has printed so far.
+pub struct Background {
+    child: Child,
+    printed: std::sync::Arc<std::sync::Mutex<String>>,
+}
+
+impl Background {
+    pub fn start(command: &mut Command) -> Background {
+        let (mut output, input) = std::io::pipe().unwrap();
+        command
+            .stdin(Stdio::null())
+            .stdout(input.try_clone().unwrap())
+            .stderr(input);
+        let child = command.spawn().unwrap();
+        // The pipe ends with the program only if nobody else holds it.
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let printed = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
+        let sink = printed.clone();
+        std::thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            while let Ok(length @ 1..) = output.read(&mut chunk) {
+                sink.lock()
+                    .unwrap()
+                    .push_str(&String::from_utf8_lossy(&chunk[..length]));
+            }
+        });
+        Background { child, printed }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn printed(&self) -> String {
+        self.printed.lock().unwrap().clone()
+    }
+
+    /// Waits until it has printed this.
+    pub fn wait_for(&self, text: &str) {
+        wait_until(&format!("{text:?} in {:?}", self.printed()), || {
+            self.printed().contains(text)
+        });
+    }
+
+    /// Waits for its end.
+    pub fn end(mut self) -> std::process::ExitStatus {
+        let mut status = None;
+        wait_until("the program has ended", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

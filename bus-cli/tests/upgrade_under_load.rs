@@ -1,0 +1,106 @@
+//! The bus is upgraded in place, over and over, while hundreds of clients of five implementations use it and are in the
+//! middle of everything that a client can be in the middle of; and nobody notices.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+mod support;
+
+use bus_load::{Hook, Load, LoadPlan, PeerPlan, Script, echo_service, fds, implementations, peers, watchers};
+use std::time::Duration;
+use support::zbus_peer::ZbusPeer;
+use support::{Bus, generation, last_pause, upgrade};
+
+/// Scripted clients of each implementation.
+const EACH: usize = 4;
+
+/// The whole load, attached and under way.
+fn attach(bus: &Bus) -> Load {
+    let echo = peers::find("dbus-test-tool").unwrap();
+    let mut plan = LoadPlan::default();
+    plan.call_also
+        .extend(echo.iter().map(|_| "org.busdaemon.Load.echo".to_owned()));
+    assert_eq!(plan.connections(), 200);
+    eprintln!("BUS_LOAD_SEED={}", plan.seed);
+    let mut load = Load::start(&bus.address, plan).unwrap();
+
+    let scripts = implementations(peers::find_python).unwrap();
+    let kinds = scripts
+        .iter()
+        .map(|(implementation, _)| *implementation)
+        .chain(["zbus"]);
+    let ids: Vec<(String, String)> = kinds
+        .flat_map(|kind| {
+            (0..EACH).map(move |index| (format!("{}{index}", kind.replace('-', "")), kind.to_owned()))
+        })
+        .collect();
+    for plan in PeerPlan::ring(&ids, Duration::from_millis(40)) {
+        match scripts
+            .iter()
+            .find(|(implementation, _)| *implementation == plan.implementation)
+        {
+            Some((_, python)) => load
+                .attach(Box::new(Script::start(python, &bus.address, plan).unwrap()))
+                .unwrap(),
+            None => load
+                .attach(Box::new(ZbusPeer::start(&bus.address, plan)))
+                .unwrap(),
+        }
+    }
+    let emitters: Vec<String> = ids.into_iter().map(|(id, _)| id).collect();
+    for program in watchers(&bus.address, &emitters, peers::find).unwrap() {
+        load.attach(Box::new(program)).unwrap();
+    }
+    if let Some(path) = echo {
+        load.attach(Box::new(echo_service(path, &bus.address, "echo").unwrap()))
+            .unwrap();
+    }
+    let real: u32 = load.implementations().values().sum();
+    assert!(scripts.len() < 3 || real >= 20, "only {real} real clients");
+    load.invite_visitors();
+    load.go().unwrap();
+    load
+}
+
+fn upgrades_under_load(count: u32) {
+    let bus = Bus::start();
+    let mut control = bus.caller();
+    let fds_before = fds::open_count(bus.pid()).unwrap();
+    let mut load = attach(&bus);
+    let mut pauses = Vec::new();
+    for index in 1..=count {
+        // Every other upgrade finds the clients where the one before it found them, still in the middle.
+        if index % 2 == 1 {
+            load.hold(&Hook::ALL).unwrap();
+        }
+        assert_eq!(upgrade(&mut control, "").unwrap(), index + 1);
+        pauses.push(last_pause(&mut control));
+        if index % 2 == 0 || index == count {
+            load.release(&Hook::ALL).unwrap();
+        }
+    }
+    assert_eq!(generation(&mut control), count + 1);
+    let report = load.finish().unwrap();
+    pauses.sort_unstable();
+    eprintln!(
+        "{report}\npause: median {} us, longest {} us",
+        pauses[pauses.len() / 2],
+        pauses[pauses.len() - 1]
+    );
+    assert!(report.is_clean(), "{report}");
+    assert!(report.fds_passed > 0, "{report}");
+    // Everybody has left, and the daemon has let go of every descriptor.
+    support::wait_until("the daemon has no more descriptors than before", || {
+        fds::open_count(bus.pid()).unwrap() <= fds_before
+    });
+}
+
+#[test]
+fn twenty_upgrades_under_load() {
+    upgrades_under_load(20);
+}
+
+/// `cargo test -p bus-cli --test upgrade_under_load -- --ignored`
+#[test]
+#[ignore = "takes a minute"]
+fn a_hundred_upgrades_in_a_row_under_load() {
+    upgrades_under_load(100);
+}
