@@ -121,7 +121,7 @@ pub enum Connect {
 pub enum Traffic {
     /// All: the policy allows everything.
     Everything,
-    /// None: there is no rule about messages. As with dbus-daemon, peers can authenticate, but all they send is
+    /// None: there is no rule that lets anybody receive. As with dbus-daemon, peers can authenticate, but all they send is
     /// dropped; not even Hello is answered, since the answer may not be received.
     Nothing,
 }
@@ -140,7 +140,8 @@ pub struct ServiceDir {
 pub struct Service {
     /// `Name=`, a valid well-known name.
     pub name: String,
-    /// `Exec=`, the arguments after unquoting; the first is the program.
+    /// `Exec=`, the arguments after unquoting; the first is the program. Empty where the quotes do not match: the name
+    /// can be activated, and starting it fails.
     pub exec: Vec<String>,
     /// `User=`.
     pub user: Option<String>,

@@ -443,8 +443,9 @@ pub struct Unsupported {
     pub what: &'static str,
 }
 
-/// What the rules come down to, if it is one of the simple cases: there is not one rule about messages (then nothing
-/// may be sent), or there are only allowing ones, with one each for all that can be sent, received and owned.
+/// What the rules come down to, if it is one of the simple cases: nobody may receive anything (then it makes no
+/// difference what may be sent), or there are only allowing rules, with one each for all that can be sent, received and
+/// owned.
 ///
 /// # Errors
 /// It is not.
@@ -452,7 +453,7 @@ pub fn decide(blocks: &[PolicyBlock]) -> Result<Decision, Unsupported> {
     let mut connect = Connect::OwnerOnly;
     let (mut sends, mut receives, mut owns) = (false, false, false);
     let (mut eavesdrops, mut sends_any_reply, mut receives_any_reply) = (false, false, false);
-    let mut first_of_messages = None;
+    let mut first_to_receive = None;
     for (context, rule) in blocks
         .iter()
         .flat_map(|block| block.rules.iter().map(move |rule| (&block.context, rule)))
@@ -486,14 +487,11 @@ pub fn decide(blocks: &[PolicyBlock]) -> Result<Decision, Unsupported> {
             // Harmless next to rules that allow everything; without those, found below.
             Subject::Send(_) | Subject::Receive(_) | Subject::Own(_) => {}
         }
-        if matches!(
-            rule.subject,
-            Subject::Send(_) | Subject::Receive(_) | Subject::Own(_)
-        ) {
-            first_of_messages.get_or_insert(&rule.place);
+        if matches!(rule.subject, Subject::Receive(_)) {
+            first_to_receive.get_or_insert(&rule.place);
         }
     }
-    let traffic = match first_of_messages {
+    let traffic = match first_to_receive {
         None => Traffic::Nothing,
         Some(_) if sends && receives && owns => Traffic::Everything,
         Some(place) => {

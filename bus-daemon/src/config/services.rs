@@ -71,9 +71,6 @@ pub enum ServiceError {
     /// Not a well-known name.
     #[error("Name={0} is not a well-known bus name")]
     Name(String),
-    /// Quotes that do not match, or no program.
-    #[error("Exec={0}: {1}")]
-    Exec(String, ExecError),
     /// In the directories in which the file must be named as the service is.
     #[error("the file must be named {0}.service")]
     FileName(String),
@@ -93,7 +90,8 @@ pub enum ExecError {
     Empty,
 }
 
-/// One service file.
+/// One service file. Where `Exec` cannot be split into words the name can still be activated, only that this fails, as
+/// it does for dbus-daemon; `exec` is empty then.
 ///
 /// # Errors
 /// The file is not one.
@@ -105,7 +103,7 @@ pub fn parse_service(content: &[u8], file: &str) -> Result<Service, ServiceError
         return Err(ServiceError::Name(name));
     }
     let exec = entries.remove("Exec").ok_or(ServiceError::NoKey("Exec"))?;
-    let exec = split_command(&exec).map_err(|error| ServiceError::Exec(exec, error))?;
+    let exec = split_command(&exec).unwrap_or_default();
     Ok(Service {
         name,
         exec,
@@ -300,15 +298,12 @@ mod tests {
             ("User=root", "Exec=b", "line 9 repeats a key"),
             ("User=root", "what", "line 9 is no group, key or comment"),
             ("User=root", "User=\\x", "line 9 has an unknown escape"),
-            (
-                "'b c'",
-                "'b c",
-                "Exec=/bin/a 'b c: a quotation mark has no partner",
-            ),
         ] {
             let error = parse_service(GOOD.replace(from, to).as_bytes(), "f").unwrap_err();
             assert_eq!(error.to_string(), message);
         }
+        let unbalanced = parse_service(GOOD.replace("'b c'", "'b c").as_bytes(), "f").unwrap();
+        assert!(unbalanced.exec.is_empty());
         assert!(matches!(parse_service(b"\xff", "f"), Err(ServiceError::NotUtf8)));
     }
 

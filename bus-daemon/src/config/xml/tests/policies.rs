@@ -75,19 +75,24 @@ fn other_policies_are_refused() {
             &format!("/etc/bus/main.conf:2: {what}: this policy is not supported yet"),
         );
     };
-    some("<allow own='*'/>", "some messages may be sent, and not all");
     some(
-        "<allow send_destination='*'/><allow own='*'/>",
-        "some messages may be received, and not all",
+        "<allow receive_sender='*'/><allow own='*'/>",
+        "some messages may be sent, and not all",
     );
     some(
-        "<allow send_path='*' max_fds='1'/><allow own='*'/>",
+        "<allow send_path='*' max_fds='1'/><allow eavesdrop='true'/>",
         "some messages may be sent, and not all",
+    );
+    some(
+        "<allow send_path='*'/><allow receive_type='signal'/>",
+        "some messages may be received, and not all",
     );
     some(
         "<allow send_type='*'/><allow eavesdrop='true'/>",
         "some names may be owned, and not all",
     );
+    let mute = loaded("<policy context='default'><allow send_destination='*'/><allow own='*'/></policy>");
+    assert_eq!(mute, Config::default());
     let body = ALLOW_ALL.replace("context='default'", "user='root'");
     let what = "some messages may be sent, and not all: this policy is not supported yet";
     refused(&body, &format!("/etc/bus/main.conf:2: {what}"));
