@@ -9,7 +9,7 @@ use super::event::{Credentials, Fds, PeerId};
 use super::peer::{Peaks, Peer, Phase, Unique};
 use super::quota::ACCEPT_SLACK;
 use super::reply::OpenCalls;
-use super::speak::{FAILED, LIMITS_EXCEEDED};
+use super::speak::{FAILED, LIMITS_EXCEEDED, NOT_ACTIVE_YET};
 use super::timer::Deadline;
 use super::{Action, Broker, Seeded, System};
 use crate::config::{Config, Connect};
@@ -140,20 +140,8 @@ impl Broker {
             self.send_driver_error(id, call, FAILED, "Already handled an Hello message");
             return;
         }
-        let limits = &self.config.limits;
         let uid = peer.credentials.uid;
-        let of_user = uid.and_then(|uid| self.users.get(&uid)).copied().unwrap_or(0);
-        let refusal = if u64::from(self.stats.active) >= limits.max_completed_connections {
-            Some("The maximum number of active connections has been reached".to_owned())
-        } else if u64::from(of_user) >= limits.max_connections_per_user {
-            let uid = uid.unwrap_or_default();
-            Some(format!(
-                "The maximum number of active connections for UID {uid} has been reached"
-            ))
-        } else {
-            None
-        };
-        if let Some(text) = refusal {
+        if let Some(text) = self.hello_refusal(uid) {
             self.send_driver_error(id, call, LIMITS_EXCEEDED, &text);
             return;
         }
@@ -178,6 +166,30 @@ impl Broker {
             w.str(&unique.name);
         });
         self.announce_unique(id, &unique, true);
+    }
+
+    /// Why a peer of this user would not get a unique name now.
+    fn hello_refusal(&self, uid: Option<u32>) -> Option<String> {
+        let limits = &self.config.limits;
+        let of_user = uid.and_then(|uid| self.users.get(&uid)).copied().unwrap_or(0);
+        if u64::from(self.stats.active) >= limits.max_completed_connections {
+            Some("The maximum number of active connections has been reached".to_owned())
+        } else if u64::from(of_user) >= limits.max_connections_per_user {
+            let uid = uid.unwrap_or_default();
+            Some(format!(
+                "The maximum number of active connections for UID {uid} has been reached"
+            ))
+        } else {
+            None
+        }
+    }
+
+    /// Whom monitors are to see as the sender of a Hello: the name that it will be answered with.
+    pub(super) fn expected_name(&self, uid: Option<u32>) -> Arc<str> {
+        match self.hello_refusal(uid) {
+            None => Unique::new(self.next_unique).name,
+            Some(_) => NOT_ACTIVE_YET.into(),
+        }
     }
 
     /// Marks a peer for disconnection once the message at hand is dealt with.

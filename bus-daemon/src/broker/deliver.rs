@@ -4,6 +4,7 @@ use bus_wire::{Fd, Message};
 use bytes::Bytes;
 
 use super::event::{Fds, PeerId};
+use super::quota::stop_reading_above;
 use super::{Broker, System};
 
 /// Pieces of at least this length are shared by all queues they are in; shorter ones are copied.
@@ -106,13 +107,19 @@ impl Broker {
     }
 
     fn note_pushed(&mut self, to: PeerId) {
-        if let Some(peer) = self.peers.get_mut(to) {
-            peer.peaks.outgoing_bytes = peer.peaks.outgoing_bytes.max(peer.out.len());
-            peer.peaks.outgoing_fds = peer.peaks.outgoing_fds.max(peer.out.queued_fds() as u32);
-            if !peer.is_dirty {
-                peer.is_dirty = true;
-                self.dirty.push(to);
-            }
+        let limit = self.config.limits.max_outgoing_bytes;
+        let Some(peer) = self.peers.get_mut(to) else {
+            return;
+        };
+        let queued = peer.out.len();
+        peer.peaks.outgoing_bytes = peer.peaks.outgoing_bytes.max(queued);
+        peer.peaks.outgoing_fds = peer.peaks.outgoing_fds.max(peer.out.queued_fds() as u32);
+        if !peer.is_dirty {
+            peer.is_dirty = true;
+            self.dirty.push(to);
+        }
+        if queued > stop_reading_above(limit) && !peer.is_stopped {
+            self.regulate(to);
         }
     }
 

@@ -203,6 +203,18 @@ impl Broker {
         Some((framer.large()?, framer.partial()))
     }
 
+    /// Whether a peer is to be read from: what the last of [`Action::StopReading`] and [`Action::ResumeReading`] said.
+    /// A runtime that takes over asks this.
+    pub fn may_read(&self, peer: PeerId) -> bool {
+        self.peers.get(peer).is_some_and(|peer| !peer.is_stopped)
+    }
+
+    /// Whether connections are to be accepted: what the last of [`Action::StopAccepting`] and
+    /// [`Action::ResumeAccepting`] said. A runtime that takes over asks this.
+    pub fn may_accept(&self) -> bool {
+        !self.is_accepting_stopped
+    }
+
     /// When an [`Event::Tick`] is wanted at the latest.
     pub fn next_deadline(&self) -> Option<Millis> {
         self.deadlines.first().map(|(at, _)| *at)

@@ -28,6 +28,11 @@ impl Stats {
 /// heard that it should stop.
 pub(super) const ACCEPT_SLACK: u64 = 64;
 
+/// From which length of its queue on a peer is not read from.
+pub(super) fn stop_reading_above(limit: u64) -> u64 {
+    limit - limit / 8
+}
+
 impl Broker {
     /// Whether a queue is too long for another message. One message may pass the limit, as in dbus-daemon.
     pub(super) fn is_full(&self, id: PeerId) -> bool {
@@ -48,7 +53,7 @@ impl Broker {
         if queued <= limit {
             peer.is_congested = false;
         }
-        if !peer.is_stopped && queued > limit - limit / 8 {
+        if !peer.is_stopped && queued > stop_reading_above(limit) {
             peer.is_stopped = true;
             self.actions.push_back(Action::StopReading(id));
         } else if peer.is_stopped && queued <= limit - limit / 4 {

@@ -8,7 +8,7 @@ use super::event::{Fds, PeerId};
 use super::monitor::Addressee;
 use super::peer::Phase;
 use super::reply::{DISCONNECTED, NO_REPLY};
-use super::speak::{LIMITS_EXCEEDED, NOT_ACTIVE_YET};
+use super::speak::LIMITS_EXCEEDED;
 use super::timer::Deadline;
 use super::{Broker, DRIVER, System};
 use crate::config::Traffic;
@@ -66,7 +66,6 @@ impl Broker {
             self.bury_condemned();
         }
         self.watch_pending_fds(id);
-        self.regulate(id);
     }
 
     /// Descriptors whose message has not arrived completely are limited in number and time.
@@ -115,7 +114,14 @@ impl Broker {
         };
         let mut head = std::mem::take(&mut self.scratch.head);
         head.clear();
-        let sender = peer.unique.as_ref().map_or(NOT_ACTIVE_YET, |unique| &unique.name);
+        let expected;
+        let sender = match &peer.unique {
+            Some(unique) => &*unique.name,
+            None => {
+                expected = self.expected_name(peer.credentials.uid);
+                &*expected
+            }
+        };
         let is_copied =
             !matches!(addressee, Addressee::Driver) || !self.monitors.is_empty() || self.may_eavesdrop();
         let stitched = if is_copied {

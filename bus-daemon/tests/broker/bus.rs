@@ -29,7 +29,11 @@ pub fn check_with(config: &Config, script: impl Fn(&mut Bus)) {
         script(&mut bus);
         bus.transcript
     };
-    assert_eq!(run(false), run(true), "the restarted bus did something else");
+    let (through, restarted) = (run(false), run(true));
+    for (n, (one, other)) in through.iter().zip(&restarted).enumerate() {
+        assert_eq!(one, other, "line {n}: the restarted bus did something else");
+    }
+    assert_eq!(through.len(), restarted.len());
 }
 
 /// A session bus that lets everybody do everything but eavesdrop.

@@ -17,5 +17,6 @@ mod fds;
 mod limits;
 mod monitoring;
 mod names;
+mod random;
 mod restarts;
 mod signals;

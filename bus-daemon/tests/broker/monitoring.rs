@@ -116,3 +116,22 @@ fn calls_that_a_monitor_owes_end() {
         assert!(bus.read(caller)[0].starts_with("error NoReply"));
     });
 }
+
+#[test]
+fn a_monitor_sees_who_says_hello() {
+    check(|bus| {
+        let monitor = bus.connect();
+        bus.become_monitor(monitor, &[]);
+        bus.read(monitor);
+        bus.connect();
+        bus.expect(
+            monitor,
+            &[
+                "call Hello() from :1.1 to bus",
+                "return (:1.1) from bus to :1.1 re 1",
+                "signal NameOwnerChanged(:1.1, , :1.1) from bus",
+                "signal NameAcquired(:1.1) from bus to :1.1",
+            ],
+        );
+    });
+}
