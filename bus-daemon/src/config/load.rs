@@ -1,0 +1,21 @@
+//! The configuration that a command line stands for, read from the disk.
+
+use super::Config;
+use super::files::{Disk, Environment};
+use super::options::Options;
+use super::xml::ConfigError;
+
+/// Reads what `options` name, and puts what they say themselves in its place. What is worth a warning goes to the log.
+///
+/// # Errors
+/// Something in the files is wrong, or asks for what this bus cannot do; the message names file and line.
+pub fn load(options: &Options) -> Result<Config, ConfigError> {
+    let environment = Environment::new(|variable| std::env::var(variable).ok());
+    let loaded = options.source.load(&Disk, &environment)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let mut config = loaded.config;
+    options.apply(&mut config);
+    Ok(config)
+}
