@@ -149,6 +149,18 @@ impl SendQueue {
         }
     }
 
+    /// Replaces shared bytes with what `with` gives for them: the same bytes, in other memory.
+    pub fn replace_shared(&mut self, mut with: impl FnMut(&Bytes) -> Option<Bytes>) {
+        for piece in &mut self.pieces {
+            if let Piece::Shared(bytes) = piece
+                && let Some(copy) = with(bytes)
+            {
+                debug_assert_eq!(*bytes, copy, "the same bytes");
+                *bytes = copy;
+            }
+        }
+    }
+
     /// Whether no byte is queued.
     pub fn is_empty(&self) -> bool {
         self.sent == self.end

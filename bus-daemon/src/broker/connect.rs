@@ -267,6 +267,7 @@ impl Broker {
     pub(super) fn config_loaded(&mut self, config: Arc<Config>) {
         let services_changed = config.services != self.config.services;
         self.config = config;
+        self.is_config_changed = true;
         let max_message_size = max_message_size(&self.config);
         let ids: Vec<PeerId> = self.peer_ids().collect();
         for id in ids {

@@ -93,6 +93,13 @@ pub enum Event {
         /// How many bytes since the last such event.
         bytes: u64,
     },
+    /// Bytes arrived that killed the worker, and are left out. The link is closed once the peer has been told.
+    Quarantined {
+        /// From whom.
+        peer: PeerId,
+        /// The first 16 of them, or fewer: perhaps the beginning of a call, which is then answered.
+        begins_with: Bytes,
+    },
     /// The link is gone: end of file, or an error of the socket.
     Closed {
         /// Whose.
@@ -152,5 +159,7 @@ pub enum Start {
     Recovered {
         /// Microseconds from the old worker's death to now.
         pause: u32,
+        /// Messages that were skipped because they had killed the worker.
+        quarantined: u32,
     },
 }

@@ -44,6 +44,22 @@ pub struct GlobalV1 {
     pub(super) is_accepting_stopped: bool,
 }
 
+/// The part of [`GlobalV1`] that grows with the bus and seldom changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListsV1 {
+    pub(super) config: ConfigV1,
+    pub(super) names: Vec<NameV1>,
+}
+
+impl GlobalV1 {
+    /// What [`Broker::save_bus`](super::Broker::save_bus) left out, put back. `roster` is every peer, with the number
+    /// of its unique name.
+    pub fn complete(self, lists: ListsV1, roster: Vec<(PeerId, Option<u64>)>) -> Self {
+        let ListsV1 { config, names } = lists;
+        Self { config, names, roster, ..self }
+    }
+}
+
 /// What distinguishes the bus.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct IdentityV1 {
@@ -124,6 +140,30 @@ impl PeerV1 {
     /// Whose record it is.
     pub fn id(&self) -> PeerId {
         self.id
+    }
+
+    /// The number of its unique name.
+    pub fn unique(&self) -> Option<u64> {
+        self.unique
+    }
+
+    /// Input that is not a whole message yet.
+    pub fn input(&self) -> &Bytes {
+        &self.input.0
+    }
+
+    /// Replaces that input, for one that is kept elsewhere.
+    pub fn set_input(&mut self, input: Bytes) {
+        self.input = Blob(input);
+    }
+
+    /// Its output refers to shared bodies `by` places further on.
+    pub fn shift_bodies(&mut self, by: u32) {
+        for piece in &mut self.output {
+            if let PieceV1::Shared { index, .. } = piece {
+                *index = index.saturating_add(by);
+            }
+        }
     }
 }
 

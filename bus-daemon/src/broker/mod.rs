@@ -5,6 +5,7 @@
 //! in here, and no hash order shows: the same events give the same bytes, which is what replay relies on.
 
 mod action;
+mod changes;
 mod connect;
 mod deliver;
 mod event;
@@ -34,7 +35,7 @@ use serde::{Deserialize, Serialize};
 
 pub use action::{Action, System};
 pub use event::{Credentials, Event, Fds, Millis, PeerId, Start};
-pub use frozen::{Blob, BrokerState, GlobalV1, PeerV1};
+pub use frozen::{Blob, BrokerState, GlobalV1, ListsV1, PeerV1};
 pub use restore::{Dropped, RestoreError};
 pub use snapshot::SharedBodies;
 
@@ -105,6 +106,8 @@ pub struct Broker {
     stats: Stats,
     /// How many of the active peers are of each user.
     users: HashMap<u32, u32, Seeded>,
+    /// Whether the configuration may have changed since the last checkpoint.
+    is_config_changed: bool,
     /// Whether the runtime was told to stop accepting.
     is_accepting_stopped: bool,
     /// Buffers that are kept for their memory only; empty between messages.
@@ -142,6 +145,7 @@ impl Broker {
             reload_callers: Vec::new(),
             activation_environment: BTreeMap::new(),
             stats: Stats::default(),
+            is_config_changed: true,
             is_accepting_stopped: false,
             users: HashMap::with_hasher(hasher.clone()),
             scratch: Scratch::default(),
@@ -163,6 +167,7 @@ impl Broker {
             Event::Received { peer, data, fds } => self.receive(peer, data, fds, system),
             Event::ReceivedLarge { peer, prefix, fds } => self.receive_large(peer, prefix, fds, system),
             Event::Drained { peer, bytes } => self.drained(peer, bytes),
+            Event::Quarantined { peer, begins_with } => self.quarantined(peer, &begins_with),
             Event::Closed { peer, reason } => self.disconnect(peer, reason.to_owned(), false),
             Event::Tick { now } => self.tick(now),
             Event::ConfigLoaded { config } => self.config_loaded(config),

@@ -7,6 +7,7 @@ use super::{Action, Broker};
 pub(crate) const STATE_VERSION: u32 = 1;
 
 const UPGRADE_REFUSED: &str = "org.busdaemon.Error.UpgradeRefused";
+const QUARANTINED: &str = "org.busdaemon.Error.Quarantined";
 const UPGRADE_ROLLED_BACK: &str = "org.busdaemon.Error.UpgradeRolledBack";
 
 /// The restarts that the bus has lived through.
@@ -114,9 +115,26 @@ impl Broker {
                     self.send_late_error(caller, serial, UPGRADE_ROLLED_BACK, &reason);
                 }
             }
-            Start::Recovered { pause } => {
+            Start::Recovered { pause, quarantined } => {
                 self.restart.recoveries = self.restart.recoveries.saturating_add(1);
-                self.restart.last = last("crash", pause, self.peers.len());
+                self.restart.last = LastRestart { quarantined, ..last("crash", pause, self.peers.len()) };
+            }
+        }
+    }
+
+    /// What a peer sent killed the worker and is left out. If it began with a call, that is answered.
+    pub(super) fn quarantined(&mut self, id: PeerId, begins_with: &[u8]) {
+        let is_between = self.peers.get(id).is_some_and(|peer| peer.is_active() && peer.framer.partial_bytes() == 0);
+        // Only the fixed part of the header is looked at, by hand: who knows what of the rest is deadly.
+        if let (true, &[endian, 1, flags, 1, _, _, _, _, a, b, c, d, ..]) = (is_between, begins_with)
+            && flags & 1 == 0
+        {
+            let serial = match endian {
+                b'l' => u32::from_le_bytes([a, b, c, d]),
+                _ => u32::from_be_bytes([a, b, c, d]),
+            };
+            if serial != 0 {
+                self.send_late_error(id, serial, QUARANTINED, "This message ended the message bus's worker process; it is kept for analysis, and you are disconnected");
             }
         }
     }

@@ -9,13 +9,14 @@ use hashbrown::HashMap;
 use super::deliver::SHARED;
 use super::event::{Credentials, PeerId};
 use super::frozen::{
-    Blob, BrokerState, ConfigV1, GlobalV1, IdentityV1, NameV1, PeerV1, PhaseV1, PieceV1, RestartV1,
+    Blob, BrokerState, ConfigV1, GlobalV1, IdentityV1, ListsV1, NameV1, PeerV1, PhaseV1, PieceV1, RestartV1,
 };
 use super::name::{Name, Owner};
 use super::peer::{Peaks, Peer, Phase};
 use super::quota::Stats;
 use super::restart::{LastRestart, Restart};
 use super::{Broker, Identity, Seeded};
+use crate::config::Config;
 
 /// The bodies that send queues share, each once.
 ///
@@ -76,19 +77,36 @@ impl Broker {
 
     /// What belongs to no single peer.
     pub fn save_global(&self) -> GlobalV1 {
+        let roster = self.peers.iter().map(|peer| (peer.id, peer.unique.as_ref().map(|unique| unique.number)));
+        self.save_bus().complete(self.save_lists(), roster.collect())
+    }
+
+    /// The lists in it that grow with the bus, apart from the peers.
+    pub fn save_lists(&self) -> ListsV1 {
+        ListsV1 {
+            config: ConfigV1::from(&*self.config),
+            names: self.names.sorted().into_iter().map(save_name).collect(),
+        }
+    }
+
+    /// What belongs to no single peer, without those lists: see [`GlobalV1::complete`].
+    pub fn save_bus(&self) -> GlobalV1 {
         let Self {
             identity,
-            config,
             now,
-            peers,
             next_unique,
-            names,
             driver_serial,
             restart,
             reload_callers,
             activation_environment,
             stats,
             is_accepting_stopped,
+            // In the lists.
+            config: _,
+            names: _,
+            peers: _,
+            // Only says what the next checkpoint must write.
+            is_config_changed: _,
             // Rebuilt from the peers.
             unique: _,
             matches: _,
@@ -125,15 +143,12 @@ impl Broker {
                 own_uid,
                 hash_seed,
             },
-            config: ConfigV1::from(&**config),
+            config: ConfigV1::from(&Config::default()),
             now: *now,
             next_unique: *next_unique,
             driver_serial: *driver_serial,
-            roster: peers
-                .iter()
-                .map(|peer| (peer.id, peer.unique.as_ref().map(|unique| unique.number)))
-                .collect(),
-            names: names.sorted().into_iter().map(save_name).collect(),
+            roster: Vec::new(),
+            names: Vec::new(),
             restart: save_restart(restart),
             reload_callers: reload_callers.clone(),
             activation_environment: activation_environment.clone().into_iter().collect(),

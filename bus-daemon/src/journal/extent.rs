@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code, reason = "maps memory and makes views of it")]
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::RawFd;
 
@@ -13,7 +14,7 @@ use super::view::{Lookers, view};
 /// Smallest extent; each class is twice the one before.
 const LEAST: usize = 128 * 1024;
 /// Classes: 128 KiB to 128 MiB, the largest message there is.
-const CLASSES: usize = 11;
+const CLASSES: u8 = 11;
 /// Bytes of free extents whose pages are kept, since fresh pages cost several times what resident ones do.
 const RESIDENT: usize = 32 * 1024 * 1024;
 
@@ -23,7 +24,7 @@ pub(crate) struct Extent {
     region: Region,
     /// Where it begins in the memfd.
     offset: u64,
-    class: usize,
+    class: u8,
     lookers: Lookers,
 }
 
@@ -36,6 +37,11 @@ impl Extent {
     /// Where it begins in the memfd.
     pub(crate) fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// Its size class.
+    pub(crate) fn class(&self) -> u8 {
+        self.class
     }
 
     /// The bytes from `at` on, to be written by nobody else; at least `len` of them.
@@ -52,27 +58,87 @@ impl Extent {
 
     /// The first `filled` bytes, which are not written again while a slice of them is alive.
     pub(crate) fn prefix(&self, filled: usize) -> Bytes {
-        // SAFETY: extents are not unmapped; reads only append behind `filled`; the pool lends an extent again only
-        // when nobody looks at it.
+        // SAFETY: extents are not unmapped while looked at; reads only append behind `filled`; the pool lends an extent
+        // again only when nobody looks at it.
         unsafe { view(self.region.at(0, filled), filled, &self.lookers) }
     }
+
+    fn address(&self) -> usize {
+        self.region.at(0, 0) as usize
+    }
+}
+
+/// Part of an extent, as it is named outside of the process that maps it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct ExtentRange {
+    /// Where the extent begins in the memfd.
+    pub(crate) offset: u64,
+    /// Its size class.
+    pub(crate) class: u8,
+    /// First byte, counted from the extent's beginning.
+    pub(crate) start: u64,
+    /// Number of bytes.
+    pub(crate) len: u64,
 }
 
 /// All extents.
 pub(crate) struct ExtentPool {
     fd: RawFd,
     end: u64,
-    /// Given back, and perhaps still looked at.
+    /// Given back since the last checkpoint, which may refer to them, or still looked at.
     back: Vec<Extent>,
-    /// Bytes of `back` that have pages.
-    kept: usize,
+    /// Free to be lent again.
+    free: Vec<Extent>,
+    /// Every extent that is mapped: address to offset and class, to find what bytes lie in.
+    mapped: BTreeMap<usize, (u64, u8)>,
 }
 
 impl ExtentPool {
     /// An empty pool over a new memfd.
     pub(crate) fn create() -> io::Result<Self> {
         let region = Region::create(c"bus-extents", 4096)?;
-        Ok(Self { fd: region.fd(), end: 0, back: Vec::new(), kept: 0 })
+        let pool = Self {
+            fd: region.fd(),
+            end: 0,
+            back: Vec::new(),
+            free: Vec::new(),
+            mapped: BTreeMap::new(),
+        };
+        region.unmap();
+        Ok(pool)
+    }
+
+    /// The memfd.
+    pub(crate) fn fd(&self) -> RawFd {
+        self.fd
+    }
+
+    /// Bytes of extents that are mapped.
+    pub(crate) fn memory(&self) -> usize {
+        self.mapped.values().map(|(_, class)| LEAST << class).sum()
+    }
+
+    /// Whether a checkpoint would set extents free that are only kept for a replay.
+    pub(crate) fn wants_checkpoint(&self) -> bool {
+        let unused = self.back.iter().filter(|extent| !extent.lookers.any());
+        unused.map(Extent::len).sum::<usize>() >= RESIDENT / 2
+    }
+
+    /// A checkpoint has been taken: what nobody looks at now is not needed for a replay any more.
+    pub(crate) fn checkpointed(&mut self) {
+        for extent in std::mem::take(&mut self.back) {
+            if extent.lookers.any() { self.back.push(extent) } else { self.free.push(extent) }
+        }
+        let mut kept: usize = self.free.iter().map(Extent::len).sum();
+        while kept > RESIDENT {
+            // The largest one loses its pages and its address range.
+            let Some(index) = (0..self.free.len()).max_by_key(|index| self.free[*index].class) else { return };
+            let extent = self.free.swap_remove(index);
+            kept -= extent.len();
+            self.mapped.remove(&extent.address());
+            extent.region.release_range(extent.offset, extent.len());
+            extent.region.unmap();
+        }
     }
 
     /// An extent for a message of `len` bytes, at most 128 MiB. Pages come as they are written.
@@ -80,36 +146,98 @@ impl ExtentPool {
         let class = (0..CLASSES)
             .find(|class| LEAST << class >= len)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "message longer than the largest extent"))?;
-        if let Some(index) =
-            self.back.iter().position(|extent| extent.class == class && !extent.lookers.any())
-        {
-            let extent = self.back.swap_remove(index);
-            self.kept -= extent.len();
-            return Ok(extent);
+        if let Some(index) = self.free.iter().position(|extent| extent.class == class) {
+            return Ok(self.free.swap_remove(index));
         }
-        let size = LEAST << class;
         let offset = self.end;
-        let region = Region::map_range(self.fd, offset, size)?;
-        self.end += size as u64;
-        Ok(Extent { region, offset, class, lookers: Lookers::default() })
+        let extent = self.map(offset, class)?;
+        self.end += extent.len() as u64;
+        Ok(extent)
     }
 
-    /// Takes an extent back; it is lent again when nobody looks at it.
+    /// Takes an extent back; it is lent again after a checkpoint at which nobody looks at it.
     pub(crate) fn give_back(&mut self, extent: Extent) {
-        self.kept += extent.len();
         self.back.push(extent);
-        while self.kept > RESIDENT {
-            // The largest one that nobody looks at loses its pages and its address range.
-            let Some(index) = (0..self.back.len())
-                .filter(|index| !self.back[*index].lookers.any())
-                .max_by_key(|index| self.back[*index].class)
-            else {
-                return;
-            };
-            let extent = self.back.swap_remove(index);
-            self.kept -= extent.len();
-            extent.region.release_range(extent.offset, extent.len());
-            extent.region.unmap();
+    }
+
+    /// Where `bytes` lie, if in an extent.
+    pub(crate) fn locate(&self, bytes: &[u8]) -> Option<ExtentRange> {
+        let address = bytes.as_ptr() as usize;
+        let (start, (offset, class)) = self.mapped.range(..=address).next_back()?;
+        let at = address - start;
+        (at + bytes.len() <= LEAST << class).then_some(ExtentRange {
+            offset: *offset,
+            class: *class,
+            start: at as u64,
+            len: bytes.len() as u64,
+        })
+    }
+
+    fn map(&mut self, offset: u64, class: u8) -> io::Result<Extent> {
+        let region = Region::map_range(self.fd, offset, LEAST << class)?;
+        let extent = Extent { region, offset, class, lookers: Lookers::default() };
+        self.mapped.insert(extent.address(), (offset, class));
+        Ok(extent)
+    }
+
+    // After the worker that lent the extents has died
+
+    /// The pool of a worker that died; what is needed of it is to be adopted.
+    pub(crate) fn reopen(fd: RawFd) -> io::Result<Self> {
+        let end = Region::file_len(fd)?.next_multiple_of(LEAST as u64);
+        Ok(Self { fd, end, back: Vec::new(), free: Vec::new(), mapped: BTreeMap::new() })
+    }
+
+    /// The bytes that a checkpoint or the log names. `None`: there can be no such extent.
+    pub(crate) fn adopt(&mut self, range: ExtentRange) -> Option<Bytes> {
+        let size = LEAST.checked_shl(u32::from(range.class)).filter(|_| range.class < CLASSES)? as u64;
+        let end = range.start.checked_add(range.len)?;
+        if end > size || !range.offset.is_multiple_of(LEAST as u64) {
+            return None;
         }
+        let known = self.back.iter().position(|extent| extent.offset == range.offset);
+        let index = match known {
+            Some(index) if self.back[index].class == range.class => index,
+            Some(_) => return None,
+            None => {
+                let overlaps = |extent: &Extent| {
+                    range.offset < extent.offset + extent.len() as u64 && extent.offset < range.offset + size
+                };
+                // A file that is shorter was never that long: nothing of a claim sizes it.
+                if self.back.iter().any(overlaps) || range.offset + size > Region::file_len(self.fd).ok()? {
+                    return None;
+                }
+                let extent = self.map(range.offset, range.class).ok()?;
+                self.back.push(extent);
+                self.back.len() - 1
+            }
+        };
+        let prefix = self.back[index].prefix(usize::try_from(end).ok()?);
+        Some(prefix.slice(usize::try_from(range.start).ok()?..))
+    }
+
+    /// Takes out the extent at whose beginning `bytes` lie, to go on receiving into it.
+    pub(crate) fn take_adopted(&mut self, bytes: &[u8]) -> Option<Extent> {
+        let address = bytes.as_ptr() as usize;
+        let index = self.back.iter().position(|extent| extent.address() == address)?;
+        Some(self.back.swap_remove(index))
+    }
+
+    /// All that is needed has been adopted: the rest of the memfd is given back to the system.
+    pub(crate) fn resume(&mut self) -> io::Result<()> {
+        let end = Region::file_len(self.fd)?;
+        let mut used: Vec<(u64, u64)> =
+            self.mapped.values().map(|(offset, class)| (*offset, (LEAST << class) as u64)).collect();
+        used.sort_unstable();
+        used.push((end, 0));
+        let mut at = 0;
+        for (offset, len) in used {
+            if offset > at {
+                Region::release(self.fd, at, offset - at);
+            }
+            at = offset + len;
+        }
+        self.end = end.next_multiple_of(LEAST as u64);
+        Ok(())
     }
 }

@@ -8,6 +8,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
 
+use super::log::Position;
 use super::region::Region;
 
 /// Descriptors that one message to or from the kernel may carry (`SCM_MAX_FD`).
@@ -43,6 +44,8 @@ pub(crate) struct Slot {
     pub(crate) offset: AtomicU64,
     /// `ReceiveLarge`: bytes of the message that had arrived before.
     pub(crate) filled: AtomicU64,
+    /// `ReceiveLarge`: size class of the extent.
+    pub(crate) class: AtomicU32,
     /// The kernel writes `msg_len` and `msg_controllen` here.
     pub(crate) message: libc::mmsghdr,
     /// Where received bytes go.
@@ -63,6 +66,16 @@ impl Slot {
         self.armed.store(what as u32, Ordering::Release);
     }
 
+    /// What was under way.
+    pub(crate) fn armed(&self) -> InFlight {
+        match self.armed.load(Ordering::Acquire) {
+            1 => InFlight::Receive,
+            2 => InFlight::ReceiveLarge,
+            3 => InFlight::Send,
+            _ => InFlight::Nothing,
+        }
+    }
+
     /// Its result is in the log.
     pub(crate) fn disarm(&self) {
         self.armed.store(InFlight::Nothing as u32, Ordering::Release);
@@ -76,8 +89,52 @@ pub(crate) struct Header {
     pub(crate) records: AtomicU64,
     /// 1 from the moment the worker is about to do its first I/O on a link.
     pub(crate) serving: AtomicU32,
+    /// The number of the event being applied, plus 1; 0 between events.
+    pub(crate) applying: AtomicU64,
+    /// Epoch of the newest complete checkpoint; 0 = none. It is described in `commits[epoch % 2]`.
+    pub(crate) committed: AtomicU64,
+    /// The last two checkpoints, of which one may be in the making.
+    pub(crate) commits: [Commit; 2],
     /// The call under way.
     pub(crate) slot: Slot,
+}
+
+/// Where a checkpoint stands in the order of events.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Commit {
+    /// Grows by one with each checkpoint.
+    pub(crate) epoch: u64,
+    /// The number of the first event that is not part of it.
+    pub(crate) sequence: u64,
+    /// Where that event's record is, or would be.
+    pub(crate) segment: u32,
+    /// In that segment.
+    pub(crate) offset: u32,
+    /// Entries of the checkpoint's table that are in use.
+    pub(crate) entries: u64,
+    /// Where the checkpoint's arena ends.
+    pub(crate) arena_end: u64,
+    /// Of all entries, as [`checkpoint`](super::checkpoint) makes it.
+    pub(crate) digest: u64,
+    /// CRC-32C of the fields above.
+    pub(crate) crc: u32,
+    /// Zero.
+    pub(crate) reserved: u32,
+}
+
+impl Commit {
+    /// The checksum that belongs into `crc`.
+    pub(crate) fn checksum(&self) -> u32 {
+        [self.epoch, self.sequence, u64::from(self.segment) << 32 | u64::from(self.offset), self.entries, self.arena_end, self.digest]
+            .iter()
+            .fold(0, |crc, field| crc32c::crc32c_append(crc, &field.to_ne_bytes()))
+    }
+
+    /// The place in the log.
+    pub(crate) fn position(&self) -> Position {
+        Position { sequence: self.sequence, segment: self.segment, offset: self.offset }
+    }
 }
 
 /// Bytes of shared memory before the first segment.
@@ -85,6 +142,21 @@ pub(crate) const HEADER_LEN: usize = 4096;
 const _: () = assert!(size_of::<Header>() <= HEADER_LEN);
 
 impl Header {
+    /// The newest complete checkpoint, if its description is whole.
+    pub(crate) fn newest_checkpoint(&self) -> Option<Commit> {
+        let epoch = self.committed.load(Ordering::Acquire);
+        let commit = self.commits[(epoch % 2) as usize];
+        (epoch > 0 && commit.epoch == epoch && commit.crc == commit.checksum()).then_some(commit)
+    }
+
+    /// Makes a checkpoint the newest: all of it is written.
+    pub(crate) fn commit(&mut self, mut commit: Commit) {
+        commit.crc = commit.checksum();
+        self.commits[(commit.epoch % 2) as usize] = commit;
+        compiler_fence(Ordering::SeqCst);
+        self.committed.store(commit.epoch, Ordering::Release);
+    }
+
     /// The header of a region that holds a journal.
     ///
     /// # Safety

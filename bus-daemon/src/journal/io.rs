@@ -81,6 +81,7 @@ impl Journal {
         self.header.slot.iov = libc::iovec { iov_base: extent.room(filled, room).cast(), iov_len: room };
         self.header.slot.offset.store(extent.offset(), Ordering::Relaxed);
         self.header.slot.filled.store(filled as u64, Ordering::Relaxed);
+        self.header.slot.class.store(u32::from(extent.class()), Ordering::Relaxed);
         let Some((len, fds, lost_fds)) = self.call_receive(socket, peer, InFlight::ReceiveLarge)? else {
             return Ok(Read::Empty);
         };
@@ -88,13 +89,8 @@ impl Journal {
             self.header.slot.disarm();
             return Ok(Read::End);
         }
-        self.log.append(
-            Kind::ReceivedLarge,
-            peer.to_u64(),
-            extent.offset(),
-            (filled + len) as u64,
-            &fds,
-        );
+        let place = (peer.to_u64(), extent.offset(), (filled + len) as u64, extent.class());
+        self.log.append(Kind::ReceivedLarge, place, &fds);
         self.header.slot.disarm();
         Ok(Read::Data { bytes: extent.prefix(filled + len), fds, len, full: true, lost_fds })
     }
@@ -136,7 +132,7 @@ impl Journal {
         }
         let len = u64::from(slot.message.msg_len);
         if len > 0 {
-            self.log.append(Kind::Drained, peer.to_u64(), len, 0, &[]);
+            self.log.append(Kind::Drained, (peer.to_u64(), len, 0, 0), &[]);
         }
         self.header.slot.disarm();
         Ok(Written { len, blocked: len < offered })

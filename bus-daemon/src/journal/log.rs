@@ -1,9 +1,9 @@
 //! The event log: segments of shared memory that bytes are received straight into.
 //!
 //! Segments are few and recycled, since fresh pages cost several times what resident ones do. A segment is free again
-//! when nothing looks at its bytes any more.
+//! when nothing looks at its bytes any more and no replay would need it: everything in it is part of a checkpoint.
 
-#![allow(unsafe_code, reason = "writes records into mapped memory")]
+#![allow(unsafe_code, reason = "reads and writes records in mapped memory")]
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,12 +18,18 @@ use super::view::{Lookers, view};
 
 /// Bytes of one segment.
 const SEGMENT: usize = 256 * 1024;
+/// At the beginning of a segment: the number of its first record.
+const SEGMENT_HEADER: usize = 16;
 /// Segments whose pages are kept when nobody looks at them: 4 MiB.
 const RESIDENT: usize = 16;
 /// Segments there may be at most: 64 MiB.
 const MOST: usize = 256;
 /// The segment used when all others are looked at: bytes are copied out of it at once, so that nothing pins it.
 const SPARE: usize = MOST;
+/// Segments that a replay may have to read before a checkpoint is wanted.
+const RETAINED: usize = 3;
+/// Records after which a checkpoint is wanted: replaying them takes about a millisecond.
+const RECORDS: u64 = 4096;
 /// Most bytes taken from a socket in one read.
 const READ: usize = 64 * 1024;
 /// Least room for a read; with less, the next segment begins.
@@ -40,12 +46,34 @@ pub(crate) struct Room {
     pub(crate) len: usize,
 }
 
-/// The log's writing end.
+/// A place in the log, between two records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Position {
+    /// The number of the next record.
+    pub(crate) sequence: u64,
+    /// The segment it is in, unless it begins a new one.
+    pub(crate) segment: u32,
+    /// Its offset there.
+    pub(crate) offset: u32,
+}
+
+/// A record read back.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) header: RecordHeader,
+    pub(crate) kind: Kind,
+    pub(crate) data: Bytes,
+    pub(crate) fds: Vec<Fd>,
+}
+
+/// The log.
 pub(crate) struct Log {
     region: Region,
     header: &'static Header,
     /// One for each segment there may be, and the spare one.
     segments: Vec<Lookers>,
+    /// Segments with records since the last checkpoint, the current one included.
+    retained: Vec<usize>,
     /// How many segments have been used, from the first on.
     opened: usize,
     current: usize,
@@ -54,10 +82,12 @@ pub(crate) struct Log {
     /// A view of the whole current segment, of which the reads are slices.
     active: Bytes,
     sequence: u64,
+    /// The next record's number at the last checkpoint.
+    checkpoint: u64,
 }
 
 impl Log {
-    /// A log in a new region of its own; also the header in front of it.
+    /// An empty log in a new region; also the header in front of it.
     pub(crate) fn create() -> io::Result<(Self, &'static mut Header)> {
         let region = Region::create(c"bus-journal", HEADER_LEN + (MOST + 1) * SEGMENT)?;
         if let Err(error) = region.lock(HEADER_LEN) {
@@ -72,14 +102,55 @@ impl Log {
             region,
             header: shared,
             segments: std::iter::repeat_with(Lookers::default).take(MOST + 1).collect(),
+            retained: Vec::new(),
             opened: 1,
             current: 0,
             offset: 0,
             active: Bytes::new(),
             sequence: 0,
+            checkpoint: 0,
         };
         log.open_segment(0);
         Ok((log, header))
+    }
+
+    /// The log of a worker that died, to be [rewound](Self::rewind) and read; also the header in front of it.
+    pub(crate) fn reopen(region: Region) -> (Self, &'static mut Header) {
+        // SAFETY: this process has made no other reference; the rest as in `create`.
+        let header = unsafe { Header::of(&region) };
+        // SAFETY: as in `create`.
+        let shared: &'static Header = unsafe { &*std::ptr::from_ref::<Header>(header) };
+        let log = Self {
+            region,
+            header: shared,
+            segments: std::iter::repeat_with(Lookers::default).take(MOST + 1).collect(),
+            retained: Vec::new(),
+            opened: MOST,
+            current: 0,
+            offset: Self::FIRST as usize,
+            active: Bytes::new(),
+            sequence: 0,
+            checkpoint: 0,
+        };
+        (log, header)
+    }
+
+    /// Where the first record of a segment is.
+    pub(crate) const FIRST: u32 = SEGMENT_HEADER as u32;
+
+    /// Its memory.
+    pub(crate) fn region(&self) -> Region {
+        self.region
+    }
+
+    /// The header in front of it.
+    pub(crate) fn header(&self) -> &'static Header {
+        self.header
+    }
+
+    /// The memfd.
+    pub(crate) fn fd(&self) -> i32 {
+        self.region.fd()
     }
 
     /// Whether the worker serves.
@@ -92,6 +163,43 @@ impl Log {
         self.sequence
     }
 
+    /// Bytes of shared memory that the log uses.
+    pub(crate) fn memory(&self) -> usize {
+        HEADER_LEN + self.opened * SEGMENT
+    }
+
+    /// Whether a replay from the last checkpoint would take long.
+    pub(crate) fn wants_checkpoint(&self) -> bool {
+        self.sequence - self.checkpoint >= RECORDS || self.retained.len() > RETAINED
+    }
+
+    /// Whether so many segments are looked at that what looks at them should be moved elsewhere.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.opened > RESIDENT
+    }
+
+    /// Whether `bytes` lie in the log.
+    pub(crate) fn holds(&self, bytes: &Bytes) -> bool {
+        let start = self.region.at(0, 0) as usize;
+        (start..start + HEADER_LEN + (MOST + 1) * SEGMENT).contains(&(bytes.as_ptr() as usize))
+    }
+
+    /// Where the log ends.
+    pub(crate) fn end(&self) -> Position {
+        Position {
+            sequence: self.sequence,
+            segment: self.current as u32,
+            offset: self.offset as u32,
+        }
+    }
+
+    /// A checkpoint has been taken at the end: what is before it is not needed for a replay any more.
+    pub(crate) fn checkpointed(&mut self) {
+        self.checkpoint = self.sequence;
+        self.retained.clear();
+        self.retained.push(self.current);
+    }
+
     /// Room for a read at the log's end; [`finish_read`](Self::finish_read) makes a record of it.
     pub(crate) fn room(&mut self) -> Room {
         if self.offset + RECORD_HEADER + LEAST_READ + READ_TAIL > SEGMENT {
@@ -99,27 +207,30 @@ impl Log {
         }
         let start = self.offset + RECORD_HEADER;
         let len = READ.min(SEGMENT - start - READ_TAIL);
-        Room { start: self.place(start, len), len }
+        Room {
+            start: self.place(start, len),
+            len,
+        }
     }
 
     /// The last [`room`](Self::room) took `len` bytes and these descriptors.
     pub(crate) fn finish_read(&mut self, peer: u64, len: usize, fds: &[Fd]) -> Bytes {
         let start = self.offset + RECORD_HEADER;
-        self.publish(Kind::Received, peer, 0, 0, len, fds);
+        self.publish(Kind::Received, (peer, 0, 0, 0), len, fds);
         let data = self.active.slice(start..start + len);
         if self.current == SPARE { Bytes::copy_from_slice(&data) } else { data }
     }
 
     /// Appends a record without received bytes in the log itself.
-    pub(crate) fn append(&mut self, kind: Kind, peer: u64, number: u64, filled: u64, fds: &[Fd]) {
+    pub(crate) fn append(&mut self, kind: Kind, (peer, number, filled, class): (u64, u64, u64, u8), fds: &[Fd]) {
         if self.offset + RECORD_HEADER + READ_TAIL > SEGMENT {
             self.next_segment();
         }
-        self.publish(kind, peer, number, filled, 0, fds);
+        self.publish(kind, (peer, number, filled, class), 0, fds);
     }
 
     /// Appends a record with data of at most [`Log::MOST_DATA`] bytes.
-    pub(crate) fn append_data(&mut self, kind: Kind, peer: u64, number: u64, data: &[u8]) {
+    pub(crate) fn append_data(&mut self, kind: Kind, peer: u64, data: &[u8]) {
         assert!(data.len() <= Self::MOST_DATA);
         if self.offset + RECORD_HEADER + data.len() + READ_TAIL > SEGMENT {
             self.next_segment();
@@ -127,29 +238,42 @@ impl Log {
         let place = self.place(self.offset + RECORD_HEADER, data.len());
         // SAFETY: `place` is room for that many bytes, past everything that was handed out.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), place, data.len()) };
-        self.publish(kind, peer, number, 0, data.len(), &[]);
+        self.publish(kind, (peer, 0, 0, 0), data.len(), &[]);
     }
 
     /// Most bytes of data in one record of [`append_data`](Self::append_data).
-    pub(crate) const MOST_DATA: usize = SEGMENT - RECORD_HEADER - READ_TAIL - 64;
+    pub(crate) const MOST_DATA: usize = SEGMENT - SEGMENT_HEADER - RECORD_HEADER - READ_TAIL - 64;
 
-    fn publish(&mut self, kind: Kind, peer: u64, number: u64, filled: u64, data_len: usize, fds: &[Fd]) {
-        let record = RecordHeader {
+    fn publish(
+        &mut self,
+        kind: Kind,
+        (peer, number, filled, class): (u64, u64, u64, u8),
+        data_len: usize,
+        fds: &[Fd],
+    ) {
+        let fds = &fds[..fds.len().min(MAX_FDS)];
+        let mut record = RecordHeader {
             sequence: self.sequence,
             peer,
             number,
             filled,
             data_len: data_len as u32,
-            fds: fds.len().min(MAX_FDS) as u16,
+            fds: fds.len() as u16,
             kind: kind as u8,
+            class,
+            crc: 0,
             reserved: 0,
         };
-        let fds_at = self.offset + RECORD_HEADER + data_len.next_multiple_of(4);
-        for (index, fd) in fds.iter().take(MAX_FDS).enumerate() {
+        let fds_at = self.offset + record.fds_at();
+        for (index, fd) in fds.iter().enumerate() {
             let place = self.place(fds_at + 4 * index, 4);
             // SAFETY: `place` is 4 writable bytes at a multiple of 4.
             unsafe { place.cast::<i32>().write(fd.0) };
         }
+        record.crc = record.checksum(
+            self.bytes(self.current, self.offset + RECORD_HEADER, data_len),
+            self.bytes(self.current, fds_at, 4 * fds.len()),
+        );
         let place = self.place(self.offset, RECORD_HEADER);
         // SAFETY: room for a header at a multiple of 8.
         unsafe { record.write_to(place) };
@@ -158,12 +282,18 @@ impl Log {
         self.header.records.store(self.sequence, Ordering::Release);
     }
 
-    /// Goes on in the lowest segment that nobody looks at: the fewer are used, the warmer they are.
+    /// Goes on in the lowest segment that is free: the fewer are used, the warmer they are.
     fn next_segment(&mut self) {
+        if self.offset + RECORD_HEADER <= SEGMENT {
+            // What stands here is a peer's old bytes; a replay must not take them for a record.
+            let place = self.place(self.offset, RECORD_HEADER);
+            // SAFETY: room for a header, past everything that was handed out.
+            unsafe { place.write_bytes(0, RECORD_HEADER) };
+        }
         self.active = Bytes::new();
         self.shrink();
-        let free = (0..self.opened).find(|index| !self.segments[*index].any());
-        let next = match free {
+        let is_free = |index: &usize| !self.segments[*index].any() && !self.retained.contains(index);
+        let next = match (0..self.opened).find(is_free) {
             Some(index) => index,
             None if self.opened < MOST => {
                 self.opened += 1;
@@ -176,23 +306,123 @@ impl Log {
 
     /// Gives back what a burst of pinned segments took.
     fn shrink(&mut self) {
-        while self.opened > RESIDENT && !self.segments[self.opened - 1].any() {
-            self.opened -= 1;
-            self.region.release_range((HEADER_LEN + self.opened * SEGMENT) as u64, SEGMENT);
+        while self.opened > RESIDENT {
+            let last = self.opened - 1;
+            if self.segments[last].any() || self.retained.contains(&last) {
+                return;
+            }
+            self.opened = last;
+            self.region.release_range((HEADER_LEN + last * SEGMENT) as u64, SEGMENT);
         }
     }
 
     fn open_segment(&mut self, index: usize) {
         self.current = index;
-        self.offset = 0;
+        self.offset = SEGMENT_HEADER;
+        if !self.retained.contains(&index) {
+            self.retained.push(index);
+        }
+        let start = self.place(0, SEGMENT);
+        // SAFETY: 8 bytes at a multiple of 8.
+        unsafe { start.cast::<u64>().write(self.sequence) };
+        self.view_segment();
+    }
+
+    fn view_segment(&mut self) {
         let start = self.place(0, SEGMENT);
         // SAFETY: the region is never unmapped; only bytes behind those handed out are written; of the spare segment
         // nothing is handed out that outlives `finish_read`.
-        self.active = unsafe { view(start, SEGMENT, &self.segments[index]) };
+        self.active = unsafe { view(start, SEGMENT, &self.segments[self.current]) };
     }
 
     fn place(&self, offset: usize, len: usize) -> *mut u8 {
         assert!(offset + len <= SEGMENT);
         self.region.at(HEADER_LEN + self.current * SEGMENT + offset, len)
+    }
+
+    fn bytes(&self, segment: usize, offset: usize, len: usize) -> &[u8] {
+        assert!(segment <= MOST && offset + len <= SEGMENT);
+        let start = self.region.at(HEADER_LEN + segment * SEGMENT + offset, len);
+        // SAFETY: in the mapping, and written only through `&mut self`.
+        unsafe { std::slice::from_raw_parts(start, len) }
+    }
+
+    // Reading back, after the worker that wrote the log has died
+
+    /// Goes to the place where a checkpoint was taken, to read from there on. The log looks at no segment yet, and
+    /// all of it is retained.
+    pub(crate) fn rewind(&mut self, to: Position) {
+        self.opened = MOST;
+        self.retained = vec![to.segment as usize];
+        self.current = to.segment as usize;
+        self.offset = to.offset as usize;
+        self.sequence = to.sequence;
+        self.checkpoint = to.sequence;
+        self.view_segment();
+    }
+
+    /// Whether the next record was written.
+    pub(crate) fn has_more(&self) -> bool {
+        self.sequence < self.header.records.load(Ordering::Acquire)
+    }
+
+    /// Reads the next record and goes behind it. `Err`: what stands there is not what was written.
+    pub(crate) fn read_next(&mut self) -> Result<Record, String> {
+        if !self.is_next_here() {
+            self.follow();
+        }
+        let damaged = |what: &str| format!("record {} of the journal: {what}", self.sequence);
+        if self.offset + RECORD_HEADER > SEGMENT || !self.is_next_here() {
+            return Err(damaged("not where it should be"));
+        }
+        // SAFETY: a header's room in the mapping, at a multiple of 8 (offsets only grow by `total`).
+        let header = unsafe { RecordHeader::read_from(self.place(self.offset, RECORD_HEADER)) };
+        if self.offset + header.total() > SEGMENT || usize::from(header.fds) > MAX_FDS {
+            return Err(damaged("its lengths make no sense"));
+        }
+        let data_at = self.offset + RECORD_HEADER;
+        let data_len = header.data_len as usize;
+        let fds = self.bytes(self.current, self.offset + header.fds_at(), 4 * usize::from(header.fds));
+        if header.checksum(self.bytes(self.current, data_at, data_len), fds) != header.crc {
+            return Err(damaged("its checksum does not fit"));
+        }
+        let kind = Kind::from_u8(header.kind).ok_or_else(|| damaged("of no known kind"))?;
+        let fds = fds.as_chunks().0.iter().map(|bytes| Fd(i32::from_ne_bytes(*bytes))).collect();
+        let data = self.active.slice(data_at..data_at + data_len);
+        let data = if self.current == SPARE { Bytes::copy_from_slice(&data) } else { data };
+        self.offset += header.total();
+        self.sequence += 1;
+        Ok(Record { header, kind, data, fds })
+    }
+
+    fn is_next_here(&self) -> bool {
+        self.offset + RECORD_HEADER <= SEGMENT && {
+            // SAFETY: as in `read_next`.
+            let header = unsafe { RecordHeader::read_from(self.place(self.offset, RECORD_HEADER)) };
+            header.sequence == self.sequence && header.kind != 0
+        }
+    }
+
+    /// Goes to the segment whose first record is the next one, if there is such a segment.
+    pub(crate) fn follow(&mut self) {
+        let begins = |index: &usize| {
+            *index != self.current
+                && self.bytes(*index, 0, 8).first_chunk().map(|bytes| u64::from_ne_bytes(*bytes))
+                    == Some(self.sequence)
+        };
+        // A segment that was never opened holds zeroes, and sequence 0 is only ever first in the first one.
+        if let Some(index) = (0..=SPARE).find(|index| self.sequence > 0 && begins(index)) {
+            self.retained.push(index);
+            self.current = index;
+            self.offset = SEGMENT_HEADER;
+            self.view_segment();
+        }
+    }
+
+    /// Everything was read: writing goes on here. `opened` is taken in as far as segments are needed.
+    pub(crate) fn resume(&mut self) {
+        let last = self.retained.iter().copied().filter(|index| *index != SPARE).max().unwrap_or(0);
+        let pinned = (0..MOST).rev().find(|index| self.segments[*index].any()).unwrap_or(0);
+        self.opened = last.max(pinned) + 1;
     }
 }

@@ -2,14 +2,18 @@
 //!
 //! All bytes that enter or leave over a link pass through here: they are received straight into the [log](log) (or, for
 //! a large message, into an [extent](extent)), and each system call that moves them is noted in the in-flight slot
-//! ([header]) before it begins, so that a worker killed in the middle leaves exact counts behind.
+//! ([header]) before it begins, so that a worker killed in the middle leaves exact counts behind. From time to time a
+//! [checkpoint](checkpoint) bounds what a [replay](replay) has to read.
 
+mod checkpoint;
 mod extent;
 mod header;
 mod io;
 mod log;
 mod record;
 mod region;
+mod replay;
+mod snapshot;
 mod view;
 
 use std::io::Result;
@@ -18,10 +22,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bus_wire::Fd;
 use serde::{Deserialize, Serialize};
 
-use crate::broker::{Credentials, PeerId};
+use crate::broker::{Credentials, PeerId, Start};
+use crate::config::Config;
 
 pub(crate) use extent::Extent;
 pub(crate) use io::Read;
+pub(crate) use replay::Remains;
+use checkpoint::Checkpoints;
 use extent::ExtentPool;
 use header::Header;
 use log::Log;
@@ -44,8 +51,11 @@ pub(crate) enum RareEvent {
         /// The reason given.
         reason: String,
     },
-    /// [`Event::ConfigLoaded`](crate::broker::Event::ConfigLoaded): the configuration is part of the next snapshot.
-    ConfigLoaded,
+    /// [`Event::ConfigLoaded`](crate::broker::Event::ConfigLoaded).
+    ConfigLoaded {
+        /// The new one.
+        config: Box<Config>,
+    },
     /// [`Event::ConfigRefused`](crate::broker::Event::ConfigRefused).
     ConfigRefused {
         /// The reason given.
@@ -57,6 +67,13 @@ pub(crate) enum RareEvent {
     UpgradeRefused {
         /// The reason given.
         reason: String,
+    },
+    /// [`Event::Serving`](crate::broker::Event::Serving).
+    Serving {
+        /// Pid of the worker.
+        worker_pid: u32,
+        /// How it came to serve.
+        start: Start,
     },
 }
 
@@ -86,14 +103,29 @@ impl Serving {
 pub(crate) struct Journal {
     log: Log,
     extents: ExtentPool,
+    checkpoints: Checkpoints,
     header: &'static mut Header,
+    /// Indexes of peers that the next checkpoint must write.
+    changed: Vec<u32>,
+    /// The next checkpoint has been begun.
+    is_checkpoint_begun: bool,
+    /// The log is being read, after a death.
+    is_reading: bool,
 }
 
 impl Journal {
     /// An empty journal in fresh shared memory.
     pub(crate) fn create() -> Result<Self> {
         let (log, header) = Log::create()?;
-        Ok(Self { log, extents: ExtentPool::create()?, header })
+        Ok(Self {
+            log,
+            extents: ExtentPool::create()?,
+            checkpoints: Checkpoints::create()?,
+            header,
+            changed: Vec::new(),
+            is_checkpoint_begun: false,
+            is_reading: false,
+        })
     }
 
     /// Notes an event that has no bytes.
@@ -108,7 +140,7 @@ impl Journal {
 
     /// Notes that time passed.
     pub(crate) fn note_tick(&mut self, milliseconds: u64) {
-        self.log.append(Kind::Tick, 0, milliseconds, 0, &[]);
+        self.log.append(Kind::Tick, (0, milliseconds, 0, 0), &[]);
     }
 
     /// An extent for a large message of `total` bytes, of which `prefix` has arrived.
@@ -123,11 +155,6 @@ impl Journal {
         self.extents.give_back(extent);
     }
 
-    /// For the keeper: whether the worker has begun to serve.
-    pub(crate) fn serving(&self) -> Serving {
-        Serving(self.log.serving())
-    }
-
     /// The worker is about to do its first I/O on a link: from here on there is no way back to the state it was given.
     pub(crate) fn mark_serving(&self) {
         self.header.serving.store(1, Ordering::Release);
@@ -136,7 +163,7 @@ impl Journal {
     fn append_encoded(&mut self, kind: Kind, peer: Option<PeerId>, value: &impl Serialize) {
         match crate::handoff::codec::encode(value) {
             Ok(data) if data.len() <= Log::MOST_DATA => {
-                self.log.append_data(kind, peer.map_or(0, PeerId::to_u64), 0, &data);
+                self.log.append_data(kind, peer.map_or(0, PeerId::to_u64), &data);
             }
             Ok(data) => tracing::error!("an event of {} bytes does not fit into the journal", data.len()),
             Err(error) => tracing::error!("an event cannot be written to the journal: {error}"),

@@ -14,14 +14,22 @@ pub(crate) enum Kind {
     Drained = 3,
     /// [`Event::Tick`](crate::broker::Event::Tick).
     Tick = 4,
-    /// Any other event: bincode of [`RareEvent`](super::RareEvent).
+    /// Any other event: an encoded [`RareEvent`](super::RareEvent).
     Rare = 5,
-    /// What the system answered in the middle of the event before: bincode of [`Answer`](super::Answer).
+    /// What the system answered in the middle of the event before: an encoded [`Answer`](super::Answer).
     Answer = 6,
 }
 
+impl Kind {
+    pub(crate) fn from_u8(number: u8) -> Option<Self> {
+        [Self::Received, Self::ReceivedLarge, Self::Drained, Self::Tick, Self::Rare, Self::Answer]
+            .into_iter()
+            .find(|kind| *kind as u8 == number)
+    }
+}
+
 /// Stands before each record, at a multiple of 8.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub(crate) struct RecordHeader {
     /// Position in the order of all events.
@@ -38,19 +46,49 @@ pub(crate) struct RecordHeader {
     pub(crate) fds: u16,
     /// A [`Kind`].
     pub(crate) kind: u8,
+    /// `ReceivedLarge`: size class of the extent.
+    pub(crate) class: u8,
+    /// CRC-32C of the fields above, and of the data where it is at most [`CHECKED_DATA`] bytes, and of the descriptors.
+    pub(crate) crc: u32,
     /// Zero.
-    pub(crate) reserved: u8,
+    pub(crate) reserved: u32,
 }
 
 /// Bytes of a [`RecordHeader`].
 pub(crate) const RECORD_HEADER: usize = size_of::<RecordHeader>();
-const _: () = assert!(RECORD_HEADER == 40);
+const _: () = assert!(RECORD_HEADER == 48);
+
+/// Data up to this length is under the checksum. Beyond it a checksum would cost more than the read itself; what such
+/// data is made of is checked by the framer again.
+pub(crate) const CHECKED_DATA: usize = 4096;
 
 impl RecordHeader {
+    /// Where the descriptors begin, counted from the header.
+    pub(crate) const fn fds_at(&self) -> usize {
+        RECORD_HEADER + (self.data_len as usize).next_multiple_of(4)
+    }
+
     /// Bytes of the whole record, padding to the next one included.
     pub(crate) const fn total(&self) -> usize {
-        (RECORD_HEADER + (self.data_len as usize).next_multiple_of(4) + 4 * self.fds as usize)
-            .next_multiple_of(8)
+        (self.fds_at() + 4 * self.fds as usize).next_multiple_of(8)
+    }
+
+    /// The checksum that belongs into `crc`.
+    pub(crate) fn checksum(&self, data: &[u8], fds: &[u8]) -> u32 {
+        let mut fields = [0; 40];
+        fields[..8].copy_from_slice(&self.sequence.to_ne_bytes());
+        fields[8..16].copy_from_slice(&self.peer.to_ne_bytes());
+        fields[16..24].copy_from_slice(&self.number.to_ne_bytes());
+        fields[24..32].copy_from_slice(&self.filled.to_ne_bytes());
+        fields[32..36].copy_from_slice(&self.data_len.to_ne_bytes());
+        fields[36..38].copy_from_slice(&self.fds.to_ne_bytes());
+        fields[38] = self.kind;
+        fields[39] = self.class;
+        let mut crc = crc32c::crc32c(&fields);
+        if data.len() <= CHECKED_DATA {
+            crc = crc32c::crc32c_append(crc, data);
+        }
+        if fds.is_empty() { crc } else { crc32c::crc32c_append(crc, fds) }
     }
 
     /// Writes it at `place`.
@@ -60,5 +98,14 @@ impl RecordHeader {
     pub(crate) unsafe fn write_to(self, place: *mut u8) {
         // SAFETY: the caller's promise.
         unsafe { place.cast::<Self>().write(self) }
+    }
+
+    /// Reads what stands at `place`, whatever it is.
+    ///
+    /// # Safety
+    /// `place` is readable for [`RECORD_HEADER`] bytes and aligned to 8.
+    pub(crate) unsafe fn read_from(place: *const u8) -> Self {
+        // SAFETY: the caller's promise; any bytes are a value.
+        unsafe { place.cast::<Self>().read() }
     }
 }

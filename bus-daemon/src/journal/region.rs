@@ -57,21 +57,24 @@ impl Region {
 
     /// Maps `len` bytes at `offset` of a memfd, which grows if it must.
     pub(crate) fn map_range(fd: RawFd, offset: u64, len: usize) -> io::Result<Self> {
-        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-        let end = offset + len as libc::off_t;
-        // SAFETY: plain system calls on a descriptor of the daemon's own; a fresh mapping disturbs no other memory.
-        let start = unsafe {
-            let mut stat: libc::stat = std::mem::zeroed();
-            if libc::fstat(fd, &raw mut stat) != 0 || (stat.st_size < end && libc::ftruncate(fd, end) != 0) {
+        let end = offset + len as u64;
+        let file_offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+        if Self::file_len(fd)? < end {
+            // SAFETY: a plain system call on the daemon's own descriptor.
+            let result = unsafe { libc::ftruncate(fd, libc::off_t::try_from(end).map_err(io::Error::other)?) };
+            if result != 0 {
                 return Err(io::Error::last_os_error());
             }
+        }
+        // SAFETY: a fresh shared mapping at an address of the kernel's choice disturbs no other memory.
+        let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
                 len,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED | libc::MAP_NORESERVE,
                 fd,
-                offset,
+                file_offset,
             )
         };
         if start == libc::MAP_FAILED {
@@ -96,14 +99,31 @@ impl Region {
 
     /// Gives the pages of a range of the memfd back to the system; they read as zero afterwards.
     pub(crate) fn release_range(&self, offset: u64, len: usize) {
-        // SAFETY: a plain system call on the region's own descriptor. Failure only costs memory.
+        Self::release(self.fd, offset, len as u64);
+    }
+
+    /// The same of a memfd.
+    pub(crate) fn release(fd: RawFd, offset: u64, len: u64) {
+        // SAFETY: a plain system call on the daemon's own descriptor. Failure only costs memory.
         unsafe {
             libc::fallocate(
-                self.fd,
+                fd,
                 libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
                 offset as libc::off_t,
                 len as libc::off_t,
             );
+        }
+    }
+
+    /// Bytes of a memfd.
+    pub(crate) fn file_len(fd: RawFd) -> io::Result<u64> {
+        // SAFETY: a stat of zeroes is a value, and the kernel fills it in.
+        let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+        // SAFETY: room for a stat.
+        if unsafe { libc::fstat(fd, &raw mut stat) } == 0 {
+            Ok(stat.st_size.cast_unsigned())
+        } else {
+            Err(io::Error::last_os_error())
         }
     }
 

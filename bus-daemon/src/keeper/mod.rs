@@ -8,6 +8,7 @@
 //! ([`close_on_exec_from`]).
 
 mod control;
+mod deaths;
 mod exec;
 mod listen;
 mod preflight;
@@ -28,7 +29,7 @@ use crate::config::options::{self, Command};
 
 pub(crate) use control::{ToKeeper, ToWorker};
 pub(crate) use preflight::approval;
-pub(crate) use record::KeeperV1;
+pub(crate) use record::{KeeperV1, Listener};
 pub(crate) use supervise::worker_exit;
 
 /// The whole daemon: reads the command line (without the program's name), serves until it is told to stop.

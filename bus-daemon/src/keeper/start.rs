@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 
 use nix::fcntl::OFlag;
@@ -87,7 +87,7 @@ pub(crate) fn clean(
     );
     let signals = block_signals().map_err(|errno| format!("signals: {errno}"))?;
     become_subreaper();
-    Ok(Keeper::new(record, own_binary, None).run(&signals, Origin::Clean(Box::new(config))))
+    Ok(Keeper::new(record, own_binary, signals.as_raw_fd(), None).run(&signals, Origin::Clean(Box::new(config))))
 }
 
 /// Takes the place of another process image of the daemon.
@@ -100,9 +100,10 @@ pub(crate) fn restored(
     let signals = block_signals().map_err(|errno| format!("signals: {errno}"))?;
     become_subreaper();
     let keeper = match rolled_back {
-        None => Keeper::new(record, own_binary, Some(fd)).run(&signals, Origin::Upgraded),
+        None => Keeper::new(record, own_binary, signals.as_raw_fd(), Some(fd)).run(&signals, Origin::Upgraded),
         Some(reason) => {
-            Keeper::new(record.taken_back(), own_binary, None).run(&signals, Origin::RolledBack { reason })
+            Keeper::new(record.taken_back(), own_binary, signals.as_raw_fd(), None)
+                .run(&signals, Origin::RolledBack { reason })
         }
     };
     Ok(keeper)
@@ -168,7 +169,7 @@ fn background_ready() {
         let _ = nix::unistd::dup2_stdin(&null);
         let _ = nix::unistd::dup2_stdout(&null);
         let _ = nix::unistd::dup2_stderr(&null);
-        if std::os::fd::AsRawFd::as_raw_fd(&null) <= 2 {
+        if null.as_raw_fd() <= 2 {
             let _ = null.into_raw_fd();
         }
     }

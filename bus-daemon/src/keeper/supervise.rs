@@ -12,11 +12,12 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
 use super::control::{ToKeeper, ToWorker};
+use super::deaths::{Deaths, is_own_fault};
 use super::preflight::{FileIdentity, Preflight};
 use super::record::KeeperV1;
 use super::worker;
 use crate::config::Config;
-use crate::journal::{Journal, Serving};
+use crate::journal::{Journal, Remains, Serving};
 use crate::runtime::{self, Beginning};
 
 /// Why the supervision ends.
@@ -50,6 +51,13 @@ pub(crate) struct Keeper {
     preflight: Option<Preflight>,
     /// What passed the preflight, and may be executed.
     approved: Option<(PathBuf, FileIdentity)>,
+    /// The memfd of a worker that is about to exit for an upgrade.
+    handed: Option<RawFd>,
+    /// What the worker leaves when it dies.
+    remains: Option<Remains>,
+    deaths: Deaths,
+    /// The keeper's descriptor for signals.
+    signals: RawFd,
     /// The memfd this process image was told to restore; for the way back.
     restored_from: Option<RawFd>,
     previous: Option<RawFd>,
@@ -68,7 +76,12 @@ pub(crate) fn block_signals() -> nix::Result<SignalFd> {
 }
 
 impl Keeper {
-    pub(crate) fn new(record: KeeperV1, own_binary: RawFd, restored_from: Option<RawFd>) -> Self {
+    pub(crate) fn new(
+        record: KeeperV1,
+        own_binary: RawFd,
+        signals: RawFd,
+        restored_from: Option<RawFd>,
+    ) -> Self {
         // What this image was given is not for the one after it.
         let previous = restored_from.map(|_| record.previous);
         for fd in [restored_from, previous, restored_from.map(|_| record.image)].into_iter().flatten() {
@@ -81,6 +94,10 @@ impl Keeper {
             serving: None,
             preflight: None,
             approved: None,
+            handed: None,
+            remains: None,
+            deaths: Deaths::default(),
+            signals,
             restored_from,
             previous,
         }
@@ -104,15 +121,55 @@ impl Keeper {
 
     fn start_worker(&mut self, origin: Origin) -> Result<(), String> {
         let journal = Journal::create().map_err(|error| format!("no memory for the journal: {error}"))?;
-        self.serving = Some(journal.serving());
         let beginning = match origin {
             Origin::Clean(config) => Beginning::Clean(config),
             Origin::Upgraded => Beginning::Upgraded,
             Origin::RolledBack { reason } => Beginning::RolledBack { reason },
         };
+        self.spawn_worker(journal, beginning)
+    }
+
+    fn spawn_worker(&mut self, journal: Journal, beginning: Beginning) -> Result<(), String> {
+        self.serving = Some(journal.serving());
+        self.remains = Some(journal.remains());
         self.worker = worker::spawn(|| runtime::run(&self.record, journal, beginning))
             .map_err(|error| format!("cannot start the worker: {error}"))?;
         Ok(())
+    }
+
+    /// Starts a worker where the last one died.
+    fn respawn(&mut self, status: WaitStatus) -> Result<(), String> {
+        let died_at = runtime::clock::monotonic();
+        let remains = self.remains.ok_or("there was no worker")?;
+        let skip = self.deaths.note(status, &remains)?;
+        self.give_up_preflight();
+        if remains.has_checkpoint() {
+            // The worker has closed the image it began with, or the next one's sweep does.
+            self.record.image = -1;
+        }
+        let control = self.record.control;
+        let mut kept = vec![
+            self.own_binary,
+            self.signals,
+            self.record.epoll,
+            self.record.image,
+            control.keeper,
+            control.worker,
+        ];
+        kept.extend(remains.fds());
+        kept.extend(self.restored_from.into_iter().chain(self.previous));
+        let journal = Journal::reopen(remains).map_err(|error| format!("the journal: {error}"))?;
+        self.spawn_worker(journal, Beginning::Recovered { died_at, skip, kept })
+    }
+
+    /// A preflight under way has nobody any more who waits for its verdict.
+    fn give_up_preflight(&mut self) {
+        if let Some(mut preflight) = self.preflight.take() {
+            preflight.abandon();
+            close(preflight.image);
+            close(preflight.record);
+        }
+        self.approved = None;
     }
 
     fn watch(&mut self, signals: &SignalFd) -> End {
@@ -168,7 +225,7 @@ impl Keeper {
                 ToKeeper::Preflight { binary, image } => self.begin_preflight(&binary, image),
                 ToKeeper::Exec { image } => {
                     // The worker exits now; `reap` sees it and finds the image here.
-                    self.record.image = image;
+                    self.handed = Some(image);
                 }
             }
         }
@@ -234,15 +291,20 @@ impl Keeper {
 
     fn worker_ended(&mut self, status: WaitStatus) -> Option<End> {
         self.listen_to_worker();
-        if status == WaitStatus::Exited(self.worker, worker_exit::UPGRADE) {
-            let reason = self.replace_process();
-            tracing::error!("upgrade failed after the worker had stopped: {reason}; going on with the old binary");
-            super::set_close_on_exec(self.record.image, true);
-            return self.start_worker(Origin::RolledBack { reason }).err().map(End::Failed);
+        if let Some(image) = self.handed.take() {
+            if status == WaitStatus::Exited(self.worker, worker_exit::UPGRADE) {
+                return self.upgrade(image).err().map(End::Failed);
+            }
+            close(image);
         }
         let how = describe(status);
         let served = self.serving.as_ref().is_none_or(Serving::get);
-        if let (false, Some(record), Some(previous)) = (served, self.restored_from, self.previous) {
+        let has_served = self.deaths.is_noted() || served;
+        if let (false, Some(record), Some(previous)) = (has_served, self.restored_from, self.previous) {
+            if !is_own_fault(status) {
+                tracing::warn!("the worker {how} before it served; starting it again");
+                return self.start_worker(Origin::Upgraded).err().map(End::Failed);
+            }
             let reason = format!("the new binary's worker {how} before it served");
             tracing::error!("{reason}; returning to the old binary");
             for kept in [record, self.record.image] {
@@ -251,7 +313,19 @@ impl Keeper {
             let error = super::exec::previous(&self.record, previous, record, &reason);
             return Some(End::Failed(format!("cannot return to the old binary: {error}")));
         }
-        Some(End::Failed(format!("the worker {how}")))
+        if !has_served {
+            return Some(End::Failed(format!("the worker {how} before it served")));
+        }
+        tracing::error!("the worker {how}; going on where it was");
+        self.respawn(status).err().map(End::Failed)
+    }
+
+    fn upgrade(&mut self, image: RawFd) -> Result<(), String> {
+        self.record.image = image;
+        let reason = self.replace_process();
+        tracing::error!("upgrade failed after the worker had stopped: {reason}; going on with the old binary");
+        super::set_close_on_exec(image, true);
+        self.start_worker(Origin::RolledBack { reason })
     }
 
     /// Executes what passed the preflight. Returns only if that cannot be done: why.

@@ -30,6 +30,11 @@ fn prepare(keeper: Pid) {
     if nix::unistd::getppid() != keeper {
         exit(1);
     }
+    // Recovery does not wait for a core to be written, unless that is asked for.
+    if std::env::var_os("BUS_CORE_DUMPS").is_none() {
+        // SAFETY: plain system call.
+        unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
+    }
     // Ctrl-C and the service manager's signals reach every process; they are the keeper's to answer.
     for ignored in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2] {
         // SAFETY: ignoring a signal runs no code.

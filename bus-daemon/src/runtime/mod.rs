@@ -4,6 +4,7 @@ pub(crate) mod clock;
 mod links;
 pub(crate) mod logging;
 mod poll;
+mod recover;
 mod system;
 mod worker;
 
@@ -35,6 +36,15 @@ pub(crate) enum Beginning {
         /// Why.
         reason: String,
     },
+    /// What a worker that died left in the journal.
+    Recovered {
+        /// When its death was noticed.
+        died_at: clock::Nanos,
+        /// The number of an event that killed it more than once.
+        skip: Option<u64>,
+        /// Descriptors that the keeper has open for itself.
+        kept: Vec<std::os::fd::RawFd>,
+    },
 }
 
 /// The life of a worker process; its exit code.
@@ -46,10 +56,27 @@ pub(crate) fn run(record: &KeeperV1, journal: Journal, beginning: Beginning) -> 
 }
 
 fn prepare(record: &KeeperV1, journal: Journal, beginning: Beginning) -> Result<(Worker, Start), String> {
-    if let Beginning::Clean(config) = beginning {
-        let broker = Broker::new(identity(record)?, Arc::new(*config), clock::boottime());
-        return Ok((Worker::new(broker, journal, record.clone(), None), Start::Clean));
+    match beginning {
+        Beginning::Clean(config) => {
+            let broker = Broker::new(identity(record)?, Arc::new(*config), clock::boottime());
+            let mut worker = Worker::new(broker, journal, record.clone(), None);
+            worker.first_checkpoint()?;
+            Ok((worker, Start::Clean))
+        }
+        Beginning::Upgraded => {
+            let (worker, pause) = restore(record, journal)?;
+            Ok((worker, Start::Upgraded { pause }))
+        }
+        Beginning::RolledBack { reason } => {
+            let (worker, pause) = restore(record, journal)?;
+            Ok((worker, Start::RolledBack { reason, pause }))
+        }
+        Beginning::Recovered { died_at, skip, kept } => recover(record, journal, died_at, skip, &kept),
     }
+}
+
+/// Goes on where the worker of the binary before this one stopped. Also the pause, in microseconds.
+fn restore(record: &KeeperV1, journal: Journal) -> Result<(Worker, u32), String> {
     #[cfg(feature = "test-hooks")]
     crate::fault::point("restore");
     let bytes = crate::handoff::memfd::read(record.image)
@@ -65,11 +92,27 @@ fn prepare(record: &KeeperV1, journal: Journal, beginning: Beginning) -> Result<
     let mut worker = Worker::new(restored.broker, journal, record.clone(), Some(restored.worker));
     worker.drop_links(&restored.dropped);
     let pause = clock::monotonic().micros_since(stopped_at);
-    let start = match beginning {
-        Beginning::RolledBack { reason } => Start::RolledBack { reason, pause },
-        Beginning::Clean(_) | Beginning::Upgraded => Start::Upgraded { pause },
-    };
-    Ok((worker, start))
+    Ok((worker, pause))
+}
+
+/// Goes on where a worker died.
+fn recover(
+    record: &KeeperV1,
+    mut journal: Journal,
+    died_at: clock::Nanos,
+    skip: Option<u64>,
+    kept: &[std::os::fd::RawFd],
+) -> Result<(Worker, Start), String> {
+    let recovered = recover::replay(&mut journal, record.image, skip)?;
+    let accepted = recovered.reconcile(kept, &record.listeners, &journal);
+    let quarantined = recovered.quarantined.len() as u32;
+    let mut worker = Worker::recovered(recovered, journal, record.clone(), &accepted);
+    if skip.is_some() {
+        // What is left out now must not be met again.
+        worker.first_checkpoint()?;
+    }
+    let pause = clock::monotonic().micros_since(died_at);
+    Ok((worker, Start::Recovered { pause, quarantined }))
 }
 
 fn serve(record: &KeeperV1, mut worker: Worker, start: Start) -> Result<Infallible, String> {

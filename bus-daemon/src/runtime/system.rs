@@ -20,30 +20,62 @@ pub(crate) struct Kernel<'a> {
 
 impl System for Kernel<'_> {
     fn peer_groups(&mut self, peer: PeerId) -> Option<Vec<u32>> {
+        if let Some(Answer::Groups(groups)) = self.journal.recorded_answer() {
+            return groups;
+        }
         let groups = groups(socket_of(peer));
         self.journal.note_answer(peer, &Answer::Groups(groups.clone()));
         groups
     }
 
     fn peer_label(&mut self, peer: PeerId) -> Option<Vec<u8>> {
+        if let Some(Answer::Label(label)) = self.journal.recorded_answer() {
+            return label;
+        }
         let label = label(socket_of(peer));
         self.journal.note_answer(peer, &Answer::Label(label.clone()));
         label
     }
 
     fn peer_pidfd(&mut self, peer: PeerId) -> Option<Fd> {
+        if let Some(Answer::Descriptor(fd)) = self.journal.recorded_answer() {
+            return fd;
+        }
         let fd = option::<i32>(socket_of(peer), SO_PEERPIDFD).map(Fd).inspect(|fd| keep_over_exec(fd.0));
         self.journal.note_answer(peer, &Answer::Descriptor(fd));
         fd
     }
 
     fn duplicate(&mut self, fd: Fd) -> Option<Fd> {
+        if let Some(Answer::Descriptor(copy)) = self.journal.recorded_answer() {
+            return copy;
+        }
         // SAFETY: makes a new descriptor, or fails.
         let copy = unsafe { libc::fcntl(fd.0, libc::F_DUPFD, 3) };
         let copy = (copy >= 0).then_some(Fd(copy));
         self.journal.note_answer(PeerId::from_u64(0), &Answer::Descriptor(copy));
         copy
     }
+}
+
+/// The kernel's cookie of a socket, the same for its whole life and for no other.
+pub(crate) fn cookie(socket: RawFd) -> u64 {
+    option::<u64>(socket, libc::SO_COOKIE).unwrap_or(0)
+}
+
+/// Whether a descriptor is a connection that a listener of these cookies' sockets accepted: a stream socket with a
+/// name, which does not listen itself. Only accepted sockets have one here: what clients pass has none.
+pub(crate) fn is_accepted_socket(fd: RawFd, listeners: &[crate::keeper::Listener]) -> Option<u32> {
+    use nix::sys::socket::{UnixAddr, getsockname};
+    if option::<i32>(fd, libc::SO_ACCEPTCONN) != Some(0) {
+        return None;
+    }
+    let name: UnixAddr = getsockname(fd).ok()?;
+    name.path().map(|_| ()).or(name.as_abstract().map(|_| ()))?;
+    let is_same = |listener: &crate::keeper::Listener| {
+        getsockname::<UnixAddr>(listener.fd).is_ok_and(|own| own == name)
+    };
+    listeners.iter().position(is_same).map(|index| index as u32)
 }
 
 /// SO_PEERCRED: who connected, at the time of connecting.

@@ -9,8 +9,9 @@ use std::os::fd::RawFd;
 use super::clock::{self, Nanos};
 use super::links::{Incoming, Link, Links, socket_of};
 use super::poll::{EpollSet, Source};
+use super::recover::Recovered;
 use super::system::{self, Kernel};
-use crate::broker::{Action, Broker, Dropped, Event, Millis, PeerId};
+use crate::broker::{Action, Broker, Dropped, Event, Millis, PeerId, Start};
 use crate::handoff::image::{self, LinkV1, WorkerV1};
 use crate::handoff::memfd;
 use crate::journal::{Journal, RareEvent, Read};
@@ -37,6 +38,9 @@ pub(crate) struct Worker {
     reserve: Option<std::fs::File>,
     /// Peers whose write is to be tried again at a tick.
     retry: Vec<PeerId>,
+    /// Peers whose streams cannot be proved, or whose input killed the last worker: to be closed.
+    lost: Vec<PeerId>,
+    quarantined: Vec<PeerId>,
     ready: Vec<(Source, u32)>,
     dirty: Vec<PeerId>,
 }
@@ -68,36 +72,85 @@ impl Worker {
             now: clock::boottime(),
             reserve: std::fs::File::open("/dev/null").ok(),
             retry: Vec::new(),
+            lost: Vec::new(),
+            quarantined: Vec::new(),
             ready: Vec::new(),
             dirty: Vec::new(),
         }
     }
 
-    /// Closes the sockets of peers that could not be restored.
+    /// A worker over what a dead one left, and the connections that it had accepted and not noted.
+    pub(super) fn recovered(
+        recovered: Recovered,
+        journal: Journal,
+        record: KeeperV1,
+        accepted: &[(RawFd, u32)],
+    ) -> Self {
+        let Recovered { broker, generation, in_doubt, quarantined, .. } = recovered;
+        let mut worker = Self::new(broker, journal, record, None);
+        worker.generation = generation;
+        let peers: Vec<PeerId> = worker.broker.peer_ids().collect();
+        for peer in peers {
+            let mut link = Link::new(peer);
+            link.stopped = !worker.broker.may_read(peer);
+            // What the dead worker was waiting for is not known.
+            let (events, source) = (link.interest(), Source::Peer(peer.to_u64()));
+            if worker.epoll.modify(link.socket(), source, events).is_err()
+                && let Err(error) = worker.epoll.add(link.socket(), source, events)
+            {
+                tracing::error!("peer {}: {error}", link.socket());
+                worker.lost.push(peer);
+            }
+            if let Some((large, prefix)) = worker.broker.large_message(peer) {
+                let extent = worker.journal.take_adopted(prefix);
+                link.large = extent.map(|extent| Incoming { extent, filled: large.have, total: large.total });
+            }
+            worker.links.insert(link);
+        }
+        for &(socket, listener) in accepted {
+            worker.welcome(socket, listener);
+        }
+        let in_doubt_peers: Vec<PeerId> = in_doubt.iter().map(|one| one.peer).collect();
+        worker.drop_links(&in_doubt);
+        worker.lost.extend(in_doubt_peers);
+        worker.quarantined = quarantined;
+        worker
+    }
+
+    /// Closes the sockets and descriptors of peers that could not be restored.
     pub(crate) fn drop_links(&mut self, dropped: &[Dropped]) {
         for one in dropped {
             self.close(one.peer, &one.reason, true);
+            self.perform(Action::CloseFds(one.fds.iter().copied().collect()));
         }
+    }
+
+    /// Writes the state that this worker begins with where the next one would look for it.
+    pub(crate) fn first_checkpoint(&mut self) -> Result<(), String> {
+        self.journal.checkpoint(&mut self.broker, self.generation)
     }
 
     /// The first registrations; those that exist already stay.
     pub(crate) fn register(&self) -> std::io::Result<()> {
         self.epoll.add(self.record.control.worker, Source::Control, libc::EPOLLIN as u32)?;
+        let events = if self.broker.may_accept() { libc::EPOLLIN as u32 } else { 0 };
         for (index, listener) in (0..).zip(&self.record.listeners) {
-            self.epoll.add(listener.fd, Source::Listener(index), libc::EPOLLIN as u32)?;
+            self.epoll.add(listener.fd, Source::Listener(index), events)?;
         }
         Ok(())
     }
 
     /// From here on the worker does I/O: the way back to the state it was given is closed.
-    pub(crate) fn begin(&mut self, start: crate::broker::Start) {
+    pub(crate) fn begin(&mut self, start: Start) {
+        let is_recovered = matches!(start, Start::Recovered { .. });
         self.journal.mark_serving();
-        if self.record.image >= 0 {
-            let _ = nix::unistd::close(self.record.image);
-            self.record.image = -1;
-        }
         self.tick();
-        self.apply(Event::Serving { worker_pid: std::process::id(), start });
+        let worker_pid = std::process::id();
+        self.journal.note(None, &RareEvent::Serving { worker_pid, start: start.clone() });
+        self.apply(Event::Serving { worker_pid, start });
+        if is_recovered {
+            self.catch_up();
+        }
         // What was on its way when the last worker stopped.
         let peers: Vec<PeerId> = self.links.iter().map(|link| link.peer).collect();
         for peer in peers {
@@ -105,6 +158,23 @@ impl Worker {
             self.write(peer);
         }
         self.flush();
+        for peer in std::mem::take(&mut self.quarantined) {
+            self.closed(peer, "what it sent killed the worker");
+        }
+        self.flush();
+    }
+
+    /// What the dead worker had been asked to do and cannot have done.
+    fn catch_up(&mut self) {
+        for peer in std::mem::take(&mut self.lost) {
+            self.closed(peer, "its stream cannot be proved");
+        }
+        if self.broker.is_upgrading() {
+            self.refuse_upgrade("the worker died meanwhile; try again".into());
+        }
+        if self.broker.is_reloading() {
+            self.reload();
+        }
     }
 
     /// When the next tick is due; `None` = not by itself.
@@ -131,9 +201,27 @@ impl Worker {
             }
             self.ready = ready;
             self.flush();
+            self.keep_replay_short();
             if !more {
                 return;
             }
+        }
+    }
+
+    /// Takes a checkpoint when a replay would take long; one that is large is written ahead in parts.
+    fn keep_replay_short(&mut self) {
+        if self.journal.write_ahead(&mut self.broker) || !self.journal.wants_checkpoint() {
+            return;
+        }
+        match self.journal.checkpoint(&mut self.broker, self.generation) {
+            Ok(()) => {
+                if self.record.image >= 0 {
+                    // The state that this worker began with is not needed any more.
+                    let _ = nix::unistd::close(self.record.image);
+                    self.record.image = -1;
+                }
+            }
+            Err(error) => tracing::error!("no checkpoint: {error}"),
         }
     }
 
@@ -173,8 +261,11 @@ impl Worker {
         }
     }
 
+    /// Applies an event that is in the log.
     fn apply(&mut self, event: Event) {
+        self.journal.mark_applying(self.journal.newest());
         self.broker.handle(event, &mut Kernel { journal: &mut self.journal });
+        self.journal.mark_applied();
         while let Some(action) = self.broker.actions().pop_front() {
             self.perform(action);
         }
@@ -235,6 +326,7 @@ impl Worker {
         }
         self.links.insert(Link::new(peer));
         self.journal.note(Some(peer), &RareEvent::Accepted { listener, credentials, can_pass_fds: true });
+        self.journal.set_cookie(peer, system::cookie(socket));
         self.apply(Event::Accepted { peer, listener, credentials, can_pass_fds: true });
     }
 
@@ -437,7 +529,7 @@ impl Worker {
     fn reload(&mut self) {
         match super::load_config(&self.record) {
             Ok(config) => {
-                self.journal.note(None, &RareEvent::ConfigLoaded);
+                self.journal.note(None, &RareEvent::ConfigLoaded { config: Box::new(config.clone()) });
                 self.apply(Event::ConfigLoaded { config: std::sync::Arc::new(config) });
             }
             Err(reason) => {

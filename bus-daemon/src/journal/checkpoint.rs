@@ -1,0 +1,346 @@
+//! Checkpoints: the state from which a replay begins, one entry per peer, in shared memory.
+//!
+//! A checkpoint writes only what changed since the one before. Each entry has two versions; the newer complete one
+//! counts, so that a worker that dies in the middle of a checkpoint leaves the one before whole. Bodies live in an
+//! arena of blocks whose sizes are powers of two; a block is used again when no complete checkpoint refers to it.
+
+#![allow(unsafe_code, reason = "reads and writes entries in mapped memory")]
+
+use std::io;
+
+use super::header::{Commit, Header};
+use super::log::Position;
+use super::region::Region;
+
+/// Entries there may be: some for what belongs to no peer, and one for each descriptor number.
+const ENTRIES: usize = 1 << 20;
+const ENTRY: usize = size_of::<Entry>();
+/// Where the arena begins.
+const ARENA: u64 = (ENTRIES * ENTRY) as u64;
+/// Bytes of the arena's address space. Pages come as they are written.
+const ARENA_LEN: u64 = 8 << 30;
+/// Smallest block.
+const LEAST: usize = 256;
+/// Blocks from this size on give their pages back when they are freed.
+const LARGE: usize = 1 << 20;
+
+/// One version of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+struct Version {
+    /// Of the checkpoint that wrote it; 0 = never.
+    epoch: u64,
+    /// Where its body is in the region.
+    offset: u64,
+    /// Whose it is, as the caller numbers them; tells something even where the body is damaged.
+    owner: [u64; 2],
+    /// Bytes of the body; 0 = there is nothing any more.
+    len: u32,
+    /// CRC-32C of the fields above and the body.
+    crc: u32,
+}
+
+impl Version {
+    fn checksum(&self, body: &[u8]) -> u32 {
+        let crc = [self.epoch, self.offset, self.owner[0], self.owner[1], u64::from(self.len)]
+            .iter()
+            .fold(0, |crc, field| crc32c::crc32c_append(crc, &field.to_ne_bytes()));
+        crc32c::crc32c_append(crc, body)
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+struct Entry {
+    versions: [Version; 2],
+    /// The kernel's cookie of the socket that was accepted under this index, not part of any checkpoint.
+    cookie: u64,
+}
+
+/// What the caller keeps of a used entry.
+#[derive(Debug, Clone, Copy, Default)]
+struct Current {
+    /// Which version counts, or will.
+    is_second: bool,
+    /// The epoch in which it was written.
+    epoch: u64,
+    block: Option<Block>,
+    /// Its part of the digest.
+    digest: u64,
+}
+
+/// A block of the arena.
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    offset: u64,
+    size: usize,
+}
+
+/// An entry as it is read back.
+#[derive(Debug)]
+pub(crate) struct Saved<'a> {
+    /// Its index.
+    pub(crate) index: usize,
+    /// What the writer gave as its owner; only to be trusted with a body.
+    pub(crate) owner: [u64; 2],
+    /// Its body; `None` where it is damaged.
+    pub(crate) body: Option<&'a [u8]>,
+}
+
+/// Writes and reads checkpoints.
+pub(crate) struct Checkpoints {
+    region: Region,
+    epoch: u64,
+    /// Entries that have been used, from the first on.
+    used: usize,
+    /// For each used entry, what counts.
+    current: Vec<Current>,
+    /// All of their parts: shows an entry that was lost without a trace.
+    digest: u64,
+    arena_end: u64,
+    /// Free blocks by size class.
+    free: Vec<Vec<u64>>,
+    /// Blocks of the checkpoint before, free once the one in the making is complete.
+    superseded: Vec<Block>,
+}
+
+impl Checkpoints {
+    /// No checkpoint yet, in a new region.
+    pub(crate) fn create() -> io::Result<Self> {
+        let region = Region::create(c"bus-checkpoint", usize::try_from(ARENA + ARENA_LEN).map_err(io::Error::other)?)?;
+        Ok(Self {
+            region,
+            epoch: 0,
+            used: 0,
+            current: Vec::new(),
+            digest: 0,
+            arena_end: ARENA,
+            free: vec![Vec::new(); 64],
+            superseded: Vec::new(),
+        })
+    }
+
+    /// The checkpoints of a worker that died, to be [read](Self::read).
+    pub(crate) fn reopen(region: Region) -> Self {
+        Self {
+            region,
+            epoch: 0,
+            used: 0,
+            current: Vec::new(),
+            digest: 0,
+            arena_end: ARENA,
+            free: vec![Vec::new(); 64],
+            superseded: Vec::new(),
+        }
+    }
+
+    /// Its memory.
+    pub(crate) fn region(&self) -> Region {
+        self.region
+    }
+
+    /// The memfd.
+    pub(crate) fn fd(&self) -> i32 {
+        self.region.fd()
+    }
+
+    /// Bytes of the arena that were ever used, and of the table.
+    pub(crate) fn memory(&self) -> u64 {
+        self.arena_end - ARENA + (self.used * ENTRY) as u64
+    }
+
+    /// Begins a checkpoint. Entries that are not written keep what they have.
+    pub(crate) fn begin(&mut self) {
+        self.epoch += 1;
+    }
+
+    /// Writes an entry; an empty body takes it away.
+    pub(crate) fn put(&mut self, index: usize, owner: [u64; 2], body: &[u8]) -> Result<(), String> {
+        if index >= ENTRIES {
+            return Err(format!("there is no checkpoint entry {index}"));
+        }
+        if index >= self.used {
+            self.used = index + 1;
+            self.current.resize(self.used, Current::default());
+        }
+        let block = if body.is_empty() { None } else { Some(self.allocate(body.len())?) };
+        if let Some(block) = block {
+            let place = self.region.at(block.offset as usize, body.len());
+            // SAFETY: a block that nothing refers to.
+            unsafe { std::ptr::copy_nonoverlapping(body.as_ptr(), place, body.len()) };
+        }
+        let mut version = Version {
+            epoch: self.epoch,
+            offset: block.map_or(0, |block| block.offset),
+            owner,
+            len: body.len() as u32,
+            crc: 0,
+        };
+        version.crc = version.checksum(body);
+        let old = self.current[index];
+        // Written in this epoch already: that version does not count yet, and is written over.
+        let again = old.epoch == self.epoch;
+        let is_second = if again { old.is_second } else { !old.is_second };
+        let place = self.entry(index);
+        // SAFETY: an entry in the table, aligned; the version that does not count is written.
+        unsafe { (*place).versions[usize::from(is_second)] = version };
+        let digest = digest_of(index, version.crc);
+        self.digest ^= old.digest ^ digest;
+        self.current[index] = Current { is_second, epoch: self.epoch, block, digest };
+        match old.block {
+            Some(block) if again => self.set_free(block),
+            Some(block) => self.superseded.push(block),
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Notes which socket was accepted under an index.
+    pub(crate) fn set_cookie(&mut self, index: usize, cookie: u64) {
+        if index < ENTRIES {
+            // SAFETY: an entry in the table, aligned.
+            unsafe { (*self.entry(index)).cookie = cookie };
+        }
+    }
+
+    /// Which socket was last accepted under an index.
+    pub(crate) fn cookie(&self, index: usize) -> u64 {
+        // SAFETY: an entry in the table, aligned.
+        if index < ENTRIES { unsafe { (*self.entry(index)).cookie } } else { 0 }
+    }
+
+    /// Completes the checkpoint: from here on it is what a replay begins with, at this place in the log.
+    pub(crate) fn commit(&mut self, header: &mut Header, at: Position) {
+        header.commit(Commit {
+            epoch: self.epoch,
+            sequence: at.sequence,
+            segment: at.segment,
+            offset: at.offset,
+            entries: self.used as u64,
+            arena_end: self.arena_end,
+            digest: self.digest,
+            crc: 0,
+            reserved: 0,
+        });
+        for block in std::mem::take(&mut self.superseded) {
+            self.set_free(block);
+        }
+    }
+
+    fn set_free(&mut self, block: Block) {
+        if block.size >= LARGE {
+            self.region.release_range(block.offset, block.size);
+        }
+        self.free[class_of(block.size)].push(block.offset);
+    }
+
+    /// Reads what a complete checkpoint holds, and goes on from it. Blocks that it does not use are free.
+    pub(crate) fn read(&mut self, commit: &Commit) -> Vec<Saved<'static>> {
+        self.epoch = commit.epoch;
+        self.used = usize::try_from(commit.entries).unwrap_or(0).min(ENTRIES);
+        self.arena_end = commit.arena_end.clamp(ARENA, ARENA + ARENA_LEN);
+        self.current = vec![Current::default(); self.used];
+        self.digest = 0;
+        let mut blocks: Vec<Block> = Vec::new();
+        let mut all = Vec::new();
+        // Entries whose other version is not whole: half written when the worker died, or damaged.
+        let mut unsure: Vec<usize> = Vec::new();
+        for index in 0..self.used {
+            // SAFETY: an entry in the table, aligned; any bytes are a value.
+            let entry = unsafe { self.entry(index).read() };
+            let counts = |version: &Version| version.epoch <= commit.epoch;
+            let [first, second] = entry.versions;
+            let is_second = counts(&second) && (!counts(&first) || second.epoch > first.epoch);
+            let (version, other) = if is_second { (second, first) } else { (first, second) };
+            if !counts(&other) && self.body(&other).is_none() {
+                unsure.push(all.len());
+            }
+            let digest = if version.epoch == 0 { 0 } else { digest_of(index, version.crc) };
+            let body = self.body(&version);
+            let block = body.filter(|body| !body.is_empty()).map(|body| Block {
+                offset: version.offset,
+                size: size_of_block(body.len()),
+            });
+            blocks.extend(block);
+            self.current[index] = Current { is_second, epoch: version.epoch, block, digest };
+            self.digest ^= digest;
+            all.push(Saved { index, owner: version.owner, body: if version.epoch == 0 { Some(&[]) } else { body } });
+        }
+        if self.digest != commit.digest && all.iter().all(|saved| saved.body.is_some()) {
+            // Something was lost without a trace. Where nothing is under suspicion, nothing can be proved.
+            let suspects = if unsure.is_empty() { (0..all.len()).collect() } else { unsure };
+            for suspect in suspects {
+                all[suspect].body = None;
+            }
+        }
+        all.retain(|saved| saved.body.is_none_or(|body| !body.is_empty()));
+        self.free = vec![Vec::new(); 64];
+        self.reclaim(blocks);
+        all
+    }
+
+    /// The body of a version, if all of it is as it was written.
+    fn body(&self, version: &Version) -> Option<&'static [u8]> {
+        let len = version.len as usize;
+        let body: &'static [u8] = if len == 0 {
+            &[]
+        } else {
+            let is_in_arena = version.offset >= ARENA
+                && version.offset.checked_add(len as u64).is_some_and(|end| end <= self.arena_end);
+            if !is_in_arena {
+                return None;
+            }
+            // SAFETY: in the mapping, which is never undone; read before anything is written again.
+            unsafe { std::slice::from_raw_parts(self.region.at(version.offset as usize, len), len) }
+        };
+        (version.crc == version.checksum(body)).then_some(body)
+    }
+
+    /// The gaps between blocks in use are free.
+    fn reclaim(&mut self, mut blocks: Vec<Block>) {
+        blocks.sort_unstable_by_key(|block| block.offset);
+        blocks.push(Block { offset: self.arena_end, size: 0 });
+        let mut at = ARENA;
+        for block in blocks {
+            let mut gap = block.offset.saturating_sub(at);
+            while gap >= LEAST as u64 {
+                let size = 1_usize << gap.ilog2().min(40);
+                self.free[class_of(size)].push(at);
+                at += size as u64;
+                gap -= size as u64;
+            }
+            at = at.max(block.offset + block.size as u64);
+        }
+    }
+
+    fn allocate(&mut self, len: usize) -> Result<Block, String> {
+        let size = size_of_block(len);
+        if let Some(offset) = self.free[class_of(size)].pop() {
+            return Ok(Block { offset, size });
+        }
+        let offset = self.arena_end;
+        let end = offset + size as u64;
+        if end > ARENA + ARENA_LEN {
+            return Err("the checkpoint's arena is full".into());
+        }
+        self.arena_end = end;
+        Ok(Block { offset, size })
+    }
+
+    fn entry(&self, index: usize) -> *mut Entry {
+        self.region.at(index * ENTRY, ENTRY).cast()
+    }
+}
+
+fn size_of_block(len: usize) -> usize {
+    len.max(LEAST).next_power_of_two()
+}
+
+/// An entry's part of the digest.
+fn digest_of(index: usize, crc: u32) -> u64 {
+    (u64::from(crc) << 32 | index as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+fn class_of(size: usize) -> usize {
+    size.ilog2() as usize
+}

@@ -1,0 +1,184 @@
+//! The broker as entries of a checkpoint.
+//!
+//! Bodies of large messages are not copied: an entry names the part of the extent that they lie in.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::Journal;
+use super::checkpoint::Saved;
+use super::extent::ExtentRange;
+use super::log::Position;
+use crate::broker::{Blob, Broker, BrokerState, GlobalV1, ListsV1, PeerId, PeerV1};
+use crate::handoff::codec;
+
+const BUS: usize = 0;
+const LISTS: usize = 1;
+const WORKER: usize = 2;
+/// The entry of the peer with index 0.
+const PEERS: usize = 16;
+/// Peers written ahead of a checkpoint in one go.
+const AHEAD: usize = 64;
+
+/// Bytes in an entry, or where they are.
+#[derive(Debug, Serialize, Deserialize)]
+enum Bytes1 {
+    Here(Blob),
+    InExtent(ExtentRange),
+}
+
+/// One peer.
+#[derive(Debug, Serialize, Deserialize)]
+struct PeerEntry {
+    record: PeerV1,
+    /// The record's partial input, where that is in an extent.
+    input: Option<ExtentRange>,
+    bodies: Vec<Bytes1>,
+}
+
+/// What a checkpoint gives back.
+pub(crate) struct Loaded {
+    /// To be restored. The roster names peers whose entries are damaged, too.
+    pub(crate) state: BrokerState,
+    /// The generation of the newest link.
+    pub(crate) generation: u32,
+    /// Where the events begin that are not part of it.
+    pub(crate) position: Position,
+}
+
+impl Journal {
+    /// Whether a checkpoint should be taken before the next event.
+    pub(crate) fn wants_checkpoint(&self) -> bool {
+        self.log.wants_checkpoint() || self.extents.wants_checkpoint()
+    }
+
+    /// Writes some of the many peers that changed, ahead of the next checkpoint: so none takes long. True if it did.
+    pub(crate) fn write_ahead(&mut self, broker: &mut Broker) -> bool {
+        broker.take_changed_peers(&mut self.changed);
+        if self.changed.len() <= 2 * AHEAD {
+            return false;
+        }
+        self.begin_checkpoint();
+        let rest = self.changed.len() - AHEAD;
+        for index in self.changed.split_off(rest) {
+            if let Err(error) = self.put_peer(broker, index) {
+                tracing::error!("checkpoint: {error}");
+            }
+        }
+        true
+    }
+
+    /// Takes a checkpoint: all that has happened is part of it.
+    pub(crate) fn checkpoint(&mut self, broker: &mut Broker, generation: u32) -> Result<(), String> {
+        if self.log.is_crowded() {
+            let log = &self.log;
+            broker.move_output_out(&|bytes| log.holds(bytes));
+        }
+        self.begin_checkpoint();
+        broker.take_changed_peers(&mut self.changed);
+        let mut changed = std::mem::take(&mut self.changed);
+        changed.sort_unstable();
+        changed.dedup();
+        for index in changed.drain(..) {
+            self.put_peer(broker, index)?;
+        }
+        self.changed = changed;
+        if broker.take_changed_lists() {
+            self.put(LISTS, &broker.save_lists())?;
+        }
+        self.put(BUS, &broker.save_bus())?;
+        self.put(WORKER, &generation)?;
+        self.checkpoints.commit(self.header, self.log.end());
+        self.is_checkpoint_begun = false;
+        self.log.checkpointed();
+        self.extents.checkpointed();
+        Ok(())
+    }
+
+    fn begin_checkpoint(&mut self) {
+        if !self.is_checkpoint_begun {
+            self.checkpoints.begin();
+            self.is_checkpoint_begun = true;
+        }
+    }
+
+    fn put(&mut self, index: usize, value: &impl Serialize) -> Result<(), String> {
+        let body = codec::encode(value).map_err(|error| error.to_string())?;
+        self.checkpoints.put(index, [0; 2], &body)
+    }
+
+    fn put_peer(&mut self, broker: &Broker, index: u32) -> Result<(), String> {
+        let entry = PEERS + index as usize;
+        let Some((mut record, bodies)) = broker.save_at(index) else {
+            return self.checkpoints.put(entry, [0; 2], &[]);
+        };
+        let input = self.extents.locate(record.input());
+        if input.is_some() {
+            record.set_input(Bytes::new());
+        }
+        let bodies = bodies.into_iter().map(|body| match self.extents.locate(&body.0) {
+            Some(range) => Bytes1::InExtent(range),
+            None => Bytes1::Here(body),
+        });
+        let owner = [record.id().to_u64(), record.unique().map_or(0, |number| number + 1)];
+        let value = PeerEntry { input, bodies: bodies.collect(), record };
+        let body = codec::encode(&value).map_err(|error| error.to_string())?;
+        self.checkpoints.put(entry, owner, &body)
+    }
+
+    /// Reads the newest checkpoint. `None`: there is none yet. `Err`: it cannot be gone on from.
+    pub(crate) fn load(&mut self) -> Result<Option<Loaded>, String> {
+        if self.header.committed.load(std::sync::atomic::Ordering::Acquire) == 0 {
+            return Ok(None);
+        }
+        let commit = self.header.newest_checkpoint().ok_or("the checkpoint's description is damaged")?;
+        let entries = self.checkpoints.read(&commit);
+        let whole = |index: usize| {
+            let entry = entries.iter().find(|saved| saved.index == index);
+            entry.and_then(|saved| saved.body).ok_or_else(|| format!("entry {index} of the checkpoint is damaged"))
+        };
+        let decoded = |error: codec::CodecError| format!("the checkpoint: {error}");
+        let bus: GlobalV1 = codec::decode(whole(BUS)?).map_err(decoded)?;
+        let lists: ListsV1 = codec::decode(whole(LISTS)?).map_err(decoded)?;
+        let generation: u32 = codec::decode(whole(WORKER)?).map_err(decoded)?;
+        let (mut peers, mut shared, mut roster) = (Vec::new(), Vec::new(), Vec::new());
+        for saved in entries.iter().filter(|saved| saved.index >= PEERS) {
+            let owner = PeerId::from_u64(saved.owner[0]);
+            roster.push((owner, saved.owner[1].checked_sub(1)));
+            match self.load_peer(saved, &mut shared) {
+                Ok(record) => peers.push(record),
+                // The roster tells that it is missing.
+                Err(reason) => tracing::error!("peer {}: {reason}", owner.index),
+            }
+        }
+        Ok(Some(Loaded {
+            state: BrokerState { global: bus.complete(lists, roster), peers, shared },
+            generation,
+            position: commit.position(),
+        }))
+    }
+
+    fn load_peer(&mut self, saved: &Saved<'_>, shared: &mut Vec<Blob>) -> Result<PeerV1, String> {
+        let body = saved.body.ok_or("its entry in the checkpoint is damaged")?;
+        let PeerEntry { mut record, input, bodies } =
+            codec::decode(body).map_err(|error| format!("its entry in the checkpoint: {error}"))?;
+        if record.id().to_u64() != saved.owner[0] {
+            return Err("its entry in the checkpoint is another's".into());
+        }
+        if let Some(range) = input {
+            record.set_input(self.adopt(range)?);
+        }
+        record.shift_bodies(shared.len() as u32);
+        for body in bodies {
+            shared.push(match body {
+                Bytes1::Here(body) => body,
+                Bytes1::InExtent(range) => Blob(self.adopt(range)?),
+            });
+        }
+        Ok(record)
+    }
+
+    fn adopt(&mut self, range: ExtentRange) -> Result<Bytes, String> {
+        self.extents.adopt(range).ok_or_else(|| "it refers to an extent that is not there".to_owned())
+    }
+}

@@ -1,0 +1,181 @@
+//! Going on where a worker died: its checkpoint, the events since, and the system call that was under way.
+
+use std::os::fd::RawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+
+use bus_wire::Fd;
+
+use super::system::{Kernel, cookie, is_accepted_socket};
+use crate::broker::{Action, Broker, Dropped, Event, PeerId};
+use crate::handoff::{image, memfd};
+use crate::journal::Journal;
+use crate::keeper::Listener;
+
+/// Descriptors looked for beyond the highest that is known: what a worker had open when it died.
+const BEYOND: RawFd = 4096;
+
+/// The bus as the dead worker left it.
+pub(super) struct Recovered {
+    pub(super) broker: Broker,
+    /// The generation of the newest link.
+    pub(super) generation: u32,
+    /// Peers whose streams cannot be proved. Their links are to be closed.
+    pub(super) in_doubt: Vec<Dropped>,
+    /// Peers whose newest input killed the worker. Their links are to be closed once they have been told.
+    pub(super) quarantined: Vec<PeerId>,
+    /// Peers that the broker had closed; their sockets may still be open.
+    closed: Vec<PeerId>,
+}
+
+/// Rebuilds the broker. `image` is what the dead worker itself had begun with, needed while there is no checkpoint;
+/// `skip` is the number of an event that is not to be applied again.
+pub(super) fn replay(journal: &mut Journal, image: RawFd, skip: Option<u64>) -> Result<Recovered, String> {
+    let (broker, generation, in_doubt) = match journal.load()? {
+        Some(loaded) => {
+            journal.rewind(Some(loaded.position));
+            let (broker, dropped) = Broker::restore(loaded.state).map_err(|error| error.to_string())?;
+            (broker, loaded.generation, dropped)
+        }
+        None => {
+            journal.rewind(None);
+            let bytes = memfd::read(image).map_err(|error| format!("there is no state to go on from: {error}"))?;
+            let restored = image::load(&bytes).map_err(|error| error.to_string())?;
+            (restored.broker, restored.worker.generation, restored.dropped)
+        }
+    };
+    let mut recovered = Recovered { broker, generation, in_doubt, quarantined: Vec::new(), closed: Vec::new() };
+    let mut damage = None;
+    loop {
+        match journal.next_event() {
+            Ok(None) => break,
+            Ok(Some((sequence, event))) if Some(sequence) == skip => recovered.quarantine(&event, sequence, journal),
+            Ok(Some((_, event))) => recovered.apply(event, journal),
+            Err(what) => {
+                damage = Some(what);
+                break;
+            }
+        }
+    }
+    if damage.is_none() {
+        match journal.finish_in_flight() {
+            Ok(Some(event)) if skip == Some(journal.newest()) => {
+                recovered.quarantine(&event, journal.newest(), journal);
+            }
+            Ok(Some(event)) => recovered.apply(event, journal),
+            Ok(None) => {}
+            Err(what) => damage = Some(what),
+        }
+    }
+    if let Some(what) = damage {
+        recovered.doubt_all(&what);
+    }
+    journal.mark_applied();
+    journal.resume().map_err(|error| format!("the journal's memory: {error}"))?;
+    Ok(recovered)
+}
+
+impl Recovered {
+    fn apply(&mut self, event: Event, journal: &mut Journal) {
+        if let Event::Accepted { peer, .. } = &event {
+            self.generation = self.generation.max(peer.generation);
+        }
+        self.broker.handle(event, &mut Kernel { journal });
+        // In a replay nothing touches the system.
+        for action in self.broker.actions().drain(..) {
+            if let Action::Close { peer, .. } = action {
+                self.closed.push(peer);
+            }
+        }
+    }
+
+    /// An event that kills the worker is left out: a copy is kept, its sender told, and then disconnected.
+    fn quarantine(&mut self, event: &Event, sequence: u64, journal: &mut Journal) {
+        let (peer, bytes) = match event {
+            Event::Received { peer, data, .. } => (*peer, data.clone()),
+            Event::ReceivedLarge { peer, prefix, .. } => (*peer, prefix.clone()),
+            other => {
+                tracing::error!("event {sequence} kills the worker and is left out: {other:?}");
+                return;
+            }
+        };
+        match keep_copy(sequence, &bytes) {
+            Ok(path) => tracing::error!(
+                "{} bytes from peer {} kill the worker: they are kept in {}, and the peer is disconnected",
+                bytes.len(),
+                peer.index,
+                path.display()
+            ),
+            Err(error) => tracing::error!("bytes from peer {} kill the worker; no copy: {error}", peer.index),
+        }
+        self.apply(Event::Quarantined { peer, begins_with: bytes.slice(..bytes.len().min(16)) }, journal);
+        self.quarantined.push(peer);
+    }
+
+    /// Nothing that came after the damage is known, so no peer's stream can be proved.
+    fn doubt_all(&mut self, what: &str) {
+        tracing::error!("{what}: the connections cannot be proved and are given up");
+        let known: Vec<PeerId> = self.in_doubt.iter().map(|one| one.peer).collect();
+        let peers: Vec<PeerId> = self.broker.peer_ids().filter(|peer| !known.contains(peer)).collect();
+        self.in_doubt.extend(peers.into_iter().map(|peer| Dropped {
+            peer,
+            reason: "its stream cannot be proved after damage to the journal".into(),
+            fds: Vec::new(),
+        }));
+    }
+
+    /// Compares what the broker owns with what is open: closes what belongs to nobody, and finds connections that were
+    /// accepted and not noted. `kept` is what keeper and worker have open for themselves.
+    pub(super) fn reconcile(
+        &self,
+        kept: &[RawFd],
+        listeners: &[Listener],
+        journal: &Journal,
+    ) -> Vec<(RawFd, u32)> {
+        let links = self.broker.peer_ids().map(|peer| peer.index.cast_signed());
+        let owned = self.broker.owned_fds().into_iter().map(|fd| fd.0);
+        let mut ours: Vec<RawFd> =
+            kept.iter().copied().chain(listeners.iter().map(|one| one.fd)).chain(links).chain(owned).collect();
+        ours.sort_unstable();
+        ours.dedup();
+        let end = ours.last().copied().unwrap_or(2).saturating_add(BEYOND);
+        let mut accepted = Vec::new();
+        for fd in 3..=end {
+            if ours.binary_search(&fd).is_ok() || !is_open(fd) {
+                continue;
+            }
+            let listener = is_accepted_socket(fd, listeners);
+            let is_known = journal.cookie(Fd(fd)) == cookie(fd);
+            match listener {
+                Some(listener) if !is_known => accepted.push((fd, listener)),
+                Some(_) => {
+                    let _ = nix::sys::socket::shutdown(fd, nix::sys::socket::Shutdown::Both);
+                    close(fd);
+                }
+                None => close(fd),
+            }
+        }
+        tracing::debug!("{} connections were closed in the replay", self.closed.len());
+        accepted
+    }
+}
+
+fn close(fd: RawFd) {
+    let _ = nix::unistd::close(fd);
+}
+
+#[expect(unsafe_code, reason = "asks about a descriptor by number")]
+fn is_open(fd: RawFd) -> bool {
+    // SAFETY: only asks.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+}
+
+/// Keeps bytes that killed the worker, for whoever is to mend it.
+fn keep_copy(sequence: u64, bytes: &[u8]) -> std::io::Result<PathBuf> {
+    use std::io::Write;
+    let directory = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    let path = directory.join(format!("bus-quarantine-{}-{sequence}", nix::unistd::getppid()));
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+    file.write_all(bytes)?;
+    Ok(path)
+}
