@@ -1,6 +1,7 @@
 //! A bus in a process of its own, and the clients of the tests.
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+pub mod load;
 pub mod zbus_peer;
 
 use bus_load::clock::Deadline;
@@ -82,6 +83,13 @@ impl Bus {
         self.child.id()
     }
 
+    /// The worker process, if there is one at the moment.
+    pub fn worker(&self) -> Option<u32> {
+        let pid = self.pid();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        children.split_whitespace().next()?.parse().ok()
+    }
+
     /// The daemon's main process has not ended.
     pub fn is_alive(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
@@ -154,6 +162,14 @@ pub fn restart_property(caller: &mut Caller, name: &str) -> Message {
 
 pub fn generation(caller: &mut Caller) -> u32 {
     restart_property(caller, "Generation")
+        .body()
+        .read_variant(|value| value.read_u32())
+        .unwrap()
+}
+
+/// Deaths of the worker that the bus has survived.
+pub fn recoveries(caller: &mut Caller) -> u32 {
+    restart_property(caller, "Recoveries")
         .body()
         .read_variant(|value| value.read_u32())
         .unwrap()

@@ -1,0 +1,130 @@
+//! A new binary that cannot take over is refused before anything stops, with the reason, and nobody notices; of two
+//! upgrades at once, the second is told so.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+mod support;
+
+use bus_load::{CallError, Hook, Load, LoadPlan};
+use std::fs::{Permissions, read, set_permissions, write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use support::{Bus, binary, generation, upgrade, wait_until};
+
+/// Asks for an upgrade that must be refused, and returns the reason.
+fn refused(bus: &Bus, binary: &str) -> String {
+    match upgrade(&mut bus.caller(), binary) {
+        Err(CallError::Reply { name, message }) => {
+            assert_eq!(name, "org.busdaemon.Error.UpgradeRefused", "{binary}: {message}");
+            message
+        }
+        other => panic!("{binary}: {other:?}"),
+    }
+}
+
+fn file(directory: &Path, name: &str, content: &[u8], mode: u32) -> String {
+    let path = directory.join(name);
+    write(&path, content).unwrap();
+    set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn what_is_not_a_bus_is_refused_and_nobody_notices() {
+    let bus = Bus::start();
+    let mut load = Load::start(&bus.address, LoadPlan::small()).unwrap();
+    load.go().unwrap();
+    load.hold(&Hook::ALL).unwrap();
+
+    let directory = bus.directory.path();
+    let whole = read(binary()).unwrap();
+    let cases = [
+        "/bin/true".to_owned(),
+        "/bin/false".to_owned(),
+        "/bin/cat".to_owned(),
+        directory.to_str().unwrap().to_owned(),
+        directory.join("missing").to_str().unwrap().to_owned(),
+        file(directory, "text", b"hello\n", 0o755),
+        file(directory, "not-executable", &whole, 0o644),
+        file(directory, "half", &whole[..whole.len() / 2], 0o755),
+        // It says much, and nothing that counts.
+        file(directory, "chatty", b"#!/bin/sh\nseq 100000\necho ok\n", 0o755),
+        // It dies of a signal.
+        file(directory, "dying", b"#!/bin/sh\nkill -SEGV $$\n", 0o755),
+        // It could take over, and says that it could not.
+        file(
+            directory,
+            "failing",
+            format!("#!/bin/sh\n'{}' \"$@\"\nexit 1\n", binary().display()).as_bytes(),
+            0o755,
+        ),
+    ];
+    for case in &cases {
+        let reason = refused(&bus, case);
+        assert!(
+            reason.contains(case.as_str()),
+            "{case}: the reason does not name the binary: {reason}"
+        );
+    }
+
+    let mut caller = bus.caller();
+    assert_eq!(generation(&mut caller), 1);
+    load.release(&Hook::ALL).unwrap();
+    // After all that, a proper one.
+    assert_eq!(upgrade(&mut caller, "").unwrap(), 2);
+    let report = load.finish().unwrap();
+    assert!(report.is_clean(), "{report}");
+}
+
+#[test]
+fn of_two_upgrades_at_once_the_second_is_told_so() {
+    let bus = Bus::start();
+    let directory = bus.directory.path();
+    // The real binary, which takes its time to make up its mind.
+    let script = format!(
+        "#!/bin/sh\ntouch '{0}/asked'\nwhile [ ! -e '{0}/answer' ]; do sleep 0.01; done\nexec '{1}' \"$@\"\n",
+        directory.display(),
+        binary().display()
+    );
+    let slow = file(directory, "slow", script.as_bytes(), 0o755);
+    let mut load = Load::start(&bus.address, LoadPlan::small()).unwrap();
+    load.go().unwrap();
+
+    let first = std::thread::scope(|scope| {
+        let first = scope.spawn(|| upgrade(&mut bus.caller(), &slow));
+        wait_until("the first upgrade is under way", || {
+            directory.join("asked").exists()
+        });
+        match upgrade(&mut bus.caller(), "") {
+            Err(CallError::Reply { name, .. }) => assert_eq!(name, "org.busdaemon.Error.UpgradeInProgress"),
+            other => panic!("{other:?}"),
+        }
+        // The bus serves while it waits.
+        bus.caller().list("ListNames", None).unwrap();
+        write(directory.join("answer"), b"").unwrap();
+        first.join().unwrap()
+    });
+    assert_eq!(first.unwrap(), 2);
+    assert_eq!(upgrade(&mut bus.caller(), binary().to_str().unwrap()).unwrap(), 3);
+    let report = load.finish().unwrap();
+    assert!(report.is_clean(), "{report}");
+}
+
+#[test]
+fn who_asks_and_leaves_does_not_stop_an_upgrade() {
+    let bus = Bus::start();
+    let mut caller = bus.caller();
+    caller.set_timeout(std::time::Duration::from_micros(1));
+    let asked = caller.call(
+        support::DRIVER,
+        support::DRIVER_PATH,
+        support::RESTART,
+        "Upgrade",
+        |body| {
+            body.str("");
+        },
+    );
+    assert!(matches!(asked, Err(CallError::Broken(_))), "{asked:?}");
+    drop(caller);
+    let mut other = bus.caller();
+    wait_until("the upgrade is done", || generation(&mut other) == 2);
+}
