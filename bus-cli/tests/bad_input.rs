@@ -129,11 +129,20 @@ fn replaced(text: &[u8], by: &[u8]) -> Vec<u8> {
 
 /// A call with this body, right or wrong.
 fn with_body(signature: &str, body: &[u8]) -> Vec<u8> {
-    let builder = MessageBuilder::method_call(DRIVER_PATH, "GetId")
-        .destination(DRIVER)
-        .serial(1u32);
-    let good = builder.body_parts(signature, &[]).build();
-    let mut message = good.expect("the header is good");
+    let mut message = with_fields(1, |array| {
+        field(array, 1, "o", |value| {
+            value.object_path(DRIVER_PATH);
+        });
+        field(array, 3, "s", |value| {
+            value.str("GetId");
+        });
+        field(array, 6, "s", |value| {
+            value.str(DRIVER);
+        });
+        field(array, 8, "g", |value| {
+            value.signature(signature);
+        });
+    });
     message[4..8].copy_from_slice(&(body.len() as u32).to_le_bytes());
     message.extend_from_slice(body);
     message

@@ -118,13 +118,6 @@ impl Bus {
 
 impl Drop for Bus {
     fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
-        let deadline = Deadline::after(Duration::from_secs(5));
-        while matches!(self.child.try_wait(), Ok(None)) && !deadline.passed() {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
         if std::thread::panicking() {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
