@@ -241,6 +241,17 @@ impl FromStr for MatchRule {
         if text.len() > MAX_RULE {
             return Err(MatchRuleError::TooLong(text.len()));
         }
+        Self::parse_any_length(text)
+    }
+}
+
+impl MatchRule {
+    /// As [`FromStr`], for a text that comes from this program itself: the canonical text of a rule may be longer than
+    /// a client's.
+    ///
+    /// # Errors
+    /// Where the text is no rule.
+    pub fn parse_any_length(text: &str) -> Result<Self, MatchRuleError> {
         let mut draft = Draft::default();
         let mut rest = skip_blanks(text);
         while !rest.is_empty() {

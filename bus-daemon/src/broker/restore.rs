@@ -23,6 +23,9 @@ use crate::config::Config;
 /// More peers than any machine has descriptors for: an index beyond this is nonsense.
 const MAX_INDEX: u32 = 1 << 22;
 
+/// No position in a stream and no number of a unique name gets this far; behind it, counting could overflow.
+const MAX_COUNT: u64 = 1 << 62;
+
 /// A peer that was not restored. Its link is to be closed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dropped {
@@ -86,6 +89,9 @@ impl Broker {
             hash_seed,
         };
         let mut broker = Self::new(identity, Arc::new(Config::from(config)), now);
+        if next_unique > MAX_COUNT {
+            return Err(RestoreError::Inconsistent("no unique name is left".to_owned()));
+        }
         broker.next_unique = next_unique;
         broker.driver_serial = driver_serial;
         broker.restart = restore_restart(restart);
@@ -94,10 +100,11 @@ impl Broker {
 
         let mut dropped = Vec::new();
         let mut calls = Vec::with_capacity(peers.len());
+        let mut owned = HashSet::with_hasher(Seeded::default());
         for record in peers {
             let id = record.id;
             let fds = fds_of(&record);
-            match broker.restore_peer(record, &shared) {
+            match broker.restore_peer(record, &shared, &mut owned) {
                 Ok(records) => calls.push((id, records)),
                 Err(reason) => dropped.push(Dropped {
                     peer: id,
@@ -106,9 +113,9 @@ impl Broker {
                 }),
             }
         }
-        let known: HashSet<PeerId, Seeded> = dropped.iter().map(|one| one.peer).collect();
+        let mut known: HashSet<PeerId, Seeded> = dropped.iter().map(|one| one.peer).collect();
         for (id, _) in &roster {
-            if broker.peers.get(*id).is_none() && !known.contains(id) {
+            if broker.peers.get(*id).is_none() && known.insert(*id) {
                 let reason = "its record is missing".to_owned();
                 dropped.push(Dropped {
                     peer: *id,
@@ -137,7 +144,13 @@ impl Broker {
     }
 
     /// Puts one peer into the table and all that is rebuilt from it.
-    fn restore_peer(&mut self, record: PeerV1, shared: &[Blob]) -> Result<Calls, String> {
+    fn restore_peer(
+        &mut self,
+        record: PeerV1,
+        shared: &[Blob],
+        owned: &mut HashSet<Fd, Seeded>,
+    ) -> Result<Calls, String> {
+        let fds = fds_of(&record);
         let PeerV1 {
             id,
             listener,
@@ -188,9 +201,10 @@ impl Broker {
         if input.0.len() > max_message_size(&self.config) {
             return Err("its partial message is too long".to_owned());
         }
+        // What was taken as a match rule is longer as canonical text, where it has apostrophes.
         let rules = rules
             .iter()
-            .map(|text| text.parse::<MatchRule>())
+            .map(|text| MatchRule::parse_any_length(text))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| format!("a match rule of its cannot be read: {error}"))?;
         let mut pieces = Vec::with_capacity(output.len());
@@ -199,9 +213,22 @@ impl Broker {
                 .ok_or("its output refers to bytes that are not there")?;
         }
         let length: u64 = pieces.iter().map(|piece| piece_length(piece) as u64).sum();
-        let end = sent.checked_add(length).ok_or("its output has no end")?;
+        let end = sent.saturating_add(length);
+        if end > MAX_COUNT {
+            return Err("its output has no end".to_owned());
+        }
         if output_fds.iter().any(|(at, _)| *at < sent || *at >= end) {
             return Err("descriptors in its output belong to no byte".to_owned());
+        }
+        if !takes_fds && !fds.is_empty() {
+            return Err("it has descriptors and takes none".to_owned());
+        }
+        if fds.iter().any(|fd| owned.contains(fd)) {
+            return Err("a descriptor of its is another's".to_owned());
+        }
+        let mut own = HashSet::with_hasher(Seeded::default());
+        if !fds.iter().all(|fd| own.insert(*fd)) {
+            return Err("it has a descriptor twice".to_owned());
         }
         let unique = unique.map(Unique::new);
         let is_monitor = matches!(phase, Phase::Monitor);
@@ -246,6 +273,7 @@ impl Broker {
         if !self.peers.insert(peer) {
             return Err("its index is another's".to_owned());
         }
+        owned.extend(fds);
         if length > 0 {
             self.dirty.push(id);
         }
@@ -474,6 +502,10 @@ fn restore_piece(piece: PieceV1, shared: &[Blob], pieces: &mut Vec<PieceState>) 
         }
         PieceV1::Shared { index, length } => {
             let Blob(body) = shared.get(index as usize)?;
+            // Shorter ones are never shared; many of them would be copied again and again.
+            if length < SHARED as u64 {
+                return None;
+            }
             let from = body.len().checked_sub(usize::try_from(length).ok()?)?;
             pieces.push(PieceState::Shared(body.slice(from..)));
         }
@@ -519,3 +551,6 @@ fn restore_restart(restart: RestartV1) -> Restart {
         dropped_in_restore,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,14 +6,23 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// No record is longer; no claim of a length beyond this sizes memory. 256 MiB.
-pub const LONGEST: usize = 256 << 20;
+/// No record is longer. 2 GiB: more than the longest queue that a configuration usually allows, with one message more.
+pub const LONGEST: usize = 2 << 30;
 
-const FORMAT: bincode::config::Configuration<
+/// Up to these lengths a record claims at most 16 times as much memory: a number of one byte may stand for eight. Only
+/// byte strings make records longer.
+const SHORT: usize = 1 << 20;
+const LONG: usize = 128 << 20;
+
+type Format<const LIMIT: usize> = bincode::config::Configuration<
     bincode::config::LittleEndian,
     bincode::config::Varint,
-    bincode::config::Limit<LONGEST>,
-> = bincode::config::standard().with_limit::<LONGEST>();
+    bincode::config::Limit<LIMIT>,
+>;
+
+const FORMAT: Format<{ 2 * LONGEST }> = bincode::config::standard().with_limit();
+const LONG_FORMAT: Format<{ 16 * LONG }> = bincode::config::standard().with_limit();
+const SHORT_FORMAT: Format<{ 16 * SHORT }> = bincode::config::standard().with_limit();
 
 /// A value that cannot be encoded or bytes that are no such value; says what.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,7 +34,22 @@ pub struct CodecError(String);
 /// # Errors
 /// When it is longer than [`LONGEST`].
 pub fn encode(value: &impl Serialize) -> Result<Vec<u8>, CodecError> {
-    bincode::serde::encode_to_vec(value, FORMAT).map_err(|error| CodecError(error.to_string()))
+    let mut bytes = Vec::new();
+    encode_into(value, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Adds the bytes of a value.
+///
+/// # Errors
+/// When it is longer than [`LONGEST`]. Part of it may have been added then.
+pub fn encode_into(value: &impl Serialize, bytes: &mut Vec<u8>) -> Result<(), CodecError> {
+    let length = bincode::serde::encode_into_std_write(value, bytes, FORMAT)
+        .map_err(|error| CodecError(error.to_string()))?;
+    if length > LONGEST {
+        return Err(CodecError(format!("a record of {length} bytes is too long")));
+    }
+    Ok(())
 }
 
 /// The value that is all of `bytes`.
@@ -33,8 +57,12 @@ pub fn encode(value: &impl Serialize) -> Result<Vec<u8>, CodecError> {
 /// # Errors
 /// When they are no such value, or something is left over.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
-    let (value, used) = bincode::serde::decode_from_slice(bytes, FORMAT)
-        .map_err(|error| CodecError(error.to_string()))?;
+    let decoded = match bytes.len() {
+        0..=SHORT => bincode::serde::decode_from_slice(bytes, SHORT_FORMAT),
+        ..=LONG => bincode::serde::decode_from_slice(bytes, LONG_FORMAT),
+        _ => bincode::serde::decode_from_slice(bytes, FORMAT),
+    };
+    let (value, used) = decoded.map_err(|error| CodecError(error.to_string()))?;
     if used == bytes.len() {
         Ok(value)
     } else {

@@ -1,18 +1,22 @@
 //! The state container: records with a type, a version and a checksum, readable past damage.
 //!
 //! ```text
-//! container = "BUSSTATE" major:u16 least_reader:u16 0:u32 record* END
+//! container = header header record* END
+//! header    = "BUSSTATE" major:u16 least_reader:u16 salt:u32 crc:u32 0:u32
 //! record    = "brec" type:u16 version:u16 flags:u16 0:u16 length:u32 header_crc:u32 body_crc:u32 body 0-padding to 8
 //! END       = the record of type 0xffff whose body is the number of records before it:u64
 //! ```
-//! All numbers are little endian. A damaged body costs that record; after a damaged header the reader looks for the
-//! next whole one. What a record of an unknown type means for the reader is in its flags.
+//! All numbers are little endian. The header is there twice, either is enough. A damaged body costs that record; after a
+//! damaged record header the reader looks for the next whole one. The bodies hold bytes that clients chose, and what a
+//! client can send must not be taken for a record then: `header_crc` goes on from the salt, which no client knows.
+//! What a record of an unknown type means for the reader is in its flags.
 
 use super::codec;
 
 const MAGIC: &[u8; 8] = b"BUSSTATE";
 const RECORD_MAGIC: &[u8; 4] = b"brec";
-const CONTAINER_HEADER: usize = 16;
+const HEADER_COPY: usize = 24;
+const CONTAINER_HEADER: usize = 2 * HEADER_COPY;
 const RECORD_HEADER: usize = 24;
 const END: u16 = 0xffff;
 
@@ -51,13 +55,18 @@ pub enum ContainerError {
     #[error("not a saved state: it does not begin with \"BUSSTATE\"")]
     NotAContainer,
     /// Written by a later version that says it cannot be read by this one.
-    #[error("the state has version {version} and needs a reader of version {least_reader}; this one is {VERSION}")]
+    #[error(
+        "the state has version {version} and needs a reader of version {least_reader}; this one is {VERSION}"
+    )]
     TooNew {
         /// Its version.
         version: u16,
         /// The least version that reads it.
         least_reader: u16,
     },
+    /// One of the two headers of the container does not fit its checksum; the other does.
+    #[error("a header of the state is damaged; the other one is used")]
+    Header,
     /// A body whose checksum does not fit.
     #[error("the record of type {kind} at byte {offset} is damaged")]
     Damaged {
@@ -86,30 +95,34 @@ pub enum ContainerError {
 #[derive(Debug)]
 pub struct Writer {
     bytes: Vec<u8>,
+    salt: u32,
     records: u64,
 }
 
-impl Default for Writer {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Writer {
-    /// An empty container.
-    pub fn new() -> Self {
+    /// An empty container. `salt` is nothing that a client could know, where clients have a say in what is saved.
+    pub fn new(salt: u32) -> Self {
+        let mut header = [0; HEADER_COPY];
+        header[..8].copy_from_slice(MAGIC);
+        header[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        header[10..12].copy_from_slice(&LEAST_READER.to_le_bytes());
+        header[12..16].copy_from_slice(&salt.to_le_bytes());
+        let crc = crc32c::crc32c(&header[..16]);
+        header[16..20].copy_from_slice(&crc.to_le_bytes());
         let mut bytes = Vec::with_capacity(64 * 1024);
-        bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&LEAST_READER.to_le_bytes());
-        bytes.extend_from_slice(&[0; 4]);
-        Self { bytes, records: 0 }
+        bytes.extend_from_slice(&header);
+        bytes.extend_from_slice(&header);
+        Self {
+            bytes,
+            salt,
+            records: 0,
+        }
     }
 
     /// Adds a record.
     ///
     /// # Errors
-    /// When the value is too long for one record.
+    /// When the value is too long for one record; the container is as it was.
     pub fn record(
         &mut self,
         kind: u16,
@@ -117,31 +130,38 @@ impl Writer {
         if_unknown: IfUnknown,
         value: &impl serde::Serialize,
     ) -> Result<(), codec::CodecError> {
-        let body = codec::encode(value)?;
-        self.raw(kind, version, if_unknown, &body);
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&[0; RECORD_HEADER]);
+        if let Err(error) = codec::encode_into(value, &mut self.bytes) {
+            self.bytes.truncate(start);
+            return Err(error);
+        }
+        self.seal(start, kind, version, if_unknown);
         Ok(())
     }
 
-    fn raw(&mut self, kind: u16, version: u16, if_unknown: IfUnknown, body: &[u8]) {
-        let mut header = [0; RECORD_HEADER];
+    /// Writes the header in front of the body that goes from `start` to the end.
+    fn seal(&mut self, start: usize, kind: u16, version: u16, if_unknown: IfUnknown) {
+        let (_, record) = self.bytes.split_at_mut(start);
+        let (header, body) = record.split_at_mut(RECORD_HEADER);
         header[..4].copy_from_slice(RECORD_MAGIC);
         header[4..6].copy_from_slice(&kind.to_le_bytes());
         header[6..8].copy_from_slice(&version.to_le_bytes());
         header[8..10].copy_from_slice(&(if_unknown as u16).to_le_bytes());
         header[12..16].copy_from_slice(&(body.len() as u32).to_le_bytes());
-        let crc = crc32c::crc32c(&header[..16]);
+        let crc = crc32c::crc32c_append(self.salt, &header[..16]);
         header[16..20].copy_from_slice(&crc.to_le_bytes());
         header[20..24].copy_from_slice(&crc32c::crc32c(body).to_le_bytes());
-        self.bytes.extend_from_slice(&header);
-        self.bytes.extend_from_slice(body);
         self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
         self.records += 1;
     }
 
     /// Ends the container; its bytes.
     pub fn finish(mut self) -> Vec<u8> {
-        let count = self.records;
-        self.raw(END, 1, IfUnknown::Refuse, &count.to_le_bytes());
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&[0; RECORD_HEADER]);
+        self.bytes.extend_from_slice(&self.records.to_le_bytes());
+        self.seal(start, END, 1, IfUnknown::Refuse);
         self.bytes
     }
 }
@@ -150,6 +170,9 @@ impl Writer {
 #[derive(Debug)]
 pub struct Reader<'a> {
     bytes: &'a [u8],
+    salt: u32,
+    /// Whether a damaged header is to be told of.
+    header_is_damaged: bool,
     offset: usize,
     /// Records seen, damaged ones too.
     records: u64,
@@ -162,25 +185,52 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// When it is none, or too new.
     pub fn new(bytes: &'a [u8]) -> Result<Self, ContainerError> {
-        if bytes.len() < CONTAINER_HEADER || !bytes.starts_with(MAGIC) {
-            return Err(ContainerError::NotAContainer);
-        }
-        let version = u16_at(bytes, 8);
-        let least_reader = u16_at(bytes, 10);
+        let copies = bytes
+            .get(..CONTAINER_HEADER)
+            .ok_or(ContainerError::NotAContainer)?;
+        let (first, second) = copies.split_at(HEADER_COPY);
+        let whole = |copy: &&[u8]| {
+            copy.starts_with(MAGIC)
+                && u32_at(copy, 16) == crc32c::crc32c(&copy[..16])
+                && u32_at(copy, 20) == 0
+        };
+        let header = [first, second]
+            .into_iter()
+            .find(whole)
+            .ok_or(ContainerError::NotAContainer)?;
+        let (version, least_reader) = (u16_at(header, 8), u16_at(header, 10));
         if least_reader > VERSION {
-            return Err(ContainerError::TooNew { version, least_reader });
+            return Err(ContainerError::TooNew {
+                version,
+                least_reader,
+            });
         }
-        Ok(Self { bytes, offset: CONTAINER_HEADER, records: 0, ended: false })
+        Ok(Self {
+            bytes,
+            salt: u32_at(header, 12),
+            header_is_damaged: first != second,
+            offset: CONTAINER_HEADER,
+            records: 0,
+            ended: false,
+        })
     }
 
     /// A whole record header at `offset`: type, version, flags, length, checksum of the body.
     fn header_at(&self, offset: usize) -> Option<(u16, u16, u16, usize, u32)> {
         let header = self.bytes.get(offset..offset.checked_add(RECORD_HEADER)?)?;
-        if !header.starts_with(RECORD_MAGIC) || u32_at(header, 16) != crc32c::crc32c(&header[..16]) {
+        if !header.starts_with(RECORD_MAGIC)
+            || u32_at(header, 16) != crc32c::crc32c_append(self.salt, &header[..16])
+        {
             return None;
         }
         let length = u32_at(header, 12) as usize;
-        Some((u16_at(header, 4), u16_at(header, 6), u16_at(header, 8), length, u32_at(header, 20)))
+        Some((
+            u16_at(header, 4),
+            u16_at(header, 6),
+            u16_at(header, 8),
+            length,
+            u32_at(header, 20),
+        ))
     }
 }
 
@@ -191,16 +241,22 @@ impl<'a> Iterator for Reader<'a> {
         if self.ended {
             return None;
         }
+        if std::mem::take(&mut self.header_is_damaged) {
+            return Some(Err(ContainerError::Header));
+        }
         let start = self.offset;
         let Some((kind, version, flags, length, crc)) = self.header_at(start) else {
             // Headers stand at multiples of 8.
-            let resumed = (start + 1..self.bytes.len())
-                .filter(|offset| offset % 8 == 0)
+            let resumed = ((start + 1).next_multiple_of(8)..self.bytes.len())
+                .step_by(8)
                 .find(|offset| self.header_at(*offset).is_some());
             return match resumed {
                 Some(resumed) => {
                     self.offset = resumed;
-                    Some(Err(ContainerError::Gap { offset: start, resumed }))
+                    Some(Err(ContainerError::Gap {
+                        offset: start,
+                        resumed,
+                    }))
                 }
                 None => {
                     self.ended = true;
@@ -209,7 +265,10 @@ impl<'a> Iterator for Reader<'a> {
             };
         };
         let body_start = start + RECORD_HEADER;
-        let Some(body) = body_start.checked_add(length).and_then(|end| self.bytes.get(body_start..end)) else {
+        let Some(body) = body_start
+            .checked_add(length)
+            .and_then(|end| self.bytes.get(body_start..end))
+        else {
             // The header is whole, so its length is right, and the bytes end too early.
             self.offset = self.bytes.len();
             self.records += 1;
@@ -223,13 +282,24 @@ impl<'a> Iterator for Reader<'a> {
         if kind == END {
             self.ended = true;
             let count = body.try_into().map(u64::from_le_bytes).unwrap_or(0);
-            return (count != self.records)
-                .then(|| Err(ContainerError::Incomplete { missing: count.abs_diff(self.records) }));
+            return (count != self.records).then(|| {
+                Err(ContainerError::Incomplete {
+                    missing: count.abs_diff(self.records),
+                })
+            });
         }
         self.records += 1;
-        let if_unknown =
-            if flags == IfUnknown::Skip as u16 { IfUnknown::Skip } else { IfUnknown::Refuse };
-        Some(Ok(Record { kind, version, if_unknown, body }))
+        let if_unknown = if flags == IfUnknown::Skip as u16 {
+            IfUnknown::Skip
+        } else {
+            IfUnknown::Refuse
+        };
+        Some(Ok(Record {
+            kind,
+            version,
+            if_unknown,
+            body,
+        }))
     }
 }
 
@@ -246,7 +316,7 @@ mod tests {
     use super::*;
 
     fn container(values: &[&str]) -> Vec<u8> {
-        let mut writer = Writer::new();
+        let mut writer = Writer::new(0x1234_5678);
         for (index, value) in values.iter().enumerate() {
             writer.record(index as u16, 1, IfUnknown::Refuse, value).unwrap();
         }
@@ -269,18 +339,22 @@ mod tests {
         let bytes = container(&["a", "", "longer than eight bytes"]);
         assert_eq!(read(&bytes), (vec![0, 1, 2], vec![]));
         let last = Reader::new(&bytes).unwrap().nth(2).unwrap().unwrap();
-        assert_eq!(codec::decode::<String>(last.body).unwrap(), "longer than eight bytes");
+        assert_eq!(
+            codec::decode::<String>(last.body).unwrap(),
+            "longer than eight bytes"
+        );
     }
 
     #[test]
     fn a_flipped_bit_costs_at_most_one_record_and_is_reported() {
         let bytes = container(&["first record", "second record", "third record"]);
-        for at in CONTAINER_HEADER..bytes.len() {
+        for at in 0..bytes.len() {
             for bit in 0..8 {
                 let mut damaged = bytes.clone();
                 damaged[at] ^= 1 << bit;
                 let (kinds, errors) = read(&damaged);
-                assert!(kinds.len() >= 2, "byte {at} bit {bit}: only {kinds:?}");
+                let least = if at < CONTAINER_HEADER { 3 } else { 2 };
+                assert!(kinds.len() >= least, "byte {at} bit {bit}: only {kinds:?}");
                 // Padding carries nothing, so a change there is no damage.
                 assert!(!errors.is_empty() || kinds == [0, 1, 2], "byte {at} bit {bit}");
             }
@@ -290,9 +364,51 @@ mod tests {
     #[test]
     fn a_cut_at_any_byte_is_reported() {
         let bytes = container(&["first record", "second record", "third record"]);
+        for len in 0..CONTAINER_HEADER {
+            assert_eq!(
+                Reader::new(&bytes[..len]).unwrap_err(),
+                ContainerError::NotAContainer
+            );
+        }
         for len in CONTAINER_HEADER..bytes.len() {
             let (kinds, errors) = read(&bytes[..len]);
             assert!(!errors.is_empty() || kinds.len() == 3, "cut at {len}");
         }
+    }
+
+    /// A client sends what looks like a record, and the real one around it is damaged.
+    #[test]
+    fn bytes_of_a_client_are_never_taken_for_a_record() {
+        let mut forged = Writer::new(0);
+        forged.record(13, 1, IfUnknown::Refuse, &"forged").unwrap();
+        let forged = &forged.finish()[CONTAINER_HEADER..];
+        for shift in 0..8 {
+            let body = [&vec![0; shift], forged].concat();
+            let mut writer = Writer::new(0x1234_5678);
+            writer.record(1, 1, IfUnknown::Refuse, &body).unwrap();
+            let mut bytes = writer.finish();
+            bytes[CONTAINER_HEADER] ^= 1;
+            let (kinds, errors) = read(&bytes);
+            assert_eq!(kinds, []);
+            assert_eq!(errors.len(), 2, "{errors:?}");
+        }
+    }
+
+    #[test]
+    fn a_container_for_later_readers_is_refused() {
+        let mut bytes = container(&["a"]);
+        for copy in [0, HEADER_COPY] {
+            bytes[copy + 8] = 9;
+            bytes[copy + 10] = 9;
+            let crc = crc32c::crc32c(&bytes[copy..copy + 16]);
+            bytes[copy + 16..copy + 20].copy_from_slice(&crc.to_le_bytes());
+        }
+        assert_eq!(
+            Reader::new(&bytes).unwrap_err(),
+            ContainerError::TooNew {
+                version: 9,
+                least_reader: 9
+            }
+        );
     }
 }

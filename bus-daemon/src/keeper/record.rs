@@ -105,7 +105,7 @@ impl KeeperV1 {
 
     /// Into a new memfd.
     pub(crate) fn save(&self) -> std::io::Result<RawFd> {
-        let mut writer = Writer::new();
+        let mut writer = Writer::new(0);
         writer.record(KEEPER, 1, IfUnknown::Refuse, self).map_err(std::io::Error::other)?;
         memfd::write(c"bus-keeper", &writer.finish())
     }

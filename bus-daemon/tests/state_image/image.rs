@@ -1,0 +1,99 @@
+//! Images, and where their records are.
+
+use std::ops::Range;
+
+use bus_daemon::broker::{Broker, PeerV1};
+use bus_daemon::handoff::codec;
+use bus_daemon::handoff::container::Reader;
+use bus_daemon::handoff::image::{self, LinkV1, WorkerV1};
+
+pub const GLOBAL: u16 = 11;
+pub const BODY: u16 = 12;
+pub const PEER: u16 = 13;
+pub const END: u16 = 0xffff;
+pub const RECORD_HEADER: usize = 24;
+pub const CONTAINER_HEADER: usize = 48;
+
+/// A record, by where it begins and ends, with header and without padding.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub kind: u16,
+    pub span: Range<usize>,
+}
+
+/// What the worker would say of its links.
+pub fn worker(broker: &Broker) -> WorkerV1 {
+    let links = broker.peer_ids().map(|peer| LinkV1 {
+        peer: peer.to_u64(),
+        blocked: broker.send_queue(peer).is_some_and(|queue| !queue.is_empty()),
+        stopped: false,
+        broken: false,
+    });
+    WorkerV1 {
+        stopped_at: 77,
+        generation: 1000,
+        links: links.collect(),
+    }
+}
+
+pub fn save(broker: &Broker) -> Vec<u8> {
+    image::save(broker, &worker(broker)).unwrap()
+}
+
+/// The records of a whole image, its end among them.
+pub fn places(bytes: &[u8]) -> Vec<Place> {
+    let mut places: Vec<Place> = Reader::new(bytes)
+        .unwrap()
+        .map(|record| {
+            let record = record.unwrap();
+            let body = record.body.as_ptr() as usize - bytes.as_ptr() as usize;
+            Place {
+                kind: record.kind,
+                span: body - RECORD_HEADER..body + record.body.len(),
+            }
+        })
+        .collect();
+    let end = places.last().unwrap().span.end.next_multiple_of(8);
+    places.push(Place {
+        kind: END,
+        span: end..bytes.len(),
+    });
+    places
+}
+
+/// The encoded records of all peers, in order.
+pub fn peer_records(broker: &Broker) -> Vec<Vec<u8>> {
+    let state = broker.save();
+    state
+        .peers
+        .iter()
+        .map(|peer| codec::encode(peer).unwrap())
+        .collect()
+}
+
+pub fn decode_peer(bytes: &[u8], place: &Place) -> PeerV1 {
+    codec::decode(&bytes[place.span.start + RECORD_HEADER..place.span.end]).unwrap()
+}
+
+/// Makes all checksums fit again, after lengths and bodies were changed in place.
+pub fn repair(bytes: &mut [u8]) {
+    let Some(salt) = bytes
+        .get(12..16)
+        .map(|salt| u32::from_le_bytes(salt.try_into().unwrap()))
+    else {
+        return;
+    };
+    let mut at = CONTAINER_HEADER;
+    while let Some(header) = bytes.get(at..at + RECORD_HEADER) {
+        let length = u32::from_le_bytes(header[12..16].try_into().unwrap()) as usize;
+        let header_crc = crc32c::crc32c_append(salt, &header[..16]);
+        let body = at + RECORD_HEADER;
+        let Some(end) = body.checked_add(length).filter(|end| *end <= bytes.len()) else {
+            return;
+        };
+        let body_crc = crc32c::crc32c(&bytes[body..end]);
+        bytes[at + 16..at + 20].copy_from_slice(&header_crc.to_le_bytes());
+        bytes[at + 20..at + 24].copy_from_slice(&body_crc.to_le_bytes());
+        at = end.next_multiple_of(8);
+    }
+}

@@ -1,0 +1,17 @@
+//! The saved state: what it costs when any part of it is damaged, cut off or made up.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    dead_code,
+    missing_docs,
+    unreachable_pub
+)]
+
+#[path = "../broker/bus.rs"]
+mod bus;
+mod damage;
+mod golden;
+mod hostile;
+mod image;
+mod rich;
