@@ -1,1 +1,146 @@
-//! bus-sim
+//! Deterministic simulation of the bus: one thread, one seed.
+//!
+//! A run is the whole broker with simulated clients on simulated connections. The clients do whatever comes to their
+//! minds, at any moment, and the connections cut every stream at any byte. At every step the broker may be saved and
+//! restored, or "die" and be recovered from its last snapshot and the events since. Three things watch over it:
+//!
+//! * the model (`model/`): the rules of the bus once more, in the plainest way. It says which messages each
+//!   client must be sent in each event, and takes nothing else;
+//! * the clients themselves (`client.rs`): order, doubles, answers and names, from nothing but what they read;
+//! * twins (`restart.rs`): a broker that was replaced goes along for some events, and must do the same byte by byte.
+//!
+//! The same seed and [`Options`] give the same run. `BUS_SIM_SEED=n cargo test -p bus-sim` runs one seed again.
+
+mod authentication;
+mod bus;
+mod client;
+mod files;
+mod finish;
+mod letter;
+mod link;
+mod model;
+mod operation;
+mod random;
+mod restart;
+mod rule;
+mod sabotage;
+mod world;
+
+use thiserror::Error;
+
+pub use sabotage::Sabotage;
+
+/// What a run is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// How many things happen.
+    pub steps: u32,
+    /// How many clients there are at most at one time.
+    pub clients: usize,
+    /// In so many of 1000 steps the bus is upgraded in place.
+    pub upgrades: u32,
+    /// In so many of 1000 steps it dies and is recovered.
+    pub deaths: u32,
+    /// In so many of 1000 steps it takes a snapshot.
+    pub snapshots: u32,
+    /// After a restart, for how many events at most the broker before it goes along and is compared; 0 = never.
+    pub twin_events: u64,
+    /// A fault put in on purpose.
+    pub sabotage: Option<Sabotage>,
+}
+
+impl Default for Options {
+    /// A run of a few milliseconds with everything in it.
+    fn default() -> Self {
+        Self {
+            steps: 600,
+            clients: 7,
+            upgrades: 60,
+            deaths: 30,
+            snapshots: 30,
+            twin_events: 20,
+            sabotage: None,
+        }
+    }
+}
+
+/// What happened in a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stats {
+    /// Events that the broker took in.
+    pub events: u64,
+    /// Messages that it queued, each as the model wanted it.
+    pub queued: u64,
+    /// Messages that clients read.
+    pub read: u64,
+    /// Clients that connected.
+    pub clients: u64,
+    /// Clients that were disconnected by the bus.
+    pub disconnected: u64,
+    /// Descriptors that the bus held at some time.
+    pub descriptors: u64,
+    /// Upgrades in place.
+    pub upgrades: u64,
+    /// Recoveries from a snapshot and the events since.
+    pub recoveries: u64,
+    /// Messages that arrived in memory of their own.
+    pub large: u64,
+    /// The run ended early where the model cannot know what is right (see `model::Trouble`).
+    pub unknowable: u64,
+    /// The fault that was put in on purpose has struck.
+    pub sabotaged: u64,
+}
+
+impl Stats {
+    /// The sum of two.
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            events,
+            queued,
+            read,
+            clients,
+            disconnected,
+            descriptors,
+            upgrades,
+            recoveries,
+            large,
+            unknowable,
+            sabotaged,
+        } = other;
+        self.events += events;
+        self.queued += queued;
+        self.read += read;
+        self.clients += clients;
+        self.disconnected += disconnected;
+        self.descriptors += descriptors;
+        self.upgrades += upgrades;
+        self.recoveries += recoveries;
+        self.large += large;
+        self.unknowable += unknowable;
+        self.sabotaged += sabotaged;
+    }
+}
+
+/// The bus did something that it must not do, or did not do what it must.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error(
+    "seed {seed}, step {step}: {what}\nbefore that:\n{trace}\nto see it again: BUS_SIM_SEED={seed} cargo test -p bus-sim"
+)]
+pub struct Failure {
+    /// Of the run.
+    pub seed: u64,
+    /// At which step.
+    pub step: u32,
+    /// What is wrong.
+    pub what: String,
+    /// The last things that happened.
+    pub trace: String,
+}
+
+/// One run.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn run(seed: u64, options: Options) -> Result<Stats, Failure> {
+    world::World::new(seed, options).run()
+}

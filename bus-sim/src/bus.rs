@@ -1,0 +1,369 @@
+//! The broker under simulation: what goes in, what came out of it, and everything that is checked about that.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use bus_daemon::broker::{Action, Broker, Event, Identity, Millis, PeerId, System};
+use bus_daemon::config::{BusType, Config, Connect, Traffic};
+use bus_daemon::handoff::image::{self, WorkerV1};
+use bus_wire::{Fd, Guid, Message, message_length};
+use bytes::Bytes;
+
+use crate::files::{File, Files};
+use crate::model::{BUS_ID, Check, KEEPER_PID, Model, OWN_UID, Seen, wrong};
+use crate::random::Random;
+use crate::sabotage::Saboteur;
+
+/// The daemon's configuration, as far as it varies.
+pub(crate) fn config(limits: bus_daemon::config::Limits, eavesdrop_allowed: bool) -> Arc<Config> {
+    Arc::new(Config {
+        bus_type: BusType::Session,
+        connect: Connect::Anyone,
+        traffic: Traffic::Everything,
+        limits,
+        eavesdrop_allowed,
+        ..Config::default()
+    })
+}
+
+/// One answer of the system, as the event log has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Groups(PeerId),
+    Label(PeerId),
+    Pidfd(PeerId, Option<Fd>),
+    Duplicate(Fd, Option<Fd>),
+}
+
+/// The system that is asked the first time, and notes what it says.
+struct Recorder<'a> {
+    files: &'a mut Files,
+    answers: Vec<Answer>,
+    random: &'a mut Random,
+    /// How often there is no descriptor to be had.
+    shortage: u32,
+}
+
+impl System for Recorder<'_> {
+    fn peer_groups(&mut self, peer: PeerId) -> Option<Vec<u32>> {
+        self.answers.push(Answer::Groups(peer));
+        Some(vec![peer.index, 7])
+    }
+
+    fn peer_label(&mut self, peer: PeerId) -> Option<Vec<u8>> {
+        self.answers.push(Answer::Label(peer));
+        Some(b"unconfined".to_vec())
+    }
+
+    fn peer_pidfd(&mut self, peer: PeerId) -> Option<Fd> {
+        let fd = (!self.random.permille(self.shortage)).then(|| {
+            let file = self.files.create();
+            self.files.open(file)
+        });
+        self.answers.push(Answer::Pidfd(peer, fd));
+        fd
+    }
+
+    fn duplicate(&mut self, fd: Fd) -> Option<Fd> {
+        let file = self.files.get(fd).ok().filter(|_| !self.random.permille(self.shortage));
+        let copy = file.map(|file| self.files.open(file));
+        self.answers.push(Answer::Duplicate(fd, copy));
+        copy
+    }
+}
+
+/// The system in replay: it says what it said.
+pub(crate) struct Replay {
+    answers: VecDeque<Answer>,
+    is_other: bool,
+}
+
+impl Replay {
+    pub(crate) fn new(answers: &[Answer]) -> Self {
+        Self { answers: answers.iter().cloned().collect(), is_other: false }
+    }
+
+    fn next(&mut self, is_asked: impl Fn(&Answer) -> bool) -> Option<Fd> {
+        match self.answers.pop_front().filter(is_asked) {
+            Some(Answer::Pidfd(_, fd) | Answer::Duplicate(_, fd)) => fd,
+            Some(Answer::Groups(_) | Answer::Label(_)) => None,
+            None => {
+                self.is_other = true;
+                None
+            }
+        }
+    }
+
+    /// Whether all was asked that was asked the first time, and nothing else.
+    pub(crate) fn is_same(&self) -> bool {
+        !self.is_other && self.answers.is_empty()
+    }
+}
+
+impl System for Replay {
+    fn peer_groups(&mut self, peer: PeerId) -> Option<Vec<u32>> {
+        self.next(|answer| *answer == Answer::Groups(peer));
+        Some(vec![peer.index, 7])
+    }
+
+    fn peer_label(&mut self, peer: PeerId) -> Option<Vec<u8>> {
+        self.next(|answer| *answer == Answer::Label(peer));
+        Some(b"unconfined".to_vec())
+    }
+
+    fn peer_pidfd(&mut self, peer: PeerId) -> Option<Fd> {
+        self.next(|answer| matches!(answer, Answer::Pidfd(of, _) if *of == peer))
+    }
+
+    fn duplicate(&mut self, fd: Fd) -> Option<Fd> {
+        self.next(|answer| matches!(answer, Answer::Duplicate(of, _) if *of == fd))
+    }
+}
+
+/// What was queued for a peer in one event.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Fresh {
+    pub(crate) start: u64,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) fds: Vec<(u64, Vec<Fd>)>,
+}
+
+/// How much of each queue was seen already.
+pub(crate) type Ends = BTreeMap<PeerId, u64>;
+
+/// What the queues got since they were last looked at.
+pub(crate) fn fresh(broker: &Broker, ends: &mut Ends) -> BTreeMap<PeerId, Fresh> {
+    let mut all = BTreeMap::new();
+    let mut present = Ends::new();
+    for id in broker.peer_ids() {
+        let Some(queue) = broker.send_queue(id) else { continue };
+        let start = ends.get(&id).copied().unwrap_or(0);
+        let end = queue.end();
+        present.insert(id, end);
+        if end == start {
+            continue;
+        }
+        let skip = start.saturating_sub(queue.sent()) as usize;
+        let (bytes, fds): (Vec<u8>, _) = if queue.queued_fds() == 0 {
+            let mut slices: Vec<IoSlice<'_>> = Vec::new();
+            queue.next_write(&mut slices, usize::MAX);
+            (slices.iter().flat_map(|slice| slice.iter().copied()).collect(), Vec::new())
+        } else {
+            let state = queue.save();
+            let bytes = state.pieces.iter().flat_map(|piece| match piece {
+                bus_wire::PieceState::Inline(bytes) => bytes.as_slice(),
+                bus_wire::PieceState::Shared(bytes) => bytes,
+            });
+            (bytes.copied().collect(), state.fds)
+        };
+        let fds = fds.into_iter().filter(|(at, _)| *at >= start).collect();
+        let bytes = bytes.get(skip..).unwrap_or_default().to_vec();
+        all.insert(id, Fresh { start, bytes, fds });
+    }
+    *ends = present;
+    all
+}
+
+/// An event, and what the system answered in the middle of it.
+pub(crate) type Entry = (Event, Vec<Answer>);
+
+/// The broker and its surroundings.
+#[derive(Debug)]
+pub(crate) struct Bus {
+    pub(crate) broker: Broker,
+    pub(crate) files: Files,
+    pub(crate) model: Model,
+    pub(crate) saboteur: Saboteur,
+    pub(crate) ends: Ends,
+    /// What each client is to read: whole messages.
+    pub(crate) due: BTreeMap<PeerId, VecDeque<(Bytes, Vec<File>)>>,
+    /// Brokers that go on with what the one in use was before, and must do the same.
+    pub(crate) twins: Vec<Twin>,
+    /// The last snapshot.
+    pub(crate) snapshot: Vec<u8>,
+    /// The events since then.
+    pub(crate) journal: Vec<Entry>,
+    pub(crate) shortage: u32,
+}
+
+/// A broker that must do the same as the one in use.
+#[derive(Debug)]
+pub(crate) struct Twin {
+    pub(crate) broker: Broker,
+    pub(crate) ends: Ends,
+    /// Events until it is compared for the last time.
+    pub(crate) left: u64,
+    pub(crate) what: &'static str,
+}
+
+impl Bus {
+    pub(crate) fn new(config: Arc<Config>, hash_seed: u64, now: u64, saboteur: Saboteur) -> Self {
+        let identity = Identity {
+            guid: Guid::from_bytes(BUS_ID),
+            listener_guids: vec![Guid::from_bytes([0xcd; 16])],
+            machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
+            keeper_pid: KEEPER_PID,
+            own_uid: OWN_UID,
+            hash_seed,
+        };
+        let model = Model::new(config.limits.clone(), config.eavesdrop_allowed, now);
+        Self {
+            broker: Broker::new(identity, config, Millis(now)),
+            files: Files::default(),
+            model,
+            saboteur,
+            ends: Ends::new(),
+            due: BTreeMap::new(),
+            twins: Vec::new(),
+            snapshot: Vec::new(),
+            journal: Vec::new(),
+            shortage: 0,
+        }
+    }
+
+    /// One event, through the broker, its twins and the model. Returns the actions, in order.
+    pub(crate) fn apply(
+        &mut self,
+        event: Event,
+        random: &mut Random,
+        model: impl FnOnce(&mut Model) -> Check,
+    ) -> Check<Vec<Action>> {
+        let mut recorder =
+            Recorder { files: &mut self.files, answers: Vec::new(), random, shortage: self.shortage };
+        self.broker.handle(event.clone(), &mut recorder);
+        let answers = recorder.answers;
+        let actions: Vec<Action> = self.broker.actions().drain(..).collect();
+        let fresh = fresh(&self.broker, &mut self.ends);
+        self.follow(&event, &answers, &actions, &fresh)?;
+        self.journal.push((event, answers.clone()));
+        self.check(fresh, &answers, &actions, model)?;
+        if let Err(what) = self.broker.check_invariants() {
+            return wrong(format!("an invariant does not hold: {what}"));
+        }
+        Ok(actions)
+    }
+
+    /// Holds what the broker did against the model.
+    fn check(
+        &mut self,
+        fresh: BTreeMap<PeerId, Fresh>,
+        answers: &[Answer],
+        actions: &[Action],
+        model: impl FnOnce(&mut Model) -> Check,
+    ) -> Check {
+        let mut seen = Seen::default();
+        for (id, fresh) in fresh {
+            self.read_output(id, &fresh, &mut seen)?;
+        }
+        for answer in answers {
+            match answer {
+                Answer::Groups(_) | Answer::Label(_) => {}
+                Answer::Pidfd(_, fd) => {
+                    let file = fd.map(|fd| self.files.get(fd)).transpose()?;
+                    seen.pidfds.push_back(file);
+                }
+                Answer::Duplicate(_, fd) => seen.duplicates.push_back(fd.is_some()),
+            }
+        }
+        seen.gone = actions.iter().filter_map(closed).collect();
+        for id in &seen.gone {
+            // What was sent stays to be read by the client; what was not is gone.
+            if let Some(due) = self.due.get_mut(id) {
+                due.push_back((Bytes::new(), Vec::new()));
+            }
+        }
+        self.saboteur.meddle(&mut seen.messages);
+        for (id, messages) in &seen.messages {
+            let due = messages.iter().map(|(message, files)| (message.bytes().clone(), files.clone()));
+            self.due.entry(*id).or_default().extend(due);
+        }
+        self.model.begin(seen);
+        model(&mut self.model)?;
+        self.model.end()
+    }
+
+    /// Cuts what was queued into lines and messages.
+    fn read_output(&mut self, id: PeerId, fresh: &Fresh, seen: &mut Seen) -> Check {
+        let bytes = Bytes::from(fresh.bytes.clone());
+        let mut at = 0;
+        let mut fds = fresh.fds.iter();
+        while at < bytes.len() {
+            let rest = bytes.slice(at..);
+            if !matches!(rest[0], b'l' | b'B') {
+                let Some(end) = rest.windows(2).position(|pair| pair == b"\r\n") else {
+                    return wrong(format!("{id:?} is sent something that is neither line nor message"));
+                };
+                let line = String::from_utf8_lossy(&rest[..end + 2]).into_owned();
+                seen.lines.entry(id).or_default().push_back(line);
+                at += end + 2;
+                continue;
+            }
+            let length = match message_length(&rest) {
+                Ok(Some(length)) if length <= rest.len() => length,
+                other => return wrong(format!("{id:?} is sent part of a message: {other:?}")),
+            };
+            let message = match Message::parse(rest.slice(..length)) {
+                Ok(message) => message,
+                Err(error) => return wrong(format!("{id:?} is sent an invalid message: {error}")),
+            };
+            let mut files = Vec::new();
+            if message.unix_fds() > 0 {
+                let Some((_, fds)) = fds.next().filter(|(place, _)| *place == fresh.start + at as u64) else {
+                    return wrong(format!("{id:?} is sent {message:?} without its descriptors"));
+                };
+                for fd in fds {
+                    files.push(self.files.get(*fd)?);
+                }
+            }
+            seen.messages.entry(id).or_default().push_back((message, files));
+            at += length;
+        }
+        if fds.next().is_some() {
+            return wrong(format!("{id:?} is sent descriptors without a message"));
+        }
+        Ok(())
+    }
+
+    /// Every open descriptor is one that the broker knows of. To be called with the actions carried out.
+    pub(crate) fn check_files(&self) -> Check {
+        let mut owned: Vec<i32> = self.broker.owned_fds().iter().map(|fd| fd.0).collect();
+        owned.sort_unstable();
+        let open = self.files.numbers();
+        if owned != open {
+            return wrong(format!("open are the descriptors {open:?}, and the broker knows of {owned:?}"));
+        }
+        Ok(())
+    }
+
+    /// Saved as the daemon saves it.
+    pub(crate) fn image(broker: &Broker) -> Check<Vec<u8>> {
+        image::save(broker, &WorkerV1::default())
+            .map_err(|error| format!("the state cannot be saved: {error}").into())
+    }
+
+    /// Restored as the daemon restores it; nothing may be lost.
+    pub(crate) fn load(image: &[u8]) -> Check<Broker> {
+        match image::load(image) {
+            Ok(restored) if restored.dropped.is_empty() && restored.damage.is_empty() => Ok(restored.broker),
+            Ok(restored) => {
+                wrong(format!("restoring lost something: {:?}, {:?}", restored.dropped, restored.damage))
+            }
+            Err(error) => wrong(format!("the state cannot be restored: {error}")),
+        }
+    }
+}
+
+pub(crate) fn closed(action: &Action) -> Option<PeerId> {
+    match action {
+        Action::Close { peer, .. } => Some(*peer),
+        Action::CloseFds(_)
+        | Action::StopReading(_)
+        | Action::ResumeReading(_)
+        | Action::StopAccepting
+        | Action::ResumeAccepting
+        | Action::ReloadConfig
+        | Action::Upgrade { .. }
+        | Action::Warn(_) => None,
+    }
+}

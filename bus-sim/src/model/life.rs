@@ -1,0 +1,244 @@
+//! How peers come and go, and what time does to them.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bus_daemon::broker::PeerId;
+use bus_daemon::config::Limits;
+
+use super::{Check, Meaning, Model, Peer, Phase, Piece, wrong};
+use crate::files::File;
+use crate::letter::Letter;
+
+impl Model {
+    pub(crate) fn accepted(&mut self, id: PeerId, uid: u32, pid: u32) {
+        let peer = Peer {
+            uid,
+            pid,
+            phase: Phase::Authenticating,
+            unique: None,
+            is_reachable: false,
+            takes_fds: false,
+            is_condemned: false,
+            stream: VecDeque::new(),
+            delivered: 0,
+            held: VecDeque::new(),
+            queued: 0,
+            queued_fds: 0,
+            is_uncertain: false,
+            hello_deadline: Some(self.now + self.limits.auth_timeout),
+            fds_deadline: None,
+            names: Vec::new(),
+            rules: Vec::new(),
+            owed: BTreeMap::new(),
+            awaited: BTreeSet::new(),
+        };
+        self.peers.insert(id, peer);
+    }
+
+    /// A client wrote something; the bus has not read it yet.
+    pub(crate) fn written(&mut self, id: PeerId, mut piece: Piece) {
+        if piece.end - piece.start > self.limits.max_message_size {
+            piece.meaning = Meaning::Malformed;
+        }
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.stream.push_back(piece);
+        }
+    }
+
+    /// The bus read so many bytes of a peer's stream, and these files with them.
+    pub(crate) fn received(&mut self, id: PeerId, count: u64, files: Vec<File>) -> Check {
+        let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
+        peer.delivered += count;
+        if peer.phase == Phase::Authenticating && !self.authenticate(id, &files)? {
+            return Ok(());
+        }
+        let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
+        if !files.is_empty() && !peer.takes_fds {
+            return self.disconnect(id);
+        }
+        peer.held.extend(files);
+        loop {
+            let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
+            let Some(piece) = peer.next_piece() else { break };
+            match piece.meaning {
+                Meaning::Letter(letter) => {
+                    if peer.held.len() < letter.files.len() {
+                        return wrong(format!("the simulation lost files of {}", letter.short()));
+                    }
+                    let files: Vec<File> = peer.held.drain(..letter.files.len()).collect();
+                    if files != letter.files {
+                        return wrong("the simulation mixed up files");
+                    }
+                    self.route(id, &letter)?;
+                }
+                Meaning::Ignored(count) => {
+                    peer.held.drain(..count);
+                }
+                Meaning::Malformed | Meaning::Kick => return self.disconnect(id),
+                Meaning::Line(_) | Meaning::Begin { .. } => return wrong("the simulation lost its place"),
+            }
+            self.bury()?;
+        }
+        let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
+        if let Some(piece) = peer.stream.front()
+            && matches!(piece.meaning, Meaning::Malformed)
+            && piece.start < peer.delivered
+            && self.seen.gone.contains(&id)
+        {
+            return self.disconnect(id);
+        }
+        if peer.held.len() as u64 > self.limits.max_incoming_unix_fds {
+            return self.disconnect(id);
+        }
+        if peer.held.is_empty() {
+            peer.fds_deadline = None;
+        } else if peer.fds_deadline.is_none() {
+            peer.fds_deadline = Some(self.now + self.limits.pending_fd_timeout);
+        }
+        Ok(())
+    }
+
+    /// The part of a stream before BEGIN. True if what follows are messages.
+    fn authenticate(&mut self, id: PeerId, files: &[File]) -> Check<bool> {
+        let Some(peer) = self.peers.get_mut(&id) else { return Ok(false) };
+        while let Some(piece) = peer.next_piece() {
+            match piece.meaning {
+                Meaning::Line("") => {}
+                Meaning::Line(expected) => {
+                    let lines = self.seen.lines.entry(id).or_default();
+                    match lines.pop_front() {
+                        Some(line) if line.starts_with(expected) => peer.queued += line.len() as u64,
+                        None if self.seen.gone.contains(&id) => {}
+                        other => return wrong(format!("{id:?} is told {other:?} and not {expected:?}")),
+                    }
+                }
+                Meaning::Begin { uid, takes_fds } => {
+                    peer.phase = Phase::Greeting;
+                    (peer.uid, peer.takes_fds) = (uid, takes_fds);
+                    if piece.end < peer.delivered {
+                        return Ok(true);
+                    }
+                    if !files.is_empty() {
+                        self.disconnect(id)?;
+                    }
+                    return Ok(false);
+                }
+                Meaning::Kick => {
+                    self.disconnect(id)?;
+                    return Ok(false);
+                }
+                Meaning::Letter(_) | Meaning::Ignored(_) | Meaning::Malformed => {
+                    return wrong("the simulation sent a message before BEGIN");
+                }
+            }
+        }
+        if !files.is_empty() {
+            self.disconnect(id)?;
+        }
+        Ok(false)
+    }
+
+    /// The peer's socket took this from its queue.
+    pub(crate) fn drained(&mut self, id: PeerId, bytes: u64, fds: usize) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.queued = peer.queued.saturating_sub(bytes);
+            peer.queued_fds = peer.queued_fds.saturating_sub(fds as u64);
+        }
+    }
+
+    pub(crate) fn tick(&mut self, now: u64) -> Check {
+        self.now = self.now.max(now);
+        loop {
+            // At one time: first who did not say Hello, then unclaimed descriptors, then calls; the peers by their id.
+            let due = |at: &Option<u64>| at.filter(|at| *at <= self.now);
+            let mut next = None;
+            for (id, peer) in &self.peers {
+                let hello = due(&peer.hello_deadline).map(|at| (at, 0, *id, None));
+                let fds = due(&peer.fds_deadline).map(|at| (at, 1, *id, None));
+                let calls = peer.owed.iter().filter_map(|(call, at)| Some((due(at)?, 2, *id, Some(*call))));
+                next = next.into_iter().chain(hello).chain(fds).chain(calls).min();
+            }
+            match next {
+                None => return Ok(()),
+                Some((_, _, id, None)) => self.disconnect(id)?,
+                Some((_, _, callee, Some((caller, serial)))) => {
+                    self.close_call(callee, caller, serial);
+                    self.say(caller, Letter::driver_error(serial, "NoReply"))?;
+                }
+            }
+        }
+    }
+
+    /// A configuration was loaded (`None`: it was refused).
+    pub(crate) fn reloaded(&mut self, limits: Option<Limits>) -> Check {
+        let is_loaded = limits.is_some();
+        if let Some(limits) = limits {
+            self.limits = limits;
+        }
+        for (caller, serial) in std::mem::take(&mut self.reload_callers) {
+            let answer = if is_loaded {
+                Letter::driver_reply(serial, Vec::new())
+            } else {
+                Letter::driver_error(serial, "Failed")
+            };
+            self.say(caller, answer)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn note_reload(&mut self, caller: PeerId, serial: u32) {
+        self.reload_callers.push((caller, serial));
+    }
+
+    pub(super) fn condemn(&mut self, id: PeerId) {
+        if let Some(peer) = self.peers.get_mut(&id)
+            && !peer.is_condemned
+        {
+            peer.is_condemned = true;
+            self.condemned.push_back(id);
+        }
+    }
+
+    pub(super) fn bury(&mut self) -> Check {
+        while let Some(id) = self.condemned.pop_front() {
+            self.disconnect(id)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a peer out: its rules, its names, its calls, itself.
+    pub(crate) fn disconnect(&mut self, id: PeerId) -> Check {
+        let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
+        peer.is_condemned = true;
+        peer.rules.clear();
+        (peer.hello_deadline, peer.fds_deadline) = (None, None);
+        self.release_all(id)?;
+        self.drop_calls(id)?;
+        self.peers.remove(&id);
+        self.reload_callers.retain(|(caller, _)| *caller != id);
+        self.closed.push(id);
+        Ok(())
+    }
+
+    pub(super) fn drop_calls(&mut self, id: PeerId) -> Check {
+        let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
+        for (callee, serial) in std::mem::take(&mut peer.awaited) {
+            self.close_call(callee, id, serial);
+        }
+        let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
+        for (caller, serial) in std::mem::take(&mut peer.owed).into_keys() {
+            self.close_call(id, caller, serial);
+            self.say(caller, Letter::driver_error(serial, "NoReply"))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn close_call(&mut self, callee: PeerId, caller: PeerId, serial: u32) {
+        if let Some(peer) = self.peers.get_mut(&callee) {
+            peer.owed.remove(&(caller, serial));
+        }
+        if let Some(peer) = self.peers.get_mut(&caller) {
+            peer.awaited.remove(&(callee, serial));
+        }
+    }
+}

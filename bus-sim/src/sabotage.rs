@@ -1,0 +1,151 @@
+//! Faults put in on purpose, to show that they are found.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bus_daemon::broker::{Broker, Event, Fds, PeerId, System};
+use bus_wire::{Fd, Flags, Message, MessageBuilder};
+
+use crate::files::File;
+
+/// A fault of the bus; the number says at which occasion it strikes, once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sabotage {
+    /// A message is not queued.
+    Lose(u64),
+    /// A message is queued twice.
+    Double(u64),
+    /// Two messages that one event queues for a peer are in the wrong order.
+    Swap(u64),
+    /// A message is lost on the way from its queue to its client.
+    LoseOnTheWay(u64),
+    /// A message comes twice from its queue to its client.
+    DoubleOnTheWay(u64),
+    /// A match rule does not survive a restart.
+    LoseRule(u64),
+    /// A name does not survive a restart.
+    LoseName(u64),
+    /// A descriptor that is to be closed stays open.
+    LeakFd(u64),
+}
+
+/// Waits for the occasion.
+#[derive(Debug, Clone)]
+pub(crate) struct Saboteur {
+    fault: Option<Sabotage>,
+    occasions: u64,
+    /// The deed is done.
+    pub(crate) has_struck: bool,
+}
+
+impl Saboteur {
+    pub(crate) fn new(fault: Option<Sabotage>) -> Self {
+        Self { fault, occasions: 0, has_struck: false }
+    }
+
+    fn strikes(&mut self, at: u64) -> bool {
+        self.occasions += 1;
+        let strikes = !self.has_struck && self.occasions > at;
+        self.has_struck |= strikes;
+        strikes
+    }
+
+    /// With what an event has queued.
+    pub(crate) fn meddle(&mut self, queued: &mut BTreeMap<PeerId, VecDeque<(Message, Vec<File>)>>) {
+        let Some(fault) = self.fault else { return };
+        for messages in queued.values_mut() {
+            match fault {
+                Sabotage::Lose(at) => {
+                    if self.strikes(at) {
+                        messages.pop_back();
+                    }
+                }
+                Sabotage::Double(at) => {
+                    if let Some(last) = messages.back().cloned()
+                        && self.strikes(at)
+                    {
+                        messages.push_back(last);
+                    }
+                }
+                Sabotage::Swap(at) => {
+                    if messages.len() > 1 && self.strikes(at) {
+                        messages.swap(0, 1);
+                    }
+                }
+                Sabotage::LoseOnTheWay(_)
+                | Sabotage::DoubleOnTheWay(_)
+                | Sabotage::LoseRule(_)
+                | Sabotage::LoseName(_)
+                | Sabotage::LeakFd(_) => {}
+            }
+        }
+    }
+
+    /// How often a message comes to its client: once, by rights.
+    pub(crate) fn arrivals(&mut self) -> usize {
+        let fault = self.fault;
+        match fault {
+            Some(Sabotage::LoseOnTheWay(at)) if self.strikes(at) => 0,
+            Some(Sabotage::DoubleOnTheWay(at)) if self.strikes(at) => 2,
+            Some(_) | None => 1,
+        }
+    }
+
+    /// Whether these descriptors are closed.
+    pub(crate) fn closes(&mut self, fds: &Fds) -> bool {
+        let fault = self.fault;
+        match fault {
+            Some(Sabotage::LeakFd(at)) => fds.is_empty() || !self.strikes(at),
+            Some(_) | None => true,
+        }
+    }
+
+    /// Takes something from a broker that was restored, behind its back. `victim` finds a peer, and what it has that the
+    /// method of this name takes away.
+    pub(crate) fn spoil(
+        &mut self,
+        broker: &mut Broker,
+        victim: impl FnOnce(&str) -> Option<(PeerId, String)>,
+    ) {
+        let (at, member) = match self.fault {
+            Some(Sabotage::LoseRule(at)) => (at, "RemoveMatch"),
+            Some(Sabotage::LoseName(at)) => (at, "ReleaseName"),
+            Some(
+                Sabotage::Lose(_)
+                | Sabotage::Double(_)
+                | Sabotage::Swap(_)
+                | Sabotage::LoseOnTheWay(_)
+                | Sabotage::DoubleOnTheWay(_)
+                | Sabotage::LeakFd(_),
+            )
+            | None => return,
+        };
+        let Some((peer, thing)) = victim(member).filter(|_| self.strikes(at)) else { return };
+        let call = MessageBuilder::method_call("/org/freedesktop/DBus", member)
+            .destination("org.freedesktop.DBus")
+            .flags(Flags::NO_REPLY_EXPECTED)
+            .serial(1u32)
+            .body(|w| {
+                w.str(&thing);
+            })
+            .build();
+        let Ok(call) = call else { return };
+        broker.handle(Event::Received { peer, data: call.into(), fds: Fds::new() }, &mut Deaf);
+    }
+}
+
+struct Deaf;
+
+impl System for Deaf {
+    fn peer_groups(&mut self, _: PeerId) -> Option<Vec<u32>> {
+        None
+    }
+    fn peer_label(&mut self, _: PeerId) -> Option<Vec<u8>> {
+        None
+    }
+    fn peer_pidfd(&mut self, _: PeerId) -> Option<Fd> {
+        None
+    }
+    fn duplicate(&mut self, _: Fd) -> Option<Fd> {
+        None
+    }
+}

@@ -1,0 +1,53 @@
+//! Whole runs, by their seeds.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+use bus_sim::{Options, Stats, run};
+
+/// Runs these seeds, or the one in `BUS_SIM_SEED`.
+fn check(seeds: std::ops::Range<u64>, options: impl Fn(u64) -> Options) -> Stats {
+    let chosen = std::env::var("BUS_SIM_SEED").ok();
+    let seeds: Vec<u64> = match &chosen {
+        Some(seed) => vec![seed.parse().expect("BUS_SIM_SEED must be a number")],
+        None => seeds.collect(),
+    };
+    let mut sum = Stats::default();
+    for seed in seeds {
+        match run(seed, options(seed)) {
+            Ok(stats) => sum.add(&stats),
+            Err(failure) => panic!("{failure}"),
+        }
+    }
+    eprintln!("{sum:?}");
+    sum
+}
+
+/// What a seed means: mostly a bit of everything, sometimes a restart at every step.
+fn everything(seed: u64) -> Options {
+    let usual = Options::default();
+    match seed % 10 {
+        0 => Options { upgrades: 1000, deaths: 0, steps: 300, ..usual },
+        1 => Options { upgrades: 0, deaths: 1000, steps: 300, ..usual },
+        2 => Options { clients: 14, steps: 1500, ..usual },
+        _ => usual,
+    }
+}
+
+#[test]
+fn nothing_is_lost_doubled_or_reordered() {
+    let stats = check(0..300, everything);
+    if std::env::var_os("BUS_SIM_SEED").is_none() {
+        assert!(stats.read > 10_000 && stats.large > 50 && stats.descriptors > 1000, "{stats:?}");
+        assert!(stats.unknowable < 10, "{stats:?}");
+    }
+}
+
+#[test]
+#[ignore = "long campaign; see docs/testing.md"]
+fn campaign() {
+    check(0..20_000, everything);
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    assert_eq!(run(7, everything(7)), run(7, everything(7)));
+}
