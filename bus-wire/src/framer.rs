@@ -73,8 +73,8 @@ impl Framer {
     pub fn restore(state: FramerState, max_message_size: usize) -> Self {
         Self {
             max_message_size: max_message_size.min(MAX_MESSAGE),
-            partial: Partial::EMPTY,
-            chunk: state.partial,
+            partial: Partial::Shared(state.partial),
+            chunk: Bytes::new(),
             fds: state.fds.into(),
             failed: None,
         }

@@ -256,6 +256,22 @@ fn a_large_message_is_announced_and_taken_by_reference() {
 }
 
 #[test]
+fn a_large_message_goes_on_after_a_restart() {
+    let bytes = Bytes::from(message(1, 100_000, 0));
+    let mut framer = Framer::new(MAX);
+    framer.push(bytes.slice(..1000), []);
+    assert!(framer.next().unwrap().is_none());
+    let mut restored = Framer::restore(framer.save(), MAX);
+    assert_eq!(restored.large(), framer.large());
+    assert_eq!(restored.partial(), framer.partial());
+    // A longer beginning replaces what was saved.
+    restored.push_large(bytes.clone(), []);
+    let framed = restored.next().unwrap().unwrap();
+    assert_eq!(framed.message.bytes(), &bytes);
+    assert_eq!(restored.partial_bytes(), 0);
+}
+
+#[test]
 fn a_message_over_the_limit_is_refused_by_its_header() {
     let bytes = Bytes::from(message(1, 2000, 0));
     let mut framer = Framer::new(1000);
