@@ -70,10 +70,10 @@ impl Connection {
                 body.str(RESTART);
             });
         match called {
-            Ok(reply) => match value::first(&reply)? {
-                Value::Object(properties) if properties.contains_key("Generation") => Ok(Some(properties)),
-                _ => Ok(None),
-            },
+            Ok(reply) => {
+                let properties = object(value::first(&reply)?);
+                Ok(properties.filter(|properties| properties.contains_key("Generation")))
+            }
             Err(CallError::Reply { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -85,10 +85,7 @@ impl Connection {
             .caller
             .call(BUS, PATH, "org.freedesktop.DBus.Debug.Stats", "GetStats", |_| ())
         {
-            Ok(reply) => match value::first(&reply)? {
-                Value::Object(stats) => Ok(Some(stats)),
-                _ => Ok(None),
-            },
+            Ok(reply) => Ok(object(value::first(&reply)?)),
             Err(CallError::Reply { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -102,5 +99,13 @@ impl Connection {
             body.str(binary);
         })?;
         Ok(reply.body().read_u32().map_err(anyhow::Error::from)?)
+    }
+}
+
+fn object(value: Value) -> Option<Map<String, Value>> {
+    if let Value::Object(object) = value {
+        Some(object)
+    } else {
+        None
     }
 }

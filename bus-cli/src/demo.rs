@@ -1,8 +1,8 @@
-//! `bus demo`: a real bus under real load, upgraded in place over and over, with every message counted.
+//! `bus demo`: a real bus under real load, upgraded in place and killed over and over, with every message counted.
 
 use crate::connection::Connection;
 use crate::output::{self, Live};
-use crate::status::milliseconds;
+use crate::status::{LastRestart, milliseconds};
 use crate::upgrade::upgrade;
 use anyhow::{Context, ensure};
 use bus_load::clock::{self, Deadline};
@@ -15,7 +15,7 @@ use serde_json::json;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Scripted clients of each implementation.
 const SCRIPTS_EACH: usize = 3;
@@ -28,6 +28,9 @@ pub(crate) struct Options {
     /// How many upgrades
     #[arg(long, default_value_t = 25)]
     upgrades: u32,
+    /// How many times its worker is killed with SIGKILL
+    #[arg(long, default_value_t = 25)]
+    kills: u32,
     /// Over how many seconds
     #[arg(long, default_value_t = 20, value_name = "SECONDS")]
     duration: u64,
@@ -50,41 +53,136 @@ pub(crate) fn run(options: &Options, as_json: bool) -> anyhow::Result<ExitCode> 
 fn demonstrate(bus: &PrivateBus, options: &Options, as_json: bool) -> anyhow::Result<bool> {
     let mut load = attach(&bus.address, as_json)?;
     let mut connection = Connection::open(&bus.address)?;
-    let mut live = Live::new();
+    let mut shown = Shown {
+        live: Live::new(),
+        silent: as_json,
+        options,
+        done: Done::default(),
+    };
     let began = clock::now();
-    let mut pauses = Vec::new();
-    for index in 1..=options.upgrades {
-        // The clients are caught in the middle of everything.
-        load.hold(&Hook::ALL).context("before the upgrade")?;
-        let upgraded = upgrade(&mut connection, "").with_context(|| format!("upgrade {index}"))?;
-        ensure!(
-            upgraded.generation == index + 1,
-            "upgrade {index} led to generation {}",
-            upgraded.generation
+    let rounds = options.upgrades.max(options.kills).max(1);
+    for round in 1..=rounds {
+        // Both spread evenly over the rounds.
+        if due(options.upgrades, round, rounds) {
+            // The clients are caught in the middle of everything.
+            load.hold(&Hook::ALL).context("before the upgrade")?;
+            let number = shown.done.upgrades.len() + 1;
+            let upgraded = upgrade(&mut connection, "").with_context(|| format!("upgrade {number}"))?;
+            ensure!(
+                upgraded.generation as usize == number + 1,
+                "upgrade {number}: generation {}",
+                upgraded.generation
+            );
+            shown
+                .done
+                .upgrades
+                .extend(upgraded.last.map(|last| last.pause_us));
+            load.release(&Hook::ALL).context("after the upgrade")?;
+        }
+        let end = began + Duration::from_secs(options.duration) * round / rounds;
+        shown.until(
+            end.checked_sub(Duration::from_secs(options.duration) / rounds / 2)
+                .unwrap_or(end),
+            &mut load,
         );
-        pauses.extend(upgraded.last.map(|last| last.pause_us));
-        load.release(&Hook::ALL).context("after the upgrade")?;
-        let next = began + Duration::from_secs(options.duration) * index / options.upgrades.max(1);
-        let shown = live.overwrites() || index.is_multiple_of(5) || index == options.upgrades;
+        if due(options.kills, round, rounds) {
+            load.hold(&Hook::ALL).context("before the kill")?;
+            let pause = kill_worker(&mut connection)
+                .with_context(|| format!("kill {}", shown.done.kills.len() + 1))?;
+            shown.done.kills.push(pause);
+            load.release(&Hook::ALL).context("after the kill")?;
+        }
+        shown.until(end, &mut load);
+        shown.round(round == rounds, &mut load);
+    }
+    shown.live.end();
+    let report = load.finish()?;
+    show(&report, &shown.done, as_json);
+    Ok(report.is_clean())
+}
+
+/// Whether the next of `count` things that are spread over `rounds` is due in this round.
+fn due(count: u32, round: u32, rounds: u32) -> bool {
+    count * round / rounds > count * (round - 1) / rounds
+}
+
+/// Kills the process that routes the messages, and waits for the next to be there. Returns the pause in microseconds.
+fn kill_worker(connection: &mut Connection) -> anyhow::Result<u64> {
+    let number = |connection: &mut Connection, name: &str| {
+        let properties = connection
+            .restart()?
+            .context("the bus does not tell about itself")?;
+        properties
+            .get(name)
+            .and_then(|value| value.as_i64())
+            .with_context(|| format!("no {name}"))
+    };
+    let (worker, recoveries) = (
+        number(connection, "WorkerPID")?,
+        number(connection, "Recoveries")?,
+    );
+    kill(Pid::from_raw(worker.try_into()?), Signal::SIGKILL).context("kill")?;
+    let deadline = Deadline::after(Duration::from_secs(30));
+    while number(connection, "Recoveries")? == recoveries {
+        ensure!(!deadline.passed(), "the worker was not replaced");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let properties = connection.restart()?.unwrap_or_default();
+    Ok(LastRestart::of(&properties).map_or(0, |last| last.pause_us))
+}
+
+/// The pauses so far, in microseconds.
+#[derive(Default)]
+struct Done {
+    upgrades: Vec<u64>,
+    kills: Vec<u64>,
+}
+
+/// What is shown while it runs.
+struct Shown<'a> {
+    live: Live,
+    silent: bool,
+    options: &'a Options,
+    done: Done,
+}
+
+impl Shown<'_> {
+    /// Waits; on a terminal, with live figures.
+    fn until(&mut self, end: Instant, load: &mut Load) {
         loop {
-            if shown && !as_json {
-                live.show(&progress(&mut load, index, options.upgrades, &pauses));
+            let left = end.saturating_duration_since(clock::now());
+            if !self.silent && self.live.overwrites() {
+                let text = self.text(load);
+                self.live.show(&text);
             }
-            let left = next.saturating_duration_since(clock::now());
             if left.is_zero() {
-                break;
+                return;
             }
-            std::thread::sleep(if live.overwrites() {
-                left.min(Duration::from_millis(200))
-            } else {
-                left
-            });
+            std::thread::sleep(left.min(Duration::from_millis(200)));
         }
     }
-    live.end();
-    let report = load.finish()?;
-    show(&report, &pauses, as_json);
-    Ok(report.is_clean())
+
+    /// Where lines do not overwrite each other, one now and then.
+    fn round(&mut self, last: bool, load: &mut Load) {
+        if !self.silent && !self.live.overwrites() && (last || self.done.upgrades.len().is_multiple_of(5)) {
+            let text = self.text(load);
+            self.live.show(&text);
+        }
+    }
+
+    fn text(&self, load: &mut Load) -> String {
+        let figures = load.progress();
+        let (upgrades, kills) = (self.done.upgrades.len(), self.done.kills.len());
+        format!(
+            "upgrade {upgrades}/{}, kill {kills}/{}: {} clients, {} messages, {} short visits, {} disconnected",
+            self.options.upgrades,
+            self.options.kills,
+            figures.raw + figures.peers,
+            figures.messages,
+            figures.visits,
+            figures.disconnected
+        )
+    }
 }
 
 /// Attaches our own connections and whichever programs this machine has.
@@ -135,29 +233,25 @@ fn attach(address: &str, as_json: bool) -> anyhow::Result<Load> {
     Ok(load)
 }
 
-fn progress(load: &mut Load, done: u32, all: u32, pauses: &[u64]) -> String {
-    let figures = load.progress();
-    let pause = pauses
-        .last()
-        .map_or_else(String::new, |pause| format!(" (pause {})", milliseconds(*pause)));
-    format!(
-        "upgrade {done}/{all}{pause}: {} clients, {} messages, {} short visits, {} disconnected",
-        figures.raw + figures.peers,
-        figures.messages,
-        figures.visits,
-        figures.disconnected
+/// The median and the longest.
+fn summary(pauses: &[u64]) -> (u64, u64) {
+    let mut sorted = pauses.to_vec();
+    sorted.sort_unstable();
+    (
+        sorted.get(sorted.len() / 2).copied().unwrap_or_default(),
+        sorted.last().copied().unwrap_or_default(),
     )
 }
 
-fn show(report: &Report, pauses: &[u64], as_json: bool) {
-    let mut sorted = pauses.to_vec();
-    sorted.sort_unstable();
-    let median = sorted.get(sorted.len() / 2).copied().unwrap_or_default();
-    let longest = sorted.last().copied().unwrap_or_default();
+fn show(report: &Report, done: &Done, as_json: bool) {
     if as_json {
+        let pause = |pauses: &[u64]| {
+            let (median, longest) = summary(pauses);
+            json!({ "count": pauses.len(), "median_us": median, "longest_us": longest })
+        };
         let total = report.total();
         let line = json!({
-            "upgrades": pauses.len(), "pause_us": { "median": median, "longest": longest },
+            "upgrades": pause(&done.upgrades), "kills": pause(&done.kills),
             "clients": total.clients, "sent": total.sent, "received": total.received, "lost": total.lost,
             "doubled": total.doubled, "reordered": total.reordered, "disconnected": total.disconnected,
             "descriptors": report.fds_passed, "descriptors_leaked": report.fds_leaked,
@@ -167,12 +261,18 @@ fn show(report: &Report, pauses: &[u64], as_json: bool) {
         return;
     }
     output::line(&format!("\n{report}"));
-    output::line(&format!(
-        "upgrades in place: {}; pause: median {}, longest {}",
-        pauses.len(),
-        milliseconds(median),
-        milliseconds(longest)
-    ));
+    for (what, pauses) in [
+        ("upgraded in place", &done.upgrades),
+        ("worker killed", &done.kills),
+    ] {
+        let (median, longest) = summary(pauses);
+        output::line(&format!(
+            "{what} {} times; pause: median {}, longest {}",
+            pauses.len(),
+            milliseconds(median),
+            milliseconds(longest)
+        ));
+    }
     output::line(if report.is_clean() {
         "no client was disconnected; no message was lost, doubled or reordered"
     } else {

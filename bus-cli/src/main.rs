@@ -42,7 +42,7 @@ struct Global {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Start a real bus, put it under load, upgrade it in place over and over, and count every message
+    /// Start a real bus, put it under load, upgrade it in place and kill its worker, over and over, and count every message
     Demo(demo::Options),
     /// Be the daemon, with dbus-daemon's command line (see `bus daemon --help`)
     #[command(disable_help_flag = true)]

@@ -52,6 +52,7 @@ fn kills_under_load(plan: Plan) {
     let mut load = attach(&bus);
     let mut killed = 0;
     let mut upgrades = 0;
+    let mut last = None;
     while killed < plan.kills {
         if killed % 40 == 0 {
             load.release(&Hook::ALL).unwrap();
@@ -68,9 +69,12 @@ fn kills_under_load(plan: Plan) {
         }
         std::thread::sleep(Duration::from_micros(random.below(plan.gap.as_micros() as u64)));
         let signal = plan.signals[random.below(plan.signals.len() as u64) as usize];
-        if let Some(worker) = bus.worker()
+        // The one killed last may still be dying.
+        let worker = bus.worker().filter(|worker| Some(*worker) != last);
+        if let Some(worker) = worker
             && kill(Pid::from_raw(worker as i32), signal).is_ok()
         {
+            last = Some(worker);
             killed += 1;
         }
     }
@@ -80,7 +84,11 @@ fn kills_under_load(plan: Plan) {
     eprintln!("{report}\n{killed} kills, {survived} recoveries, {upgrades} upgrades begun");
     assert!(report.is_clean(), "{report}");
     assert!(report.fds_passed > 0, "{report}");
-    assert!(survived > killed / 4, "{survived} recoveries of {killed} kills");
+    // Some hit a preflight, or a worker that was about to hand over.
+    assert!(
+        survived >= killed * 8 / 10,
+        "{survived} recoveries of {killed} kills"
+    );
     support::wait_until("the daemon has no more descriptors than before", || {
         fds::open_count(bus.pid()).unwrap() <= fds_before
     });

@@ -117,13 +117,13 @@ fn no_bus_is_a_failure_and_nonsense_is_a_usage_error() {
 #[test]
 fn the_demonstration_finds_nothing_wrong() {
     let output = Command::new(binary())
-        .args(["demo", "--upgrades", "3", "--duration", "2"])
+        .args(["demo", "--upgrades", "3", "--kills", "2", "--duration", "2"])
         .output()
         .unwrap();
     let shown = text(&output.stdout);
     assert!(output.status.success(), "{shown}{}", text(&output.stderr));
     assert!(
-        shown.contains("upgrade 3/3") && shown.contains("no client was disconnected"),
+        shown.contains("upgrade 3/3, kill 2/2") && shown.contains("no client was disconnected"),
         "{shown}"
     );
 }

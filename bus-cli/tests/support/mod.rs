@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 pub mod load;
+pub mod raw;
 pub mod zbus_peer;
 
 use bus_load::clock::Deadline;
@@ -40,12 +41,35 @@ impl Bus {
         Bus::start_binary(binary())
     }
 
+    /// Starts the binary under test as a session bus with this in its configuration.
+    pub fn start_with(configuration: &str) -> Bus {
+        let directory = directory();
+        let file = directory.path().join("bus.conf");
+        let text = format!(
+            "<!DOCTYPE busconfig PUBLIC '-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN'\n \
+             'http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd'>\n\
+             <busconfig><type>session</type><listen>unix:path=/replaced/by/the/command/line</listen>\n\
+             <auth>EXTERNAL</auth><policy context='default'><allow send_destination='*' eavesdrop='true'/>\n\
+             <allow eavesdrop='true'/><allow own='*'/></policy>{configuration}</busconfig>"
+        );
+        std::fs::write(&file, text).unwrap();
+        Bus::start_in(
+            directory,
+            binary(),
+            &[format!("--config-file={}", file.display())],
+        )
+    }
+
     /// Starts this binary, which may be a copy of it.
     pub fn start_binary(binary: &Path) -> Bus {
-        let directory = tempfile::Builder::new().prefix("bus-test-").tempdir().unwrap();
+        Bus::start_in(directory(), binary, &[])
+    }
+
+    fn start_in(directory: tempfile::TempDir, binary: &Path, arguments: &[String]) -> Bus {
         let log = File::create(directory.path().join("log")).unwrap();
         let mut child = Command::new(binary)
             .arg("daemon")
+            .args(arguments)
             .arg(format!(
                 "--address=unix:path={}",
                 directory.path().join("bus").display()
@@ -116,9 +140,18 @@ impl Bus {
     }
 }
 
+fn directory() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("bus-test-").tempdir().unwrap()
+}
+
 impl Drop for Bus {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            let descriptors = std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
+                .into_iter()
+                .flatten();
+            let links = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+            eprintln!("the daemon's descriptors: {:?}", links.collect::<Vec<_>>());
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
             eprintln!(
@@ -126,6 +159,13 @@ impl Drop for Bus {
                 lines[lines.len().saturating_sub(40)..].join("\n")
             );
         }
+        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
+        let deadline = Deadline::after(Duration::from_secs(5));
+        while matches!(self.child.try_wait(), Ok(None)) && !deadline.passed() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -1,12 +1,13 @@
 //! One raw connection: what it has sent, what it waits for, what came.
 
+mod receive;
+
 use super::spec::{Spec, Tag, Target};
 use crate::account::Account;
-use crate::link::{Link, Read, Scratch};
+use crate::link::Link;
 use crate::tally::Tally;
 use crate::{INTERFACE, PATH, fds};
-use anyhow::{Context, bail};
-use bus_wire::{BodyWriter, Framed, Message, MessageBuilder, MessageType};
+use bus_wire::{BodyWriter, MessageBuilder};
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
@@ -14,20 +15,8 @@ const BUS: &str = "org.freedesktop.DBus";
 const BUS_PATH: &str = "/org/freedesktop/DBus";
 /// A broadcaster asks the bus for a sign of life after this many signals, and waits for it.
 const SIGNALS_PER_BARRIER: u64 = 16;
-/// Reads in a row before the other connections get their turn.
-const READS_PER_TURN: usize = 16;
 /// Errors kept in words.
 const MAX_ERRORS: usize = 20;
-
-/// What a raw connection says when it is introspected.
-const INTROSPECTION: &str = r#"<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">
-<node><interface name="org.busdaemon.Load1">
-<method name="Echo"><arg type="s" direction="in"/><arg type="t" direction="in"/>
-<arg type="s" direction="out"/><arg type="t" direction="out"/></method>
-<signal name="Tick"><arg type="s"/><arg type="t"/></signal>
-</interface></node>
-"#;
 
 /// What the reply to a serial answers.
 enum Pending {
@@ -328,206 +317,6 @@ impl Client {
             self.reading = true;
             self.error(format!("writing failed: {errno}"));
         }
-    }
-
-    /// Reads and handles what is there. False if there may be more.
-    pub(crate) fn receive(&mut self, scratch: &mut Scratch) -> bool {
-        for _ in 0..READS_PER_TURN {
-            if self.closed.is_some() || !self.reading || !self.readable {
-                return true;
-            }
-            match self.try_receive(scratch) {
-                Ok(Read::Some) => {}
-                Ok(Read::Nothing) => self.readable = false,
-                Ok(Read::End) => self.close("the bus closed the connection".to_owned()),
-                Err(error) => self.fail(&error),
-            }
-        }
-        false
-    }
-
-    fn try_receive(&mut self, scratch: &mut Scratch) -> anyhow::Result<Read> {
-        let read = self.link.read(scratch)?;
-        while let Some(framed) = self.link.next()? {
-            self.traffic += 1;
-            self.handle(framed)?;
-        }
-        Ok(read)
-    }
-
-    fn handle(&mut self, framed: Framed) -> anyhow::Result<()> {
-        let message = &framed.message;
-        match message.message_type() {
-            MessageType::MethodCall if self.spec.monitor => self.monitored(message)?,
-            MessageType::MethodCall => self.called(&framed)?,
-            MessageType::Signal if message.interface() == Some(INTERFACE) => self.signalled(message)?,
-            MessageType::Signal => self.bus_signal(message)?,
-            MessageType::MethodReturn | MessageType::Error => self.replied(message)?,
-            MessageType::Unknown(_) => {}
-        }
-        // Descriptors that nobody asked for.
-        for &fd in &framed.fds {
-            if self.link.take_fd(fd).is_some() {
-                self.error("a descriptor came with a message that should have none".to_owned());
-            }
-        }
-        Ok(())
-    }
-
-    fn called(&mut self, framed: &Framed) -> anyhow::Result<()> {
-        let message = &framed.message;
-        let sender = message.sender().context("a call without a sender")?;
-        if message.member() != Some("Echo") || message.interface() != Some(INTERFACE) {
-            return self.other_call(message, sender);
-        }
-        let (stream, number) = self.record(message)?;
-        for &fd in &framed.fds {
-            let content = fds::number_of(self.link.take_fd(fd).context("a descriptor named twice")?)?;
-            self.fds_received += 1;
-            if content != number {
-                self.error(format!(
-                    "{stream}: message {number} carries the descriptor of message {content}"
-                ));
-            }
-        }
-        let reply = MessageBuilder::method_return(message.serial().get())
-            .destination(sender)
-            .serial(self.next_serial())
-            .body(|body| {
-                body.str(&stream);
-                body.u64(number);
-            })
-            .build()?;
-        if self.keeping {
-            self.kept.push(reply);
-        } else {
-            self.link.queue(reply, Vec::new());
-        }
-        Ok(())
-    }
-
-    /// Tools introspect what they are about to call.
-    fn other_call(&mut self, message: &Message, sender: &str) -> anyhow::Result<()> {
-        let (call, serial) = (message.serial().get(), self.next_serial());
-        let reply = match message.member() {
-            Some("Introspect") => MessageBuilder::method_return(call)
-                .destination(sender)
-                .serial(serial)
-                .body(|body| {
-                    body.str(INTROSPECTION);
-                }),
-            _ => MessageBuilder::error("org.freedesktop.DBus.Error.UnknownMethod", call)
-                .destination(sender)
-                .serial(serial)
-                .body(|body| {
-                    body.str("There is Echo, and nothing else");
-                }),
-        };
-        self.link.queue(reply.build()?, Vec::new());
-        Ok(())
-    }
-
-    fn signalled(&mut self, message: &Message) -> anyhow::Result<()> {
-        let (stream, _) = self.record(message)?;
-        if !self.spec.subscribes.contains(&stream) && !self.spec.monitor {
-            self.error(format!("a signal of {stream} came, which no rule asked for"));
-        }
-        Ok(())
-    }
-
-    /// A monitor sees calls that are not its own; it checks the signals only.
-    fn monitored(&mut self, message: &Message) -> anyhow::Result<()> {
-        bail!("a monitor of signals was shown a call of {:?}", message.member())
-    }
-
-    fn record(&mut self, message: &Message) -> anyhow::Result<(String, u64)> {
-        let mut body = message.body();
-        let stream = body.read_str()?.to_owned();
-        let number = body.read_u64()?;
-        let sender = message.sender().unwrap_or_default();
-        match self.senders.get(&stream) {
-            Some(known) if known == sender => {}
-            Some(known) => {
-                let text = format!("{stream}: the sender changed from {known} to {sender}");
-                self.error(text);
-            }
-            None => {
-                self.senders.insert(stream.clone(), sender.to_owned());
-            }
-        }
-        match self.got.get_mut(&stream) {
-            Some(tally) => tally.record(number),
-            None => self.got.entry(stream.clone()).or_default().record(number),
-        }
-        Ok((stream, number))
-    }
-
-    fn bus_signal(&mut self, message: &Message) -> anyhow::Result<()> {
-        let own = message.destination().is_some() && message.destination() == self.unique.as_deref();
-        if !own || self.spec.monitor {
-            return Ok(());
-        }
-        let name = message.body().read_str()?.to_owned();
-        match message.member() {
-            Some("NameAcquired") if self.acquired.insert(name.clone()) => {}
-            Some("NameAcquired") => self.error(format!("NameAcquired came twice for {name}")),
-            Some("NameLost") if self.acquired.contains(&name) => {
-                self.error(format!("the name {name} was lost"))
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn replied(&mut self, message: &Message) -> anyhow::Result<()> {
-        let serial = message
-            .reply_serial()
-            .context("a reply without a reply serial")?
-            .get();
-        if self.spec.monitor && message.destination() != self.unique.as_deref() && self.unique.is_some() {
-            return Ok(());
-        }
-        let Some(pending) = self.pending.remove(&serial) else {
-            self.error(format!("a reply came to serial {serial}, which awaits none"));
-            return Ok(());
-        };
-        if message.message_type() == MessageType::Error {
-            let name = message.error_name().unwrap_or_default();
-            let text = message.body().read_str().unwrap_or_default().to_owned();
-            let what = match &pending {
-                Pending::Hello => "Hello".to_owned(),
-                Pending::Setup(what) => what.clone(),
-                Pending::Call { target, number } => {
-                    format!("call {number} of {}", self.calls[*target].stream)
-                }
-                Pending::Barrier => "GetId".to_owned(),
-            };
-            self.error(format!("{what} answered with {name}: {text}"));
-        }
-        match pending {
-            Pending::Hello => self.unique = Some(message.body().read_str()?.to_owned()),
-            Pending::Setup(_) => {}
-            Pending::Barrier => self.barriers -= 1,
-            Pending::Call { target, number } => {
-                let state = &mut self.calls[target];
-                state.outstanding -= 1;
-                if message.message_type() == MessageType::MethodReturn {
-                    state.replies.record(number);
-                    // Echo services of other programs may answer without a body.
-                    if message.signature() == "st" {
-                        let mut body = message.body();
-                        let (stream, echoed) = (body.read_str()?, body.read_u64()?);
-                        if (stream, echoed) != (state.stream.as_str(), number) {
-                            bail!(
-                                "call {number} of {} was answered with {stream} {echoed}",
-                                state.stream
-                            );
-                        }
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Sends the replies that were kept back, and keeps none from now on.

@@ -1,0 +1,101 @@
+//! A connection that may send anything.
+
+use super::{Bus, DRIVER, DRIVER_PATH, SOON};
+use bus_load::Handshake;
+use bus_wire::{BodyWriter, Framer, Message, MessageBuilder, MessageType, limits};
+use bytes::Bytes;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+
+/// A connection that may send anything.
+pub struct Raw {
+    pub stream: UnixStream,
+    framer: Framer,
+}
+
+impl Raw {
+    pub fn connect(bus: &Bus) -> Raw {
+        let stream = UnixStream::connect(bus.socket()).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.set_write_timeout(Some(SOON)).unwrap();
+        Raw {
+            stream,
+            framer: Framer::new(limits::MAX_MESSAGE),
+        }
+    }
+
+    /// Connected, authenticated and greeted.
+    pub fn ready(bus: &Bus) -> Raw {
+        let mut raw = Raw::connect(bus);
+        raw.send(&Handshake::start().0);
+        let mut answers = Vec::new();
+        let mut byte = [0];
+        while answers.iter().filter(|byte| **byte == b'\n').count() < 2 {
+            raw.stream.read_exact(&mut byte).unwrap();
+            answers.push(byte[0]);
+        }
+        raw.send(&call("Hello", |_| ()));
+        while raw.message().unwrap().message_type() != MessageType::MethodReturn {}
+        raw
+    }
+
+    /// Sends what can be sent: the bus may have hung up by now.
+    pub fn send(&mut self, bytes: &[u8]) {
+        let _ = self.stream.write_all(bytes);
+    }
+
+    /// The next message; None at the end of the stream.
+    pub fn message(&mut self) -> Option<Message> {
+        loop {
+            if let Some(framed) = self.framer.next().unwrap() {
+                return Some(framed.message);
+            }
+            let mut chunk = [0; 4096];
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return None,
+                Ok(length) => self.framer.push(Bytes::copy_from_slice(&chunk[..length]), []),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                Err(error) => panic!("neither an answer nor the end: {error}"),
+            }
+        }
+    }
+
+    /// Waits for the end of the stream, whatever comes before it.
+    pub fn expect_end(mut self) {
+        let mut chunk = [0; 4096];
+        loop {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return,
+                Err(error) => panic!("the bus did not close the connection: {error}"),
+            }
+        }
+    }
+
+    /// It is served as if nothing had been.
+    pub fn expect_service(mut self) {
+        self.send(
+            &MessageBuilder::method_call(DRIVER_PATH, "GetId")
+                .destination(DRIVER)
+                .serial(777u32)
+                .build()
+                .unwrap(),
+        );
+        loop {
+            let message = self.message().expect("the bus closed the connection");
+            if message.reply_serial().is_some_and(|serial| serial.get() == 777) {
+                assert_eq!(message.message_type(), MessageType::MethodReturn);
+                return;
+            }
+        }
+    }
+}
+
+/// A call to the bus.
+pub fn call(member: &str, body: impl FnOnce(&mut BodyWriter)) -> Vec<u8> {
+    let builder = MessageBuilder::method_call(DRIVER_PATH, member)
+        .destination(DRIVER)
+        .interface(DRIVER);
+    builder.serial(1u32).body(body).build().unwrap()
+}
