@@ -57,10 +57,12 @@ pub fn encode_into(value: &impl Serialize, bytes: &mut Vec<u8>) -> Result<(), Co
 /// # Errors
 /// When they are no such value, or something is left over.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
-    let decoded = match bytes.len() {
-        0..=SHORT => bincode::serde::decode_from_slice(bytes, SHORT_FORMAT),
-        ..=LONG => bincode::serde::decode_from_slice(bytes, LONG_FORMAT),
-        _ => bincode::serde::decode_from_slice(bytes, FORMAT),
+    let decoded = if bytes.len() <= SHORT {
+        bincode::serde::decode_from_slice(bytes, SHORT_FORMAT)
+    } else if bytes.len() <= LONG {
+        bincode::serde::decode_from_slice(bytes, LONG_FORMAT)
+    } else {
+        bincode::serde::decode_from_slice(bytes, FORMAT)
     };
     let (value, used) = decoded.map_err(|error| CodecError(error.to_string()))?;
     if used == bytes.len() {

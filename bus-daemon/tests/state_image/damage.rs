@@ -259,7 +259,7 @@ fn with_unknown(if_unknown: IfUnknown, kind: u16) -> Vec<u8> {
     let mut longer = [&bytes[..end], record, &bytes[end..]].concat();
     let count = longer.len() - 8;
     longer[count] += 1;
-    crate::image::repair(&mut longer);
+    crate::fuzz::repair(&mut longer);
     assert!(Reader::new(&longer).unwrap().all(|record| record.is_ok()));
     longer
 }

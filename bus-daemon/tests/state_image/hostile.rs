@@ -1,134 +1,14 @@
 //! Images whose checksums fit and whose contents make no sense: they end in an error, or in a bus that is whole.
 
-use bus_daemon::broker::{Broker, BrokerState, Event, Fds, Millis, PeerId, Start, System};
+use bus_daemon::broker::BrokerState;
 use bus_daemon::handoff::codec;
 use bus_daemon::handoff::container::{IfUnknown, Writer};
 use bus_daemon::handoff::image;
-use bus_wire::Fd;
-use bytes::Bytes;
 
 use crate::damage::{next, seed};
-use crate::image::{PEER, RECORD_HEADER, places, repair, save};
+use crate::fuzz::{repair, survives};
+use crate::image::{PEER, RECORD_HEADER, places, save};
 use crate::rich::rich;
-
-/// Gives every question an answer.
-struct Anything;
-
-impl System for Anything {
-    fn peer_groups(&mut self, _: PeerId) -> Option<Vec<u32>> {
-        None
-    }
-
-    fn peer_label(&mut self, _: PeerId) -> Option<Vec<u8>> {
-        None
-    }
-
-    fn peer_pidfd(&mut self, _: PeerId) -> Option<Fd> {
-        None
-    }
-
-    fn duplicate(&mut self, _: Fd) -> Option<Fd> {
-        None
-    }
-}
-
-/// Loads an image; if that can be done, the bus must be whole, be saved as it is, and go on without a panic.
-fn survives(bytes: &[u8]) -> bool {
-    let Ok(restored) = image::load(bytes) else {
-        return false;
-    };
-    let mut broker = restored.broker;
-    broker.check_invariants().unwrap();
-    let mut worker = restored.worker;
-    // It closes the links of those who were dropped.
-    worker
-        .links
-        .retain(|link| broker.send_queue(PeerId::from_u64(link.peer)).is_some());
-    let again = image::save(&broker, &worker).unwrap();
-    let second = image::load(&again).unwrap();
-    assert_eq!(
-        (second.dropped.as_slice(), second.damage.as_slice()),
-        (&[][..], &[][..])
-    );
-    assert!(image::save(&second.broker, &second.worker).unwrap() == again);
-    live(&mut broker);
-    true
-}
-
-/// Everything happens to every peer.
-fn live(broker: &mut Broker) {
-    let mut step = |event| {
-        broker.handle(event, &mut Anything);
-        broker.actions().clear();
-        broker.check_invariants().unwrap();
-    };
-    step(Event::Serving {
-        worker_pid: 9,
-        start: Start::Upgraded { pause: 1 },
-    });
-    let newcomer = PeerId {
-        index: 500,
-        generation: 1,
-    };
-    let credentials = bus_daemon::broker::Credentials {
-        uid: Some(1000),
-        gid: None,
-        pid: None,
-    };
-    step(Event::Accepted {
-        peer: newcomer,
-        listener: 0,
-        credentials,
-        can_pass_fds: true,
-    });
-    let hello = bus_wire::MessageBuilder::method_call("/org/freedesktop/DBus", "Hello")
-        .interface("org.freedesktop.DBus")
-        .destination("org.freedesktop.DBus")
-        .serial(1u32)
-        .build()
-        .unwrap();
-    let ids: Vec<PeerId> = broker.peer_ids().collect();
-    let mut step = |event| {
-        broker.handle(event, &mut Anything);
-        broker.actions().clear();
-        broker.check_invariants().unwrap();
-    };
-    let auth = b"\0AUTH EXTERNAL 31303030\r\nBEGIN\r\n";
-    step(Event::Received {
-        peer: newcomer,
-        data: Bytes::from_static(auth),
-        fds: Fds::new(),
-    });
-    for peer in &ids {
-        step(Event::Received {
-            peer: *peer,
-            data: hello.clone().into(),
-            fds: Fds::new(),
-        });
-    }
-    for peer in &ids {
-        let waits = broker.send_queue(*peer).map_or(0, |queue| queue.len());
-        for bytes in [waits / 2, waits - waits / 2] {
-            broker.handle(Event::Drained { peer: *peer, bytes }, &mut Anything);
-            broker.check_invariants().unwrap();
-        }
-    }
-    for now in [Millis(5_000), Millis(u64::MAX / 2)] {
-        broker.handle(Event::Tick { now }, &mut Anything);
-        broker.check_invariants().unwrap();
-    }
-    for peer in &ids {
-        broker.handle(
-            Event::Closed {
-                peer: *peer,
-                reason: "end of file",
-            },
-            &mut Anything,
-        );
-        broker.check_invariants().unwrap();
-    }
-    assert_eq!(broker.peer_ids().count(), 0);
-}
 
 #[test]
 fn any_change_of_one_byte_under_a_right_checksum() {

@@ -74,26 +74,3 @@ pub fn peer_records(broker: &Broker) -> Vec<Vec<u8>> {
 pub fn decode_peer(bytes: &[u8], place: &Place) -> PeerV1 {
     codec::decode(&bytes[place.span.start + RECORD_HEADER..place.span.end]).unwrap()
 }
-
-/// Makes all checksums fit again, after lengths and bodies were changed in place.
-pub fn repair(bytes: &mut [u8]) {
-    let Some(salt) = bytes
-        .get(12..16)
-        .map(|salt| u32::from_le_bytes(salt.try_into().unwrap()))
-    else {
-        return;
-    };
-    let mut at = CONTAINER_HEADER;
-    while let Some(header) = bytes.get(at..at + RECORD_HEADER) {
-        let length = u32::from_le_bytes(header[12..16].try_into().unwrap()) as usize;
-        let header_crc = crc32c::crc32c_append(salt, &header[..16]);
-        let body = at + RECORD_HEADER;
-        let Some(end) = body.checked_add(length).filter(|end| *end <= bytes.len()) else {
-            return;
-        };
-        let body_crc = crc32c::crc32c(&bytes[body..end]);
-        bytes[at + 16..at + 20].copy_from_slice(&header_crc.to_le_bytes());
-        bytes[at + 20..at + 24].copy_from_slice(&body_crc.to_le_bytes());
-        at = end.next_multiple_of(8);
-    }
-}

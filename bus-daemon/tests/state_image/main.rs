@@ -10,7 +10,10 @@
 
 #[path = "../broker/bus.rs"]
 mod bus;
+mod corpus;
 mod damage;
+#[path = "../../../fuzz/src/state_image.rs"]
+mod fuzz;
 mod golden;
 mod hostile;
 mod image;
