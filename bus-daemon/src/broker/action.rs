@@ -38,6 +38,17 @@ pub enum Action {
     Warn(String),
 }
 
+/// Bytes of shared memory that the journal uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct JournalMemory {
+    /// Segments of the event log.
+    pub log: u64,
+    /// Extents of large messages.
+    pub extents: u64,
+    /// Checkpoints.
+    pub checkpoints: u64,
+}
+
 /// What the broker must know of the system in the middle of an event. The runtime records each answer in the event
 /// log, so that replay reads it back.
 pub trait System {
@@ -47,6 +58,10 @@ pub trait System {
     fn peer_label(&mut self, peer: PeerId) -> Option<Vec<u8>>;
     /// A new descriptor of the peer's process (`SO_PEERPIDFD`). The broker owns it.
     fn peer_pidfd(&mut self, peer: PeerId) -> Option<Fd>;
+    /// Bytes of memory that the journal uses; `None` where there is no journal.
+    fn journal_memory(&mut self) -> Option<JournalMemory> {
+        None
+    }
     /// Another descriptor of the same open file (`F_DUPFD`), for one more receiver of a message. The broker
     /// owns it.
     fn duplicate(&mut self, fd: Fd) -> Option<Fd>;

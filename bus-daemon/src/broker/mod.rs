@@ -33,7 +33,7 @@ use bus_wire::{Fd, Guid, LargeMessage, SendQueue};
 use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 
-pub use action::{Action, System};
+pub use action::{Action, JournalMemory, System};
 pub use event::{Credentials, Event, Fds, Millis, PeerId, Start};
 pub use frozen::{Blob, BrokerState, GlobalV1, ListsV1, PeerV1};
 pub use restore::{Dropped, RestoreError};

@@ -249,6 +249,11 @@ impl Broker {
             if message.message_type().is_reply() && name == LIMITS_EXCEEDED {
                 // It would wait for ever for the answer it asked for.
                 self.condemn(to, "it does not read the replies to its calls".to_owned());
+            } else if let Some(serial) = replies_to {
+                // So would it here; the call is answered with the reason.
+                if self.close_call(id, to, serial.get()) {
+                    self.send_late_error(to, serial.get(), name, text);
+                }
             } else {
                 self.send_driver_error(id, message, name, text);
             }

@@ -140,7 +140,7 @@ fn answer(broker: &mut Broker, call: Call<'_>, system: &mut dyn System) -> Resul
         Method::Get => properties::get(broker, call),
         Method::GetAll => properties::get_all(broker, call),
         Method::Set => properties::set(broker, call),
-        Method::GetStats => stats::bus(broker, call),
+        Method::GetStats => stats::bus(broker, call, system),
         Method::GetConnectionStats => stats::peer(broker, call),
         Method::GetAllMatchRules => stats::match_rules(broker, call),
         Method::Upgrade => restart::upgrade(broker, call),

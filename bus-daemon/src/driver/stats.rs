@@ -3,11 +3,13 @@
 use bus_wire::BodyWriter;
 
 use super::{Call, Fault, Named, named};
-use crate::broker::{Broker, Peer};
+use crate::broker::{Broker, Peer, System};
 
 /// Numbers of one kind for the whole bus: a key each, as in the reference implementation.
-pub(super) fn bus(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {
+pub(super) fn bus(broker: &mut Broker, call: Call<'_>, system: &mut dyn System) -> Result<(), Fault> {
     let stats = *broker.stats();
+    let memory = system.journal_memory().unwrap_or_default();
+    let bytes = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
     let peaks = broker.peers().map(|peer| &peer.peaks);
     let (peak_rules, peak_names) = peaks.fold((0, 0), |(rules, names), peaks| {
         (peaks.rules.max(rules), peaks.names.max(names))
@@ -27,6 +29,9 @@ pub(super) fn bus(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {
         ("BusNames", count(broker.names().len() + broker.unique_count())),
         ("PeakBusNames", stats.peak_names),
         ("PeakBusNamesPerConnection", peak_names + 1),
+        ("org.busdaemon.JournalLogBytes", bytes(memory.log)),
+        ("org.busdaemon.JournalExtentBytes", bytes(memory.extents)),
+        ("org.busdaemon.JournalCheckpointBytes", bytes(memory.checkpoints)),
     ];
     broker.send_driver_reply(call.caller, call.message, |w| {
         w.array("{sv}", |w| write_numbers(&numbers, w));

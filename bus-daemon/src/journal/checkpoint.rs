@@ -139,11 +139,6 @@ impl Checkpoints {
         self.region
     }
 
-    /// The memfd.
-    pub(crate) fn fd(&self) -> i32 {
-        self.region.fd()
-    }
-
     /// Bytes of the arena that were ever used, and of the table.
     pub(crate) fn memory(&self) -> u64 {
         self.arena_end - ARENA + (self.used * ENTRY) as u64

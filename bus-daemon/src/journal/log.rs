@@ -148,11 +148,6 @@ impl Log {
         self.header
     }
 
-    /// The memfd.
-    pub(crate) fn fd(&self) -> i32 {
-        self.region.fd()
-    }
-
     /// Whether the worker serves.
     pub(crate) fn serving(&self) -> &'static AtomicU32 {
         &self.header.serving

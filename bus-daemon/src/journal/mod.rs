@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bus_wire::Fd;
 use serde::{Deserialize, Serialize};
 
-use crate::broker::{Credentials, PeerId, Start};
+use crate::broker::{Credentials, JournalMemory, PeerId, Start};
 use crate::config::Config;
 
 pub(crate) use extent::Extent;
@@ -86,6 +86,8 @@ pub(crate) enum Answer {
     Label(Option<Vec<u8>>),
     /// A descriptor that the broker now owns.
     Descriptor(Option<Fd>),
+    /// The journal's own memory.
+    Memory(JournalMemory),
 }
 
 /// Tells whether the worker that uses a journal has begun to serve.
@@ -153,6 +155,15 @@ impl Journal {
     /// Takes an extent back, when its message is complete or its link is gone.
     pub(crate) fn give_back(&mut self, extent: Extent) {
         self.extents.give_back(extent);
+    }
+
+    /// Bytes of shared memory in use.
+    pub(crate) fn memory(&self) -> JournalMemory {
+        JournalMemory {
+            log: self.log.memory() as u64,
+            extents: self.extents.memory() as u64,
+            checkpoints: self.checkpoints.memory(),
+        }
     }
 
     /// The worker is about to do its first I/O on a link: from here on there is no way back to the state it was given.

@@ -208,6 +208,11 @@ impl Journal {
         self.header.applying.store(sequence + 1, Ordering::Release);
     }
 
+    /// The number of the event being applied, plus 1; 0 between events.
+    pub(crate) fn applying(&self) -> &'static std::sync::atomic::AtomicU64 {
+        &self.log.header().applying
+    }
+
     /// No event is being applied.
     pub(crate) fn mark_applied(&self) {
         self.header.applying.store(0, Ordering::Release);

@@ -6,6 +6,7 @@ pub(crate) mod logging;
 mod poll;
 mod recover;
 mod system;
+mod watchdog;
 mod worker;
 
 use std::convert::Infallible;
@@ -49,6 +50,7 @@ pub(crate) enum Beginning {
 
 /// The life of a worker process; its exit code.
 pub(crate) fn run(record: &KeeperV1, journal: Journal, beginning: Beginning) -> i32 {
+    watchdog::start(journal.applying());
     let Err(reason) =
         prepare(record, journal, beginning).and_then(|(worker, start)| serve(record, worker, start));
     tracing::error!("the worker cannot serve: {reason}");
@@ -78,7 +80,7 @@ fn prepare(record: &KeeperV1, journal: Journal, beginning: Beginning) -> Result<
 /// Goes on where the worker of the binary before this one stopped. Also the pause, in microseconds.
 fn restore(record: &KeeperV1, journal: Journal) -> Result<(Worker, u32), String> {
     #[cfg(feature = "test-hooks")]
-    crate::fault::point("restore");
+    crate::fault::in_restore(&record.executable());
     let bytes = crate::handoff::memfd::read(record.image)
         .map_err(|error| format!("cannot read the state: {error}"))?;
     let restored = image::load(&bytes).map_err(|error| error.to_string())?;

@@ -80,6 +80,8 @@ impl Recovered {
         if let Event::Accepted { peer, .. } = &event {
             self.generation = self.generation.max(peer.generation);
         }
+        #[cfg(feature = "test-hooks")]
+        crate::fault::poison(&event);
         self.broker.handle(event, &mut Kernel { journal });
         // In a replay nothing touches the system.
         for action in self.broker.actions().drain(..) {

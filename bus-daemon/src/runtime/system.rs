@@ -7,7 +7,7 @@ use std::os::fd::RawFd;
 use bus_wire::Fd;
 
 use super::links::socket_of;
-use crate::broker::{Credentials, PeerId, System};
+use crate::broker::{Credentials, JournalMemory, PeerId, System};
 use crate::journal::{Answer, Journal};
 
 /// Linux 6.5; not in the libc crate for every target.
@@ -44,6 +44,15 @@ impl System for Kernel<'_> {
         let fd = option::<i32>(socket_of(peer), SO_PEERPIDFD).map(Fd).inspect(|fd| keep_over_exec(fd.0));
         self.journal.note_answer(peer, &Answer::Descriptor(fd));
         fd
+    }
+
+    fn journal_memory(&mut self) -> Option<JournalMemory> {
+        if let Some(Answer::Memory(memory)) = self.journal.recorded_answer() {
+            return Some(memory);
+        }
+        let memory = self.journal.memory();
+        self.journal.note_answer(PeerId::from_u64(0), &Answer::Memory(memory));
+        Some(memory)
     }
 
     fn duplicate(&mut self, fd: Fd) -> Option<Fd> {

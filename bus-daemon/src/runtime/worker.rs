@@ -264,6 +264,8 @@ impl Worker {
     /// Applies an event that is in the log.
     fn apply(&mut self, event: Event) {
         self.journal.mark_applying(self.journal.newest());
+        #[cfg(feature = "test-hooks")]
+        crate::fault::poison(&event);
         self.broker.handle(event, &mut Kernel { journal: &mut self.journal });
         self.journal.mark_applied();
         while let Some(action) = self.broker.actions().pop_front() {

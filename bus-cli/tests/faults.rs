@@ -1,0 +1,103 @@
+//! The daemon at fault: a message that kills the worker, a worker that hangs, a new binary that dies while it restores.
+//! Everybody else goes on.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+mod support;
+
+use bus_load::{CallError, Caller, Hook, Load, LoadPlan};
+use std::fs::{Permissions, set_permissions, write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use support::{Bus, DRIVER, DRIVER_PATH, binary, generation, recoveries, upgrade};
+
+/// The binary under test, with a fault that is compiled into it for tests.
+fn faulty(directory: &Path, fault: &str) -> PathBuf {
+    let path = directory.join("faulty");
+    let fault = fault.replace("PATH", path.to_str().unwrap());
+    let (binary, directory) = (binary().display(), directory.display());
+    let script = format!("#!/bin/sh\nBUS_TEST_FAULT={fault} XDG_RUNTIME_DIR='{directory}' exec '{binary}' \"$@\"\n");
+    write(&path, script).unwrap();
+    set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+fn quarantined_files(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.to_str().unwrap().contains("bus-quarantine-")).collect()
+}
+
+#[track_caller]
+fn check_poison(word: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    let bus = Bus::start_binary(&faulty(directory.path(), "poison"));
+    let mut load = Load::start(&bus.address, LoadPlan::small()).unwrap();
+    load.go().unwrap();
+    let mut bystander = bus.caller();
+    let mut sender = Caller::connect(&bus.address).unwrap();
+    sender.set_timeout(Duration::from_secs(90));
+    let name = sender.unique_name().to_owned();
+
+    match sender.ask("GetNameOwner", &format!("org.example.{}", word.replace('-', "_"))) {
+        Err(CallError::Reply { name, .. }) => assert_eq!(name, "org.freedesktop.DBus.Error.NameHasNoOwner"),
+        other => panic!("harmless: {other:?}"),
+    }
+    match sender.ask("GetNameOwner", word) {
+        Err(CallError::Reply { name, .. }) => assert_eq!(name, "org.busdaemon.Error.Quarantined"),
+        other => panic!("{word}: {other:?}"),
+    }
+    // It is disconnected, and only it.
+    assert!(sender.ask("GetNameOwner", DRIVER).is_err());
+    assert_eq!(bystander.ask("GetNameOwner", DRIVER).unwrap(), DRIVER);
+    assert!(bystander.ask("GetNameOwner", &name).is_err());
+    let survived = recoveries(&mut bystander);
+    assert!((1..=3).contains(&survived), "{survived} recoveries");
+    let kept = quarantined_files(directory.path());
+    let [copy] = kept.as_slice() else { panic!("{kept:?}") };
+    assert_eq!(copy.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    let bytes = std::fs::read(copy).unwrap();
+    assert!(bytes.windows(word.len()).any(|window| window == word.as_bytes()));
+
+    let report = load.finish().unwrap();
+    assert!(report.is_clean(), "{report}");
+}
+
+#[test]
+fn a_message_that_kills_the_worker_is_quarantined() {
+    check_poison("POISON-ABORT");
+}
+
+#[test]
+fn a_message_that_makes_the_worker_panic_is_quarantined() {
+    check_poison("POISON-PANIC");
+}
+
+#[test]
+fn a_message_that_makes_the_worker_hang_is_quarantined() {
+    check_poison("POISON-HANG");
+}
+
+#[test]
+fn a_new_binary_that_dies_while_restoring_is_rolled_back_and_nobody_notices() {
+    let directory = tempfile::tempdir().unwrap();
+    let bus = Bus::start();
+    let mut control = bus.caller();
+    let mut load = Load::start(&bus.address, LoadPlan::small()).unwrap();
+    load.go().unwrap();
+    for _ in 0..3 {
+        load.hold(&Hook::ALL).unwrap();
+        match upgrade(&mut control, faulty(directory.path(), "restore:PATH").to_str().unwrap()) {
+            Err(CallError::Reply { name, message }) => {
+                assert_eq!(name, "org.busdaemon.Error.UpgradeRolledBack", "{message}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(generation(&mut control), 1);
+        load.release(&Hook::ALL).unwrap();
+    }
+    // The path that it was started from is the old one again.
+    assert_eq!(upgrade(&mut control, "").unwrap(), 2);
+    let report = load.finish().unwrap();
+    assert!(report.is_clean(), "{report}");
+    assert!(control.call(DRIVER, DRIVER_PATH, "org.freedesktop.DBus.Peer", "Ping", |_| {}).is_ok());
+}

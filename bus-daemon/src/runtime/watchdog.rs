@@ -1,0 +1,48 @@
+//! A worker that hangs in one event ends itself, by its own fault; what killed it is then left out.
+//!
+//! A timer on the CPU time of the process ticks: an idle worker is never woken, and one that waits is not blamed.
+
+#![allow(unsafe_code, reason = "a signal handler and a timer")]
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// Seconds of CPU time that one event may take.
+const PATIENCE: u32 = 5;
+
+/// The number of the event being applied, plus 1; 0 between events.
+static APPLYING: OnceLock<&'static AtomicU64> = OnceLock::new();
+/// The event seen at the last tick, plus 1.
+static EVENT: AtomicU64 = AtomicU64::new(0);
+/// Ticks for which it has been the same.
+static TICKS: AtomicU32 = AtomicU32::new(0);
+
+/// Begins to watch this process.
+pub(super) fn start(applying: &'static AtomicU64) {
+    if APPLYING.set(applying).is_err() {
+        return;
+    }
+    let handler: extern "C" fn(libc::c_int) = tick;
+    // SAFETY: the handler only uses atomics and ends the process; both structs are complete.
+    let failed = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as libc::sighandler_t;
+        action.sa_flags = libc::SA_RESTART;
+        let second = libc::timeval { tv_sec: 1, tv_usec: 0 };
+        let timer = libc::itimerval { it_interval: second, it_value: second };
+        libc::sigaction(libc::SIGPROF, &raw const action, std::ptr::null_mut()) != 0
+            || libc::setitimer(libc::ITIMER_PROF, &raw const timer, std::ptr::null_mut()) != 0
+    };
+    if failed {
+        tracing::warn!("no watchdog: {}", std::io::Error::last_os_error());
+    }
+}
+
+extern "C" fn tick(_signal: libc::c_int) {
+    let event = APPLYING.get().map_or(0, |applying| applying.load(Ordering::Relaxed));
+    let same = EVENT.swap(event, Ordering::Relaxed) == event && event != 0;
+    let ticks = if same { TICKS.fetch_add(1, Ordering::Relaxed) + 1 } else { TICKS.swap(0, Ordering::Relaxed) };
+    if same && ticks >= PATIENCE {
+        std::process::abort();
+    }
+}
