@@ -57,6 +57,18 @@ impl Broker {
             peers,
             shared,
         } = state;
+        Self::restore_from(global, peers, &shared)
+    }
+
+    /// The same, with records that come one after the other, so that each needs the memory of the one before it.
+    ///
+    /// # Errors
+    /// As [`restore`](Self::restore).
+    pub fn restore_from(
+        global: GlobalV1,
+        peers: impl IntoIterator<Item = PeerV1>,
+        shared: &[Blob],
+    ) -> Result<(Self, Vec<Dropped>), RestoreError> {
         let GlobalV1 {
             identity,
             config,
@@ -99,12 +111,13 @@ impl Broker {
         broker.activation_environment = activation_environment.into_iter().collect();
 
         let mut dropped = Vec::new();
-        let mut calls = Vec::with_capacity(peers.len());
+        broker.unique.reserve(roster.len());
+        let mut calls = Vec::with_capacity(roster.len());
         let mut owned = HashSet::with_hasher(Seeded::default());
         for record in peers {
             let id = record.id;
             let fds = fds_of(&record);
-            match broker.restore_peer(record, &shared, &mut owned) {
+            match broker.restore_peer(record, shared, &mut owned) {
                 Ok(records) => calls.push((id, records)),
                 Err(reason) => dropped.push(Dropped {
                     peer: id,

@@ -10,9 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::{self, CodecError};
 use super::container::{ContainerError, IfUnknown, Reader, Writer};
-use crate::broker::{
-    Blob, Broker, BrokerState, Dropped, GlobalV1, PeerId, PeerV1, RestoreError, SharedBodies,
-};
+use crate::broker::{Blob, Broker, Dropped, GlobalV1, PeerId, PeerV1, RestoreError, SharedBodies};
 
 /// Record types. Never used for anything else.
 mod kind {
@@ -122,7 +120,7 @@ pub fn save(broker: &Broker, worker: &WorkerV1) -> Result<Vec<u8>, CodecError> {
 pub fn load(bytes: &[u8]) -> Result<Restored, ImageError> {
     let mut worker: Option<WorkerV1> = None;
     let mut global: Option<GlobalV1> = None;
-    let mut peers: Vec<PeerV1> = Vec::new();
+    let mut peers: Vec<&[u8]> = Vec::new();
     let mut bodies: Vec<BodyV1> = Vec::new();
     let mut damage = Vec::new();
     for record in Reader::new(bytes)? {
@@ -137,26 +135,27 @@ pub fn load(bytes: &[u8]) -> Result<Restored, ImageError> {
             (kind::WORKER, 1) => codec::decode(record.body).map(|value| worker = Some(value)),
             (kind::GLOBAL, 1) => codec::decode(record.body).map(|value| global = Some(value)),
             (kind::BODY, 1) => codec::decode(record.body).map(|value| bodies.push(value)),
-            (kind::PEER, 1) => codec::decode(record.body).map(|value| peers.push(value)),
+            (kind::PEER, 1) => {
+                peers.push(record.body);
+                Ok(())
+            }
             (kind, version) => match record.if_unknown {
                 IfUnknown::Refuse => return Err(ImageError::Unknown { kind, version }),
                 IfUnknown::Skip => Ok(()),
             },
         };
         if let Err(error) = outcome {
-            damage.push(format!(
-                "a record of type {} cannot be read: {error}",
-                record.kind
-            ));
+            damage.push(unreadable(record.kind, &error));
         }
     }
     let global = global.ok_or(ImageError::NoGlobal)?;
     let shared = table(bodies, &mut damage);
-    let (broker, mut dropped) = Broker::restore(BrokerState {
-        global,
-        peers,
-        shared,
-    })?;
+    let peers = peers.into_iter().filter_map(|record| {
+        codec::decode::<PeerV1>(record)
+            .map_err(|error| damage.push(unreadable(kind::PEER, &error)))
+            .ok()
+    });
+    let (broker, mut dropped) = Broker::restore_from(global, peers, &shared)?;
     tidy_dropped(&broker, &mut dropped, &mut damage);
     let worker = agree_on_links(&broker, &dropped, worker, &mut damage);
     Ok(Restored {
@@ -165,6 +164,10 @@ pub fn load(bytes: &[u8]) -> Result<Restored, ImageError> {
         dropped,
         damage,
     })
+}
+
+fn unreadable(kind: u16, error: &CodecError) -> String {
+    format!("a record of type {kind} cannot be read: {error}")
 }
 
 /// The bodies by their index; one that is missing is empty, and costs those who wait for it the connection.

@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::io::{Error, Result, Write};
 use std::os::fd::{FromRawFd, IntoRawFd, RawFd};
-use std::os::unix::fs::FileExt;
+use std::ptr::NonNull;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -14,13 +14,51 @@ pub(crate) fn write(name: &CStr, bytes: &[u8]) -> Result<RawFd> {
     Ok(file.into_raw_fd())
 }
 
-/// All bytes of a memfd, which stays open.
-#[expect(unsafe_code, reason = "borrows a descriptor by number")]
-pub(crate) fn read(fd: RawFd) -> Result<Vec<u8>> {
+/// All bytes of a memfd, which stays open. Nobody writes to it any more, or shortens it.
+#[expect(unsafe_code, reason = "maps a descriptor by number")]
+pub(crate) fn read(fd: RawFd) -> Result<Mapped> {
     // SAFETY: ManuallyDrop keeps the borrowed descriptor from being closed here.
     let file = std::mem::ManuallyDrop::new(unsafe { std::fs::File::from_raw_fd(fd) });
     let len = usize::try_from(file.metadata()?.len()).map_err(Error::other)?;
-    let mut bytes = vec![0; len];
-    file.read_exact_at(&mut bytes, 0)?;
-    Ok(bytes)
+    if len == 0 {
+        return Ok(Mapped {
+            start: NonNull::dangling(),
+            len,
+        });
+    }
+    let flags = libc::MAP_PRIVATE | libc::MAP_POPULATE;
+    // SAFETY: a fresh mapping at an address of the kernel's choice disturbs no other memory.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, flags, fd, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(Error::last_os_error());
+    }
+    let start = NonNull::new(start.cast()).ok_or_else(|| Error::other("mapped at address 0"))?;
+    Ok(Mapped { start, len })
+}
+
+/// The bytes of a memfd, mapped: large ones are read without a copy.
+#[derive(Debug)]
+pub(crate) struct Mapped {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+impl std::ops::Deref for Mapped {
+    type Target = [u8];
+
+    #[expect(unsafe_code, reason = "views the mapping")]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: mapped for as long as `self` lives, and nobody changes it.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Mapped {
+    #[expect(unsafe_code, reason = "undoes the mapping")]
+    fn drop(&mut self) {
+        if self.len > 0 {
+            // SAFETY: no view of it outlives `self`.
+            unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+        }
+    }
 }

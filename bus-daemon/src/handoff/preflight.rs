@@ -21,7 +21,7 @@ pub(crate) fn check(fd: RawFd, options: &Options) -> Result<String, String> {
     }
     restored.broker.check_invariants().map_err(|what| format!("the restored state: {what}"))?;
     let again = image::save(&restored.broker, &restored.worker).map_err(|error| error.to_string())?;
-    if again != bytes {
+    if again != *bytes {
         return Err("the restored state, written again, is not the same".into());
     }
     Ok(approval(&bytes))

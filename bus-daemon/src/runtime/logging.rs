@@ -9,14 +9,16 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// Starts logging. `BUS_LOG` filters (tracing's directives); `warn` by default.
 pub(crate) fn start() {
-    let filter = EnvFilter::try_from_env("BUS_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let log = tracing_subscriber::fmt()
         .with_writer(Stderr)
         .with_ansi(false)
         .without_time()
-        .with_target(false)
-        .try_init();
+        .with_target(false);
+    let _ = match EnvFilter::try_from_env("BUS_LOG") {
+        Ok(filter) => log.with_env_filter(filter).try_init(),
+        // There is no filter to parse, in the pause of an upgrade above all.
+        Err(_) => log.with_max_level(tracing::Level::WARN).try_init(),
+    };
 }
 
 /// Standard error, written to only when it takes a line at once.
