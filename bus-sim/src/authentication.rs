@@ -12,7 +12,11 @@ pub(crate) type Script = VecDeque<(Vec<u8>, Meaning)>;
 pub(crate) fn script(random: &mut Random, uid: u32) -> Script {
     let mut script = Script::new();
     let mut say = |text: &str, meaning: Meaning| script.push_back((text.as_bytes().to_vec(), meaning));
-    let hex: String = uid.to_string().bytes().map(|digit| format!("{digit:02x}")).collect();
+    let hex: String = uid
+        .to_string()
+        .bytes()
+        .map(|digit| format!("{digit:02x}"))
+        .collect();
     if random.percent(3) {
         say("A", Meaning::Kick);
         return script;

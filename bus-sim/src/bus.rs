@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bus_daemon::broker::{Action, Broker, Event, Identity, Millis, PeerId, System};
 use bus_daemon::config::{BusType, Config, Connect, Traffic};
-use bus_daemon::handoff::image::{self, WorkerV1};
+use bus_daemon::handoff::image::{self, LinkV1, WorkerV1};
 use bus_wire::{Fd, Guid, Message, message_length};
 use bytes::Bytes;
 
@@ -40,23 +40,44 @@ pub(crate) enum Answer {
 struct Recorder<'a> {
     files: &'a mut Files,
     answers: Vec<Answer>,
+    /// What was answered already when the worker before this one died, in the middle of this event.
+    known: VecDeque<Answer>,
     random: &'a mut Random,
     /// How often there is no descriptor to be had.
     shortage: u32,
 }
 
+impl Recorder<'_> {
+    /// The answer that is known already.
+    fn known(&mut self) -> Option<Option<Fd>> {
+        let answer = self.known.pop_front()?;
+        self.answers.push(answer.clone());
+        match answer {
+            Answer::Pidfd(_, fd) | Answer::Duplicate(_, fd) => Some(fd),
+            Answer::Groups(_) | Answer::Label(_) => Some(None),
+        }
+    }
+}
+
 impl System for Recorder<'_> {
     fn peer_groups(&mut self, peer: PeerId) -> Option<Vec<u32>> {
-        self.answers.push(Answer::Groups(peer));
+        if self.known().is_none() {
+            self.answers.push(Answer::Groups(peer));
+        }
         Some(vec![peer.index, 7])
     }
 
     fn peer_label(&mut self, peer: PeerId) -> Option<Vec<u8>> {
-        self.answers.push(Answer::Label(peer));
+        if self.known().is_none() {
+            self.answers.push(Answer::Label(peer));
+        }
         Some(b"unconfined".to_vec())
     }
 
     fn peer_pidfd(&mut self, peer: PeerId) -> Option<Fd> {
+        if let Some(fd) = self.known() {
+            return fd;
+        }
         let fd = (!self.random.permille(self.shortage)).then(|| {
             let file = self.files.create();
             self.files.open(file)
@@ -66,7 +87,14 @@ impl System for Recorder<'_> {
     }
 
     fn duplicate(&mut self, fd: Fd) -> Option<Fd> {
-        let file = self.files.get(fd).ok().filter(|_| !self.random.permille(self.shortage));
+        if let Some(copy) = self.known() {
+            return copy;
+        }
+        let file = self
+            .files
+            .get(fd)
+            .ok()
+            .filter(|_| !self.random.permille(self.shortage));
         let copy = file.map(|file| self.files.open(file));
         self.answers.push(Answer::Duplicate(fd, copy));
         copy
@@ -81,7 +109,10 @@ pub(crate) struct Replay {
 
 impl Replay {
     pub(crate) fn new(answers: &[Answer]) -> Self {
-        Self { answers: answers.iter().cloned().collect(), is_other: false }
+        Self {
+            answers: answers.iter().cloned().collect(),
+            is_other: false,
+        }
     }
 
     fn next(&mut self, is_asked: impl Fn(&Answer) -> bool) -> Option<Fd> {
@@ -137,7 +168,9 @@ pub(crate) fn fresh(broker: &Broker, ends: &mut Ends) -> BTreeMap<PeerId, Fresh>
     let mut all = BTreeMap::new();
     let mut present = Ends::new();
     for id in broker.peer_ids() {
-        let Some(queue) = broker.send_queue(id) else { continue };
+        let Some(queue) = broker.send_queue(id) else {
+            continue;
+        };
         let start = ends.get(&id).copied().unwrap_or(0);
         let end = queue.end();
         present.insert(id, end);
@@ -148,7 +181,10 @@ pub(crate) fn fresh(broker: &Broker, ends: &mut Ends) -> BTreeMap<PeerId, Fresh>
         let (bytes, fds): (Vec<u8>, _) = if queue.queued_fds() == 0 {
             let mut slices: Vec<IoSlice<'_>> = Vec::new();
             queue.next_write(&mut slices, usize::MAX);
-            (slices.iter().flat_map(|slice| slice.iter().copied()).collect(), Vec::new())
+            (
+                slices.iter().flat_map(|slice| slice.iter().copied()).collect(),
+                Vec::new(),
+            )
         } else {
             let state = queue.save();
             let bytes = state.pieces.iter().flat_map(|piece| match piece {
@@ -185,6 +221,10 @@ pub(crate) struct Bus {
     /// The events since then.
     pub(crate) journal: Vec<Entry>,
     pub(crate) shortage: u32,
+    /// In so many of 1000 events the broker dies in the middle of the event, and another one takes it in again.
+    pub(crate) deaths_within: u32,
+    /// How often it did.
+    pub(crate) ends_within: u64,
 }
 
 /// A broker that must do the same as the one in use.
@@ -219,6 +259,8 @@ impl Bus {
             snapshot: Vec::new(),
             journal: Vec::new(),
             shortage: 0,
+            deaths_within: 0,
+            ends_within: 0,
         }
     }
 
@@ -229,10 +271,20 @@ impl Bus {
         random: &mut Random,
         model: impl FnOnce(&mut Model) -> Check,
     ) -> Check<Vec<Action>> {
-        let mut recorder =
-            Recorder { files: &mut self.files, answers: Vec::new(), random, shortage: self.shortage };
-        self.broker.handle(event.clone(), &mut recorder);
-        let answers = recorder.answers;
+        let mut answers = self.ask(&event, random, VecDeque::new());
+        if random.permille(self.deaths_within) {
+            // It dies in the middle of the event, when it has noted some of the answers; what it had from the others is
+            // closed with it. Another one goes on.
+            let noted = random.index(answers.len() + 1);
+            for answer in answers.drain(noted..) {
+                if let Answer::Pidfd(_, Some(fd)) | Answer::Duplicate(_, Some(fd)) = answer {
+                    self.files.close(fd)?;
+                }
+            }
+            self.broker = self.replay()?.0;
+            self.ends_within += 1;
+            answers = self.ask(&event, random, answers.into());
+        }
         let actions: Vec<Action> = self.broker.actions().drain(..).collect();
         let fresh = fresh(&self.broker, &mut self.ends);
         self.follow(&event, &answers, &actions, &fresh)?;
@@ -242,6 +294,20 @@ impl Bus {
             return wrong(format!("an invariant does not hold: {what}"));
         }
         Ok(actions)
+    }
+
+    /// Has the broker take in an event. What the system answered.
+    fn ask(&mut self, event: &Event, random: &mut Random, known: VecDeque<Answer>) -> Vec<Answer> {
+        let (files, shortage) = (&mut self.files, self.shortage);
+        let mut recorder = Recorder {
+            files,
+            answers: Vec::new(),
+            known,
+            random,
+            shortage,
+        };
+        self.broker.handle(event.clone(), &mut recorder);
+        recorder.answers
     }
 
     /// Holds what the broker did against the model.
@@ -275,7 +341,9 @@ impl Bus {
         }
         self.saboteur.meddle(&mut seen.messages);
         for (id, messages) in &seen.messages {
-            let due = messages.iter().map(|(message, files)| (message.bytes().clone(), files.clone()));
+            let due = messages
+                .iter()
+                .map(|(message, files)| (message.bytes().clone(), files.clone()));
             self.due.entry(*id).or_default().extend(due);
         }
         self.model.begin(seen);
@@ -292,7 +360,9 @@ impl Bus {
             let rest = bytes.slice(at..);
             if !matches!(rest[0], b'l' | b'B') {
                 let Some(end) = rest.windows(2).position(|pair| pair == b"\r\n") else {
-                    return wrong(format!("{id:?} is sent something that is neither line nor message"));
+                    return wrong(format!(
+                        "{id:?} is sent something that is neither line nor message"
+                    ));
                 };
                 let line = String::from_utf8_lossy(&rest[..end + 2]).into_owned();
                 seen.lines.entry(id).or_default().push_back(line);
@@ -331,24 +401,36 @@ impl Bus {
         owned.sort_unstable();
         let open = self.files.numbers();
         if owned != open {
-            return wrong(format!("open are the descriptors {open:?}, and the broker knows of {owned:?}"));
+            return wrong(format!(
+                "open are the descriptors {open:?}, and the broker knows of {owned:?}"
+            ));
         }
         Ok(())
     }
 
     /// Saved as the daemon saves it.
     pub(crate) fn image(broker: &Broker) -> Check<Vec<u8>> {
-        image::save(broker, &WorkerV1::default())
-            .map_err(|error| format!("the state cannot be saved: {error}").into())
+        let link = |peer: PeerId| LinkV1 {
+            peer: peer.to_u64(),
+            blocked: false,
+            stopped: false,
+            broken: false,
+        };
+        let worker = WorkerV1 {
+            links: broker.peer_ids().map(link).collect(),
+            ..WorkerV1::default()
+        };
+        image::save(broker, &worker).map_err(|error| format!("the state cannot be saved: {error}").into())
     }
 
     /// Restored as the daemon restores it; nothing may be lost.
     pub(crate) fn load(image: &[u8]) -> Check<Broker> {
         match image::load(image) {
             Ok(restored) if restored.dropped.is_empty() && restored.damage.is_empty() => Ok(restored.broker),
-            Ok(restored) => {
-                wrong(format!("restoring lost something: {:?}, {:?}", restored.dropped, restored.damage))
-            }
+            Ok(restored) => wrong(format!(
+                "restoring lost something: {:?}, {:?}",
+                restored.dropped, restored.damage
+            )),
             Err(error) => wrong(format!("the state cannot be restored: {error}")),
         }
     }

@@ -98,7 +98,9 @@ impl Client {
         let mut messages = Vec::new();
         loop {
             if !matches!(self.inbox.first(), None | Some(b'l' | b'B')) {
-                let Some(end) = self.inbox.windows(2).position(|pair| pair == b"\r\n") else { break };
+                let Some(end) = self.inbox.windows(2).position(|pair| pair == b"\r\n") else {
+                    break;
+                };
                 self.inbox.drain(..end + 2);
                 self.lines_due = self.lines_due.saturating_sub(1);
                 continue;
@@ -137,7 +139,10 @@ impl Client {
         if sender == DRIVER {
             let serial = message.serial().get();
             if serial <= self.driver_serial {
-                return wrong(format!("{:?}: the driver's serial {serial} after {}", self.id, self.driver_serial));
+                return wrong(format!(
+                    "{:?}: the driver's serial {serial} after {}",
+                    self.id, self.driver_serial
+                ));
             }
             self.driver_serial = serial;
         } else {
@@ -154,7 +159,10 @@ impl Client {
             MessageType::MethodCall => {
                 if !message.flags().contains(bus_wire::Flags::NO_REPLY_EXPECTED) {
                     let serial = message.serial().get();
-                    self.unanswered.push(Received { caller: sender.to_owned(), serial });
+                    self.unanswered.push(Received {
+                        caller: sender.to_owned(),
+                        serial,
+                    });
                 }
                 Ok(())
             }
@@ -167,11 +175,17 @@ impl Client {
     /// Every client counts its messages; from one sender they must come in order, and once.
     fn note_number(&mut self, sender: &str, message: &Message) -> Check {
         let mut body = message.body();
-        let number = body.skip().and_then(|()| body.skip()).and_then(|()| body.read_u64());
+        let number = body
+            .skip()
+            .and_then(|()| body.skip())
+            .and_then(|()| body.read_u64());
         let Ok(number) = number else { return Ok(()) };
         let last = self.numbers.insert(sender.to_owned(), number);
         if last.is_some_and(|last| number <= last) {
-            return wrong(format!("{:?} reads message {number} of {sender} after {last:?}", self.id));
+            return wrong(format!(
+                "{:?} reads message {number} of {sender} after {last:?}",
+                self.id
+            ));
         }
         Ok(())
     }
@@ -183,7 +197,12 @@ impl Client {
             Some(_) => {
                 self.waiting.remove(&serial);
             }
-            None => return wrong(format!("{:?} reads an answer that it does not wait for: {message:?}", self.id)),
+            None => {
+                return wrong(format!(
+                    "{:?} reads an answer that it does not wait for: {message:?}",
+                    self.id
+                ));
+            }
         }
         if self.unique.is_none()
             && self.has_said_hello
@@ -210,7 +229,12 @@ impl Client {
         if is_right {
             return Ok(());
         }
-        wrong(format!("{:?} reads {:?} of {name}, and owns {:?}", self.id, message.member(), self.owned))
+        wrong(format!(
+            "{:?} reads {:?} of {name}, and owns {:?}",
+            self.id,
+            message.member(),
+            self.owned
+        ))
     }
 
     /// At the end, with everything answered.
@@ -219,7 +243,10 @@ impl Client {
             return wrong(format!("{:?} was never answered: {:?}", self.id, self.waiting));
         }
         if self.owned != *owned {
-            return wrong(format!("{:?} was told that it owns {:?}, and owns {owned:?}", self.id, self.owned));
+            return wrong(format!(
+                "{:?} was told that it owns {:?}, and owns {owned:?}",
+                self.id, self.owned
+            ));
         }
         Ok(())
     }

@@ -42,18 +42,22 @@ impl World {
                     self.read_from(id)?;
                     has_moved = true;
                 }
+                self.let_read(id, usize::MAX)?;
                 while self.send_to(id)? {
                     has_moved = true;
                     self.let_read(id, usize::MAX)?;
                 }
-                self.let_read(id, usize::MAX)?;
             }
             while self.reloads > 0 {
                 self.reload()?;
                 has_moved = true;
             }
             if !has_moved {
-                return match self.links.values().find(|link| !link.is_closed && link.unread() > 0) {
+                return match self
+                    .links
+                    .values()
+                    .find(|link| !link.is_closed && link.unread() > 0)
+                {
                     Some(link) => wrong(format!("{:?} is not read from any more", link.id)),
                     None => Ok(()),
                 };
@@ -73,7 +77,9 @@ impl World {
                 Some((client.id, client.unanswered.pop()?))
             });
             let Some((id, call)) = found else { return Ok(()) };
-            let Some(client) = self.clients.get_mut(&id) else { return Ok(()) };
+            let Some(client) = self.clients.get_mut(&id) else {
+                return Ok(());
+            };
             let mut scene = Scene {
                 random: &mut self.random,
                 client,
@@ -90,7 +96,9 @@ impl World {
     /// What each client knows must be so.
     fn check_clients(&mut self) -> Check {
         for client in self.clients.values() {
-            let Some(peer) = self.bus.model.peers.get(&client.id) else { continue };
+            let Some(peer) = self.bus.model.peers.get(&client.id) else {
+                continue;
+            };
             if peer.phase != Phase::Active || client.unique.is_none() {
                 continue;
             }
@@ -98,7 +106,11 @@ impl World {
             owned.insert(peer.name());
             client.check_at_rest(&owned)?;
             if let Some(due) = self.bus.due.get(&client.id).filter(|due| !due.is_empty()) {
-                return wrong(format!("{} messages did not arrive at {:?}", due.len(), client.id));
+                return wrong(format!(
+                    "{} messages did not arrive at {:?}",
+                    due.len(),
+                    client.id
+                ));
             }
         }
         Ok(())
@@ -109,7 +121,10 @@ impl World {
             return wrong(format!("{id:?} is still there at the end"));
         }
         if !self.bus.model.names.is_empty() {
-            return wrong(format!("names are still owned at the end: {:?}", self.bus.model.names));
+            return wrong(format!(
+                "names are still owned at the end: {:?}",
+                self.bus.model.names
+            ));
         }
         let numbers = self.bus.files.numbers();
         if !numbers.is_empty() {

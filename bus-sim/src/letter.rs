@@ -129,7 +129,11 @@ impl Letter {
 
     /// With these arguments.
     pub(crate) fn with(mut self, values: Vec<Value>) -> Self {
-        let endian = if self.is_big_endian { Endian::Big } else { Endian::Little };
+        let endian = if self.is_big_endian {
+            Endian::Big
+        } else {
+            Endian::Little
+        };
         let mut writer = BodyWriter::new(endian);
         for value in &values {
             match value {
@@ -180,7 +184,11 @@ impl Letter {
         if let Some(sender) = claimed_sender {
             builder = builder.sender(sender);
         }
-        let endian = if self.is_big_endian { Endian::Big } else { Endian::Little };
+        let endian = if self.is_big_endian {
+            Endian::Big
+        } else {
+            Endian::Little
+        };
         builder
             .flags(Flags::from_bits(self.flags))
             .endian(endian)

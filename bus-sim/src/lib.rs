@@ -14,6 +14,7 @@
 mod authentication;
 mod bus;
 mod client;
+mod daemon;
 mod files;
 mod finish;
 mod letter;
@@ -53,7 +54,7 @@ impl Default for Options {
     /// A run of a few milliseconds with everything in it.
     fn default() -> Self {
         Self {
-            steps: 600,
+            steps: 800,
             clients: 7,
             upgrades: 60,
             deaths: 30,

@@ -66,9 +66,16 @@ impl Link {
     /// The client writes, in one or more system calls.
     pub(crate) fn write(&mut self, mut bytes: &[u8], mut files: Vec<File>, random: &mut Random) {
         while !bytes.is_empty() {
-            let count = if random.percent(70) { bytes.len() } else { 1 + random.index(bytes.len()) };
+            let count = if random.percent(70) {
+                bytes.len()
+            } else {
+                1 + random.index(bytes.len())
+            };
             let (now, later) = bytes.split_at(count);
-            self.to_bus.push_back(Chunk { bytes: now.iter().copied().collect(), files: std::mem::take(&mut files) });
+            self.to_bus.push_back(Chunk {
+                bytes: now.iter().copied().collect(),
+                files: std::mem::take(&mut files),
+            });
             bytes = later;
         }
     }
@@ -87,7 +94,9 @@ impl Link {
     pub(crate) fn read(&mut self, max: usize) -> Read {
         let (mut bytes, mut files) = (Vec::new(), Vec::new());
         while bytes.len() < max {
-            let Some(chunk) = self.to_bus.front_mut() else { break };
+            let Some(chunk) = self.to_bus.front_mut() else {
+                break;
+            };
             let count = (max - bytes.len()).min(chunk.bytes.len());
             bytes.extend(chunk.bytes.drain(..count));
             files = std::mem::take(&mut chunk.files);
@@ -115,17 +124,33 @@ impl Link {
     }
 
     /// The bus writes from the head of the queue, once. How many bytes, and how many files, went.
-    pub(crate) fn send(&mut self, broker: &Broker, files: &Files, random: &mut Random) -> Check<Option<(u64, usize)>> {
+    pub(crate) fn send(
+        &mut self,
+        broker: &Broker,
+        files: &Files,
+        random: &mut Random,
+    ) -> Check<Option<(u64, usize)>> {
         let room = self.room();
-        let Some(queue) = broker.send_queue(self.id).filter(|queue| !queue.is_empty() && room > 0) else {
+        let Some(queue) = broker
+            .send_queue(self.id)
+            .filter(|queue| !queue.is_empty() && room > 0)
+        else {
             return Ok(None);
         };
         let mut slices: Vec<IoSlice<'_>> = Vec::new();
         let fds = queue.next_write(&mut slices, 1 + random.index(8));
         let offered: usize = slices.iter().map(|slice| slice.len()).sum();
         let most = offered.min(room);
-        let count = if random.percent(60) { most } else { 1 + random.index(most) };
-        let bytes = slices.iter().flat_map(|slice| slice.iter().copied()).take(count).collect();
+        let count = if random.percent(60) {
+            most
+        } else {
+            1 + random.index(most)
+        };
+        let bytes = slices
+            .iter()
+            .flat_map(|slice| slice.iter().copied())
+            .take(count)
+            .collect();
         let mut gone = Vec::new();
         for fd in fds {
             gone.push(files.get(*fd)?);
@@ -139,7 +164,9 @@ impl Link {
     pub(crate) fn take(&mut self, max: usize) -> (Vec<u8>, Vec<File>) {
         let (mut bytes, mut files) = (Vec::new(), Vec::new());
         while bytes.len() < max {
-            let Some(chunk) = self.from_bus.front_mut() else { break };
+            let Some(chunk) = self.from_bus.front_mut() else {
+                break;
+            };
             let count = (max - bytes.len()).min(chunk.bytes.len());
             bytes.extend(chunk.bytes.drain(..count));
             files.append(&mut chunk.files);
@@ -160,7 +187,10 @@ impl Link {
         if self.large.is_none()
             && let Some((large, prefix)) = broker.large_message(self.id)
         {
-            self.large = Some(Large { bytes: prefix.to_vec(), total: large.total });
+            self.large = Some(Large {
+                bytes: prefix.to_vec(),
+                total: large.total,
+            });
         }
     }
 

@@ -8,7 +8,12 @@ use crate::random::Random;
 use crate::rule::{INTERFACES, MEMBERS, PATHS, Rule, WORDS};
 
 /// Names that clients ask for.
-pub(crate) const NAMES: [&str; 4] = ["com.example.A", "com.example.B", "com.example.B.C", "org.example.D"];
+pub(crate) const NAMES: [&str; 4] = [
+    "com.example.A",
+    "com.example.B",
+    "com.example.B.C",
+    "org.example.D",
+];
 
 /// Who sends, and what there is to send to.
 pub(crate) struct Scene<'a> {
@@ -29,7 +34,7 @@ impl Scene<'_> {
     /// Hello, or rarely something else: then the client must be disconnected.
     pub(crate) fn greeting(&mut self) -> Letter {
         self.client.has_said_hello = true;
-        let mut letter = self.to_driver("Hello", Vec::new());
+        let mut letter = self.driver_call("Hello", Vec::new());
         letter.flags = 0;
         if self.random.percent(3) {
             letter.member = text("GetId");
@@ -58,7 +63,11 @@ impl Scene<'_> {
         match self.random.below(20) {
             0 => ":1.99999".to_owned(),
             1..7 => self.random.word(&NAMES).to_owned(),
-            _ => self.random.pick(self.names).cloned().unwrap_or_else(|| NAMES[0].to_owned()),
+            _ => self
+                .random
+                .pick(self.names)
+                .cloned()
+                .unwrap_or_else(|| NAMES[0].to_owned()),
         }
     }
 
@@ -123,7 +132,10 @@ impl Scene<'_> {
     fn reply(&mut self) -> Letter {
         let to = match self.random.below(20) {
             0 => self.client.answered.clone(),
-            1 => Some(Received { caller: self.anyone(), serial: 1 + self.random.below(20) as u32 }),
+            1 => Some(Received {
+                caller: self.anyone(),
+                serial: 1 + self.random.below(20) as u32,
+            }),
             _ if self.client.unanswered.is_empty() => None,
             _ => {
                 let place = self.random.index(self.client.unanswered.len());
@@ -151,7 +163,7 @@ impl Scene<'_> {
         self.fill(letter, may_have_files)
     }
 
-    fn signal(&mut self, destination: Option<String>) -> Letter {
+    pub(crate) fn signal(&mut self, destination: Option<String>) -> Letter {
         let letter = Letter {
             destination,
             path: text(self.random.word(&PATHS)),
@@ -162,7 +174,7 @@ impl Scene<'_> {
         self.fill(letter, true)
     }
 
-    fn to_driver(&mut self, member: &str, values: Vec<Value>) -> Letter {
+    fn driver_call(&mut self, member: &str, values: Vec<Value>) -> Letter {
         Letter {
             destination: text(DRIVER),
             path: text("/org/freedesktop/DBus"),
@@ -178,7 +190,7 @@ impl Scene<'_> {
 
     fn match_rule(&mut self) -> Letter {
         if self.random.percent(4) {
-            let mut letter = self.to_driver("AddMatch", vec![Value::Str("nonsense='1'".to_owned())]);
+            let mut letter = self.driver_call("AddMatch", vec![Value::Str("nonsense='1'".to_owned())]);
             letter.note.is_wrong = true;
             return letter;
         }
@@ -197,15 +209,19 @@ impl Scene<'_> {
             self.client.rules.push(rule.clone());
         }
         let values = vec![Value::Str(rule.text(self.random))];
-        let mut letter = self.to_driver(if is_removal { "RemoveMatch" } else { "AddMatch" }, values);
-        letter.note = Note { rules: vec![rule], is_wrong: false };
+        let mut letter = self.driver_call(if is_removal { "RemoveMatch" } else { "AddMatch" }, values);
+        letter.note = Note {
+            rules: vec![rule],
+            is_wrong: false,
+        };
         letter
     }
 
     fn name(&mut self) -> Letter {
         let is_wrong = self.random.percent(5);
         let name = if is_wrong {
-            self.random.word(&[":1.1", "nodots", "org.freedesktop.DBus", "a..b"])
+            self.random
+                .word(&[":1.1", "nodots", "org.freedesktop.DBus", "a..b"])
         } else {
             self.random.word(&NAMES)
         };
@@ -213,31 +229,35 @@ impl Scene<'_> {
         let mut letter = if self.random.percent(70) {
             let end = if self.random.percent(90) { 8 } else { 64 };
             let flags = self.random.below(end);
-            self.to_driver("RequestName", vec![name, Value::U32(flags as u32)])
+            self.driver_call("RequestName", vec![name, Value::U32(flags as u32)])
         } else {
-            self.to_driver("ReleaseName", vec![name])
+            self.driver_call("ReleaseName", vec![name])
         };
         letter.note.is_wrong = is_wrong;
         letter
     }
 
     fn question(&mut self) -> Letter {
-        let about = if self.random.percent(5) { DRIVER.to_owned() } else { self.anyone() };
+        let about = if self.random.percent(5) {
+            DRIVER.to_owned()
+        } else {
+            self.anyone()
+        };
         let about = vec![Value::Str(about)];
         match self.random.below(60) {
-            0..6 => self.to_driver("GetNameOwner", about),
-            6..12 => self.to_driver("NameHasOwner", about),
-            12..18 => self.to_driver("ListQueuedOwners", about),
-            18..24 => self.to_driver("ListNames", Vec::new()),
-            24..28 => self.to_driver("GetId", Vec::new()),
-            28..32 => self.to_driver("GetConnectionUnixUser", about),
-            32..36 => self.to_driver("GetConnectionUnixProcessID", about),
-            36..44 => self.to_driver("GetConnectionCredentials", about),
-            44..47 => self.to_driver("ReloadConfig", Vec::new()),
-            47..50 => self.to_driver("Hello", Vec::new()),
-            50..53 => self.to_driver("NoSuchMethod", Vec::new()),
+            0..6 => self.driver_call("GetNameOwner", about),
+            6..12 => self.driver_call("NameHasOwner", about),
+            12..18 => self.driver_call("ListQueuedOwners", about),
+            18..24 => self.driver_call("ListNames", Vec::new()),
+            24..28 => self.driver_call("GetId", Vec::new()),
+            28..32 => self.driver_call("GetConnectionUnixUser", about),
+            32..36 => self.driver_call("GetConnectionUnixProcessID", about),
+            36..44 => self.driver_call("GetConnectionCredentials", about),
+            44..47 => self.driver_call("ReloadConfig", Vec::new()),
+            47..50 => self.driver_call("Hello", Vec::new()),
+            50..53 => self.driver_call("NoSuchMethod", Vec::new()),
             53..57 => {
-                let mut letter = self.to_driver("Ping", Vec::new());
+                let mut letter = self.driver_call("Ping", Vec::new());
                 letter.interface = text("org.freedesktop.DBus.Peer");
                 letter.path = text(self.random.word(&PATHS));
                 if self.random.percent(50) {
@@ -262,7 +282,7 @@ impl Scene<'_> {
             rules.push(Rule::random(self.random, self.names));
         }
         let texts = rules.iter().map(|rule| rule.text(self.random)).collect();
-        let mut letter = self.to_driver("BecomeMonitor", vec![Value::Strs(texts), Value::U32(0)]);
+        let mut letter = self.driver_call("BecomeMonitor", vec![Value::Strs(texts), Value::U32(0)]);
         letter.interface = text("org.freedesktop.DBus.Monitoring");
         letter.note.rules = rules;
         letter
@@ -273,7 +293,12 @@ impl Scene<'_> {
         self.client.is_done = true;
         let mut letter = self.signal(None);
         letter.files.clear();
-        let values = letter.values.iter().filter(|value| !matches!(value, Value::Fd(_))).cloned().collect();
+        let values = letter
+            .values
+            .iter()
+            .filter(|value| !matches!(value, Value::Fd(_)))
+            .cloned()
+            .collect();
         let mut bytes = letter.with(values).encode(None).unwrap_or_default();
         match self.random.below(7) {
             0 => bytes[0] = b'x',

@@ -17,7 +17,8 @@ impl Bus {
         let old = std::mem::replace(&mut self.broker, restored);
         self.add_twin(old, events, "the one before the upgrade");
         let model = &self.model;
-        self.saboteur.spoil(&mut self.broker, |method| model.victim(method));
+        self.saboteur
+            .spoil(&mut self.broker, |method| model.victim(method));
         self.snapshot = image;
         self.journal.clear();
         Ok(())
@@ -36,7 +37,11 @@ impl Bus {
             return wrong(format!("{what}, an invariant does not hold: {broken}"));
         }
         if Self::image(other)? != image {
-            return wrong(format!("{what}, the state is another:\n{:?}\n{:?}", other.save(), self.broker.save()));
+            return wrong(format!(
+                "{what}, the state is another:\n{:?}\n{:?}",
+                other.save(),
+                self.broker.save()
+            ));
         }
         let ends = |broker: &Broker| -> Ends {
             let queue = |id| Some((id, broker.send_queue(id)?.end()));
@@ -72,7 +77,9 @@ impl Bus {
                 return wrong(format!("{what} asks other things of the system than {answers:?}"));
             }
             if their_actions != actions {
-                return wrong(format!("{what} asks for {their_actions:?}, and not for {actions:?}"));
+                return wrong(format!(
+                    "{what} asks for {their_actions:?}, and not for {actions:?}"
+                ));
             }
             let theirs = fresh(&twin.broker, &mut twin.ends);
             if theirs != *queued {
@@ -80,8 +87,9 @@ impl Bus {
             }
             twin.left = twin.left.saturating_sub(1);
         }
-        let (over, going_on): (Vec<Twin>, Vec<Twin>) =
-            std::mem::take(&mut self.twins).into_iter().partition(|twin| twin.left == 0);
+        let (over, going_on): (Vec<Twin>, Vec<Twin>) = std::mem::take(&mut self.twins)
+            .into_iter()
+            .partition(|twin| twin.left == 0);
         self.twins = going_on;
         if !over.is_empty() {
             let image = Self::image(&self.broker)?;
@@ -95,16 +103,7 @@ impl Bus {
     /// Crash recovery: the last snapshot and all events since, replayed. The result must be the broker in use, and
     /// takes its place; what it asked for in its last event is returned.
     pub(crate) fn recover(&mut self, events: u64) -> Check<Vec<Action>> {
-        let mut recovered = Self::load(&self.snapshot)?;
-        let mut actions = Vec::new();
-        for (event, answers) in &self.journal {
-            let mut system = Replay::new(answers);
-            recovered.handle(event.clone(), &mut system);
-            actions = recovered.actions().drain(..).collect();
-            if !system.is_same() {
-                return wrong(format!("in replay, other things are asked of the system in {event:?}"));
-            }
-        }
+        let (recovered, actions) = self.replay()?;
         let image = Self::image(&self.broker)?;
         self.check_same(&recovered, &image, "recovered")?;
         let dead = std::mem::replace(&mut self.broker, recovered);
@@ -112,9 +111,31 @@ impl Bus {
         Ok(actions)
     }
 
+    /// The last snapshot with all events since. What was asked for in the last of them is returned, too.
+    pub(crate) fn replay(&self) -> Check<(Broker, Vec<Action>)> {
+        let mut broker = Self::load(&self.snapshot)?;
+        let mut actions = Vec::new();
+        for (event, answers) in &self.journal {
+            let mut system = Replay::new(answers);
+            broker.handle(event.clone(), &mut system);
+            actions = broker.actions().drain(..).collect();
+            if !system.is_same() {
+                return wrong(format!(
+                    "in replay, other things are asked of the system in {event:?}"
+                ));
+            }
+        }
+        Ok((broker, actions))
+    }
+
     fn add_twin(&mut self, broker: Broker, events: u64, what: &'static str) {
         if events > 0 {
-            self.twins.push(Twin { broker, ends: self.ends.clone(), left: events, what });
+            self.twins.push(Twin {
+                broker,
+                ends: self.ends.clone(),
+                left: events,
+                what,
+            });
         }
     }
 }

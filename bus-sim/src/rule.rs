@@ -28,7 +28,15 @@ pub(crate) struct Rule {
 pub(crate) const PATHS: [&str; 5] = ["/", "/com", "/com/example", "/com/example/a", "/com/examples"];
 pub(crate) const INTERFACES: [&str; 3] = ["com.example.I", "com.example.J", "com.example.I.J"];
 pub(crate) const MEMBERS: [&str; 3] = ["M", "N", "Changed"];
-pub(crate) const WORDS: [&str; 7] = ["", "a", "com.example", "com.example.a", "com.examples", "/com/", "/com/example/a"];
+pub(crate) const WORDS: [&str; 7] = [
+    "",
+    "a",
+    "com.example",
+    "com.example.a",
+    "com.examples",
+    "/com/",
+    "/com/example/a",
+];
 
 impl Rule {
     /// Some rule; `names` are those of peers.
@@ -36,7 +44,9 @@ impl Rule {
         let mut rule = Self::default();
         let text = |text: &str| Some(text.to_owned());
         if random.percent(45) {
-            rule.kind = random.pick(&[Kind::Signal, Kind::Signal, Kind::Call, Kind::Return, Kind::Error]).copied();
+            rule.kind = random
+                .pick(&[Kind::Signal, Kind::Signal, Kind::Call, Kind::Return, Kind::Error])
+                .copied();
         }
         if random.percent(25) {
             rule.sender = random.pick(names).cloned();
@@ -112,7 +122,13 @@ impl Rule {
         let quotes = !random.percent(20);
         let pairs: Vec<String> = pairs
             .into_iter()
-            .map(|(key, value)| if quotes { format!("{key}='{value}'") } else { format!("{key}={value}") })
+            .map(|(key, value)| {
+                if quotes {
+                    format!("{key}='{value}'")
+                } else {
+                    format!("{key}={value}")
+                }
+            })
             .collect();
         pairs.join(",")
     }
@@ -130,9 +146,10 @@ impl Rule {
             && same(&self.member, &letter.member)
             && same(&self.path, &letter.path)
             && self.path_namespace.as_ref().is_none_or(|root| {
-                letter.path.as_ref().is_some_and(|path| {
-                    root == "/" || path == root || path.starts_with(&format!("{root}/"))
-                })
+                letter
+                    .path
+                    .as_ref()
+                    .is_some_and(|path| root == "/" || path == root || path.starts_with(&format!("{root}/")))
             })
             && self.args.iter().all(|(index, test, wanted)| {
                 let value = letter.values.get(*index).filter(|_| letter.is_exact);

@@ -39,7 +39,11 @@ pub(crate) struct Saboteur {
 
 impl Saboteur {
     pub(crate) fn new(fault: Option<Sabotage>) -> Self {
-        Self { fault, occasions: 0, has_struck: false }
+        Self {
+            fault,
+            occasions: 0,
+            has_struck: false,
+        }
     }
 
     fn strikes(&mut self, at: u64) -> bool {
@@ -119,7 +123,9 @@ impl Saboteur {
             )
             | None => return,
         };
-        let Some((peer, thing)) = victim(member).filter(|_| self.strikes(at)) else { return };
+        let Some((peer, thing)) = victim(member).filter(|_| self.strikes(at)) else {
+            return;
+        };
         let call = MessageBuilder::method_call("/org/freedesktop/DBus", member)
             .destination("org.freedesktop.DBus")
             .flags(Flags::NO_REPLY_EXPECTED)
@@ -129,7 +135,14 @@ impl Saboteur {
             })
             .build();
         let Ok(call) = call else { return };
-        broker.handle(Event::Received { peer, data: call.into(), fds: Fds::new() }, &mut Deaf);
+        broker.handle(
+            Event::Received {
+                peer,
+                data: call.into(),
+                fds: Fds::new(),
+            },
+            &mut Deaf,
+        );
     }
 }
 

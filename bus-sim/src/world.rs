@@ -3,17 +3,16 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-use bus_daemon::broker::{Action, Credentials, Event, Fds, Millis, PeerId};
+use bus_daemon::broker::{Credentials, Event, PeerId};
 use bus_daemon::config::Limits;
 use bus_wire::Message;
-use bytes::Bytes;
 
 use crate::authentication;
 use crate::bus::{Bus, config};
 use crate::client::Client;
 use crate::files::File;
 use crate::letter::Letter;
-use crate::link::{Link, Read};
+use crate::link::Link;
 use crate::model::{Check, Meaning, OWN_UID, Phase, Piece, Trouble, wrong};
 use crate::operation::Scene;
 use crate::random::Random;
@@ -21,7 +20,7 @@ use crate::sabotage::Saboteur;
 use crate::{Failure, Options, Stats};
 
 /// How many of the last things are told in a failure.
-const TRACE: usize = 40;
+const TRACE: usize = 80;
 /// A client with more than this under way writes nothing more for now.
 const PATIENCE: usize = 400_000;
 
@@ -34,10 +33,10 @@ pub(crate) struct World {
     pub(crate) bus: Bus,
     pub(crate) links: BTreeMap<PeerId, Link>,
     pub(crate) clients: BTreeMap<PeerId, Client>,
-    generation: u32,
+    pub(crate) generation: u32,
     pub(crate) number: u64,
     pub(crate) now: u64,
-    is_accepting: bool,
+    pub(crate) is_accepting: bool,
     /// Reloads that were asked for and are not done.
     pub(crate) reloads: u32,
     pub(crate) stats: Stats,
@@ -67,13 +66,19 @@ impl World {
             stats: Stats::default(),
             trace: VecDeque::new(),
         };
+        world.bus.deaths_within = options.deaths;
         world.bus.shortage = if world.random.percent(15) { 20 } else { 0 };
         world
     }
 
     pub(crate) fn run(mut self) -> Result<Stats, Failure> {
-        let outcome = self.bus.take_snapshot().and_then(|()| self.steps()).and_then(|()| self.finish());
+        let outcome = self
+            .bus
+            .take_snapshot()
+            .and_then(|()| self.steps())
+            .and_then(|()| self.finish());
         self.stats.queued = self.bus.model.matched;
+        self.stats.recoveries += self.bus.ends_within;
         self.stats.descriptors = self.bus.files.opened;
         self.stats.sabotaged = u64::from(self.bus.saboteur.has_struck);
         match outcome {
@@ -84,7 +89,12 @@ impl World {
             }
             Err(Trouble::Wrong(what)) => {
                 let trace = Vec::from(self.trace).join("\n");
-                Err(Failure { seed: self.seed, step: self.step, what, trace })
+                Err(Failure {
+                    seed: self.seed,
+                    step: self.step,
+                    what,
+                    trace,
+                })
             }
         }
     }
@@ -107,7 +117,7 @@ impl World {
         Ok(())
     }
 
-    fn one_thing(&mut self) -> Check {
+    pub(crate) fn one_thing(&mut self) -> Check {
         match self.random.below(100) {
             0..4 => self.connect(),
             4..34 => self.write_something(),
@@ -118,10 +128,11 @@ impl World {
                 self.sleep_or_wake();
                 Ok(())
             }
-            94..96 => {
+            94 if self.random.percent(60) => {
                 self.hang_up();
                 Ok(())
             }
+            94..96 => self.client_reads(),
             96..98 => {
                 self.now += self.random.below(250);
                 self.tick()
@@ -134,31 +145,57 @@ impl World {
         if self.trace.len() == TRACE {
             self.trace.pop_front();
         }
-        self.trace.push_back(format!("  {}: {}", self.step, what()));
+        self.trace.push_back(format!("  step {}: {}", self.step, what()));
     }
 
     // Clients
 
     fn connect(&mut self) -> Check {
-        let connected = self.clients.values().filter(|client| !self.links[&client.id].is_hung_up).count();
+        let connected = self
+            .clients
+            .values()
+            .filter(|client| !self.links[&client.id].is_hung_up)
+            .count();
         if !self.is_accepting || connected >= self.options.clients {
             return Ok(());
         }
         self.generation += 1;
-        let index = (0..).find(|index| self.bus.broker.peer_ids().all(|id| id.index != *index)).unwrap_or(0);
-        let id = PeerId { index, generation: self.generation };
-        let uid = if self.random.percent(80) { OWN_UID } else { OWN_UID + 1 };
+        let index = (0..)
+            .find(|index| self.bus.broker.peer_ids().all(|id| id.index != *index))
+            .unwrap_or(0);
+        let id = PeerId {
+            index,
+            generation: self.generation,
+        };
+        let uid = if self.random.percent(80) {
+            OWN_UID
+        } else {
+            OWN_UID + 1
+        };
         let pid = 5000 + self.generation;
         self.note(|| format!("{id:?} connects as {uid}"));
-        let capacity = if self.random.percent(50) { 212_992 } else { 200 + self.random.index(20_000) };
+        let capacity = if self.random.percent(50) {
+            212_992
+        } else {
+            200 + self.random.index(20_000)
+        };
         let mut client = Client::new(id);
         client.script = authentication::script(&mut self.random, uid);
         client.is_hasty = self.random.percent(50);
         self.clients.insert(id, client);
         self.links.insert(id, Link::new(id, capacity));
         self.stats.clients += 1;
-        let credentials = Credentials { uid: Some(uid), gid: Some(100), pid: Some(pid) };
-        let event = Event::Accepted { peer: id, listener: 0, credentials, can_pass_fds: true };
+        let credentials = Credentials {
+            uid: Some(uid),
+            gid: Some(100),
+            pid: Some(pid),
+        };
+        let event = Event::Accepted {
+            peer: id,
+            listener: 0,
+            credentials,
+            can_pass_fds: true,
+        };
         self.apply(event, |model| {
             model.accepted(id, uid, pid);
             Ok(())
@@ -170,14 +207,23 @@ impl World {
         self.random.pick(&ids).copied()
     }
 
-    fn some_link(&mut self, wanted: impl Fn(&Link) -> bool) -> Option<PeerId> {
-        let ids: Vec<PeerId> = self.links.values().filter(|link| wanted(link)).map(|link| link.id).collect();
+    pub(crate) fn some_link(&mut self, wanted: impl Fn(&Link) -> bool) -> Option<PeerId> {
+        let ids: Vec<PeerId> = self
+            .links
+            .values()
+            .filter(|link| wanted(link))
+            .map(|link| link.id)
+            .collect();
         self.random.pick(&ids).copied()
     }
 
     fn write_something(&mut self) -> Check {
-        let Some(id) = self.some_client() else { return Ok(()) };
-        let (Some(client), Some(link)) = (self.clients.get_mut(&id), self.links.get(&id)) else { return Ok(()) };
+        let Some(id) = self.some_client() else {
+            return Ok(());
+        };
+        let (Some(client), Some(link)) = (self.clients.get_mut(&id), self.links.get(&id)) else {
+            return Ok(());
+        };
         if link.is_hung_up || link.is_closed || client.is_done || link.unread() > PATIENCE {
             return Ok(());
         }
@@ -189,7 +235,9 @@ impl World {
         }
         let what = self.random.below(1000);
         let names = self.names();
-        let Some(client) = self.clients.get_mut(&id) else { return Ok(()) };
+        let Some(client) = self.clients.get_mut(&id) else {
+            return Ok(());
+        };
         let is_first = !client.has_said_hello;
         let takes_fds = client.takes_fds;
         let mut scene = Scene {
@@ -210,9 +258,10 @@ impl World {
             }
             4..8 => {
                 // "Unknown types must be ignored."
-                let mut letter = scene.letter();
-                letter.flags = NO_ANSWER;
-                let Ok(mut bytes) = letter.encode(None) else { return Ok(()) };
+                let letter = scene.signal(None);
+                let Ok(mut bytes) = letter.encode(None) else {
+                    return Ok(());
+                };
                 bytes[1] = 7;
                 let count = letter.files.len();
                 self.write(id, &bytes, letter.files, Meaning::Ignored(count))
@@ -231,18 +280,27 @@ impl World {
 
     /// Unique names, and those of the driver and of nobody.
     fn names(&self) -> Vec<String> {
-        let peers = self.bus.model.peers.values().filter(|peer| peer.phase == Phase::Active);
+        let peers = self
+            .bus
+            .model
+            .peers
+            .values()
+            .filter(|peer| peer.phase == Phase::Active);
         peers.map(crate::model::Peer::name).collect()
     }
 
     /// The next lines of the authentication; one at a time, or all at once.
     fn authenticate(&mut self, id: PeerId) -> Check {
         loop {
-            let Some(client) = self.clients.get_mut(&id) else { return Ok(()) };
+            let Some(client) = self.clients.get_mut(&id) else {
+                return Ok(());
+            };
             if !client.is_hasty && client.lines_due > 0 {
                 return Ok(());
             }
-            let Some((bytes, meaning)) = client.script.pop_front() else { return Ok(()) };
+            let Some((bytes, meaning)) = client.script.pop_front() else {
+                return Ok(());
+            };
             match &meaning {
                 Meaning::Line(expected) => client.lines_due += usize::from(!expected.is_empty()),
                 Meaning::Begin { takes_fds, .. } => client.takes_fds = *takes_fds,
@@ -261,20 +319,33 @@ impl World {
     pub(crate) fn post(&mut self, id: PeerId, letter: Letter) -> Check {
         let claimed = self.random.percent(5).then_some("com.example.Liar");
         let bytes = letter.encode(claimed)?;
-        let Some(client) = self.clients.get_mut(&id) else { return Ok(()) };
+        let Some(client) = self.clients.get_mut(&id) else {
+            return Ok(());
+        };
         if letter.expects_reply() {
             client.expect(letter.serial);
         }
-        self.note(|| format!("{id:?} writes {}", letter.short().chars().take(300).collect::<String>()));
+        self.note(|| {
+            format!(
+                "{id:?} writes {}",
+                letter.short().chars().take(300).collect::<String>()
+            )
+        });
         let files = letter.files.clone();
         self.write(id, &bytes, files, Meaning::Letter(Rc::new(letter)))
     }
 
     fn write(&mut self, id: PeerId, bytes: &[u8], files: Vec<File>, meaning: Meaning) -> Check {
-        let (Some(client), Some(link)) = (self.clients.get_mut(&id), self.links.get_mut(&id)) else { return Ok(()) };
+        let (Some(client), Some(link)) = (self.clients.get_mut(&id), self.links.get_mut(&id)) else {
+            return Ok(());
+        };
         let start = client.written;
         client.written += bytes.len() as u64;
-        let piece = Piece { start, end: client.written, meaning };
+        let piece = Piece {
+            start,
+            end: client.written,
+            meaning,
+        };
         link.write(bytes, files, &mut self.random);
         if !matches!(piece.meaning, Meaning::Letter(_)) {
             let piece = piece.clone();
@@ -292,7 +363,9 @@ impl World {
     }
 
     fn hang_up(&mut self) {
-        let Some(id) = self.some_link(|link| !link.is_hung_up && !link.is_closed) else { return };
+        let Some(id) = self.some_link(|link| !link.is_hung_up && !link.is_closed) else {
+            return;
+        };
         self.note(|| format!("{id:?} hangs up"));
         if let Some(link) = self.links.get_mut(&id) {
             link.is_hung_up = true;
@@ -300,7 +373,9 @@ impl World {
     }
 
     fn client_reads(&mut self) -> Check {
-        let Some(id) = self.some_client() else { return Ok(()) };
+        let Some(id) = self.some_client() else {
+            return Ok(());
+        };
         let max = match self.random.below(4) {
             0 => 1 + self.random.index(20),
             1 => 1 + self.random.index(500),
@@ -311,7 +386,9 @@ impl World {
 
     /// A client reads about so many bytes.
     pub(crate) fn let_read(&mut self, id: PeerId, max: usize) -> Check {
-        let (Some(client), Some(link)) = (self.clients.get_mut(&id), self.links.get_mut(&id)) else { return Ok(()) };
+        let (Some(client), Some(link)) = (self.clients.get_mut(&id), self.links.get_mut(&id)) else {
+            return Ok(());
+        };
         if client.is_asleep {
             return Ok(());
         }
@@ -326,7 +403,9 @@ impl World {
         for (message, files) in client.take(&bytes, files)? {
             for _ in 0..self.bus.saboteur.arrivals() {
                 let due = self.bus.due.get_mut(&id).and_then(VecDeque::pop_front);
-                let is_due = due.as_ref().is_some_and(|(bytes, due)| bytes == message.bytes() && *due == files);
+                let is_due = due
+                    .as_ref()
+                    .is_some_and(|(bytes, due)| bytes == message.bytes() && *due == files);
                 if !is_due {
                     let due = due.map(|(bytes, _)| Message::parse(bytes));
                     return wrong(format!("{id:?} reads {message:?}, and should read {due:?}"));
@@ -341,189 +420,12 @@ impl World {
         Ok(())
     }
 
-    fn forget(&mut self, id: PeerId) {
+    pub(crate) fn forget(&mut self, id: PeerId) {
         self.links.remove(&id);
         self.clients.remove(&id);
         self.bus.due.remove(&id);
     }
-
-    // The bus
-
-    fn read_from_someone(&mut self) -> Check {
-        match self.some_link(Link::is_readable) {
-            Some(id) => self.read_from(id),
-            None => Ok(()),
-        }
-    }
-
-    /// The bus reads once.
-    pub(crate) fn read_from(&mut self, id: PeerId) -> Check {
-        let max = match self.random.below(8) {
-            0 => 1 + self.random.index(16),
-            1..3 => 1 + self.random.index(400),
-            3 => 1 + self.random.index(70_000),
-            _ => 256 * 1024,
-        };
-        let Some(link) = self.links.get_mut(&id).filter(|link| !link.is_closed) else { return Ok(()) };
-        let max = link.large.as_ref().map_or(max, |large| max.min(large.total - large.bytes.len()));
-        match link.read(max) {
-            Read::Nothing => Ok(()),
-            Read::End => {
-                self.note(|| format!("the bus finds {id:?} gone"));
-                self.apply(Event::Closed { peer: id, reason: "end of file" }, |model| model.disconnect(id))
-            }
-            Read::Bytes(bytes, files) => {
-                let fds: Fds = files.iter().map(|file| self.bus.files.open(*file)).collect();
-                let count = bytes.len() as u64;
-                let event = match link.grow_large(&bytes) {
-                    Some(prefix) => {
-                        self.stats.large += u64::from(link.large.is_none());
-                        Event::ReceivedLarge { peer: id, prefix, fds }
-                    }
-                    None => Event::Received { peer: id, data: Bytes::from(bytes), fds },
-                };
-                self.note(|| format!("the bus reads {count} bytes and {} files of {id:?}", files.len()));
-                self.apply(event, |model| model.received(id, count, files))?;
-                if let Some(link) = self.links.get_mut(&id) {
-                    link.continue_large(&self.bus.broker);
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn send_to_someone(&mut self) -> Check {
-        let broker = &self.bus.broker;
-        let ids: Vec<PeerId> = self.links.values().filter(|link| link.room() > 0).map(|link| link.id).collect();
-        let ids: Vec<PeerId> = ids
-            .into_iter()
-            .filter(|id| broker.send_queue(*id).is_some_and(|queue| !queue.is_empty()))
-            .collect();
-        match self.random.pick(&ids).copied() {
-            Some(id) => self.send_to(id).map(drop),
-            None => Ok(()),
-        }
-    }
-
-    /// The bus writes to a peer once. False if there is nothing to write, or no room.
-    pub(crate) fn send_to(&mut self, id: PeerId) -> Check<bool> {
-        let Some(link) = self.links.get_mut(&id).filter(|link| !link.is_closed) else { return Ok(false) };
-        let Some((bytes, files)) = link.send(&self.bus.broker, &self.bus.files, &mut self.random)? else {
-            return Ok(false);
-        };
-        self.note(|| format!("{id:?} is sent {bytes} bytes and {files} files"));
-        self.apply(Event::Drained { peer: id, bytes }, |model| {
-            model.drained(id, bytes, files);
-            Ok(())
-        })?;
-        Ok(true)
-    }
-
-    pub(crate) fn tick(&mut self) -> Check {
-        let now = self.now;
-        self.note(|| format!("it is {now}"));
-        self.apply(Event::Tick { now: Millis(now) }, |model| model.tick(now))
-    }
-
-    /// A reload that was asked for is done.
-    pub(crate) fn reload(&mut self) -> Check {
-        if self.reloads == 0 {
-            return Ok(());
-        }
-        self.reloads -= 1;
-        if self.random.percent(30) {
-            self.note(|| "a reload is refused".to_owned());
-            return self.apply(Event::ConfigRefused { reason: "no".to_owned() }, |model| model.reloaded(None));
-        }
-        let mut limits = self.bus.model.limits.clone();
-        if self.random.percent(40) {
-            limits.max_outgoing_bytes = 2000 + self.random.below(400_000);
-        }
-        self.note(|| "a configuration is loaded".to_owned());
-        let config = config(limits.clone(), self.bus.model.eavesdrop_allowed);
-        self.apply(Event::ConfigLoaded { config }, |model| model.reloaded(Some(limits)))
-    }
-
-    fn apply(&mut self, event: Event, model: impl FnOnce(&mut crate::model::Model) -> Check) -> Check {
-        self.stats.events += 1;
-        let actions = self.bus.apply(event, &mut self.random, model)?;
-        for action in actions {
-            self.perform(action)?;
-        }
-        self.bus.check_files()
-    }
-
-    pub(crate) fn perform(&mut self, action: Action) -> Check {
-        match action {
-            Action::Close { peer, reason, is_fault } => {
-                self.note(|| format!("{peer:?} is disconnected: {reason}"));
-                self.stats.disconnected += u64::from(is_fault);
-                if let Some(link) = self.links.get_mut(&peer) {
-                    link.is_closed = true;
-                    link.large = None;
-                }
-            }
-            Action::CloseFds(fds) => {
-                if self.bus.saboteur.closes(&fds) {
-                    for fd in fds {
-                        self.bus.files.close(fd)?;
-                    }
-                }
-            }
-            Action::StopReading(peer) => self.set_stopped(peer, true),
-            Action::ResumeReading(peer) => self.set_stopped(peer, false),
-            Action::StopAccepting => self.is_accepting = false,
-            Action::ResumeAccepting => self.is_accepting = true,
-            Action::ReloadConfig => self.reloads += 1,
-            Action::Upgrade { .. } => return wrong("an upgrade is asked for, which no client did"),
-            Action::Warn(_) => {}
-        }
-        Ok(())
-    }
-
-    fn set_stopped(&mut self, peer: PeerId, is_stopped: bool) {
-        if let Some(link) = self.links.get_mut(&peer) {
-            link.is_stopped = is_stopped;
-        }
-    }
-
-    // Restarts
-
-    fn twin_events(&mut self) -> u64 {
-        if self.options.twin_events == 0 { 0 } else { 1 + self.random.below(self.options.twin_events) }
-    }
-
-    fn upgrade(&mut self) -> Check {
-        self.note(|| "upgrade".to_owned());
-        self.stats.upgrades += 1;
-        let events = self.twin_events();
-        self.bus.upgrade(events)?;
-        self.take_over();
-        Ok(())
-    }
-
-    fn die(&mut self) -> Check {
-        self.note(|| "death and recovery".to_owned());
-        self.stats.recoveries += 1;
-        let events = self.twin_events();
-        self.bus.recover(events)?;
-        self.take_over();
-        Ok(())
-    }
-
-    /// What a runtime does that goes on with the links of another.
-    fn take_over(&mut self) {
-        for link in self.links.values_mut().filter(|link| !link.is_closed) {
-            link.large = None;
-            link.continue_large(&self.bus.broker);
-            link.is_stopped = !self.bus.broker.may_read(link.id);
-        }
-        self.is_accepting = self.bus.broker.may_accept();
-    }
 }
-
-/// NO_REPLY_EXPECTED, for what is ignored.
-const NO_ANSWER: u8 = 1;
 
 /// Sometimes those of a session bus, sometimes such that clients meet them all the time.
 fn limits(random: &mut Random) -> Limits {

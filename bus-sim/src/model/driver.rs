@@ -11,7 +11,12 @@ impl Model {
     pub(super) fn may_greet(&self, uid: u32) -> bool {
         let is_named = |peer: &&super::Peer| peer.unique.is_some();
         let named = self.peers.values().filter(is_named).count() as u64;
-        let of_user = self.peers.values().filter(is_named).filter(|peer| peer.uid == uid).count() as u64;
+        let of_user = self
+            .peers
+            .values()
+            .filter(is_named)
+            .filter(|peer| peer.uid == uid)
+            .count() as u64;
         named < self.limits.max_completed_connections && of_user < self.limits.max_connections_per_user
     }
 
@@ -61,12 +66,20 @@ impl Model {
                 if queue.is_empty() {
                     return self.fail(id, call, "NameHasNoOwner");
                 }
-                let names = queue.iter().filter_map(|peer| self.peers.get(peer)).map(super::Peer::name);
+                let names = queue
+                    .iter()
+                    .filter_map(|peer| self.peers.get(peer))
+                    .map(super::Peer::name);
                 let names = Value::Strs(names.collect());
                 self.answer(id, call, vec![names])
             }
             "ListNames" => {
-                let mut unique: Vec<u64> = self.peers.values().filter(|p| p.is_reachable).filter_map(|p| p.unique).collect();
+                let mut unique: Vec<u64> = self
+                    .peers
+                    .values()
+                    .filter(|p| p.is_reachable)
+                    .filter_map(|p| p.unique)
+                    .collect();
                 unique.sort_unstable();
                 let mut names = vec![DRIVER.to_owned()];
                 names.extend(unique.iter().map(|number| format!(":1.{number}")));
@@ -83,10 +96,14 @@ impl Model {
                 let found = if arg == DRIVER {
                     Some((OWN_UID, KEEPER_PID))
                 } else {
-                    self.resolve(&arg).and_then(|of| self.peers.get(&of)).map(|peer| (peer.uid, peer.pid))
+                    self.resolve(&arg)
+                        .and_then(|of| self.peers.get(&of))
+                        .map(|peer| (peer.uid, peer.pid))
                 };
                 match found {
-                    Some((uid, pid)) => self.answer(id, call, vec![Value::U32(if is_user { uid } else { pid })]),
+                    Some((uid, pid)) => {
+                        self.answer(id, call, vec![Value::U32(if is_user { uid } else { pid })])
+                    }
                     None => self.fail(id, call, "NameHasNoOwner"),
                 }
             }
@@ -105,15 +122,25 @@ impl Model {
     }
 
     fn answer(&mut self, id: PeerId, call: &Letter, values: Vec<Value>) -> Check {
-        if call.expects_reply() { self.say(id, Letter::driver_reply(call.serial, values)) } else { Ok(()) }
+        if call.expects_reply() {
+            self.say(id, Letter::driver_reply(call.serial, values))
+        } else {
+            Ok(())
+        }
     }
 
     fn fail(&mut self, id: PeerId, call: &Letter, error: &str) -> Check {
-        if call.expects_reply() { self.say(id, Letter::driver_error(call.serial, error)) } else { Ok(()) }
+        if call.expects_reply() {
+            self.say(id, Letter::driver_error(call.serial, error))
+        } else {
+            Ok(())
+        }
     }
 
     fn hello(&mut self, id: PeerId, call: &Letter) -> Check {
-        let Some((phase, uid)) = self.peers.get(&id).map(|peer| (peer.phase, peer.uid)) else { return Ok(()) };
+        let Some((phase, uid)) = self.peers.get(&id).map(|peer| (peer.phase, peer.uid)) else {
+            return Ok(());
+        };
         if phase != Phase::Greeting {
             return self.fail(id, call, "Failed");
         }
@@ -151,7 +178,11 @@ impl Model {
         if !call.expects_reply() {
             return Ok(());
         }
-        let reply = Letter { files, is_exact: false, ..Letter::driver_reply(call.serial, Vec::new()) };
+        let reply = Letter {
+            files,
+            is_exact: false,
+            ..Letter::driver_reply(call.serial, Vec::new())
+        };
         self.say(id, reply)
     }
 
@@ -160,7 +191,9 @@ impl Model {
             return self.fail(id, call, "MatchRuleInvalid");
         }
         let limit = self.limits.max_match_rules_per_connection;
-        let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return Ok(());
+        };
         if peer.rules.len() as u64 >= limit {
             return self.fail(id, call, "LimitsExceeded");
         }
@@ -172,8 +205,14 @@ impl Model {
         if call.note.is_wrong {
             return self.fail(id, call, "MatchRuleInvalid");
         }
-        let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
-        let place = call.note.rules.first().and_then(|rule| peer.rules.iter().position(|one| one == rule));
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return Ok(());
+        };
+        let place = call
+            .note
+            .rules
+            .first()
+            .and_then(|rule| peer.rules.iter().position(|one| one == rule));
         match place {
             Some(place) => {
                 peer.rules.remove(place);

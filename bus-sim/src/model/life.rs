@@ -47,18 +47,24 @@ impl Model {
 
     /// The bus read so many bytes of a peer's stream, and these files with them.
     pub(crate) fn received(&mut self, id: PeerId, count: u64, files: Vec<File>) -> Check {
-        let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return Ok(());
+        };
         peer.delivered += count;
         if peer.phase == Phase::Authenticating && !self.authenticate(id, &files)? {
             return Ok(());
         }
-        let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return Ok(());
+        };
         if !files.is_empty() && !peer.takes_fds {
             return self.disconnect(id);
         }
         peer.held.extend(files);
         loop {
-            let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
+            let Some(peer) = self.peers.get_mut(&id) else {
+                return Ok(());
+            };
             let Some(piece) = peer.next_piece() else { break };
             match piece.meaning {
                 Meaning::Letter(letter) => {
@@ -79,7 +85,9 @@ impl Model {
             }
             self.bury()?;
         }
-        let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return Ok(());
+        };
         if let Some(piece) = peer.stream.front()
             && matches!(piece.meaning, Meaning::Malformed)
             && piece.start < peer.delivered
@@ -100,7 +108,9 @@ impl Model {
 
     /// The part of a stream before BEGIN. True if what follows are messages.
     fn authenticate(&mut self, id: PeerId, files: &[File]) -> Check<bool> {
-        let Some(peer) = self.peers.get_mut(&id) else { return Ok(false) };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return Ok(false);
+        };
         while let Some(piece) = peer.next_piece() {
             match piece.meaning {
                 Meaning::Line("") => {}
@@ -155,7 +165,10 @@ impl Model {
             for (id, peer) in &self.peers {
                 let hello = due(&peer.hello_deadline).map(|at| (at, 0, *id, None));
                 let fds = due(&peer.fds_deadline).map(|at| (at, 1, *id, None));
-                let calls = peer.owed.iter().filter_map(|(call, at)| Some((due(at)?, 2, *id, Some(*call))));
+                let calls = peer
+                    .owed
+                    .iter()
+                    .filter_map(|(call, at)| Some((due(at)?, 2, *id, Some(*call))));
                 next = next.into_iter().chain(hello).chain(fds).chain(calls).min();
             }
             match next {
@@ -208,7 +221,9 @@ impl Model {
 
     /// Takes a peer out: its rules, its names, its calls, itself.
     pub(crate) fn disconnect(&mut self, id: PeerId) -> Check {
-        let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return Ok(());
+        };
         peer.is_condemned = true;
         peer.rules.clear();
         (peer.hello_deadline, peer.fds_deadline) = (None, None);
@@ -221,11 +236,15 @@ impl Model {
     }
 
     pub(super) fn drop_calls(&mut self, id: PeerId) -> Check {
-        let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return Ok(());
+        };
         for (callee, serial) in std::mem::take(&mut peer.awaited) {
             self.close_call(callee, id, serial);
         }
-        let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return Ok(());
+        };
         for (caller, serial) in std::mem::take(&mut peer.owed).into_keys() {
             self.close_call(id, caller, serial);
             self.say(caller, Letter::driver_error(serial, "NoReply"))?;

@@ -122,12 +122,16 @@ pub(crate) struct Peer {
 impl Peer {
     /// The next piece of its stream that the bus has read completely.
     fn next_piece(&mut self) -> Option<Piece> {
-        let is_whole = self.stream.front().is_some_and(|piece| piece.end <= self.delivered);
+        let is_whole = self
+            .stream
+            .front()
+            .is_some_and(|piece| piece.end <= self.delivered);
         if is_whole { self.stream.pop_front() } else { None }
     }
 
     pub(crate) fn name(&self) -> String {
-        self.unique.map_or_else(|| ":not.active.yet".to_owned(), |number| format!(":1.{number}"))
+        self.unique
+            .map_or_else(|| ":not.active.yet".to_owned(), |number| format!(":1.{number}"))
     }
 }
 
@@ -183,7 +187,9 @@ impl Model {
         self.bury()?;
         for (peer, messages) in &self.seen.messages {
             if let Some((message, _)) = messages.front() {
-                return wrong(format!("{peer:?} is sent a message that is not for it, or twice: {message:?}"));
+                return wrong(format!(
+                    "{peer:?} is sent a message that is not for it, or twice: {message:?}"
+                ));
             }
         }
         for (peer, lines) in &self.seen.lines {
@@ -220,7 +226,10 @@ impl Model {
     /// A peer between two messages, and something of its that a method of this name would take away.
     pub(crate) fn victim(&self, method: &str) -> Option<(PeerId, String)> {
         self.peers.iter().find_map(|(id, peer)| {
-            let is_between = peer.stream.front().is_none_or(|piece| piece.start >= peer.delivered);
+            let is_between = peer
+                .stream
+                .front()
+                .is_none_or(|piece| piece.start >= peer.delivered);
             let thing = match method {
                 "RemoveMatch" => peer.rules.first().map(|rule| rule.text(&mut Random::new(1))),
                 _ => peer.names.first().cloned(),
@@ -232,14 +241,22 @@ impl Model {
     /// All names by which a peer can be meant in a rule.
     fn names_of(&self, id: PeerId) -> Vec<String> {
         let mut names = self.owned(id);
-        names.extend(self.peers.get(&id).and_then(|peer| peer.unique).map(|number| format!(":1.{number}")));
+        names.extend(
+            self.peers
+                .get(&id)
+                .and_then(|peer| peer.unique)
+                .map(|number| format!(":1.{number}")),
+        );
         names
     }
 
     /// Who is reached by a name.
     pub(crate) fn resolve(&self, name: &str) -> Option<PeerId> {
         if name.starts_with(':') {
-            let found = self.peers.iter().find(|(_, peer)| peer.is_reachable && peer.name() == name);
+            let found = self
+                .peers
+                .iter()
+                .find(|(_, peer)| peer.is_reachable && peer.name() == name);
             found.map(|(id, _)| *id)
         } else {
             self.owner(name)

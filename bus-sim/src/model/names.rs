@@ -13,8 +13,14 @@ impl Model {
     /// The answer: 1 owner, 2 in the queue, 3 exists, 4 owner already; `None`: one name too many.
     pub(super) fn request_name(&mut self, id: PeerId, name: &str, flags: u32) -> Check<Option<u32>> {
         let flags = flags & 7;
-        let held = self.peers.get(&id).map(|peer| peer.names.clone()).unwrap_or_default();
-        if held.len() as u64 + 1 >= self.limits.max_names_per_connection && !held.iter().any(|one| one == name) {
+        let held = self
+            .peers
+            .get(&id)
+            .map(|peer| peer.names.clone())
+            .unwrap_or_default();
+        if held.len() as u64 + 1 >= self.limits.max_names_per_connection
+            && !held.iter().any(|one| one == name)
+        {
             return Ok(None);
         }
         let queue = self.names.entry(name.to_owned()).or_default();

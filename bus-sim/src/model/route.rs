@@ -22,11 +22,16 @@ enum Rules {
 impl Model {
     /// One message of a peer, completely.
     pub(super) fn route(&mut self, id: PeerId, letter: &Letter) -> Check {
-        let Some(peer) = self.peers.get(&id) else { return Ok(()) };
+        let Some(peer) = self.peers.get(&id) else {
+            return Ok(());
+        };
         let is_hello = letter.kind == Kind::Call
             && letter.destination.as_deref() == Some(DRIVER)
             && letter.member.as_deref() == Some("Hello")
-            && letter.interface.as_deref().is_none_or(|interface| interface == DRIVER);
+            && letter
+                .interface
+                .as_deref()
+                .is_none_or(|interface| interface == DRIVER);
         let may_send = match peer.phase {
             Phase::Authenticating | Phase::Greeting => is_hello,
             Phase::Active => true,
@@ -71,7 +76,11 @@ impl Model {
                 None => {
                     self.copy(Rules::Monitoring, letter, &senders, &[name], None)?;
                     if letter.expects_reply() {
-                        let error = if letter.flags & NO_AUTO_START != 0 { "NameHasNoOwner" } else { "ServiceUnknown" };
+                        let error = if letter.flags & NO_AUTO_START != 0 {
+                            "NameHasNoOwner"
+                        } else {
+                            "ServiceUnknown"
+                        };
                         self.say(id, Letter::driver_error(letter.serial, error))?;
                     }
                     Ok(())
@@ -95,7 +104,10 @@ impl Model {
 
     fn unicast(&mut self, id: PeerId, to: PeerId, letter: &Letter) -> Check {
         if let Some(serial) = letter.reply_serial {
-            let is_awaited = self.peers.get(&id).is_some_and(|peer| peer.owed.contains_key(&(to, serial)));
+            let is_awaited = self
+                .peers
+                .get(&id)
+                .is_some_and(|peer| peer.owed.contains_key(&(to, serial)));
             if !is_awaited {
                 return Ok(());
             }
@@ -103,6 +115,9 @@ impl Model {
         if let Some(error) = self.refusal(id, to, letter)? {
             if letter.is_reply() && error == "LimitsExceeded" {
                 self.condemn(to);
+            } else if let Some(serial) = letter.reply_serial {
+                self.close_call(id, to, serial);
+                self.say(to, Letter::driver_error(serial, error))?;
             } else if letter.expects_reply() {
                 self.say(id, Letter::driver_error(letter.serial, error))?;
             }
@@ -146,7 +161,9 @@ impl Model {
     }
 
     fn is_full(&self, id: PeerId) -> Check<bool> {
-        let Some(peer) = self.peers.get(&id) else { return Ok(false) };
+        let Some(peer) = self.peers.get(&id) else {
+            return Ok(false);
+        };
         let limit = self.limits.max_outgoing_bytes;
         if peer.is_uncertain && peer.queued.abs_diff(limit) < DOUBT {
             return Err(Trouble::Unknowable);
@@ -155,12 +172,18 @@ impl Model {
     }
 
     fn may_eavesdrop(&self) -> bool {
-        let mut rules = self.peers.values().filter(|peer| peer.phase == Phase::Active).flat_map(|peer| &peer.rules);
+        let mut rules = self
+            .peers
+            .values()
+            .filter(|peer| peer.phase == Phase::Active)
+            .flat_map(|peer| &peer.rules);
         self.eavesdrop_allowed && rules.any(|rule| rule.eavesdrop)
     }
 
     fn has_monitors(&self) -> bool {
-        self.peers.values().any(|peer| peer.phase == Phase::Monitor && !peer.rules.is_empty())
+        self.peers
+            .values()
+            .any(|peer| peer.phase == Phase::Monitor && !peer.rules.is_empty())
     }
 
     fn eavesdrop(&mut self, letter: &Letter, from: &[String], to: &[String], not: Option<PeerId>) -> Check {
@@ -195,7 +218,12 @@ impl Model {
                         has_all = false;
                         break;
                     }
-                    None => return wrong(format!("no copies of descriptors were made for {}", letter.short())),
+                    None => {
+                        return wrong(format!(
+                            "no copies of descriptors were made for {}",
+                            letter.short()
+                        ));
+                    }
                 }
             }
             if has_all {
@@ -215,14 +243,22 @@ impl Model {
             Rules::Monitoring => phase == Phase::Monitor,
         };
         let has_rule = |peer: &super::Peer| {
-            peer.rules.iter().any(|rule| asked(peer.phase, rule) && rule.matches(letter, from, to))
+            peer.rules
+                .iter()
+                .any(|rule| asked(peer.phase, rule) && rule.matches(letter, from, to))
         };
-        self.peers.iter().filter(|(_, peer)| has_rule(peer)).map(|(id, _)| *id).collect()
+        self.peers
+            .iter()
+            .filter(|(_, peer)| has_rule(peer))
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     /// A message of the driver to one peer, with copies for monitors.
     pub(super) fn say(&mut self, to: PeerId, mut letter: Letter) -> Check {
-        let Some(peer) = self.peers.get(&to) else { return Ok(()) };
+        let Some(peer) = self.peers.get(&to) else {
+            return Ok(());
+        };
         letter.destination = Some(peer.name());
         let receivers = self.names_of(to);
         self.copy(Rules::Monitoring, &letter, &[DRIVER.to_owned()], &receivers, None)?;
@@ -253,14 +289,22 @@ impl Model {
 
     /// Takes the next message that the broker queued for a peer; it must be this one.
     fn put(&mut self, to: PeerId, letter: &Letter) -> Check {
-        let found = self.seen.messages.get_mut(&to).and_then(std::collections::VecDeque::pop_front);
-        let Some(peer) = self.peers.get_mut(&to) else { return Ok(()) };
+        let found = self
+            .seen
+            .messages
+            .get_mut(&to)
+            .and_then(std::collections::VecDeque::pop_front);
+        let Some(peer) = self.peers.get_mut(&to) else {
+            return Ok(());
+        };
         peer.queued_fds += letter.files.len() as u64;
         match found {
             Some((message, files)) => {
                 if let Err(difference) = letter.compare(&message, &files) {
                     let short = letter.short();
-                    return wrong(format!("{to:?} must be sent {short}, and instead is sent {message:?}: {difference}"));
+                    return wrong(format!(
+                        "{to:?} must be sent {short}, and instead is sent {message:?}: {difference}"
+                    ));
                 }
                 self.matched += 1;
                 peer.queued += message.bytes().len() as u64;

@@ -1,0 +1,282 @@
+//! What the daemon around the broker does in a run: it reads, it writes, it tells the time, it carries out actions, and it
+//! is replaced.
+
+use std::collections::BTreeSet;
+
+use bus_daemon::broker::{Action, Event, Fds, Millis, PeerId};
+use bytes::Bytes;
+
+use crate::bus::config;
+use crate::link::{Link, Read};
+use crate::model::{Check, wrong};
+use crate::world::World;
+
+impl World {
+    pub(crate) fn read_from_someone(&mut self) -> Check {
+        match self.some_link(Link::is_readable) {
+            Some(id) => self.read_from(id),
+            None => Ok(()),
+        }
+    }
+
+    /// The bus reads once.
+    pub(crate) fn read_from(&mut self, id: PeerId) -> Check {
+        let max = match self.random.below(8) {
+            0 => 1 + self.random.index(16),
+            1..3 => 1 + self.random.index(400),
+            3 => 1 + self.random.index(70_000),
+            _ => 256 * 1024,
+        };
+        let Some(link) = self.links.get_mut(&id).filter(|link| !link.is_closed) else {
+            return Ok(());
+        };
+        let max = link
+            .large
+            .as_ref()
+            .map_or(max, |large| max.min(large.total - large.bytes.len()));
+        match link.read(max) {
+            Read::Nothing => Ok(()),
+            Read::End => {
+                self.note(|| format!("the bus finds {id:?} gone"));
+                self.apply(
+                    Event::Closed {
+                        peer: id,
+                        reason: "end of file",
+                    },
+                    |model| model.disconnect(id),
+                )
+            }
+            Read::Bytes(bytes, files) => {
+                let fds: Fds = files.iter().map(|file| self.bus.files.open(*file)).collect();
+                let count = bytes.len() as u64;
+                let event = match link.grow_large(&bytes) {
+                    Some(prefix) => {
+                        self.stats.large += u64::from(link.large.is_none());
+                        Event::ReceivedLarge {
+                            peer: id,
+                            prefix,
+                            fds,
+                        }
+                    }
+                    None => Event::Received {
+                        peer: id,
+                        data: Bytes::from(bytes),
+                        fds,
+                    },
+                };
+                self.note(|| format!("the bus reads {count} bytes and {} files of {id:?}", files.len()));
+                self.apply(event, |model| model.received(id, count, files))?;
+                if let Some(link) = self.links.get_mut(&id) {
+                    link.continue_large(&self.bus.broker);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn send_to_someone(&mut self) -> Check {
+        let broker = &self.bus.broker;
+        let ids: Vec<PeerId> = self
+            .links
+            .values()
+            .filter(|link| link.room() > 0)
+            .map(|link| link.id)
+            .collect();
+        let ids: Vec<PeerId> = ids
+            .into_iter()
+            .filter(|id| broker.send_queue(*id).is_some_and(|queue| !queue.is_empty()))
+            .collect();
+        match self.random.pick(&ids).copied() {
+            Some(id) => self.send_to(id).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// The bus writes to a peer once. False if there is nothing to write, or no room.
+    pub(crate) fn send_to(&mut self, id: PeerId) -> Check<bool> {
+        let Some(link) = self.links.get_mut(&id).filter(|link| !link.is_closed) else {
+            return Ok(false);
+        };
+        let Some((bytes, files)) = link.send(&self.bus.broker, &self.bus.files, &mut self.random)? else {
+            return Ok(false);
+        };
+        self.note(|| format!("{id:?} is sent {bytes} bytes and {files} files"));
+        self.apply(Event::Drained { peer: id, bytes }, |model| {
+            model.drained(id, bytes, files);
+            Ok(())
+        })?;
+        Ok(true)
+    }
+
+    pub(crate) fn tick(&mut self) -> Check {
+        let now = self.now;
+        self.note(|| format!("it is {now}"));
+        self.apply(Event::Tick { now: Millis(now) }, |model| model.tick(now))
+    }
+
+    /// A reload that was asked for is done.
+    pub(crate) fn reload(&mut self) -> Check {
+        if self.reloads == 0 {
+            return Ok(());
+        }
+        self.reloads -= 1;
+        if self.random.percent(30) {
+            self.note(|| "a reload is refused".to_owned());
+            return self.apply(
+                Event::ConfigRefused {
+                    reason: "no".to_owned(),
+                },
+                |model| model.reloaded(None),
+            );
+        }
+        let mut limits = self.bus.model.limits.clone();
+        if self.random.percent(40) {
+            limits.max_outgoing_bytes = 2000 + self.random.below(400_000);
+        }
+        self.note(|| "a configuration is loaded".to_owned());
+        let config = config(limits.clone(), self.bus.model.eavesdrop_allowed);
+        self.apply(Event::ConfigLoaded { config }, |model| {
+            model.reloaded(Some(limits))
+        })
+    }
+
+    pub(crate) fn apply(
+        &mut self,
+        event: Event,
+        model: impl FnOnce(&mut crate::model::Model) -> Check,
+    ) -> Check {
+        self.stats.events += 1;
+        let mut actions = self.bus.apply(event, &mut self.random, model)?;
+        let dies = self.random.permille(self.options.deaths);
+        let later = if dies {
+            actions.split_off(self.random.index(actions.len() + 1))
+        } else {
+            Vec::new()
+        };
+        for action in actions {
+            self.perform(action)?;
+        }
+        if dies {
+            self.note(|| format!("death, before {later:?} is done"));
+            self.die_before(&later)?;
+        }
+        self.bus.check_files()
+    }
+
+    /// It dies between an event and the end of what is to be done about it. Whoever goes on knows nothing of the
+    /// actions, only the state: it closes descriptors and links that the state does not know, and asks the state who is
+    /// to be read from.
+    pub(crate) fn die_before(&mut self, undone: &[Action]) -> Check {
+        self.stats.recoveries += 1;
+        let events = self.twin_events();
+        let actions = self.bus.recover(events)?;
+        if !actions.ends_with(undone) {
+            return wrong(format!(
+                "in replay the last event asks for {actions:?}, and not for {undone:?}"
+            ));
+        }
+        let owned: BTreeSet<i32> = self.bus.broker.owned_fds().iter().map(|fd| fd.0).collect();
+        for number in self.bus.files.numbers() {
+            if !owned.contains(&number) {
+                self.bus.files.close(bus_wire::Fd(number))?;
+            }
+        }
+        for link in self.links.values_mut() {
+            link.is_closed |= self.bus.broker.send_queue(link.id).is_none();
+        }
+        // A reload is asked for again, whether or not it was begun.
+        for action in undone {
+            if *action == Action::ReloadConfig {
+                self.reloads += 1;
+            }
+        }
+        self.take_over();
+        Ok(())
+    }
+
+    pub(crate) fn perform(&mut self, action: Action) -> Check {
+        match action {
+            Action::Close {
+                peer,
+                reason,
+                is_fault,
+            } => {
+                self.note(|| format!("{peer:?} is disconnected: {reason}"));
+                self.stats.disconnected += u64::from(is_fault);
+                if let Some(link) = self.links.get_mut(&peer) {
+                    link.is_closed = true;
+                    link.large = None;
+                }
+            }
+            Action::CloseFds(fds) => {
+                if self.bus.saboteur.closes(&fds) {
+                    for fd in fds {
+                        self.bus.files.close(fd)?;
+                    }
+                }
+            }
+            Action::StopReading(peer) => self.set_stopped(peer, true),
+            Action::ResumeReading(peer) => self.set_stopped(peer, false),
+            Action::StopAccepting => self.is_accepting = false,
+            Action::ResumeAccepting => self.is_accepting = true,
+            Action::ReloadConfig => self.reloads += 1,
+            Action::Upgrade { .. } => return wrong("an upgrade is asked for, which no client did"),
+            Action::Warn(_) => {}
+        }
+        Ok(())
+    }
+
+    pub(crate) fn set_stopped(&mut self, peer: PeerId, is_stopped: bool) {
+        self.note(|| {
+            format!(
+                "{peer:?} is {}",
+                if is_stopped {
+                    "not read from any more"
+                } else {
+                    "read from again"
+                }
+            )
+        });
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.is_stopped = is_stopped;
+        }
+    }
+
+    // Restarts
+
+    pub(crate) fn twin_events(&mut self) -> u64 {
+        if self.options.twin_events == 0 {
+            0
+        } else {
+            1 + self.random.below(self.options.twin_events)
+        }
+    }
+
+    pub(crate) fn upgrade(&mut self) -> Check {
+        self.note(|| "upgrade".to_owned());
+        self.stats.upgrades += 1;
+        let events = self.twin_events();
+        self.bus.upgrade(events)?;
+        self.take_over();
+        Ok(())
+    }
+
+    pub(crate) fn die(&mut self) -> Check {
+        self.note(|| "death and recovery".to_owned());
+        self.stats.recoveries += 1;
+        let events = self.twin_events();
+        self.bus.recover(events)?;
+        self.take_over();
+        Ok(())
+    }
+
+    /// What a runtime does that goes on with the links of another.
+    pub(crate) fn take_over(&mut self) {
+        for link in self.links.values_mut().filter(|link| !link.is_closed) {
+            link.large = None;
+            link.continue_large(&self.bus.broker);
+            link.is_stopped = !self.bus.broker.may_read(link.id);
+        }
+        self.is_accepting = self.bus.broker.may_accept();
+    }
+}
