@@ -242,7 +242,7 @@ impl Broker {
             }
         }
         self.close_fds(peer.framer.take_fds().into_iter().chain(peer.out.clear()));
-        self.reload_callers.retain(|(caller, _)| *caller != id);
+        self.forget_caller(id);
         let reason = match &peer.unique {
             Some(unique) if is_fault => format!("{}: {reason}", unique.name),
             Some(_) | None => reason,
@@ -253,6 +253,12 @@ impl Broker {
             is_fault,
         });
         self.regulate_accepting();
+    }
+
+    /// Nobody is answered any more who waits for the runtime.
+    pub(super) fn forget_caller(&mut self, id: PeerId) {
+        self.reload_callers.retain(|(caller, _)| *caller != id);
+        self.restart.upgrade_caller.take_if(|(caller, _)| *caller == id);
     }
 
     /// Notes a caller of ReloadConfig, who is answered when the runtime has reported the outcome. `serial` is that of

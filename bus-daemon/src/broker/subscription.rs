@@ -48,6 +48,8 @@ impl Broker {
         // It still hears that its own names are lost, as a peer and not as a monitor: so does dbus-daemon.
         self.release_all_names(id);
         self.drop_calls(id);
+        // An answer to a monitor would come twice: to it, and as what it sees.
+        self.forget_caller(id);
         let Some(peer) = self.peers.get_mut(id) else {
             return;
         };

@@ -45,6 +45,24 @@ fn who_did_not_negotiate_gets_none() {
 }
 
 #[test]
+fn who_waits_for_an_answer_with_descriptors_and_takes_none_is_told() {
+    check(|bus| {
+        let (callee, caller) = (bus.connect(), bus.connect_without_fds());
+        let serial = bus.send(caller, call(":1.0"));
+        bus.read(callee);
+        let fds = make(bus, 1);
+        let reply = MessageBuilder::method_return(serial).destination(":1.1");
+        bus.send_with_fds(callee, reply, &fds);
+        let answers = bus.read(caller);
+        assert!(
+            answers.len() == 1 && answers[0].starts_with("error NotSupported"),
+            "{answers:?}"
+        );
+        assert!(bus.descriptors.open.is_empty());
+    });
+}
+
+#[test]
 fn who_did_not_negotiate_may_send_none() {
     check(|bus| {
         let sender = bus.connect_without_fds();

@@ -1,3 +1,4 @@
+use bus_daemon::broker::Event;
 use bus_wire::MessageBuilder;
 
 use crate::bus::{check, one_way};
@@ -28,6 +29,20 @@ fn becoming_a_monitor_costs_the_names() {
         );
         bus.call(watcher, ":1.0", "M");
         assert!(bus.read(watcher)[0].starts_with("error ServiceUnknown"));
+    });
+}
+
+#[test]
+fn a_monitor_is_not_answered_any_more() {
+    check(|bus| {
+        let who = bus.connect();
+        bus.driver(who, "ReloadConfig", |_| ());
+        bus.become_monitor(who, &[]);
+        bus.read(who);
+        bus.event(Event::ConfigRefused {
+            reason: "no".to_owned(),
+        });
+        bus.expect(who, &[]);
     });
 }
 

@@ -69,7 +69,10 @@ fn a_death_of_the_worker_does_not_end_an_upgrade() {
         upgrade(bus, who);
         bus.event(Event::Serving {
             worker_pid: 3,
-            start: Start::Recovered { pause: 1 },
+            start: Start::Recovered {
+                pause: 1,
+                quarantined: 0,
+            },
         });
         bus.event(Event::Serving {
             worker_pid: 4,
