@@ -101,3 +101,41 @@ fn a_new_binary_that_dies_while_restoring_is_rolled_back_and_nobody_notices() {
     assert!(report.is_clean(), "{report}");
     assert!(control.call(DRIVER, DRIVER_PATH, "org.freedesktop.DBus.Peer", "Ping", |_| {}).is_ok());
 }
+
+#[test]
+fn a_new_binary_that_keeps_dying_gives_way_to_the_old_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let bus = Bus::start();
+    let mut control = bus.caller();
+    let mut load = Load::start(&bus.address, LoadPlan::small()).unwrap();
+    load.go().unwrap();
+    let new = faulty(directory.path(), "poison");
+    assert_eq!(upgrade(&mut control, new.to_str().unwrap()).unwrap(), 2);
+    assert!(!bus.command_line().contains("--rolled-back"));
+    for _ in 0..2 {
+        // Each is deadly twice, and then left out.
+        let mut sender = bus.caller();
+        let _ = sender.ask("GetNameOwner", "POISON-ABORT");
+    }
+    support::wait_until("the old binary is back", || {
+        bus.command_line().contains("--rolled-back")
+    });
+    assert_eq!(control.ask("GetNameOwner", DRIVER).unwrap(), DRIVER);
+    let report = load.finish().unwrap();
+    assert!(report.is_clean(), "{report}");
+}
+
+#[test]
+fn a_daemon_that_cannot_go_on_begins_anew_at_the_same_address() {
+    let directory = tempfile::tempdir().unwrap();
+    let bus = Bus::start();
+    let mut client = bus.caller();
+    let mut control = bus.caller();
+    assert!(upgrade(&mut control, faulty(directory.path(), "restore:any").to_str().unwrap()).is_err());
+    // It is known to have lost its connection, and finds a bus where the old one was.
+    assert!(client.ask("GetNameOwner", DRIVER).is_err());
+    let mut again = bus.caller();
+    assert_eq!(again.ask("GetNameOwner", DRIVER).unwrap(), DRIVER);
+    assert_eq!(generation(&mut again), 1);
+    bus.wait_for_log("EVERY CONNECTION IS LOST");
+}

@@ -114,6 +114,12 @@ impl Bus {
         children.split_whitespace().next()?.parse().ok()
     }
 
+    /// The arguments of its main process, separated by blanks.
+    pub fn command_line(&self) -> String {
+        let bytes = std::fs::read(format!("/proc/{}/cmdline", self.pid())).unwrap();
+        String::from_utf8(bytes).unwrap().replace('\0', " ")
+    }
+
     /// The daemon's main process has not ended.
     pub fn is_alive(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()

@@ -4,9 +4,14 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 
 use crate::journal::Remains;
+use crate::runtime::clock::Nanos;
 
 /// Deaths by its own fault without an event applied in between, after which the daemon gives up.
 const FUTILE: u32 = 8;
+/// How long a new binary is on probation.
+const PROBATION: Nanos = Nanos(60_000_000_000);
+/// Deaths by its own fault that it may not have in that time.
+const PROBATION_FAULTS: u32 = 3;
 
 /// The deaths since the worker last made progress.
 #[derive(Debug, Default)]
@@ -22,12 +27,20 @@ pub(crate) struct Deaths {
     /// Deaths by its own fault since an event was last noted.
     futile: u32,
     noted: bool,
+    /// Deaths by its own fault since this process image began.
+    faults: u32,
 }
 
 impl Deaths {
     /// Whether any death was noted: the daemon has served.
     pub(crate) fn is_noted(&self) -> bool {
         self.noted
+    }
+
+    /// Whether a binary that began at `started` is on probation and has failed: three deaths by its own fault in its first
+    /// minute.
+    pub(crate) fn are_too_many(&self, now: Nanos, started: Nanos) -> bool {
+        self.faults >= PROBATION_FAULTS && now <= started + PROBATION
     }
 
     /// Takes note of a death. The event that is not to be applied again: the worker has died there twice by its own
@@ -47,6 +60,7 @@ impl Deaths {
         if fault {
             self.faults_at_event += 1;
             self.futile += 1;
+            self.faults += 1;
         }
         if self.futile > FUTILE {
             return Err("the worker dies again and again without any progress".into());

@@ -88,6 +88,15 @@ pub(crate) fn close_on_exec_from(first: RawFd) -> Result<()> {
     if result == 0 { Ok(()) } else { Err(Error::last_os_error()) }
 }
 
+/// Closes every descriptor from `first` to `last`, if there are any.
+#[expect(unsafe_code, reason = "a system call without a wrapper")]
+pub(crate) fn close_range(first: RawFd, last: RawFd) {
+    if first <= last {
+        // SAFETY: the caller owns that range.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    }
+}
+
 /// Sets or clears the flag of one descriptor; one that is not open is left alone.
 #[expect(unsafe_code, reason = "a descriptor by number")]
 pub(crate) fn set_close_on_exec(fd: RawFd, close: bool) {

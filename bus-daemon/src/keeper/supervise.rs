@@ -18,6 +18,7 @@ use super::record::KeeperV1;
 use super::worker;
 use crate::config::Config;
 use crate::journal::{Journal, Remains, Serving};
+use crate::runtime::clock::Nanos;
 use crate::runtime::{self, Beginning};
 
 /// Why the supervision ends.
@@ -56,6 +57,14 @@ pub(crate) struct Keeper {
     /// What the worker leaves when it dies.
     remains: Option<Remains>,
     deaths: Deaths,
+    /// When this process image began.
+    started_at: Nanos,
+    /// Why the worker is to convert the state for the binary before this one, while it does.
+    converting: Option<String>,
+    /// This process image took over connections.
+    is_restored: bool,
+    /// The bus has begun anew once, since it could not go on.
+    is_afresh: bool,
     /// The keeper's descriptor for signals.
     signals: RawFd,
     /// The memfd this process image was told to restore; for the way back.
@@ -97,6 +106,10 @@ impl Keeper {
             handed: None,
             remains: None,
             deaths: Deaths::default(),
+            started_at: runtime::clock::monotonic(),
+            converting: None,
+            is_restored: false,
+            is_afresh: false,
             signals,
             restored_from,
             previous,
@@ -120,6 +133,7 @@ impl Keeper {
     }
 
     fn start_worker(&mut self, origin: Origin) -> Result<(), String> {
+        self.is_restored = !matches!(origin, Origin::Clean(_));
         let journal = Journal::create().map_err(|error| format!("no memory for the journal: {error}"))?;
         let beginning = match origin {
             Origin::Clean(config) => Beginning::Clean(config),
@@ -142,6 +156,9 @@ impl Keeper {
         let died_at = runtime::clock::monotonic();
         let remains = self.remains.ok_or("there was no worker")?;
         let skip = self.deaths.note(status, &remains)?;
+        if self.previous.is_some() && self.deaths.are_too_many(died_at, self.started_at) {
+            self.converting = Some("its worker died three times within a minute after the upgrade".into());
+        }
         self.give_up_preflight();
         if remains.has_checkpoint() {
             // The worker has closed the image it began with, or the next one's sweep does.
@@ -159,7 +176,7 @@ impl Keeper {
         kept.extend(remains.fds());
         kept.extend(self.restored_from.into_iter().chain(self.previous));
         let journal = Journal::reopen(remains).map_err(|error| format!("the journal: {error}"))?;
-        self.spawn_worker(journal, Beginning::Recovered { died_at, skip, kept })
+        self.spawn_worker(journal, Beginning::Recovered { died_at, skip, kept, convert: self.converting.is_some() })
     }
 
     /// A preflight under way has nobody any more who waits for its verdict.
@@ -293,10 +310,15 @@ impl Keeper {
         self.listen_to_worker();
         if let Some(image) = self.handed.take() {
             if status == WaitStatus::Exited(self.worker, worker_exit::UPGRADE) {
-                return self.upgrade(image).err().map(End::Failed);
+                let replaced = match self.converting.take() {
+                    Some(reason) => self.go_back(image, reason),
+                    None => self.upgrade(image),
+                };
+                return replaced.err().map(End::Failed);
             }
             close(image);
         }
+        self.converting = None;
         let how = describe(status);
         let served = self.serving.as_ref().is_none_or(Serving::get);
         let has_served = self.deaths.is_noted() || served;
@@ -313,11 +335,51 @@ impl Keeper {
             let error = super::exec::previous(&self.record, previous, record, &reason);
             return Some(End::Failed(format!("cannot return to the old binary: {error}")));
         }
-        if !has_served {
+        if !has_served && !self.is_restored {
             return Some(End::Failed(format!("the worker {how} before it served")));
         }
-        tracing::error!("the worker {how}; going on where it was");
-        self.respawn(status).err().map(End::Failed)
+        let went_on = if has_served {
+            tracing::error!("the worker {how}; going on where it was");
+            self.respawn(status)
+        } else {
+            Err(format!("the worker {how} before it served"))
+        };
+        went_on.or_else(|why| self.start_afresh(&why)).err().map(End::Failed)
+    }
+
+    /// There is no way to go on with the connections: they are closed, and the bus begins anew at the same addresses.
+    fn start_afresh(&mut self, why: &str) -> Result<(), String> {
+        if std::mem::replace(&mut self.is_afresh, true) {
+            return Err(why.to_owned());
+        }
+        tracing::error!("{why}: EVERY CONNECTION IS LOST; the bus starts anew");
+        self.give_up_preflight();
+        let config = runtime::load_config(&self.record)?;
+        let control = self.record.control;
+        let mut kept = vec![self.own_binary, self.signals, self.record.epoll, control.keeper, control.worker];
+        kept.extend(self.record.listeners.iter().map(|listener| listener.fd));
+        kept.sort_unstable();
+        let mut from = 3;
+        for fd in kept {
+            super::close_range(from, fd - 1);
+            from = fd + 1;
+        }
+        super::close_range(from, RawFd::MAX);
+        (self.restored_from, self.previous, self.remains) = (None, None, None);
+        (self.deaths, self.record.image) = (Deaths::default(), -1);
+        self.start_worker(Origin::Clean(Box::new(config)))
+    }
+
+    /// Returns to the binary before this one, with the state that the worker has just converted.
+    fn go_back(&mut self, image: RawFd, reason: String) -> Result<(), String> {
+        let previous = self.previous.take().ok_or("there is no binary to return to")?;
+        self.record.image = image;
+        let saved = self.record.save().map_err(|error| format!("no memory for the keeper's record: {error}"))?;
+        let error = super::exec::previous(&self.record, previous, saved, &reason);
+        close(saved);
+        tracing::error!("cannot return to the old binary: {error}; going on with this one");
+        super::set_close_on_exec(image, true);
+        self.start_worker(Origin::RolledBack { reason })
     }
 
     fn upgrade(&mut self, image: RawFd) -> Result<(), String> {

@@ -45,6 +45,8 @@ pub(crate) enum Beginning {
         skip: Option<u64>,
         /// Descriptors that the keeper has open for itself.
         kept: Vec<std::os::fd::RawFd>,
+        /// Only save the state, for the binary before this one, and exit.
+        convert: bool,
     },
 }
 
@@ -73,7 +75,13 @@ fn prepare(record: &KeeperV1, journal: Journal, beginning: Beginning) -> Result<
             let (worker, pause) = restore(record, journal)?;
             Ok((worker, Start::RolledBack { reason, pause }))
         }
-        Beginning::Recovered { died_at, skip, kept } => recover(record, journal, died_at, skip, &kept),
+        Beginning::Recovered { died_at, skip, kept, convert } => {
+            let (mut worker, start) = recover(record, journal, died_at, skip, &kept)?;
+            if convert {
+                worker.hand_over();
+            }
+            Ok((worker, start))
+        }
     }
 }
 
@@ -169,7 +177,7 @@ fn identity(record: &KeeperV1) -> Result<Identity, String> {
 }
 
 /// The configuration as a start with the same command line would find it.
-fn load_config(record: &KeeperV1) -> Result<Config, String> {
+pub(crate) fn load_config(record: &KeeperV1) -> Result<Config, String> {
     let arguments = record.arguments().into_iter().filter_map(|argument| argument.into_string().ok());
     match options::parse(arguments).map_err(|error| error.to_string())? {
         Command::Run(options) => crate::config::load::load(&options).map_err(|error| error.to_string()),

@@ -559,7 +559,7 @@ impl Worker {
     }
 
     /// The last act of this worker: its state to the keeper, which replaces the process image.
-    fn hand_over(&mut self) {
+    pub(crate) fn hand_over(&mut self) {
         self.flush();
         let handed = self.save(clock::monotonic()).and_then(|image| {
             self.tell_keeper(&ToKeeper::Exec { image }, image)
