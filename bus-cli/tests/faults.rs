@@ -16,15 +16,20 @@ fn faulty(directory: &Path, fault: &str) -> PathBuf {
     let path = directory.join("faulty");
     let fault = fault.replace("PATH", path.to_str().unwrap());
     let (binary, directory) = (binary().display(), directory.display());
-    let script = format!("#!/bin/sh\nBUS_TEST_FAULT={fault} XDG_RUNTIME_DIR='{directory}' exec '{binary}' \"$@\"\n");
+    let script =
+        format!("#!/bin/sh\nBUS_TEST_FAULT={fault} XDG_RUNTIME_DIR='{directory}' exec '{binary}' \"$@\"\n");
     write(&path, script).unwrap();
     set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
     path
 }
 
 fn quarantined_files(directory: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
-    entries.filter(|path| path.to_str().unwrap().contains("bus-quarantine-")).collect()
+    let entries = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    entries
+        .filter(|path| path.to_str().unwrap().contains("bus-quarantine-"))
+        .collect()
 }
 
 #[track_caller]
@@ -53,7 +58,9 @@ fn check_poison(word: &str) {
     let survived = recoveries(&mut bystander);
     assert!((1..=3).contains(&survived), "{survived} recoveries");
     let kept = quarantined_files(directory.path());
-    let [copy] = kept.as_slice() else { panic!("{kept:?}") };
+    let [copy] = kept.as_slice() else {
+        panic!("{kept:?}")
+    };
     assert_eq!(copy.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     let bytes = std::fs::read(copy).unwrap();
     assert!(bytes.windows(word.len()).any(|window| window == word.as_bytes()));
@@ -86,7 +93,10 @@ fn a_new_binary_that_dies_while_restoring_is_rolled_back_and_nobody_notices() {
     load.go().unwrap();
     for _ in 0..3 {
         load.hold(&Hook::ALL).unwrap();
-        match upgrade(&mut control, faulty(directory.path(), "restore:PATH").to_str().unwrap()) {
+        match upgrade(
+            &mut control,
+            faulty(directory.path(), "restore:PATH").to_str().unwrap(),
+        ) {
             Err(CallError::Reply { name, message }) => {
                 assert_eq!(name, "org.busdaemon.Error.UpgradeRolledBack", "{message}");
             }
@@ -99,7 +109,11 @@ fn a_new_binary_that_dies_while_restoring_is_rolled_back_and_nobody_notices() {
     assert_eq!(upgrade(&mut control, "").unwrap(), 2);
     let report = load.finish().unwrap();
     assert!(report.is_clean(), "{report}");
-    assert!(control.call(DRIVER, DRIVER_PATH, "org.freedesktop.DBus.Peer", "Ping", |_| {}).is_ok());
+    assert!(
+        control
+            .call(DRIVER, DRIVER_PATH, "org.freedesktop.DBus.Peer", "Ping", |_| {})
+            .is_ok()
+    );
 }
 
 #[test]
@@ -131,7 +145,13 @@ fn a_daemon_that_cannot_go_on_begins_anew_at_the_same_address() {
     let bus = Bus::start();
     let mut client = bus.caller();
     let mut control = bus.caller();
-    assert!(upgrade(&mut control, faulty(directory.path(), "restore:any").to_str().unwrap()).is_err());
+    assert!(
+        upgrade(
+            &mut control,
+            faulty(directory.path(), "restore:any").to_str().unwrap()
+        )
+        .is_err()
+    );
     // It is known to have lost its connection, and finds a bus where the old one was.
     assert!(client.ask("GetNameOwner", DRIVER).is_err());
     let mut again = bus.caller();

@@ -18,7 +18,9 @@ pub(crate) fn in_restore(binary: &std::path::Path) {
 /// With `BUS_TEST_FAULT=poison`, input with one of these words in it is deadly, as a message would be that meets a
 /// fault of the broker: `POISON-ABORT`, `POISON-PANIC`, `POISON-HANG`.
 pub(crate) fn poison(event: &Event) {
-    let Event::Received { data, .. } = event else { return };
+    let Event::Received { data, .. } = event else {
+        return;
+    };
     let has = |word: &str| data.windows(word.len()).any(|window| window == word.as_bytes());
     if !is_wanted("poison") || !has("POISON-") {
         return;

@@ -6,9 +6,9 @@
 pub mod broker;
 pub mod config;
 mod driver;
-pub mod handoff;
 #[cfg(all(feature = "runtime", feature = "test-hooks"))]
 mod fault;
+pub mod handoff;
 #[cfg(feature = "runtime")]
 mod journal;
 #[cfg(feature = "runtime")]

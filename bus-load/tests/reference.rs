@@ -89,3 +89,19 @@ fn the_reference_bus_is_found_clean() {
     assert!(report.is_clean(), "{report}");
     assert!(report.total().received > 100 && report.fds_passed > 0, "{report}");
 }
+
+#[test]
+fn a_bus_that_dies_is_noticed() {
+    let Some(bus) = Bus::start() else { return };
+    let mut load = Load::start(&bus.address, LoadPlan::small()).unwrap();
+    load.go().unwrap();
+    load.hold(&[Hook::PendingReplies]).unwrap();
+    drop(bus);
+    let report = load.finish().unwrap();
+    assert!(!report.is_clean(), "{report}");
+    assert!(
+        report.total().disconnected >= u64::from(LoadPlan::small().connections()) - 1,
+        "{report}"
+    );
+    assert!(report.total().lost > 0, "{report}");
+}

@@ -1,7 +1,7 @@
 //! What a checkpoint needs: the parts of the broker that may have changed since the one before.
 
-use super::event::PeerId;
 use super::Broker;
+use super::event::PeerId;
 use super::frozen::{Blob, PeerV1};
 use super::snapshot::SharedBodies;
 
@@ -33,7 +33,9 @@ impl Broker {
             if self.peers.get(id).is_none_or(|peer| peer.out.is_empty()) {
                 continue;
             }
-            let Some(peer) = self.peers.get_mut(id) else { continue };
+            let Some(peer) = self.peers.get_mut(id) else {
+                continue;
+            };
             peer.out.replace_shared(|bytes| {
                 is_there(bytes).then(|| {
                     moved

@@ -56,7 +56,12 @@ impl GlobalV1 {
     /// of its unique name.
     pub fn complete(self, lists: ListsV1, roster: Vec<(PeerId, Option<u64>)>) -> Self {
         let ListsV1 { config, names } = lists;
-        Self { config, names, roster, ..self }
+        Self {
+            config,
+            names,
+            roster,
+            ..self
+        }
     }
 }
 

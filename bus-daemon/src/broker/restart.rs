@@ -117,14 +117,20 @@ impl Broker {
             }
             Start::Recovered { pause, quarantined } => {
                 self.restart.recoveries = self.restart.recoveries.saturating_add(1);
-                self.restart.last = LastRestart { quarantined, ..last("crash", pause, self.peers.len()) };
+                self.restart.last = LastRestart {
+                    quarantined,
+                    ..last("crash", pause, self.peers.len())
+                };
             }
         }
     }
 
     /// What a peer sent killed the worker and is left out. If it began with a call, that is answered.
     pub(super) fn quarantined(&mut self, id: PeerId, begins_with: &[u8]) {
-        let is_between = self.peers.get(id).is_some_and(|peer| peer.is_active() && peer.framer.partial_bytes() == 0);
+        let is_between = self
+            .peers
+            .get(id)
+            .is_some_and(|peer| peer.is_active() && peer.framer.partial_bytes() == 0);
         // Only the fixed part of the header is looked at, by hand: who knows what of the rest is deadly.
         if let (true, &[endian, 1, flags, 1, _, _, _, _, a, b, c, d, ..]) = (is_between, begins_with)
             && flags & 1 == 0

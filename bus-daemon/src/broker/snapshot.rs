@@ -77,7 +77,10 @@ impl Broker {
 
     /// What belongs to no single peer.
     pub fn save_global(&self) -> GlobalV1 {
-        let roster = self.peers.iter().map(|peer| (peer.id, peer.unique.as_ref().map(|unique| unique.number)));
+        let roster = self
+            .peers
+            .iter()
+            .map(|peer| (peer.id, peer.unique.as_ref().map(|unique| unique.number)));
         self.save_bus().complete(self.save_lists(), roster.collect())
     }
 

@@ -17,9 +17,15 @@ pub(crate) fn check(fd: RawFd, options: &Options) -> Result<String, String> {
         return Err(format!("the state: {damage}"));
     }
     if let Some(dropped) = restored.dropped.first() {
-        return Err(format!("the state: peer {} would be lost: {}", dropped.peer.index, dropped.reason));
+        return Err(format!(
+            "the state: peer {} would be lost: {}",
+            dropped.peer.index, dropped.reason
+        ));
     }
-    restored.broker.check_invariants().map_err(|what| format!("the restored state: {what}"))?;
+    restored
+        .broker
+        .check_invariants()
+        .map_err(|what| format!("the restored state: {what}"))?;
     let again = image::save(&restored.broker, &restored.worker).map_err(|error| error.to_string())?;
     if again != *bytes {
         return Err("the restored state, written again, is not the same".into());

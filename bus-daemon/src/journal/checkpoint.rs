@@ -42,9 +42,15 @@ struct Version {
 
 impl Version {
     fn checksum(&self, body: &[u8]) -> u32 {
-        let crc = [self.epoch, self.offset, self.owner[0], self.owner[1], u64::from(self.len)]
-            .iter()
-            .fold(0, |crc, field| crc32c::crc32c_append(crc, &field.to_ne_bytes()));
+        let crc = [
+            self.epoch,
+            self.offset,
+            self.owner[0],
+            self.owner[1],
+            u64::from(self.len),
+        ]
+        .iter()
+        .fold(0, |crc, field| crc32c::crc32c_append(crc, &field.to_ne_bytes()));
         crc32c::crc32c_append(crc, body)
     }
 }
@@ -107,7 +113,10 @@ pub(crate) struct Checkpoints {
 impl Checkpoints {
     /// No checkpoint yet, in a new region.
     pub(crate) fn create() -> io::Result<Self> {
-        let region = Region::create(c"bus-checkpoint", usize::try_from(ARENA + ARENA_LEN).map_err(io::Error::other)?)?;
+        let region = Region::create(
+            c"bus-checkpoint",
+            usize::try_from(ARENA + ARENA_LEN).map_err(io::Error::other)?,
+        )?;
         Ok(Self {
             region,
             epoch: 0,
@@ -158,7 +167,11 @@ impl Checkpoints {
             self.used = index + 1;
             self.current.resize(self.used, Current::default());
         }
-        let block = if body.is_empty() { None } else { Some(self.allocate(body.len())?) };
+        let block = if body.is_empty() {
+            None
+        } else {
+            Some(self.allocate(body.len())?)
+        };
         if let Some(block) = block {
             let place = self.region.at(block.offset as usize, body.len());
             // SAFETY: a block that nothing refers to.
@@ -181,7 +194,12 @@ impl Checkpoints {
         unsafe { (*place).versions[usize::from(is_second)] = version };
         let digest = digest_of(index, version.crc);
         self.digest ^= old.digest ^ digest;
-        self.current[index] = Current { is_second, epoch: self.epoch, block, digest };
+        self.current[index] = Current {
+            is_second,
+            epoch: self.epoch,
+            block,
+            digest,
+        };
         match old.block {
             Some(block) if again => self.set_free(block),
             Some(block) => self.superseded.push(block),
@@ -200,8 +218,11 @@ impl Checkpoints {
 
     /// Which socket was last accepted under an index.
     pub(crate) fn cookie(&self, index: usize) -> u64 {
+        if index >= ENTRIES {
+            return 0;
+        }
         // SAFETY: an entry in the table, aligned.
-        if index < ENTRIES { unsafe { (*self.entry(index)).cookie } } else { 0 }
+        unsafe { (*self.entry(index)).cookie }
     }
 
     /// Completes the checkpoint: from here on it is what a replay begins with, at this place in the log.
@@ -246,24 +267,45 @@ impl Checkpoints {
             let counts = |version: &Version| version.epoch <= commit.epoch;
             let [first, second] = entry.versions;
             let is_second = counts(&second) && (!counts(&first) || second.epoch > first.epoch);
-            let (version, other) = if is_second { (second, first) } else { (first, second) };
+            let (version, other) = if is_second {
+                (second, first)
+            } else {
+                (first, second)
+            };
             if !counts(&other) && self.body(&other).is_none() {
                 unsure.push(all.len());
             }
-            let digest = if version.epoch == 0 { 0 } else { digest_of(index, version.crc) };
+            let digest = if version.epoch == 0 {
+                0
+            } else {
+                digest_of(index, version.crc)
+            };
             let body = self.body(&version);
             let block = body.filter(|body| !body.is_empty()).map(|body| Block {
                 offset: version.offset,
                 size: size_of_block(body.len()),
             });
             blocks.extend(block);
-            self.current[index] = Current { is_second, epoch: version.epoch, block, digest };
+            self.current[index] = Current {
+                is_second,
+                epoch: version.epoch,
+                block,
+                digest,
+            };
             self.digest ^= digest;
-            all.push(Saved { index, owner: version.owner, body: if version.epoch == 0 { Some(&[]) } else { body } });
+            all.push(Saved {
+                index,
+                owner: version.owner,
+                body: if version.epoch == 0 { Some(&[]) } else { body },
+            });
         }
         if self.digest != commit.digest && all.iter().all(|saved| saved.body.is_some()) {
             // Something was lost without a trace. Where nothing is under suspicion, nothing can be proved.
-            let suspects = if unsure.is_empty() { (0..all.len()).collect() } else { unsure };
+            let suspects = if unsure.is_empty() {
+                (0..all.len()).collect()
+            } else {
+                unsure
+            };
             for suspect in suspects {
                 all[suspect].body = None;
             }
@@ -281,7 +323,10 @@ impl Checkpoints {
             &[]
         } else {
             let is_in_arena = version.offset >= ARENA
-                && version.offset.checked_add(len as u64).is_some_and(|end| end <= self.arena_end);
+                && version
+                    .offset
+                    .checked_add(len as u64)
+                    .is_some_and(|end| end <= self.arena_end);
             if !is_in_arena {
                 return None;
             }
@@ -294,7 +339,10 @@ impl Checkpoints {
     /// The gaps between blocks in use are free.
     fn reclaim(&mut self, mut blocks: Vec<Block>) {
         blocks.sort_unstable_by_key(|block| block.offset);
-        blocks.push(Block { offset: self.arena_end, size: 0 });
+        blocks.push(Block {
+            offset: self.arena_end,
+            size: 0,
+        });
         let mut at = ARENA;
         for block in blocks {
             let mut gap = block.offset.saturating_sub(at);
@@ -333,7 +381,9 @@ fn size_of_block(len: usize) -> usize {
 
 /// An entry's part of the digest.
 fn digest_of(index: usize, crc: u32) -> u64 {
-    (u64::from(crc) << 32 | index as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    (u64::from(crc) << 32 | index as u64)
+        .wrapping_add(1)
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 fn class_of(size: usize) -> usize {

@@ -127,12 +127,18 @@ impl ExtentPool {
     /// A checkpoint has been taken: what nobody looks at now is not needed for a replay any more.
     pub(crate) fn checkpointed(&mut self) {
         for extent in std::mem::take(&mut self.back) {
-            if extent.lookers.any() { self.back.push(extent) } else { self.free.push(extent) }
+            if extent.lookers.any() {
+                self.back.push(extent)
+            } else {
+                self.free.push(extent)
+            }
         }
         let mut kept: usize = self.free.iter().map(Extent::len).sum();
         while kept > RESIDENT {
             // The largest one loses its pages and its address range.
-            let Some(index) = (0..self.free.len()).max_by_key(|index| self.free[*index].class) else { return };
+            let Some(index) = (0..self.free.len()).max_by_key(|index| self.free[*index].class) else {
+                return;
+            };
             let extent = self.free.swap_remove(index);
             kept -= extent.len();
             self.mapped.remove(&extent.address());
@@ -143,9 +149,12 @@ impl ExtentPool {
 
     /// An extent for a message of `len` bytes, at most 128 MiB. Pages come as they are written.
     pub(crate) fn lend(&mut self, len: usize) -> io::Result<Extent> {
-        let class = (0..CLASSES)
-            .find(|class| LEAST << class >= len)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "message longer than the largest extent"))?;
+        let class = (0..CLASSES).find(|class| LEAST << class >= len).ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "message longer than the largest extent",
+            )
+        })?;
         if let Some(index) = self.free.iter().position(|extent| extent.class == class) {
             return Ok(self.free.swap_remove(index));
         }
@@ -175,7 +184,12 @@ impl ExtentPool {
 
     fn map(&mut self, offset: u64, class: u8) -> io::Result<Extent> {
         let region = Region::map_range(self.fd, offset, LEAST << class)?;
-        let extent = Extent { region, offset, class, lookers: Lookers::default() };
+        let extent = Extent {
+            region,
+            offset,
+            class,
+            lookers: Lookers::default(),
+        };
         self.mapped.insert(extent.address(), (offset, class));
         Ok(extent)
     }
@@ -185,12 +199,20 @@ impl ExtentPool {
     /// The pool of a worker that died; what is needed of it is to be adopted.
     pub(crate) fn reopen(fd: RawFd) -> io::Result<Self> {
         let end = Region::file_len(fd)?.next_multiple_of(LEAST as u64);
-        Ok(Self { fd, end, back: Vec::new(), free: Vec::new(), mapped: BTreeMap::new() })
+        Ok(Self {
+            fd,
+            end,
+            back: Vec::new(),
+            free: Vec::new(),
+            mapped: BTreeMap::new(),
+        })
     }
 
     /// The bytes that a checkpoint or the log names. `None`: there can be no such extent.
     pub(crate) fn adopt(&mut self, range: ExtentRange) -> Option<Bytes> {
-        let size = LEAST.checked_shl(u32::from(range.class)).filter(|_| range.class < CLASSES)? as u64;
+        let size = LEAST
+            .checked_shl(u32::from(range.class))
+            .filter(|_| range.class < CLASSES)? as u64;
         let end = range.start.checked_add(range.len)?;
         if end > size || !range.offset.is_multiple_of(LEAST as u64) {
             return None;
@@ -226,8 +248,11 @@ impl ExtentPool {
     /// All that is needed has been adopted: the rest of the memfd is given back to the system.
     pub(crate) fn resume(&mut self) -> io::Result<()> {
         let end = Region::file_len(self.fd)?;
-        let mut used: Vec<(u64, u64)> =
-            self.mapped.values().map(|(offset, class)| (*offset, (LEAST << class) as u64)).collect();
+        let mut used: Vec<(u64, u64)> = self
+            .mapped
+            .values()
+            .map(|(offset, class)| (*offset, (LEAST << class) as u64))
+            .collect();
         used.sort_unstable();
         used.push((end, 0));
         let mut at = 0;

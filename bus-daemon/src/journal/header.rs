@@ -126,14 +126,25 @@ pub(crate) struct Commit {
 impl Commit {
     /// The checksum that belongs into `crc`.
     pub(crate) fn checksum(&self) -> u32 {
-        [self.epoch, self.sequence, u64::from(self.segment) << 32 | u64::from(self.offset), self.entries, self.arena_end, self.digest]
-            .iter()
-            .fold(0, |crc, field| crc32c::crc32c_append(crc, &field.to_ne_bytes()))
+        [
+            self.epoch,
+            self.sequence,
+            u64::from(self.segment) << 32 | u64::from(self.offset),
+            self.entries,
+            self.arena_end,
+            self.digest,
+        ]
+        .iter()
+        .fold(0, |crc, field| crc32c::crc32c_append(crc, &field.to_ne_bytes()))
     }
 
     /// The place in the log.
     pub(crate) fn position(&self) -> Position {
-        Position { sequence: self.sequence, segment: self.segment, offset: self.offset }
+        Position {
+            sequence: self.sequence,
+            segment: self.segment,
+            offset: self.offset,
+        }
     }
 }
 

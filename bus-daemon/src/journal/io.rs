@@ -1,6 +1,9 @@
 //! The system calls that move bytes, each through the in-flight slot.
 
-#![allow(unsafe_code, reason = "recvmmsg and sendmmsg on memory that the kernel reads and writes")]
+#![allow(
+    unsafe_code,
+    reason = "recvmmsg and sendmmsg on memory that the kernel reads and writes"
+)]
 
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::os::fd::RawFd;
@@ -54,7 +57,10 @@ impl Journal {
     /// Reads from a link into the log. The record is written when this returns [`Read::Data`].
     pub(crate) fn receive(&mut self, socket: RawFd, peer: PeerId) -> Result<Read> {
         let room = self.log.room();
-        self.header.slot.iov = libc::iovec { iov_base: room.start.cast(), iov_len: room.len };
+        self.header.slot.iov = libc::iovec {
+            iov_base: room.start.cast(),
+            iov_len: room.len,
+        };
         let Some((len, fds, lost_fds)) = self.call_receive(socket, peer, InFlight::Receive)? else {
             return Ok(Read::Empty);
         };
@@ -65,7 +71,13 @@ impl Journal {
         let bytes = self.log.finish_read(peer.to_u64(), len, &fds);
         self.header.slot.disarm();
         let full = len == room.len || !fds.is_empty();
-        Ok(Read::Data { bytes, fds, len, full, lost_fds })
+        Ok(Read::Data {
+            bytes,
+            fds,
+            len,
+            full,
+            lost_fds,
+        })
     }
 
     /// Reads the next part of a large message into its extent, of which `filled` bytes are there and `total` will be.
@@ -78,10 +90,16 @@ impl Journal {
         total: usize,
     ) -> Result<Read> {
         let room = total - filled;
-        self.header.slot.iov = libc::iovec { iov_base: extent.room(filled, room).cast(), iov_len: room };
+        self.header.slot.iov = libc::iovec {
+            iov_base: extent.room(filled, room).cast(),
+            iov_len: room,
+        };
         self.header.slot.offset.store(extent.offset(), Ordering::Relaxed);
         self.header.slot.filled.store(filled as u64, Ordering::Relaxed);
-        self.header.slot.class.store(u32::from(extent.class()), Ordering::Relaxed);
+        self.header
+            .slot
+            .class
+            .store(u32::from(extent.class()), Ordering::Relaxed);
         let Some((len, fds, lost_fds)) = self.call_receive(socket, peer, InFlight::ReceiveLarge)? else {
             return Ok(Read::Empty);
         };
@@ -89,10 +107,21 @@ impl Journal {
             self.header.slot.disarm();
             return Ok(Read::End);
         }
-        let place = (peer.to_u64(), extent.offset(), (filled + len) as u64, extent.class());
+        let place = (
+            peer.to_u64(),
+            extent.offset(),
+            (filled + len) as u64,
+            extent.class(),
+        );
         self.log.append(Kind::ReceivedLarge, place, &fds);
         self.header.slot.disarm();
-        Ok(Read::Data { bytes: extent.prefix(filled + len), fds, len, full: true, lost_fds })
+        Ok(Read::Data {
+            bytes: extent.prefix(filled + len),
+            fds,
+            len,
+            full: true,
+            lost_fds,
+        })
     }
 
     /// Writes from the head of a send queue, once. The record is written when this returns.
@@ -125,9 +154,14 @@ impl Journal {
         if result < 0 {
             let error = Error::last_os_error();
             slot.disarm();
-            return match error.kind() {
-                ErrorKind::WouldBlock | ErrorKind::Interrupted => Ok(Written { len: 0, blocked: true }),
-                _ => Err(error),
+            let is_full = matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted);
+            return if is_full {
+                Ok(Written {
+                    len: 0,
+                    blocked: true,
+                })
+            } else {
+                Err(error)
             };
         }
         let len = u64::from(slot.message.msg_len);
@@ -135,7 +169,10 @@ impl Journal {
             self.log.append(Kind::Drained, (peer.to_u64(), len, 0, 0), &[]);
         }
         self.header.slot.disarm();
-        Ok(Written { len, blocked: len < offered })
+        Ok(Written {
+            len,
+            blocked: len < offered,
+        })
     }
 
     /// One `recvmmsg` with the slot's `iov`. `None`: nothing there. The slot stays armed when it brought something.
@@ -160,7 +197,13 @@ impl Journal {
         loop {
             // SAFETY: the slot's header names its own iov and control buffer; the iov names room that nobody reads.
             let result = unsafe {
-                libc::recvmmsg(socket, &raw mut slot.message, 1, libc::MSG_DONTWAIT as _, ptr::null_mut())
+                libc::recvmmsg(
+                    socket,
+                    &raw mut slot.message,
+                    1,
+                    libc::MSG_DONTWAIT as _,
+                    ptr::null_mut(),
+                )
             };
             if result >= 0 {
                 break;
@@ -181,9 +224,17 @@ impl Journal {
             }
         }
         let flags = slot.message.msg_hdr.msg_flags;
-        let control = (slot.message.msg_hdr.msg_controllen as usize).min(CONTROL);
-        let fds = if control == 0 { Fds::new() } else { take_fds(&slot.control.0[..control]) };
-        Ok(Some((slot.message.msg_len as usize, fds, flags & libc::MSG_CTRUNC != 0)))
+        let control = slot.message.msg_hdr.msg_controllen.min(CONTROL);
+        let fds = if control == 0 {
+            Fds::new()
+        } else {
+            take_fds(&slot.control.0[..control])
+        };
+        Ok(Some((
+            slot.message.msg_len as usize,
+            fds,
+            flags & libc::MSG_CTRUNC != 0,
+        )))
     }
 }
 
@@ -195,15 +246,21 @@ pub(crate) fn take_fds(mut control: &[u8]) -> Fds {
     while control.len() >= CMSG_HEADER {
         // SAFETY: any bytes are a cmsghdr; the slice is long enough; no alignment is assumed.
         let header = unsafe { control.as_ptr().cast::<libc::cmsghdr>().read_unaligned() };
-        let len = header.cmsg_len as usize;
+        let len = header.cmsg_len;
         if len < CMSG_HEADER || len > control.len() {
             break;
         }
         if header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_RIGHTS {
             let numbers = control[CMSG_HEADER..len].chunks_exact(4);
-            fds.extend(numbers.filter_map(|bytes| bytes.try_into().ok()).map(|b| Fd(i32::from_ne_bytes(b))));
+            fds.extend(
+                numbers
+                    .filter_map(|bytes| bytes.try_into().ok())
+                    .map(|b| Fd(i32::from_ne_bytes(b))),
+            );
         }
-        let next = len.next_multiple_of(align_of::<libc::cmsghdr>()).min(control.len());
+        let next = len
+            .next_multiple_of(align_of::<libc::cmsghdr>())
+            .min(control.len());
         control = &control[next..];
     }
     fds
@@ -219,7 +276,12 @@ fn put_fds(control: &mut [u8; CONTROL], fds: &[Fd]) -> usize {
     header.cmsg_level = libc::SOL_SOCKET;
     header.cmsg_type = libc::SCM_RIGHTS;
     // SAFETY: the buffer begins with room for a header and is aligned for it.
-    unsafe { control.as_mut_ptr().cast::<libc::cmsghdr>().write_unaligned(header) };
+    unsafe {
+        control
+            .as_mut_ptr()
+            .cast::<libc::cmsghdr>()
+            .write_unaligned(header)
+    };
     for (place, fd) in control[CMSG_HEADER..].chunks_exact_mut(4).zip(fds) {
         place.copy_from_slice(&fd.0.to_ne_bytes());
     }

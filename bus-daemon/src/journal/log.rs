@@ -213,11 +213,20 @@ impl Log {
         let start = self.offset + RECORD_HEADER;
         self.publish(Kind::Received, (peer, 0, 0, 0), len, fds);
         let data = self.active.slice(start..start + len);
-        if self.current == SPARE { Bytes::copy_from_slice(&data) } else { data }
+        if self.current == SPARE {
+            Bytes::copy_from_slice(&data)
+        } else {
+            data
+        }
     }
 
     /// Appends a record without received bytes in the log itself.
-    pub(crate) fn append(&mut self, kind: Kind, (peer, number, filled, class): (u64, u64, u64, u8), fds: &[Fd]) {
+    pub(crate) fn append(
+        &mut self,
+        kind: Kind,
+        (peer, number, filled, class): (u64, u64, u64, u8),
+        fds: &[Fd],
+    ) {
         if self.offset + RECORD_HEADER + READ_TAIL > SEGMENT {
             self.next_segment();
         }
@@ -307,7 +316,8 @@ impl Log {
                 return;
             }
             self.opened = last;
-            self.region.release_range((HEADER_LEN + last * SEGMENT) as u64, SEGMENT);
+            self.region
+                .release_range((HEADER_LEN + last * SEGMENT) as u64, SEGMENT);
         }
     }
 
@@ -377,17 +387,35 @@ impl Log {
         }
         let data_at = self.offset + RECORD_HEADER;
         let data_len = header.data_len as usize;
-        let fds = self.bytes(self.current, self.offset + header.fds_at(), 4 * usize::from(header.fds));
+        let fds = self.bytes(
+            self.current,
+            self.offset + header.fds_at(),
+            4 * usize::from(header.fds),
+        );
         if header.checksum(self.bytes(self.current, data_at, data_len), fds) != header.crc {
             return Err(damaged("its checksum does not fit"));
         }
         let kind = Kind::from_u8(header.kind).ok_or_else(|| damaged("of no known kind"))?;
-        let fds = fds.as_chunks().0.iter().map(|bytes| Fd(i32::from_ne_bytes(*bytes))).collect();
+        let fds = fds
+            .as_chunks()
+            .0
+            .iter()
+            .map(|bytes| Fd(i32::from_ne_bytes(*bytes)))
+            .collect();
         let data = self.active.slice(data_at..data_at + data_len);
-        let data = if self.current == SPARE { Bytes::copy_from_slice(&data) } else { data };
+        let data = if self.current == SPARE {
+            Bytes::copy_from_slice(&data)
+        } else {
+            data
+        };
         self.offset += header.total();
         self.sequence += 1;
-        Ok(Record { header, kind, data, fds })
+        Ok(Record {
+            header,
+            kind,
+            data,
+            fds,
+        })
     }
 
     fn is_next_here(&self) -> bool {
@@ -402,7 +430,10 @@ impl Log {
     pub(crate) fn follow(&mut self) {
         let begins = |index: &usize| {
             *index != self.current
-                && self.bytes(*index, 0, 8).first_chunk().map(|bytes| u64::from_ne_bytes(*bytes))
+                && self
+                    .bytes(*index, 0, 8)
+                    .first_chunk()
+                    .map(|bytes| u64::from_ne_bytes(*bytes))
                     == Some(self.sequence)
         };
         // A segment that was never opened holds zeroes, and sequence 0 is only ever first in the first one.
@@ -416,8 +447,17 @@ impl Log {
 
     /// Everything was read: writing goes on here. `opened` is taken in as far as segments are needed.
     pub(crate) fn resume(&mut self) {
-        let last = self.retained.iter().copied().filter(|index| *index != SPARE).max().unwrap_or(0);
-        let pinned = (0..MOST).rev().find(|index| self.segments[*index].any()).unwrap_or(0);
+        let last = self
+            .retained
+            .iter()
+            .copied()
+            .filter(|index| *index != SPARE)
+            .max()
+            .unwrap_or(0);
+        let pinned = (0..MOST)
+            .rev()
+            .find(|index| self.segments[*index].any())
+            .unwrap_or(0);
         self.opened = last.max(pinned) + 1;
     }
 }

@@ -25,14 +25,14 @@ use serde::{Deserialize, Serialize};
 use crate::broker::{Credentials, JournalMemory, PeerId, Start};
 use crate::config::Config;
 
-pub(crate) use extent::Extent;
-pub(crate) use io::Read;
-pub(crate) use replay::Remains;
 use checkpoint::Checkpoints;
+pub(crate) use extent::Extent;
 use extent::ExtentPool;
 use header::Header;
+pub(crate) use io::Read;
 use log::Log;
 use record::Kind;
+pub(crate) use replay::Remains;
 
 /// An event that is too rare to have a record layout of its own.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -22,9 +22,16 @@ pub(crate) enum Kind {
 
 impl Kind {
     pub(crate) fn from_u8(number: u8) -> Option<Self> {
-        [Self::Received, Self::ReceivedLarge, Self::Drained, Self::Tick, Self::Rare, Self::Answer]
-            .into_iter()
-            .find(|kind| *kind as u8 == number)
+        [
+            Self::Received,
+            Self::ReceivedLarge,
+            Self::Drained,
+            Self::Tick,
+            Self::Rare,
+            Self::Answer,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == number)
     }
 }
 
@@ -88,7 +95,11 @@ impl RecordHeader {
         if data.len() <= CHECKED_DATA {
             crc = crc32c::crc32c_append(crc, data);
         }
-        if fds.is_empty() { crc } else { crc32c::crc32c_append(crc, fds) }
+        if fds.is_empty() {
+            crc
+        } else {
+            crc32c::crc32c_append(crc, fds)
+        }
     }
 
     /// Writes it at `place`.

@@ -61,7 +61,8 @@ impl Region {
         let file_offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
         if Self::file_len(fd)? < end {
             // SAFETY: a plain system call on the daemon's own descriptor.
-            let result = unsafe { libc::ftruncate(fd, libc::off_t::try_from(end).map_err(io::Error::other)?) };
+            let result =
+                unsafe { libc::ftruncate(fd, libc::off_t::try_from(end).map_err(io::Error::other)?) };
             if result != 0 {
                 return Err(io::Error::last_os_error());
             }
@@ -94,7 +95,11 @@ impl Region {
     pub(crate) fn lock(&self, len: usize) -> io::Result<()> {
         // SAFETY: the range lies in the mapping.
         let result = unsafe { libc::mlock(self.start.as_ptr().cast(), len.min(self.len)) };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
     }
 
     /// Gives the pages of a range of the memfd back to the system; they read as zero afterwards.

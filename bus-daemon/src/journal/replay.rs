@@ -77,7 +77,11 @@ impl Journal {
 
     /// Goes to where the events begin that are not part of the checkpoint; the log's first one, if there is none.
     pub(crate) fn rewind(&mut self, to: Option<Position>) {
-        self.log.rewind(to.unwrap_or(Position { sequence: 0, segment: 0, offset: Log::FIRST }));
+        self.log.rewind(to.unwrap_or(Position {
+            sequence: 0,
+            segment: 0,
+            offset: Log::FIRST,
+        }));
     }
 
     /// The next event and its number; `None` at the end. `Err`: it cannot be read, nor can what comes after be trusted.
@@ -92,38 +96,76 @@ impl Journal {
     }
 
     fn event_of(&mut self, record: Record) -> Result<Event, String> {
-        let Record { header, kind, data, fds } = record;
+        let Record {
+            header,
+            kind,
+            data,
+            fds,
+        } = record;
         let sequence = header.sequence;
         let peer = PeerId::from_u64(header.peer);
         Ok(match kind {
-            Kind::Received => Event::Received { peer, data, fds: fds.into() },
+            Kind::Received => Event::Received {
+                peer,
+                data,
+                fds: fds.into(),
+            },
             Kind::ReceivedLarge => {
-                let range =
-                    ExtentRange { offset: header.number, class: header.class, start: 0, len: header.filled };
+                let range = ExtentRange {
+                    offset: header.number,
+                    class: header.class,
+                    start: 0,
+                    len: header.filled,
+                };
                 let prefix = self
                     .extents
                     .adopt(range)
                     .ok_or_else(|| format!("record {sequence} of the journal: its extent is not there"))?;
-                Event::ReceivedLarge { peer, prefix, fds: fds.into() }
+                Event::ReceivedLarge {
+                    peer,
+                    prefix,
+                    fds: fds.into(),
+                }
             }
-            Kind::Drained => Event::Drained { peer, bytes: header.number },
-            Kind::Tick => Event::Tick { now: Millis(header.number) },
+            Kind::Drained => Event::Drained {
+                peer,
+                bytes: header.number,
+            },
+            Kind::Tick => Event::Tick {
+                now: Millis(header.number),
+            },
             Kind::Rare => {
                 let event: RareEvent = codec::decode(&data)
                     .map_err(|error| format!("record {sequence} of the journal: {error}"))?;
                 match event {
-                    RareEvent::Accepted { listener, credentials, can_pass_fds } => {
-                        Event::Accepted { peer, listener, credentials, can_pass_fds }
-                    }
-                    RareEvent::Closed { .. } => Event::Closed { peer, reason: "closed" },
-                    RareEvent::ConfigLoaded { config } => Event::ConfigLoaded { config: Arc::new(*config) },
+                    RareEvent::Accepted {
+                        listener,
+                        credentials,
+                        can_pass_fds,
+                    } => Event::Accepted {
+                        peer,
+                        listener,
+                        credentials,
+                        can_pass_fds,
+                    },
+                    RareEvent::Closed { .. } => Event::Closed {
+                        peer,
+                        reason: "closed",
+                    },
+                    RareEvent::ConfigLoaded { config } => Event::ConfigLoaded {
+                        config: Arc::new(*config),
+                    },
                     RareEvent::ConfigRefused { reason } => Event::ConfigRefused { reason },
                     RareEvent::UpgradeRequested => Event::UpgradeRequested,
                     RareEvent::UpgradeRefused { reason } => Event::UpgradeRefused { reason },
                     RareEvent::Serving { worker_pid, start } => Event::Serving { worker_pid, start },
                 }
             }
-            Kind::Answer => return Err(format!("record {sequence} of the journal: an answer that nobody asked for")),
+            Kind::Answer => {
+                return Err(format!(
+                    "record {sequence} of the journal: an answer that nobody asked for"
+                ));
+            }
         })
     }
 
@@ -137,7 +179,9 @@ impl Journal {
             return None;
         }
         let record = self.log.read_next().ok()?;
-        (record.kind == Kind::Answer).then(|| codec::decode(&record.data).ok()).flatten()
+        (record.kind == Kind::Answer)
+            .then(|| codec::decode(&record.data).ok())
+            .flatten()
     }
 
     /// The log has been read: from here on it is written.
@@ -161,7 +205,7 @@ impl Journal {
             return Ok(None);
         }
         let peer = PeerId::from_u64(slot.peer.load(Ordering::Acquire));
-        let control = (slot.message.msg_hdr.msg_controllen as usize).min(CONTROL);
+        let control = slot.message.msg_hdr.msg_controllen.min(CONTROL);
         let event = match what {
             InFlight::Nothing => None,
             InFlight::Receive => {
@@ -177,14 +221,27 @@ impl Journal {
                 let class = slot.class.load(Ordering::Acquire) as u8;
                 let filled = slot.filled.load(Ordering::Acquire) + len as u64;
                 let offset = slot.offset.load(Ordering::Acquire);
-                let range = ExtentRange { offset, class, start: 0, len: filled };
-                let prefix = self.extents.adopt(range).ok_or("the in-flight slot names no extent")?;
-                self.log.append(Kind::ReceivedLarge, (peer.to_u64(), offset, filled, class), &fds);
+                let range = ExtentRange {
+                    offset,
+                    class,
+                    start: 0,
+                    len: filled,
+                };
+                let prefix = self
+                    .extents
+                    .adopt(range)
+                    .ok_or("the in-flight slot names no extent")?;
+                self.log
+                    .append(Kind::ReceivedLarge, (peer.to_u64(), offset, filled, class), &fds);
                 Some(Event::ReceivedLarge { peer, prefix, fds })
             }
             InFlight::Send => {
-                self.log.append(Kind::Drained, (peer.to_u64(), len as u64, 0, 0), &[]);
-                Some(Event::Drained { peer, bytes: len as u64 })
+                self.log
+                    .append(Kind::Drained, (peer.to_u64(), len as u64, 0, 0), &[]);
+                Some(Event::Drained {
+                    peer,
+                    bytes: len as u64,
+                })
             }
         };
         self.header.slot.disarm();
@@ -225,7 +282,8 @@ impl Journal {
 
     /// Notes which socket was accepted as a peer; zero = none.
     pub(crate) fn set_cookie(&mut self, peer: PeerId, cookie: u64) {
-        self.checkpoints.set_cookie(PEER_COOKIES + peer.index as usize, cookie);
+        self.checkpoints
+            .set_cookie(PEER_COOKIES + peer.index as usize, cookie);
     }
 
     /// Which socket was last accepted under a descriptor number.

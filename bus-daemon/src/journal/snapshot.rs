@@ -120,8 +120,15 @@ impl Journal {
             Some(range) => Bytes1::InExtent(range),
             None => Bytes1::Here(body),
         });
-        let owner = [record.id().to_u64(), record.unique().map_or(0, |number| number + 1)];
-        let value = PeerEntry { input, bodies: bodies.collect(), record };
+        let owner = [
+            record.id().to_u64(),
+            record.unique().map_or(0, |number| number + 1),
+        ];
+        let value = PeerEntry {
+            input,
+            bodies: bodies.collect(),
+            record,
+        };
         let body = codec::encode(&value).map_err(|error| error.to_string())?;
         self.checkpoints.put(entry, owner, &body)
     }
@@ -131,11 +138,16 @@ impl Journal {
         if self.header.committed.load(std::sync::atomic::Ordering::Acquire) == 0 {
             return Ok(None);
         }
-        let commit = self.header.newest_checkpoint().ok_or("the checkpoint's description is damaged")?;
+        let commit = self
+            .header
+            .newest_checkpoint()
+            .ok_or("the checkpoint's description is damaged")?;
         let entries = self.checkpoints.read(&commit);
         let whole = |index: usize| {
             let entry = entries.iter().find(|saved| saved.index == index);
-            entry.and_then(|saved| saved.body).ok_or_else(|| format!("entry {index} of the checkpoint is damaged"))
+            entry
+                .and_then(|saved| saved.body)
+                .ok_or_else(|| format!("entry {index} of the checkpoint is damaged"))
         };
         let decoded = |error: codec::CodecError| format!("the checkpoint: {error}");
         let bus: GlobalV1 = codec::decode(whole(BUS)?).map_err(decoded)?;
@@ -152,7 +164,11 @@ impl Journal {
             }
         }
         Ok(Some(Loaded {
-            state: BrokerState { global: bus.complete(lists, roster), peers, shared },
+            state: BrokerState {
+                global: bus.complete(lists, roster),
+                peers,
+                shared,
+            },
             generation,
             position: commit.position(),
         }))
@@ -160,8 +176,11 @@ impl Journal {
 
     fn load_peer(&mut self, saved: &Saved<'_>, shared: &mut Vec<Blob>) -> Result<PeerV1, String> {
         let body = saved.body.ok_or("its entry in the checkpoint is damaged")?;
-        let PeerEntry { mut record, input, bodies } =
-            codec::decode(body).map_err(|error| format!("its entry in the checkpoint: {error}"))?;
+        let PeerEntry {
+            mut record,
+            input,
+            bodies,
+        } = codec::decode(body).map_err(|error| format!("its entry in the checkpoint: {error}"))?;
         if record.id().to_u64() != saved.owner[0] {
             return Err("its entry in the checkpoint is another's".into());
         }
@@ -179,6 +198,8 @@ impl Journal {
     }
 
     fn adopt(&mut self, range: ExtentRange) -> Result<Bytes, String> {
-        self.extents.adopt(range).ok_or_else(|| "it refers to an extent that is not there".to_owned())
+        self.extents
+            .adopt(range)
+            .ok_or_else(|| "it refers to an extent that is not there".to_owned())
     }
 }

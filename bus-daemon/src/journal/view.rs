@@ -40,5 +40,9 @@ impl AsRef<[u8]> for View {
 /// The range must stay mapped while `lookers.any()`, and a byte of it may only be written while no slice of a view
 /// *that covers this byte* has been handed out.
 pub(crate) unsafe fn view(start: *const u8, len: usize, lookers: &Lookers) -> Bytes {
-    Bytes::from_owner(View { start, len, _lookers: Arc::clone(&lookers.0) })
+    Bytes::from_owner(View {
+        start,
+        len,
+        _lookers: Arc::clone(&lookers.0),
+    })
 }

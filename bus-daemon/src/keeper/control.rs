@@ -48,9 +48,16 @@ pub(crate) struct Control {
 impl Control {
     /// A new pair. Its descriptors are kept over exec.
     pub(crate) fn create() -> Result<Self> {
-        let (keeper, worker) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_NONBLOCK)?;
-        Ok(Self { keeper: keeper.into_raw_fd(), worker: worker.into_raw_fd() })
+        let (keeper, worker) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_NONBLOCK,
+        )?;
+        Ok(Self {
+            keeper: keeper.into_raw_fd(),
+            worker: worker.into_raw_fd(),
+        })
     }
 
     /// Tells the worker.

@@ -71,18 +71,15 @@ impl Deaths {
 
 /// Whether a process ended by its own fault: nobody outside sends these signals.
 pub(crate) fn is_own_fault(status: WaitStatus) -> bool {
-    match status {
-        WaitStatus::Exited(..) => true,
-        WaitStatus::Signaled(_, signal, _) => matches!(
-            signal,
-            Signal::SIGSEGV
-                | Signal::SIGABRT
-                | Signal::SIGBUS
-                | Signal::SIGILL
-                | Signal::SIGFPE
-                | Signal::SIGSYS
-                | Signal::SIGTRAP
-        ),
-        _ => false,
-    }
+    const FAULTS: [Signal; 7] = [
+        Signal::SIGSEGV,
+        Signal::SIGABRT,
+        Signal::SIGBUS,
+        Signal::SIGILL,
+        Signal::SIGFPE,
+        Signal::SIGSYS,
+        Signal::SIGTRAP,
+    ];
+    matches!(status, WaitStatus::Exited(..))
+        || matches!(status, WaitStatus::Signaled(_, signal, _) if FAULTS.contains(&signal))
 }

@@ -19,8 +19,10 @@ pub(crate) fn approved(record: &KeeperV1, binary: &Path, saved: RawFd) -> Errno 
 
 /// Goes on as the binary that wrote the state, wherever its path leads by now. Returns only on failure.
 pub(crate) fn previous(record: &KeeperV1, binary: RawFd, saved: RawFd, reason: &str) -> Errno {
-    let arguments =
-        arguments(record, &[format!("--restore={saved}"), format!("--rolled-back={reason}")]);
+    let arguments = arguments(
+        record,
+        &[format!("--restore={saved}"), format!("--rolled-back={reason}")],
+    );
     exec(Path::new(&format!("/proc/self/fd/{binary}")), &arguments)
 }
 
@@ -34,7 +36,10 @@ fn arguments(record: &KeeperV1, hidden: &[String]) -> Vec<OsString> {
 
 fn exec(binary: &Path, arguments: &[OsString]) -> Errno {
     let text = |bytes: &[u8]| CString::new(bytes).unwrap_or_default();
-    let arguments: Vec<CString> = arguments.iter().map(|argument| text(&argument.clone().into_vec())).collect();
+    let arguments: Vec<CString> = arguments
+        .iter()
+        .map(|argument| text(&argument.clone().into_vec()))
+        .collect();
     let result: Result<Infallible, Errno> =
         nix::unistd::execv(&text(binary.as_os_str().as_bytes()), &arguments);
     match result {

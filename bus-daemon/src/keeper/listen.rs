@@ -37,7 +37,10 @@ pub(crate) fn listen_on_all(addresses: &[String]) -> Result<Vec<Listener>, Liste
     for list in addresses {
         let parsed: AddressList = list
             .parse()
-            .map_err(|error: AddressError| ListenError::BadAddress { address: list.clone(), reason: error.to_string() })?;
+            .map_err(|error: AddressError| ListenError::BadAddress {
+                address: list.clone(),
+                reason: error.to_string(),
+            })?;
         for address in parsed.as_slice() {
             listen_on(address, &mut listeners)?;
         }
@@ -47,8 +50,14 @@ pub(crate) fn listen_on_all(addresses: &[String]) -> Result<Vec<Listener>, Liste
 
 fn listen_on(address: &Address, listeners: &mut Vec<Listener>) -> Result<(), ListenError> {
     let text = address.to_string();
-    let bad = |reason: &str| ListenError::BadAddress { address: text.clone(), reason: reason.into() };
-    let system = |error: Error| ListenError::System { address: text.clone(), error };
+    let bad = |reason: &str| ListenError::BadAddress {
+        address: text.clone(),
+        reason: reason.into(),
+    };
+    let system = |error: Error| ListenError::System {
+        address: text.clone(),
+        error,
+    };
     match address.transport() {
         "unix" => {
             let places: Vec<&str> = ["path", "abstract", "dir", "tmpdir", "runtime"]
@@ -56,9 +65,13 @@ fn listen_on(address: &Address, listeners: &mut Vec<Listener>) -> Result<(), Lis
                 .filter(|key| address.get(key).is_some())
                 .collect();
             let &[place] = places.as_slice() else {
-                return Err(bad("give exactly one of path, abstract, dir, tmpdir and runtime (specification, \"Unix Domain Sockets\")"));
+                return Err(bad(
+                    "give exactly one of path, abstract, dir, tmpdir and runtime (specification, \"Unix Domain Sockets\")",
+                ));
             };
-            let value = address.get_str(place).ok_or_else(|| bad("its value is not UTF-8"))?;
+            let value = address
+                .get_str(place)
+                .ok_or_else(|| bad("its value is not UTF-8"))?;
             if place == "abstract" {
                 let name = UnixAddr::new_abstract(value.as_bytes()).map_err(|error| system(error.into()))?;
                 let fd = open(&name).map_err(system)?;
@@ -79,7 +92,10 @@ fn listen_on(address: &Address, listeners: &mut Vec<Listener>) -> Result<(), Lis
                 _ => in_directory(Path::new(value)),
             }
             .map_err(system)?;
-            let path = path.to_str().ok_or_else(|| bad("its path is not UTF-8"))?.to_owned();
+            let path = path
+                .to_str()
+                .ok_or_else(|| bad("its path is not UTF-8"))?
+                .to_owned();
             listeners.push(listener(fd, "path", &path, Some(path.clone())));
             Ok(())
         }
@@ -89,11 +105,13 @@ fn listen_on(address: &Address, listeners: &mut Vec<Listener>) -> Result<(), Lis
                 return Err(bad("the service manager passed no sockets (LISTEN_FDS)"));
             }
             for fd in passed {
-                let name: UnixAddr = nix::sys::socket::getsockname(fd).map_err(|error| system(error.into()))?;
+                let name: UnixAddr =
+                    nix::sys::socket::getsockname(fd).map_err(|error| system(error.into()))?;
                 if let Some(path) = name.path().and_then(Path::to_str) {
                     // The socket's file belongs to the service manager.
                     listeners.push(listener(fd, "path", path, None));
-                } else if let Some(name) = name.as_abstract().and_then(|name| std::str::from_utf8(name).ok()) {
+                } else if let Some(name) = name.as_abstract().and_then(|name| std::str::from_utf8(name).ok())
+                {
                     listeners.push(listener(fd, "abstract", name, None));
                 } else {
                     return Err(bad("a socket passed by the service manager has no usable name"));
@@ -112,7 +130,12 @@ fn listener(fd: RawFd, key: &str, value: &str, path: Option<String>) -> Listener
         .and_then(|address| address.with(key, value))
         .and_then(|address| address.with("guid", guid.as_str()))
         .map_or_else(|_| String::new(), |address| address.to_string());
-    Listener { fd, address, guid, path }
+    Listener {
+        fd,
+        address,
+        guid,
+        path,
+    }
 }
 
 /// A new guid: 12 random bytes and the time in seconds (specification, "UUIDs").
@@ -125,7 +148,12 @@ pub(crate) fn fresh_guid() -> Guid {
 }
 
 fn open(name: &UnixAddr) -> Result<RawFd, Error> {
-    let socket: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_NONBLOCK, None)?;
+    let socket: OwnedFd = socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_NONBLOCK,
+        None,
+    )?;
     bind(socket.as_raw_fd(), name)?;
     listen(&socket, Backlog::new(4096).unwrap_or(Backlog::MAXCONN))?;
     Ok(socket.into_raw_fd())
@@ -151,7 +179,10 @@ fn in_directory(directory: &Path) -> Result<(RawFd, PathBuf), Error> {
     for _ in 0..16 {
         let mut random = [0; 10];
         super::random_bytes(&mut random);
-        let name: String = random.iter().map(|byte| char::from(LETTERS[usize::from(*byte) % 62])).collect();
+        let name: String = random
+            .iter()
+            .map(|byte| char::from(LETTERS[usize::from(*byte) % 62]))
+            .collect();
         let path = directory.join(format!("dbus-{name}"));
         match open(&UnixAddr::new(&path)?) {
             Ok(fd) => {
@@ -171,5 +202,7 @@ fn passed_by_service_manager() -> Vec<RawFd> {
     if number("LISTEN_PID") != Some(std::process::id()) {
         return Vec::new();
     }
-    (0..number("LISTEN_FDS").unwrap_or(0).min(64)).map(|index| 3 + index as RawFd).collect()
+    (0..number("LISTEN_FDS").unwrap_or(0).min(64))
+        .map(|index| 3 + index as RawFd)
+        .collect()
 }

@@ -46,14 +46,21 @@ pub fn main_from(arguments: Vec<OsString>) -> ExitCode {
     if arguments.first().is_some_and(|first| first == "daemon") {
         arguments.remove(0);
     }
-    let texts: Option<Vec<String>> =
-        arguments.iter().map(|argument| argument.to_str().map(str::to_owned)).collect();
-    let Some(texts) = texts else { return fail("an argument is not UTF-8") };
+    let texts: Option<Vec<String>> = arguments
+        .iter()
+        .map(|argument| argument.to_str().map(str::to_owned))
+        .collect();
+    let Some(texts) = texts else {
+        return fail("an argument is not UTF-8");
+    };
     let options = match options::parse(texts) {
         Ok(Command::Run(options)) => *options,
         Ok(Command::Help) => return start::print(&format!("bus-daemon {}", options::USAGE)),
         Ok(Command::Version) => {
-            return start::print(&format!("Message bus daemon (bus-daemon) {}", env!("CARGO_PKG_VERSION")));
+            return start::print(&format!(
+                "Message bus daemon (bus-daemon) {}",
+                env!("CARGO_PKG_VERSION")
+            ));
         }
         Ok(Command::Introspect) => return start::print(&crate::driver::introspection()),
         Err(error) => return fail(&error.to_string()),
@@ -83,9 +90,18 @@ fn fail(reason: &str) -> ExitCode {
 pub(crate) fn close_on_exec_from(first: RawFd) -> Result<()> {
     // SAFETY: changes flags only.
     let result = unsafe {
-        libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
     };
-    if result == 0 { Ok(()) } else { Err(Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(Error::last_os_error())
+    }
 }
 
 /// Closes every descriptor from `first` to `last`, if there are any.
@@ -108,7 +124,13 @@ pub(crate) fn set_close_on_exec(fd: RawFd, close: bool) {
 #[expect(unsafe_code, reason = "signal dispositions")]
 pub(crate) fn reset_signals() -> Result<()> {
     use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
-    for kind in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2, Signal::SIGPIPE] {
+    for kind in [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGUSR2,
+        Signal::SIGPIPE,
+    ] {
         // SAFETY: the default disposition runs no code of ours.
         unsafe { signal(kind, SigHandler::SigDfl) }?;
     }

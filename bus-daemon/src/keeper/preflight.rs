@@ -173,17 +173,26 @@ impl Preflight {
         let said = String::from_utf8_lossy(&self.said);
         let binary = self.binary.display();
         if self.timed_out {
-            return Some(Err(format!("{binary} did not check the state within {} s", PATIENCE.0 / 1_000_000_000)));
+            return Some(Err(format!(
+                "{binary} did not check the state within {} s",
+                PATIENCE.0 / 1_000_000_000
+            )));
         }
         if status.success() && said.lines().any(|line| line == self.expected) {
             return Some(Ok(()));
         }
         if status.success() {
-            return Some(Err(format!("{binary} is not a bus daemon that can take over: it did not confirm the state")));
+            return Some(Err(format!(
+                "{binary} is not a bus daemon that can take over: it did not confirm the state"
+            )));
         }
         let why: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
         let why = why[why.len().saturating_sub(4)..].join("; ");
-        let why = if why.is_empty() { "it said nothing".into() } else { why };
+        let why = if why.is_empty() {
+            "it said nothing".into()
+        } else {
+            why
+        };
         Some(Err(format!("{binary} refused the state ({status}): {why}")))
     }
 }

@@ -66,7 +66,10 @@ impl KeeperV1 {
         pid_file: Option<String>,
     ) -> Self {
         Self {
-            arguments: arguments.iter().map(|argument| argument.as_bytes().to_vec()).collect(),
+            arguments: arguments
+                .iter()
+                .map(|argument| argument.as_bytes().to_vec())
+                .collect(),
             executable: executable.as_os_str().as_bytes().to_vec(),
             listeners,
             guid,
@@ -81,7 +84,10 @@ impl KeeperV1 {
     }
 
     pub(crate) fn arguments(&self) -> Vec<OsString> {
-        self.arguments.iter().map(|bytes| OsString::from_vec(bytes.clone())).collect()
+        self.arguments
+            .iter()
+            .map(|bytes| OsString::from_vec(bytes.clone()))
+            .collect()
     }
 
     pub(crate) fn executable(&self) -> PathBuf {
@@ -100,13 +106,19 @@ impl KeeperV1 {
 
     /// For the image that takes over again after the one it was handed to failed.
     pub(crate) fn taken_back(self) -> Self {
-        Self { executable: self.previous_executable, previous_executable: Vec::new(), ..self }
+        Self {
+            executable: self.previous_executable,
+            previous_executable: Vec::new(),
+            ..self
+        }
     }
 
     /// Into a new memfd.
     pub(crate) fn save(&self) -> std::io::Result<RawFd> {
         let mut writer = Writer::new(0);
-        writer.record(KEEPER, 1, IfUnknown::Refuse, self).map_err(std::io::Error::other)?;
+        writer
+            .record(KEEPER, 1, IfUnknown::Refuse, self)
+            .map_err(std::io::Error::other)?;
         memfd::write(c"bus-keeper", &writer.finish())
     }
 
@@ -119,7 +131,10 @@ impl KeeperV1 {
                 return codec::decode(record.body).map_err(|error| error.to_string());
             }
             if record.if_unknown == IfUnknown::Refuse {
-                return Err(format!("record {} version {} is not known here", record.kind, record.version));
+                return Err(format!(
+                    "record {} version {} is not known here",
+                    record.kind, record.version
+                ));
             }
         }
         Err("there is no keeper record in it".into())

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
 use std::process::ExitCode;
 
 use nix::fcntl::OFlag;
@@ -40,15 +40,19 @@ pub(crate) fn clean(
         return Err("the configuration names no address to listen on (<listen>, or --address)".into());
     }
     let pid_file = config.pid_file.clone();
-    if let Some(path) = &pid_file {
-        if std::path::Path::new(path).exists() {
-            return Err(format!(
-                "the pid file {path} exists: another daemon may be running; remove it if not"
-            ));
-        }
+    if let Some(path) = pid_file
+        .as_ref()
+        .filter(|path| std::path::Path::new(path).exists())
+    {
+        return Err(format!(
+            "the pid file {path} exists: another daemon may be running; remove it if not"
+        ));
     }
     let listeners = listen_on_all(&config.listen).map_err(|error| error.to_string())?;
-    let addresses: Vec<&str> = listeners.iter().map(|listener| listener.address.as_str()).collect();
+    let addresses: Vec<&str> = listeners
+        .iter()
+        .map(|listener| listener.address.as_str())
+        .collect();
     let addresses = addresses.join(";");
 
     if config.fork && fork_to_background(config.keep_umask)?.is_parent() {
@@ -64,7 +68,11 @@ pub(crate) fn clean(
     if let Some(fd) = options.print_pid {
         tell(fd, &std::process::id().to_string())?;
     }
-    for fd in [options.print_address, options.print_pid].into_iter().flatten().filter(|fd| *fd > 2) {
+    for fd in [options.print_address, options.print_pid]
+        .into_iter()
+        .flatten()
+        .filter(|fd| *fd > 2)
+    {
         // Whoever reads there reads to the end. The same descriptor may have been given for both.
         let _ = nix::unistd::close(fd);
     }
@@ -81,13 +89,14 @@ pub(crate) fn clean(
         listeners,
         fresh_guid().to_string(),
         machine_id(),
-        OwnedFd::from(epoll.0).into_raw_fd(),
+        epoll.0.into_raw_fd(),
         control,
         pid_file,
     );
     let signals = block_signals().map_err(|errno| format!("signals: {errno}"))?;
     become_subreaper();
-    Ok(Keeper::new(record, own_binary, signals.as_raw_fd(), None).run(&signals, Origin::Clean(Box::new(config))))
+    Ok(Keeper::new(record, own_binary, signals.as_raw_fd(), None)
+        .run(&signals, Origin::Clean(Box::new(config))))
 }
 
 /// Takes the place of another process image of the daemon.
@@ -100,11 +109,11 @@ pub(crate) fn restored(
     let signals = block_signals().map_err(|errno| format!("signals: {errno}"))?;
     become_subreaper();
     let keeper = match rolled_back {
-        None => Keeper::new(record, own_binary, signals.as_raw_fd(), Some(fd)).run(&signals, Origin::Upgraded),
-        Some(reason) => {
-            Keeper::new(record.taken_back(), own_binary, signals.as_raw_fd(), None)
-                .run(&signals, Origin::RolledBack { reason })
+        None => {
+            Keeper::new(record, own_binary, signals.as_raw_fd(), Some(fd)).run(&signals, Origin::Upgraded)
         }
+        Some(reason) => Keeper::new(record.taken_back(), own_binary, signals.as_raw_fd(), None)
+            .run(&signals, Origin::RolledBack { reason }),
     };
     Ok(keeper)
 }
@@ -119,7 +128,9 @@ fn tell(fd: RawFd, line: &str) -> Result<(), String> {
 fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     const WANTED: u64 = 65_536;
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return;
+    };
     let raised = if nix::unistd::geteuid().is_root() && hard < WANTED {
         setrlimit(Resource::RLIMIT_NOFILE, WANTED, WANTED)
     } else {

@@ -75,9 +75,13 @@ pub(crate) struct Keeper {
 /// The signals the keeper answers, blocked and to be read from a descriptor.
 pub(crate) fn block_signals() -> nix::Result<SignalFd> {
     let mut set = SigSet::empty();
-    for signal in
-        [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2]
-    {
+    for signal in [
+        Signal::SIGCHLD,
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGUSR2,
+    ] {
         set.add(signal);
     }
     set.thread_block()?;
@@ -93,7 +97,10 @@ impl Keeper {
     ) -> Self {
         // What this image was given is not for the one after it.
         let previous = restored_from.map(|_| record.previous);
-        for fd in [restored_from, previous, restored_from.map(|_| record.image)].into_iter().flatten() {
+        for fd in [restored_from, previous, restored_from.map(|_| record.image)]
+            .into_iter()
+            .flatten()
+        {
             super::set_close_on_exec(fd, true);
         }
         Self {
@@ -176,7 +183,15 @@ impl Keeper {
         kept.extend(remains.fds());
         kept.extend(self.restored_from.into_iter().chain(self.previous));
         let journal = Journal::reopen(remains).map_err(|error| format!("the journal: {error}"))?;
-        self.spawn_worker(journal, Beginning::Recovered { died_at, skip, kept, convert: self.converting.is_some() })
+        self.spawn_worker(
+            journal,
+            Beginning::Recovered {
+                died_at,
+                skip,
+                kept,
+                convert: self.converting.is_some(),
+            },
+        )
     }
 
     /// A preflight under way has nobody any more who waits for its verdict.
@@ -207,8 +222,10 @@ impl Keeper {
                 }
             }
             self.listen_to_worker();
-            self.follow_preflight();
-            if let Some(end) = self.reap() {
+            if let Some(end) = self.take_over().or_else(|| {
+                self.follow_preflight();
+                self.reap()
+            }) {
                 return end;
             }
         }
@@ -216,13 +233,24 @@ impl Keeper {
 
     fn wait(&self, signals: &SignalFd) -> nix::Result<()> {
         let control = borrow(self.record.control.keeper);
-        let mut fds =
-            vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(control, PollFlags::POLLIN)];
+        let mut fds = vec![
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(control, PollFlags::POLLIN),
+        ];
         let mut timeout = PollTimeout::NONE;
         if let Some(preflight) = &self.preflight {
-            let left = preflight.deadline().0.saturating_sub(runtime::clock::monotonic().0) / 1_000_000 + 1;
+            let left = preflight
+                .deadline()
+                .0
+                .saturating_sub(runtime::clock::monotonic().0)
+                / 1_000_000
+                + 1;
             timeout = PollTimeout::try_from(left.min(60_000)).unwrap_or(PollTimeout::ZERO);
-            fds.extend(preflight.output_fd().map(|fd| PollFd::new(borrow(fd), PollFlags::POLLIN)));
+            fds.extend(
+                preflight
+                    .output_fd()
+                    .map(|fd| PollFd::new(borrow(fd), PollFlags::POLLIN)),
+            );
         }
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
@@ -240,17 +268,19 @@ impl Keeper {
         while let Ok(Some(message)) = self.record.control.heard_by_keeper() {
             match message {
                 ToKeeper::Preflight { binary, image } => self.begin_preflight(&binary, image),
-                ToKeeper::Exec { image } => {
-                    // The worker exits now; `reap` sees it and finds the image here.
-                    self.handed = Some(image);
-                }
+                // The worker exits now, and touches nothing on its way.
+                ToKeeper::Exec { image } => self.handed = Some(image),
             }
         }
     }
 
     fn begin_preflight(&mut self, binary: &str, image: RawFd) {
         self.approved = None;
-        let path = if binary.is_empty() { self.record.executable() } else { PathBuf::from(binary) };
+        let path = if binary.is_empty() {
+            self.record.executable()
+        } else {
+            PathBuf::from(binary)
+        };
         let started = if path.is_absolute() {
             let mut record = self.record.handed_to(&path, self.own_binary);
             record.image = image;
@@ -271,7 +301,9 @@ impl Keeper {
     }
 
     fn follow_preflight(&mut self) {
-        let Some(preflight) = &mut self.preflight else { return };
+        let Some(preflight) = &mut self.preflight else {
+            return;
+        };
         preflight.check_time();
         preflight.listen();
         if let Some(verdict) = preflight.verdict() {
@@ -293,30 +325,29 @@ impl Keeper {
                 Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) => pid,
                 _ => return None,
             };
-            if self.preflight.as_ref().is_some_and(|preflight| preflight.pid() == ended) {
+            if self
+                .preflight
+                .as_ref()
+                .is_some_and(|preflight| preflight.pid() == ended)
+            {
                 self.follow_preflight();
                 continue;
             }
-            let Ok(status) = waitpid(ended, Some(WaitPidFlag::WNOHANG)) else { return None };
-            if ended == self.worker {
-                if let Some(end) = self.worker_ended(status) {
-                    return Some(end);
-                }
+            let Ok(status) = waitpid(ended, Some(WaitPidFlag::WNOHANG)) else {
+                return None;
+            };
+            if ended == self.worker
+                && let Some(end) = self.worker_ended(status)
+            {
+                return Some(end);
             }
         }
     }
 
     fn worker_ended(&mut self, status: WaitStatus) -> Option<End> {
         self.listen_to_worker();
-        if let Some(image) = self.handed.take() {
-            if status == WaitStatus::Exited(self.worker, worker_exit::UPGRADE) {
-                let replaced = match self.converting.take() {
-                    Some(reason) => self.go_back(image, reason),
-                    None => self.upgrade(image),
-                };
-                return replaced.err().map(End::Failed);
-            }
-            close(image);
+        if self.handed.is_some() {
+            return self.take_over();
         }
         self.converting = None;
         let how = describe(status);
@@ -344,7 +375,10 @@ impl Keeper {
         } else {
             Err(format!("the worker {how} before it served"))
         };
-        went_on.or_else(|why| self.start_afresh(&why)).err().map(End::Failed)
+        went_on
+            .or_else(|why| self.start_afresh(&why))
+            .err()
+            .map(End::Failed)
     }
 
     /// There is no way to go on with the connections: they are closed, and the bus begins anew at the same addresses.
@@ -356,7 +390,13 @@ impl Keeper {
         self.give_up_preflight();
         let config = runtime::load_config(&self.record)?;
         let control = self.record.control;
-        let mut kept = vec![self.own_binary, self.signals, self.record.epoll, control.keeper, control.worker];
+        let mut kept = vec![
+            self.own_binary,
+            self.signals,
+            self.record.epoll,
+            control.keeper,
+            control.worker,
+        ];
         kept.extend(self.record.listeners.iter().map(|listener| listener.fd));
         kept.sort_unstable();
         let mut from = 3;
@@ -374,7 +414,10 @@ impl Keeper {
     fn go_back(&mut self, image: RawFd, reason: String) -> Result<(), String> {
         let previous = self.previous.take().ok_or("there is no binary to return to")?;
         self.record.image = image;
-        let saved = self.record.save().map_err(|error| format!("no memory for the keeper's record: {error}"))?;
+        let saved = self
+            .record
+            .save()
+            .map_err(|error| format!("no memory for the keeper's record: {error}"))?;
         let error = super::exec::previous(&self.record, previous, saved, &reason);
         close(saved);
         tracing::error!("cannot return to the old binary: {error}; going on with this one");
@@ -382,10 +425,23 @@ impl Keeper {
         self.start_worker(Origin::RolledBack { reason })
     }
 
+    /// If the worker has handed its state over, goes on as another process image. Handing over is the worker's last act:
+    /// its end is not waited for.
+    fn take_over(&mut self) -> Option<End> {
+        let image = self.handed.take()?;
+        let replaced = match self.converting.take() {
+            Some(reason) => self.go_back(image, reason),
+            None => self.upgrade(image),
+        };
+        replaced.err().map(End::Failed)
+    }
+
     fn upgrade(&mut self, image: RawFd) -> Result<(), String> {
         self.record.image = image;
         let reason = self.replace_process();
-        tracing::error!("upgrade failed after the worker had stopped: {reason}; going on with the old binary");
+        tracing::error!(
+            "upgrade failed after the worker had stopped: {reason}; going on with the old binary"
+        );
         super::set_close_on_exec(image, true);
         self.start_worker(Origin::RolledBack { reason })
     }
@@ -412,27 +468,33 @@ impl Keeper {
     }
 
     fn remove_files(&self) {
-        let sockets = self.record.listeners.iter().filter_map(|listener| listener.path.as_deref());
+        let sockets = self
+            .record
+            .listeners
+            .iter()
+            .filter_map(|listener| listener.path.as_deref());
         for path in sockets.chain(self.record.pid_file.as_deref()) {
             let _ = std::fs::remove_file(path);
         }
     }
 }
 
-/// What the worker's exit code means.
+/// What the worker's exit code means, for whoever looks at its process: the keeper goes by what the worker has said.
 pub(crate) mod worker_exit {
-    /// It has handed its state to the keeper and wants to be replaced.
-    pub(crate) const UPGRADE: i32 = 10;
+    /// It has handed its state over.
+    pub(crate) const HANDED_OVER: i32 = 0;
     /// It could not begin to serve.
     pub(crate) const UNABLE: i32 = 11;
 }
 
 fn describe(status: WaitStatus) -> String {
-    match status {
-        WaitStatus::Exited(_, code) => format!("exited with code {code}"),
-        WaitStatus::Signaled(_, signal, _) => format!("was ended by {signal}"),
-        other => format!("changed to {other:?}"),
+    if let WaitStatus::Exited(_, code) = status {
+        return format!("exited with code {code}");
     }
+    if let WaitStatus::Signaled(_, signal, _) = status {
+        return format!("was ended by {signal}");
+    }
+    format!("changed to {status:?}")
 }
 
 fn close(fd: RawFd) {

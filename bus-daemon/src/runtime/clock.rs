@@ -5,7 +5,9 @@ use nix::time::{ClockId, clock_gettime};
 use crate::broker::Millis;
 
 /// A moment of the monotonic clock, in nanoseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, serde::Serialize, serde::Deserialize,
+)]
 pub(crate) struct Nanos(pub(crate) u64);
 
 impl std::ops::Add for Nanos {

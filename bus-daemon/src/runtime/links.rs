@@ -26,7 +26,13 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) fn new(peer: PeerId) -> Self {
-        Self { peer, blocked: false, stopped: false, broken: false, large: None }
+        Self {
+            peer,
+            blocked: false,
+            stopped: false,
+            broken: false,
+            large: None,
+        }
     }
 
     /// The socket.
@@ -68,7 +74,10 @@ impl Links {
     }
 
     pub(crate) fn get_mut(&mut self, peer: PeerId) -> Option<&mut Link> {
-        self.slots.get_mut(peer.index as usize)?.as_deref_mut().filter(|link| link.peer == peer)
+        self.slots
+            .get_mut(peer.index as usize)?
+            .as_deref_mut()
+            .filter(|link| link.peer == peer)
     }
 
     pub(crate) fn remove(&mut self, peer: PeerId) -> Option<Box<Link>> {

@@ -35,7 +35,11 @@ impl<'a> MakeWriter<'a> for Stderr {
 
 impl Write for Stderr {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let mut poll = libc::pollfd { fd: 2, events: libc::POLLOUT, revents: 0 };
+        let mut poll = libc::pollfd {
+            fd: 2,
+            events: libc::POLLOUT,
+            revents: 0,
+        };
         // SAFETY: one pollfd, no waiting.
         let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
         if ready == 1 && poll.revents & libc::POLLOUT != 0 {

@@ -75,7 +75,12 @@ fn prepare(record: &KeeperV1, journal: Journal, beginning: Beginning) -> Result<
             let (worker, pause) = restore(record, journal)?;
             Ok((worker, Start::RolledBack { reason, pause }))
         }
-        Beginning::Recovered { died_at, skip, kept, convert } => {
+        Beginning::Recovered {
+            died_at,
+            skip,
+            kept,
+            convert,
+        } => {
             let (mut worker, start) = recover(record, journal, died_at, skip, &kept)?;
             if convert {
                 worker.hand_over();
@@ -96,7 +101,11 @@ fn restore(record: &KeeperV1, journal: Journal) -> Result<(Worker, u32), String>
         tracing::error!("the state is damaged: {damage}");
     }
     for dropped in &restored.dropped {
-        tracing::error!("peer {} cannot be carried over: {}", dropped.peer.index, dropped.reason);
+        tracing::error!(
+            "peer {} cannot be carried over: {}",
+            dropped.peer.index,
+            dropped.reason
+        );
     }
     let stopped_at = clock::Nanos(restored.worker.stopped_at);
     let mut worker = Worker::new(restored.broker, journal, record.clone(), Some(restored.worker));
@@ -163,12 +172,19 @@ fn serve(record: &KeeperV1, mut worker: Worker, start: Start) -> Result<Infallib
 }
 
 fn identity(record: &KeeperV1) -> Result<Identity, String> {
-    let guid = |text: &str| text.parse::<Guid>().map_err(|error| format!("guid {text}: {error}"));
+    let guid = |text: &str| {
+        text.parse::<Guid>()
+            .map_err(|error| format!("guid {text}: {error}"))
+    };
     let mut seed = [0; 8];
     crate::keeper::random_bytes(&mut seed);
     Ok(Identity {
         guid: guid(&record.guid)?,
-        listener_guids: record.listeners.iter().map(|one| guid(&one.guid)).collect::<Result<_, _>>()?,
+        listener_guids: record
+            .listeners
+            .iter()
+            .map(|one| guid(&one.guid))
+            .collect::<Result<_, _>>()?,
         machine_id: record.machine_id.clone(),
         keeper_pid: nix::unistd::getppid().as_raw().cast_unsigned(),
         own_uid: nix::unistd::geteuid().as_raw(),
@@ -178,7 +194,10 @@ fn identity(record: &KeeperV1) -> Result<Identity, String> {
 
 /// The configuration as a start with the same command line would find it.
 pub(crate) fn load_config(record: &KeeperV1) -> Result<Config, String> {
-    let arguments = record.arguments().into_iter().filter_map(|argument| argument.into_string().ok());
+    let arguments = record
+        .arguments()
+        .into_iter()
+        .filter_map(|argument| argument.into_string().ok());
     match options::parse(arguments).map_err(|error| error.to_string())? {
         Command::Run(options) => crate::config::load::load(&options).map_err(|error| error.to_string()),
         Command::Help | Command::Version | Command::Introspect => {

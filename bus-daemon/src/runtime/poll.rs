@@ -68,10 +68,17 @@ impl EpollSet {
     }
 
     fn control(&self, operation: i32, fd: RawFd, source: Source, events: u32) -> Result<()> {
-        let mut event = libc::epoll_event { events, u64: source.to_u64() };
+        let mut event = libc::epoll_event {
+            events,
+            u64: source.to_u64(),
+        };
         // SAFETY: the event lives through the call.
         let result = unsafe { libc::epoll_ctl(self.0, operation, fd, &raw mut event) };
-        if result == 0 { Ok(()) } else { Err(Error::last_os_error()) }
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(Error::last_os_error())
+        }
     }
 
     /// Takes what is ready now; false when there may be more.
@@ -81,10 +88,18 @@ impl EpollSet {
         let count = unsafe { libc::epoll_wait(self.0, events.as_mut_ptr(), BATCH as i32, 0) };
         if count < 0 {
             let error = Error::last_os_error();
-            return if error.raw_os_error() == Some(libc::EINTR) { Ok(false) } else { Err(error) };
+            return if error.raw_os_error() == Some(libc::EINTR) {
+                Ok(false)
+            } else {
+                Err(error)
+            };
         }
         let count = count.unsigned_abs() as usize;
-        ready.extend(events[..count].iter().map(|event| (Source::from_u64(event.u64), event.events)));
+        ready.extend(
+            events[..count]
+                .iter()
+                .map(|event| (Source::from_u64(event.u64), event.events)),
+        );
         Ok(count < BATCH)
     }
 }

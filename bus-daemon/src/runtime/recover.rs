@@ -39,17 +39,26 @@ pub(super) fn replay(journal: &mut Journal, image: RawFd, skip: Option<u64>) -> 
         }
         None => {
             journal.rewind(None);
-            let bytes = memfd::read(image).map_err(|error| format!("there is no state to go on from: {error}"))?;
+            let bytes =
+                memfd::read(image).map_err(|error| format!("there is no state to go on from: {error}"))?;
             let restored = image::load(&bytes).map_err(|error| error.to_string())?;
             (restored.broker, restored.worker.generation, restored.dropped)
         }
     };
-    let mut recovered = Recovered { broker, generation, in_doubt, quarantined: Vec::new(), closed: Vec::new() };
+    let mut recovered = Recovered {
+        broker,
+        generation,
+        in_doubt,
+        quarantined: Vec::new(),
+        closed: Vec::new(),
+    };
     let mut damage = None;
     loop {
         match journal.next_event() {
             Ok(None) => break,
-            Ok(Some((sequence, event))) if Some(sequence) == skip => recovered.quarantine(&event, sequence, journal),
+            Ok(Some((sequence, event))) if Some(sequence) == skip => {
+                recovered.quarantine(&event, sequence, journal)
+            }
             Ok(Some((_, event))) => recovered.apply(event, journal),
             Err(what) => {
                 damage = Some(what);
@@ -71,7 +80,9 @@ pub(super) fn replay(journal: &mut Journal, image: RawFd, skip: Option<u64>) -> 
         recovered.doubt_all(&what);
     }
     journal.mark_applied();
-    journal.resume().map_err(|error| format!("the journal's memory: {error}"))?;
+    journal
+        .resume()
+        .map_err(|error| format!("the journal's memory: {error}"))?;
     Ok(recovered)
 }
 
@@ -93,14 +104,17 @@ impl Recovered {
 
     /// An event that kills the worker is left out: a copy is kept, its sender told, and then disconnected.
     fn quarantine(&mut self, event: &Event, sequence: u64, journal: &mut Journal) {
-        let (peer, bytes) = match event {
-            Event::Received { peer, data, .. } => (*peer, data.clone()),
-            Event::ReceivedLarge { peer, prefix, .. } => (*peer, prefix.clone()),
-            other => {
-                tracing::error!("event {sequence} kills the worker and is left out: {other:?}");
-                return;
-            }
+        let (Event::Received {
+            peer, data: bytes, ..
+        }
+        | Event::ReceivedLarge {
+            peer, prefix: bytes, ..
+        }) = event
+        else {
+            tracing::error!("event {sequence} kills the worker and is left out: {event:?}");
+            return;
         };
+        let (peer, bytes) = (*peer, bytes.clone());
         match keep_copy(sequence, &bytes) {
             Ok(path) => tracing::error!(
                 "{} bytes from peer {} kill the worker: they are kept in {}, and the peer is disconnected",
@@ -110,7 +124,13 @@ impl Recovered {
             ),
             Err(error) => tracing::error!("bytes from peer {} kill the worker; no copy: {error}", peer.index),
         }
-        self.apply(Event::Quarantined { peer, begins_with: bytes.slice(..bytes.len().min(16)) }, journal);
+        self.apply(
+            Event::Quarantined {
+                peer,
+                begins_with: bytes.slice(..bytes.len().min(16)),
+            },
+            journal,
+        );
         self.quarantined.push(peer);
     }
 
@@ -118,7 +138,11 @@ impl Recovered {
     fn doubt_all(&mut self, what: &str) {
         tracing::error!("{what}: the connections cannot be proved and are given up");
         let known: Vec<PeerId> = self.in_doubt.iter().map(|one| one.peer).collect();
-        let peers: Vec<PeerId> = self.broker.peer_ids().filter(|peer| !known.contains(peer)).collect();
+        let peers: Vec<PeerId> = self
+            .broker
+            .peer_ids()
+            .filter(|peer| !known.contains(peer))
+            .collect();
         self.in_doubt.extend(peers.into_iter().map(|peer| Dropped {
             peer,
             reason: "its stream cannot be proved after damage to the journal".into(),
@@ -136,8 +160,13 @@ impl Recovered {
     ) -> Vec<(RawFd, u32)> {
         let links = self.broker.peer_ids().map(|peer| peer.index.cast_signed());
         let owned = self.broker.owned_fds().into_iter().map(|fd| fd.0);
-        let mut ours: Vec<RawFd> =
-            kept.iter().copied().chain(listeners.iter().map(|one| one.fd)).chain(links).chain(owned).collect();
+        let mut ours: Vec<RawFd> = kept
+            .iter()
+            .copied()
+            .chain(listeners.iter().map(|one| one.fd))
+            .chain(links)
+            .chain(owned)
+            .collect();
         ours.sort_unstable();
         ours.dedup();
         let end = ours.last().copied().unwrap_or(2).saturating_add(BEYOND);
@@ -177,7 +206,11 @@ fn keep_copy(sequence: u64, bytes: &[u8]) -> std::io::Result<PathBuf> {
     use std::io::Write;
     let directory = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
     let path = directory.join(format!("bus-quarantine-{}-{sequence}", nix::unistd::getppid()));
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)?;
     file.write_all(bytes)?;
     Ok(path)
 }

@@ -41,7 +41,9 @@ impl System for Kernel<'_> {
         if let Some(Answer::Descriptor(fd)) = self.journal.recorded_answer() {
             return fd;
         }
-        let fd = option::<i32>(socket_of(peer), SO_PEERPIDFD).map(Fd).inspect(|fd| keep_over_exec(fd.0));
+        let fd = option::<i32>(socket_of(peer), SO_PEERPIDFD)
+            .map(Fd)
+            .inspect(|fd| keep_over_exec(fd.0));
         self.journal.note_answer(peer, &Answer::Descriptor(fd));
         fd
     }
@@ -51,7 +53,8 @@ impl System for Kernel<'_> {
             return Some(memory);
         }
         let memory = self.journal.memory();
-        self.journal.note_answer(PeerId::from_u64(0), &Answer::Memory(memory));
+        self.journal
+            .note_answer(PeerId::from_u64(0), &Answer::Memory(memory));
         Some(memory)
     }
 
@@ -62,7 +65,8 @@ impl System for Kernel<'_> {
         // SAFETY: makes a new descriptor, or fails.
         let copy = unsafe { libc::fcntl(fd.0, libc::F_DUPFD, 3) };
         let copy = (copy >= 0).then_some(Fd(copy));
-        self.journal.note_answer(PeerId::from_u64(0), &Answer::Descriptor(copy));
+        self.journal
+            .note_answer(PeerId::from_u64(0), &Answer::Descriptor(copy));
         copy
     }
 }
@@ -101,7 +105,13 @@ fn option<T>(socket: RawFd, name: i32) -> Option<T> {
     let mut len = size_of::<T>() as libc::socklen_t;
     // SAFETY: room for `len` bytes.
     let result = unsafe {
-        libc::getsockopt(socket, libc::SOL_SOCKET, name, value.as_mut_ptr().cast(), &raw mut len)
+        libc::getsockopt(
+            socket,
+            libc::SOL_SOCKET,
+            name,
+            value.as_mut_ptr().cast(),
+            &raw mut len,
+        )
     };
     // SAFETY: the kernel has written a whole T (plain integers).
     (result == 0 && len as usize == size_of::<T>()).then(|| unsafe { value.assume_init() })
@@ -141,7 +151,13 @@ fn label(socket: RawFd) -> Option<Vec<u8>> {
     let mut len = label.len() as libc::socklen_t;
     // SAFETY: room for `len` bytes.
     let result = unsafe {
-        libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_PEERSEC, label.as_mut_ptr().cast(), &raw mut len)
+        libc::getsockopt(
+            socket,
+            libc::SOL_SOCKET,
+            libc::SO_PEERSEC,
+            label.as_mut_ptr().cast(),
+            &raw mut len,
+        )
     };
     if result != 0 {
         return None;

@@ -28,8 +28,14 @@ pub(super) fn start(applying: &'static AtomicU64) {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as libc::sighandler_t;
         action.sa_flags = libc::SA_RESTART;
-        let second = libc::timeval { tv_sec: 1, tv_usec: 0 };
-        let timer = libc::itimerval { it_interval: second, it_value: second };
+        let second = libc::timeval {
+            tv_sec: 1,
+            tv_usec: 0,
+        };
+        let timer = libc::itimerval {
+            it_interval: second,
+            it_value: second,
+        };
         libc::sigaction(libc::SIGPROF, &raw const action, std::ptr::null_mut()) != 0
             || libc::setitimer(libc::ITIMER_PROF, &raw const timer, std::ptr::null_mut()) != 0
     };
@@ -39,9 +45,15 @@ pub(super) fn start(applying: &'static AtomicU64) {
 }
 
 extern "C" fn tick(_signal: libc::c_int) {
-    let event = APPLYING.get().map_or(0, |applying| applying.load(Ordering::Relaxed));
+    let event = APPLYING
+        .get()
+        .map_or(0, |applying| applying.load(Ordering::Relaxed));
     let same = EVENT.swap(event, Ordering::Relaxed) == event && event != 0;
-    let ticks = if same { TICKS.fetch_add(1, Ordering::Relaxed) + 1 } else { TICKS.swap(0, Ordering::Relaxed) };
+    let ticks = if same {
+        TICKS.fetch_add(1, Ordering::Relaxed) + 1
+    } else {
+        TICKS.swap(0, Ordering::Relaxed)
+    };
     if same && ticks >= PATIENCE {
         std::process::abort();
     }

@@ -47,12 +47,7 @@ pub(crate) struct Worker {
 
 impl Worker {
     /// A worker over a broker that has no links yet, or those of `carried`.
-    pub(crate) fn new(
-        broker: Broker,
-        journal: Journal,
-        record: KeeperV1,
-        carried: Option<WorkerV1>,
-    ) -> Self {
+    pub(crate) fn new(broker: Broker, journal: Journal, record: KeeperV1, carried: Option<WorkerV1>) -> Self {
         let mut links = Links::default();
         let generation = carried.as_ref().map_or(0, |carried| carried.generation);
         for saved in carried.into_iter().flat_map(|carried| carried.links) {
@@ -86,7 +81,13 @@ impl Worker {
         record: KeeperV1,
         accepted: &[(RawFd, u32)],
     ) -> Self {
-        let Recovered { broker, generation, in_doubt, quarantined, .. } = recovered;
+        let Recovered {
+            broker,
+            generation,
+            in_doubt,
+            quarantined,
+            ..
+        } = recovered;
         let mut worker = Self::new(broker, journal, record, None);
         worker.generation = generation;
         let peers: Vec<PeerId> = worker.broker.peer_ids().collect();
@@ -103,7 +104,11 @@ impl Worker {
             }
             if let Some((large, prefix)) = worker.broker.large_message(peer) {
                 let extent = worker.journal.take_adopted(prefix);
-                link.large = extent.map(|extent| Incoming { extent, filled: large.have, total: large.total });
+                link.large = extent.map(|extent| Incoming {
+                    extent,
+                    filled: large.have,
+                    total: large.total,
+                });
             }
             worker.links.insert(link);
         }
@@ -132,8 +137,13 @@ impl Worker {
 
     /// The first registrations; those that exist already stay.
     pub(crate) fn register(&self) -> std::io::Result<()> {
-        self.epoll.add(self.record.control.worker, Source::Control, libc::EPOLLIN as u32)?;
-        let events = if self.broker.may_accept() { libc::EPOLLIN as u32 } else { 0 };
+        self.epoll
+            .add(self.record.control.worker, Source::Control, libc::EPOLLIN as u32)?;
+        let events = if self.broker.may_accept() {
+            libc::EPOLLIN as u32
+        } else {
+            0
+        };
         for (index, listener) in (0..).zip(&self.record.listeners) {
             self.epoll.add(listener.fd, Source::Listener(index), events)?;
         }
@@ -146,7 +156,13 @@ impl Worker {
         self.journal.mark_serving();
         self.tick();
         let worker_pid = std::process::id();
-        self.journal.note(None, &RareEvent::Serving { worker_pid, start: start.clone() });
+        self.journal.note(
+            None,
+            &RareEvent::Serving {
+                worker_pid,
+                start: start.clone(),
+            },
+        );
         self.apply(Event::Serving { worker_pid, start });
         if is_recovered {
             self.catch_up();
@@ -266,7 +282,12 @@ impl Worker {
         self.journal.mark_applying(self.journal.newest());
         #[cfg(feature = "test-hooks")]
         crate::fault::poison(&event);
-        self.broker.handle(event, &mut Kernel { journal: &mut self.journal });
+        self.broker.handle(
+            event,
+            &mut Kernel {
+                journal: &mut self.journal,
+            },
+        );
         self.journal.mark_applied();
         while let Some(action) = self.broker.actions().pop_front() {
             self.perform(action);
@@ -275,7 +296,11 @@ impl Worker {
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::Close { peer, reason, is_fault } => self.close(peer, &reason, is_fault),
+            Action::Close {
+                peer,
+                reason,
+                is_fault,
+            } => self.close(peer, &reason, is_fault),
             Action::CloseFds(fds) => {
                 for fd in fds {
                     let _ = nix::unistd::close(fd.0);
@@ -294,7 +319,12 @@ impl Worker {
     // Connections
 
     fn accept(&mut self, index: u32) -> bool {
-        let Some(listener) = self.record.listeners.get(index as usize).map(|listener| listener.fd) else {
+        let Some(listener) = self
+            .record
+            .listeners
+            .get(index as usize)
+            .map(|listener| listener.fd)
+        else {
             return false;
         };
         for _ in 0..ACCEPTS {
@@ -319,17 +349,35 @@ impl Worker {
 
     fn welcome(&mut self, socket: RawFd, listener: u32) {
         self.generation = self.generation.checked_add(1).unwrap_or(1);
-        let peer = PeerId { index: socket.cast_unsigned(), generation: self.generation };
+        let peer = PeerId {
+            index: socket.cast_unsigned(),
+            generation: self.generation,
+        };
         let credentials = system::credentials(socket);
-        if let Err(error) = self.epoll.add(socket, Source::Peer(peer.to_u64()), libc::EPOLLIN as u32) {
+        if let Err(error) = self
+            .epoll
+            .add(socket, Source::Peer(peer.to_u64()), libc::EPOLLIN as u32)
+        {
             tracing::warn!("cannot wait for a new connection: {error}");
             let _ = nix::unistd::close(socket);
             return;
         }
         self.links.insert(Link::new(peer));
-        self.journal.note(Some(peer), &RareEvent::Accepted { listener, credentials, can_pass_fds: true });
+        self.journal.note(
+            Some(peer),
+            &RareEvent::Accepted {
+                listener,
+                credentials,
+                can_pass_fds: true,
+            },
+        );
         self.journal.set_cookie(peer, system::cookie(socket));
-        self.apply(Event::Accepted { peer, listener, credentials, can_pass_fds: true });
+        self.apply(Event::Accepted {
+            peer,
+            listener,
+            credentials,
+            can_pass_fds: true,
+        });
     }
 
     /// The descriptor table is full: turns one connection away, so that its client knows and the listener is not
@@ -349,7 +397,9 @@ impl Worker {
         } else {
             tracing::debug!("peer {} is gone: {reason}", socket_of(peer));
         }
-        let Some(link) = self.links.remove(peer) else { return };
+        let Some(link) = self.links.remove(peer) else {
+            return;
+        };
         if let Some(incoming) = link.large {
             self.journal.give_back(incoming.extent);
         }
@@ -382,21 +432,35 @@ impl Worker {
 
     /// Reads once; true if there may be more.
     fn read(&mut self, peer: PeerId, hung_up: bool) -> bool {
-        let Some(link) = self.links.get_mut(peer) else { return false };
+        let Some(link) = self.links.get_mut(peer) else {
+            return false;
+        };
         if link.stopped && !hung_up {
             return false;
         }
         let socket = link.socket();
         let result = match &link.large {
             None => self.journal.receive(socket, peer),
-            Some(Incoming { extent, filled, total }) => {
-                self.journal.receive_large(socket, peer, extent, *filled, *total)
-            }
+            Some(Incoming {
+                extent,
+                filled,
+                total,
+            }) => self.journal.receive_large(socket, peer, extent, *filled, *total),
         };
         match result {
-            Ok(Read::Data { bytes, fds, len, full, lost_fds }) => {
+            Ok(Read::Data {
+                bytes,
+                fds,
+                len,
+                full,
+                lost_fds,
+            }) => {
                 let event = match &mut link.large {
-                    None => Event::Received { peer, data: bytes, fds },
+                    None => Event::Received {
+                        peer,
+                        data: bytes,
+                        fds,
+                    },
                     Some(incoming) => {
                         incoming.filled += len;
                         if incoming.filled == incoming.total
@@ -404,12 +468,19 @@ impl Worker {
                         {
                             self.journal.give_back(done.extent);
                         }
-                        Event::ReceivedLarge { peer, prefix: bytes, fds }
+                        Event::ReceivedLarge {
+                            peer,
+                            prefix: bytes,
+                            fds,
+                        }
                     }
                 };
                 self.apply(event);
                 if lost_fds {
-                    self.closed(peer, "its file descriptors did not fit into the table of open files");
+                    self.closed(
+                        peer,
+                        "its file descriptors did not fit into the table of open files",
+                    );
                     return false;
                 }
                 self.continue_large(peer);
@@ -434,19 +505,34 @@ impl Worker {
     }
 
     fn closed(&mut self, peer: PeerId, reason: &'static str) {
-        self.journal.note(Some(peer), &RareEvent::Closed { reason: reason.into() });
+        self.journal.note(
+            Some(peer),
+            &RareEvent::Closed {
+                reason: reason.into(),
+            },
+        );
         self.apply(Event::Closed { peer, reason });
     }
 
     /// Gives a large message that has begun an extent of its own.
     fn continue_large(&mut self, peer: PeerId) {
-        let Some((large, prefix)) = self.broker.large_message(peer) else { return };
-        let Some(link) = self.links.get_mut(peer) else { return };
+        let Some((large, prefix)) = self.broker.large_message(peer) else {
+            return;
+        };
+        let Some(link) = self.links.get_mut(peer) else {
+            return;
+        };
         if link.large.is_some() {
             return;
         }
         match self.journal.lend_extent(large.total, prefix) {
-            Ok(extent) => link.large = Some(Incoming { extent, filled: large.have, total: large.total }),
+            Ok(extent) => {
+                link.large = Some(Incoming {
+                    extent,
+                    filled: large.have,
+                    total: large.total,
+                })
+            }
             // Without one the framer puts the message together from the log, with a copy.
             Err(error) => tracing::warn!("no extent for a message of {} bytes: {error}", large.total),
         }
@@ -472,14 +558,19 @@ impl Worker {
     fn write(&mut self, peer: PeerId) {
         let mut blocked = false;
         while let Some(queue) = self.broker.send_queue(peer).filter(|queue| !queue.is_empty()) {
-            let Some(link) = self.links.get_mut(peer) else { return };
+            let Some(link) = self.links.get_mut(peer) else {
+                return;
+            };
             if link.broken {
                 break;
             }
             match self.journal.send(link.socket(), peer, queue) {
                 Ok(written) => {
                     if written.len > 0 {
-                        self.apply(Event::Drained { peer, bytes: written.len });
+                        self.apply(Event::Drained {
+                            peer,
+                            bytes: written.len,
+                        });
                     }
                     if written.blocked {
                         blocked = true;
@@ -531,12 +622,24 @@ impl Worker {
     fn reload(&mut self) {
         match super::load_config(&self.record) {
             Ok(config) => {
-                self.journal.note(None, &RareEvent::ConfigLoaded { config: Box::new(config.clone()) });
-                self.apply(Event::ConfigLoaded { config: std::sync::Arc::new(config) });
+                self.journal.note(
+                    None,
+                    &RareEvent::ConfigLoaded {
+                        config: Box::new(config.clone()),
+                    },
+                );
+                self.apply(Event::ConfigLoaded {
+                    config: std::sync::Arc::new(config),
+                });
             }
             Err(reason) => {
                 tracing::error!("the configuration in force stays: {reason}");
-                self.journal.note(None, &RareEvent::ConfigRefused { reason: reason.clone() });
+                self.journal.note(
+                    None,
+                    &RareEvent::ConfigRefused {
+                        reason: reason.clone(),
+                    },
+                );
                 self.apply(Event::ConfigRefused { reason });
             }
         }
@@ -544,7 +647,12 @@ impl Worker {
 
     fn refuse_upgrade(&mut self, reason: String) {
         tracing::warn!("upgrade refused: {reason}");
-        self.journal.note(None, &RareEvent::UpgradeRefused { reason: reason.clone() });
+        self.journal.note(
+            None,
+            &RareEvent::UpgradeRefused {
+                reason: reason.clone(),
+            },
+        );
         self.apply(Event::UpgradeRefused { reason });
     }
 
@@ -561,11 +669,11 @@ impl Worker {
     /// The last act of this worker: its state to the keeper, which replaces the process image.
     pub(crate) fn hand_over(&mut self) {
         self.flush();
-        let handed = self.save(clock::monotonic()).and_then(|image| {
-            self.tell_keeper(&ToKeeper::Exec { image }, image)
-        });
+        let handed = self
+            .save(clock::monotonic())
+            .and_then(|image| self.tell_keeper(&ToKeeper::Exec { image }, image));
         match handed {
-            Ok(()) => worker::exit(worker_exit::UPGRADE),
+            Ok(()) => worker::exit(worker_exit::HANDED_OVER),
             Err(error) => self.refuse_upgrade(format!("the state cannot be handed over: {error}")),
         }
     }
@@ -587,7 +695,11 @@ impl Worker {
             stopped: link.stopped,
             broken: link.broken,
         });
-        let worker = WorkerV1 { stopped_at: stopped_at.0, generation: self.generation, links: links.collect() };
+        let worker = WorkerV1 {
+            stopped_at: stopped_at.0,
+            generation: self.generation,
+            links: links.collect(),
+        };
         let bytes = image::save(&self.broker, &worker).map_err(Error::other)?;
         memfd::write(c"bus-state", &bytes)
     }
@@ -604,7 +716,16 @@ fn update_interest(epoll: EpollSet, link: &Link) {
 fn accept(listener: RawFd) -> std::io::Result<RawFd> {
     // SAFETY: makes a new descriptor, or fails. It is kept over exec.
     let socket = unsafe {
-        libc::accept4(listener, std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_NONBLOCK)
+        libc::accept4(
+            listener,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            libc::SOCK_NONBLOCK,
+        )
     };
-    if socket >= 0 { Ok(socket) } else { Err(Error::last_os_error()) }
+    if socket >= 0 {
+        Ok(socket)
+    } else {
+        Err(Error::last_os_error())
+    }
 }

@@ -236,6 +236,7 @@ impl Model {
         }
         self.release_all(id)?;
         self.drop_calls(id)?;
+        self.forget_reload(id);
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.phase = Phase::Monitor;
             peer.rules = call.note.rules.clone();

@@ -203,6 +203,10 @@ impl Model {
         self.reload_callers.push((caller, serial));
     }
 
+    pub(super) fn forget_reload(&mut self, id: PeerId) {
+        self.reload_callers.retain(|(caller, _)| *caller != id);
+    }
+
     pub(super) fn condemn(&mut self, id: PeerId) {
         if let Some(peer) = self.peers.get_mut(&id)
             && !peer.is_condemned
@@ -230,7 +234,7 @@ impl Model {
         self.release_all(id)?;
         self.drop_calls(id)?;
         self.peers.remove(&id);
-        self.reload_callers.retain(|(caller, _)| *caller != id);
+        self.forget_reload(id);
         self.closed.push(id);
         Ok(())
     }
