@@ -4,6 +4,7 @@
 use bus_load::{Hook, Load, LoadPlan, PeerPlan, Script, echo_service, implementations, peers, watchers};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 const CONFIG: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
@@ -20,7 +21,9 @@ struct Bus {
 impl Bus {
     fn start() -> Option<Bus> {
         let program = peers::find("dbus-daemon").unwrap()?;
-        let config = std::env::temp_dir().join(format!("bus-load-{}.conf", std::process::id()));
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let config = std::env::temp_dir().join(format!("bus-load-{}-{number}.conf", std::process::id()));
         std::fs::write(&config, CONFIG).unwrap();
         let mut child = Command::new(program)
             .arg(format!("--config-file={}", config.display()))

@@ -313,10 +313,11 @@ impl Engine {
             .collect()
     }
 
+    /// The connections that play this part, as long as they are connected.
     fn tagged(&mut self, tag: Tag) -> impl Iterator<Item = &mut Client> {
         self.clients
             .iter_mut()
-            .filter(move |client| client.spec.tag == tag)
+            .filter(move |client| client.spec.tag == tag && client.closed.is_none())
     }
 
     fn hold(&mut self, hook: Hook) {
