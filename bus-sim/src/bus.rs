@@ -10,6 +10,7 @@ use bus_daemon::handoff::image::{self, LinkV1, WorkerV1};
 use bus_wire::{Fd, Guid, Message, message_length};
 use bytes::Bytes;
 
+use crate::checkpoint::Checkpoint;
 use crate::files::{File, Files};
 use crate::model::{BUS_ID, Check, KEEPER_PID, Model, OWN_UID, Seen, wrong};
 use crate::random::Random;
@@ -216,8 +217,7 @@ pub(crate) struct Bus {
     pub(crate) due: BTreeMap<PeerId, VecDeque<(Bytes, Vec<File>)>>,
     /// Brokers that go on with what the one in use was before, and must do the same.
     pub(crate) twins: Vec<Twin>,
-    /// The last snapshot.
-    pub(crate) snapshot: Vec<u8>,
+    pub(crate) checkpoint: Checkpoint,
     /// The events since then.
     pub(crate) journal: Vec<Entry>,
     pub(crate) shortage: u32,
@@ -256,7 +256,7 @@ impl Bus {
             ends: Ends::new(),
             due: BTreeMap::new(),
             twins: Vec::new(),
-            snapshot: Vec::new(),
+            checkpoint: Checkpoint::default(),
             journal: Vec::new(),
             shortage: 0,
             deaths_within: 0,
@@ -282,6 +282,7 @@ impl Bus {
                 }
             }
             self.broker = self.replay()?.0;
+            self.checkpoint.forget_ahead();
             self.ends_within += 1;
             answers = self.ask(&event, random, answers.into());
         }

@@ -184,12 +184,8 @@ impl World {
         for link in self.links.values_mut() {
             link.is_closed |= self.bus.broker.send_queue(link.id).is_none();
         }
-        // A reload is asked for again, whether or not it was begun.
-        for action in undone {
-            if *action == Action::ReloadConfig {
-                self.reloads += 1;
-            }
-        }
+        // A reload is begun again, whether or not it was.
+        self.reloads = self.reloads.max(u32::from(self.bus.broker.is_reloading()));
         self.take_over();
         Ok(())
     }
@@ -256,7 +252,7 @@ impl World {
         self.note(|| "upgrade".to_owned());
         self.stats.upgrades += 1;
         let events = self.twin_events();
-        self.bus.upgrade(events)?;
+        self.bus.upgrade(events, &mut self.random)?;
         self.take_over();
         Ok(())
     }

@@ -2,7 +2,7 @@
 //!
 //! A run is the whole broker with simulated clients on simulated connections. The clients do whatever comes to their
 //! minds, at any moment, and the connections cut every stream at any byte. At every step the broker may be saved and
-//! restored, or "die" and be recovered from its last snapshot and the events since. Three things watch over it:
+//! restored, or "die" and be recovered from its last checkpoint and the events since. Three things watch over it:
 //!
 //! * the model (`model/`): the rules of the bus once more, in the plainest way. It says which messages each
 //!   client must be sent in each event, and takes nothing else;
@@ -13,6 +13,7 @@
 
 mod authentication;
 mod bus;
+mod checkpoint;
 mod client;
 mod daemon;
 mod files;
@@ -42,8 +43,8 @@ pub struct Options {
     pub upgrades: u32,
     /// In so many of 1000 steps it dies and is recovered.
     pub deaths: u32,
-    /// In so many of 1000 steps it takes a snapshot.
-    pub snapshots: u32,
+    /// In so many of 1000 steps it takes a checkpoint, from which recoveries begin.
+    pub checkpoints: u32,
     /// After a restart, for how many events at most the broker before it goes along and is compared; 0 = never.
     pub twin_events: u64,
     /// A fault put in on purpose.
@@ -58,7 +59,7 @@ impl Default for Options {
             clients: 7,
             upgrades: 60,
             deaths: 30,
-            snapshots: 30,
+            checkpoints: 30,
             twin_events: 20,
             sabotage: None,
         }
@@ -82,7 +83,7 @@ pub struct Stats {
     pub descriptors: u64,
     /// Upgrades in place.
     pub upgrades: u64,
-    /// Recoveries from a snapshot and the events since.
+    /// Recoveries from a checkpoint and the events since.
     pub recoveries: u64,
     /// Messages that arrived in memory of their own.
     pub large: u64,

@@ -5,43 +5,55 @@ use std::collections::BTreeMap;
 use bus_daemon::broker::{Action, Broker, Event, PeerId};
 
 use crate::bus::{Answer, Bus, Ends, Fresh, Replay, Twin, fresh};
+use crate::checkpoint::Checkpoint;
 use crate::model::{Check, wrong};
+use crate::random::Random;
 
 impl Bus {
     /// An upgrade: saved, restored, and the restored one goes on. The old one goes along for `events` more, and must do
     /// the same byte by byte.
-    pub(crate) fn upgrade(&mut self, events: u64) -> Check {
+    pub(crate) fn upgrade(&mut self, events: u64, random: &mut Random) -> Check {
         let image = Self::image(&self.broker)?;
         let restored = Self::load(&image)?;
-        self.check_same(&restored, &image, "restored")?;
+        self.check_same(&restored, "restored")?;
+        if Self::image(&restored)? != image {
+            return wrong("what was restored is saved as something else");
+        }
         let old = std::mem::replace(&mut self.broker, restored);
         self.add_twin(old, events, "the one before the upgrade");
         let model = &self.model;
         self.saboteur
             .spoil(&mut self.broker, |method| model.victim(method));
-        self.snapshot = image;
-        self.journal.clear();
-        Ok(())
+        self.checkpoint = Checkpoint::default();
+        self.take_checkpoint(random)
     }
 
-    /// A snapshot; the events before it are forgotten.
-    pub(crate) fn take_snapshot(&mut self) -> Check {
-        self.snapshot = Self::image(&self.broker)?;
+    /// A checkpoint; the events before it are forgotten.
+    pub(crate) fn take_checkpoint(&mut self, random: &mut Random) -> Check {
+        self.checkpoint.take(&mut self.broker, random);
         self.journal.clear();
-        Ok(())
+        let restored = self.checkpoint.restore()?;
+        self.check_same(&restored, "restored from a checkpoint")
     }
 
     /// Another broker that is in the same state.
-    fn check_same(&self, other: &Broker, image: &[u8], what: &str) -> Check {
+    fn check_same(&self, other: &Broker, what: &str) -> Check {
         if let Err(broken) = other.check_invariants() {
             return wrong(format!("{what}, an invariant does not hold: {broken}"));
         }
-        if Self::image(other)? != image {
-            return wrong(format!(
-                "{what}, the state is another:\n{:?}\n{:?}",
-                other.save(),
-                self.broker.save()
-            ));
+        // Which queues share one body is no part of the state: peer by peer, each with its own bodies.
+        if (other.save_bus(), other.save_lists()) != (self.broker.save_bus(), self.broker.save_lists()) {
+            let (theirs, ours) = (other.save_global(), self.broker.save_global());
+            return wrong(format!("{what}, the state is another:\n{theirs:?}\n{ours:?}"));
+        }
+        if !other.peer_ids().eq(self.broker.peer_ids()) {
+            return wrong(format!("{what}, there are other peers"));
+        }
+        for id in self.broker.peer_ids() {
+            let (theirs, ours) = (other.save_at(id.index), self.broker.save_at(id.index));
+            if theirs != ours {
+                return wrong(format!("{what}, a peer is another:\n{theirs:?}\n{ours:?}"));
+            }
         }
         let ends = |broker: &Broker| -> Ends {
             let queue = |id| Some((id, broker.send_queue(id)?.end()));
@@ -91,29 +103,26 @@ impl Bus {
             .into_iter()
             .partition(|twin| twin.left == 0);
         self.twins = going_on;
-        if !over.is_empty() {
-            let image = Self::image(&self.broker)?;
-            for twin in over {
-                self.check_same(&twin.broker, &image, twin.what)?;
-            }
+        for twin in over {
+            self.check_same(&twin.broker, twin.what)?;
         }
         Ok(())
     }
 
-    /// Crash recovery: the last snapshot and all events since, replayed. The result must be the broker in use, and
+    /// Crash recovery: the last checkpoint and all events since, replayed. The result must be the broker in use, and
     /// takes its place; what it asked for in its last event is returned.
     pub(crate) fn recover(&mut self, events: u64) -> Check<Vec<Action>> {
         let (recovered, actions) = self.replay()?;
-        let image = Self::image(&self.broker)?;
-        self.check_same(&recovered, &image, "recovered")?;
+        self.check_same(&recovered, "recovered")?;
+        self.checkpoint.forget_ahead();
         let dead = std::mem::replace(&mut self.broker, recovered);
         self.add_twin(dead, events, "the one before the crash");
         Ok(actions)
     }
 
-    /// The last snapshot with all events since. What was asked for in the last of them is returned, too.
+    /// The last checkpoint with all events since. What was asked for in the last of them is returned, too.
     pub(crate) fn replay(&self) -> Check<(Broker, Vec<Action>)> {
-        let mut broker = Self::load(&self.snapshot)?;
+        let mut broker = self.checkpoint.restore()?;
         let mut actions = Vec::new();
         for (event, answers) in &self.journal {
             let mut system = Replay::new(answers);

@@ -74,7 +74,7 @@ impl World {
     pub(crate) fn run(mut self) -> Result<Stats, Failure> {
         let outcome = self
             .bus
-            .take_snapshot()
+            .take_checkpoint(&mut self.random)
             .and_then(|()| self.steps())
             .and_then(|()| self.finish());
         self.stats.queued = self.bus.model.matched;
@@ -105,8 +105,12 @@ impl World {
             if self.random.permille(self.options.upgrades) {
                 self.upgrade()?;
             }
-            if self.random.permille(self.options.snapshots) {
-                self.bus.take_snapshot()?;
+            if self.random.permille(self.options.checkpoints) {
+                self.bus.take_checkpoint(&mut self.random)?;
+            } else if self.random.permille(self.options.checkpoints) {
+                self.bus
+                    .checkpoint
+                    .write_ahead(&mut self.bus.broker, &mut self.random);
             }
             if self.random.permille(self.options.deaths) {
                 self.die()?;

@@ -11,7 +11,10 @@ fn check(seeds: std::ops::Range<u64>, options: impl Fn(u64) -> Options) -> Stats
         None => seeds.collect(),
     };
     let mut sum = Stats::default();
-    for seed in seeds {
+    for (count, seed) in seeds.into_iter().enumerate() {
+        if count > 0 && count % 1000 == 0 {
+            eprintln!("{count} runs");
+        }
         match run(seed, options(seed)) {
             Ok(stats) => sum.add(&stats),
             Err(failure) => panic!("{failure}"),

@@ -1,0 +1,84 @@
+//! Checkpoints as the journal takes them: only what changed since the one before is saved again, some of it ahead.
+
+use std::collections::BTreeMap;
+
+use bus_daemon::broker::{Blob, Broker, BrokerState, GlobalV1, ListsV1, PeerV1};
+
+use crate::model::{Check, wrong};
+use crate::random::Random;
+
+/// The newest checkpoint, and what is written ahead of the next one.
+#[derive(Debug, Default)]
+pub(crate) struct Checkpoint {
+    bus: Option<GlobalV1>,
+    lists: Option<ListsV1>,
+    peers: BTreeMap<u32, (PeerV1, Vec<Blob>)>,
+    /// Indexes of peers that changed and are not written ahead.
+    changed: Vec<u32>,
+    ahead: BTreeMap<u32, Option<(PeerV1, Vec<Blob>)>>,
+}
+
+impl Checkpoint {
+    /// Writes some of the peers that changed.
+    pub(crate) fn write_ahead(&mut self, broker: &mut Broker, random: &mut Random) {
+        broker.take_changed_peers(&mut self.changed);
+        for _ in 0..random.below(4) {
+            if let Some(index) = self.changed.pop() {
+                self.ahead.insert(index, broker.save_at(index));
+            }
+        }
+    }
+
+    /// All that has happened is part of it from now on.
+    pub(crate) fn take(&mut self, broker: &mut Broker, random: &mut Random) {
+        if random.percent(30) {
+            // The log, or an extent, is to be used again.
+            broker.move_output_out(&|_| true);
+        }
+        broker.take_changed_peers(&mut self.changed);
+        for index in std::mem::take(&mut self.changed) {
+            self.ahead.insert(index, broker.save_at(index));
+        }
+        for (index, saved) in std::mem::take(&mut self.ahead) {
+            match saved {
+                Some(saved) => self.peers.insert(index, saved),
+                None => self.peers.remove(&index),
+            };
+        }
+        if broker.take_changed_lists() {
+            self.lists = Some(broker.save_lists());
+        }
+        self.bus = Some(broker.save_bus());
+    }
+
+    /// Who wrote ahead has died.
+    pub(crate) fn forget_ahead(&mut self) {
+        self.changed.clear();
+        self.ahead.clear();
+    }
+
+    /// The broker as it was.
+    pub(crate) fn restore(&self) -> Check<Broker> {
+        let (Some(bus), Some(lists)) = (self.bus.clone(), self.lists.clone()) else {
+            return wrong("there is no checkpoint");
+        };
+        let (mut peers, mut shared, mut roster) = (Vec::new(), Vec::new(), Vec::new());
+        for (record, bodies) in self.peers.values() {
+            let mut record = record.clone();
+            record.shift_bodies(shared.len() as u32);
+            shared.extend(bodies.iter().cloned());
+            roster.push((record.id(), record.unique()));
+            peers.push(record);
+        }
+        let state = BrokerState {
+            global: bus.complete(lists, roster),
+            peers,
+            shared,
+        };
+        match Broker::restore(state) {
+            Ok((broker, dropped)) if dropped.is_empty() => Ok(broker),
+            Ok((_, dropped)) => wrong(format!("a checkpoint lost something: {dropped:?}")),
+            Err(error) => wrong(format!("a checkpoint cannot be restored: {error}")),
+        }
+    }
+}
