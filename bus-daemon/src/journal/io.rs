@@ -20,7 +20,11 @@ use super::{Extent, Journal};
 use crate::broker::{Fds, PeerId};
 
 /// Most slices in one write.
-const SLICES: usize = 64;
+pub(super) const SLICES: usize = 64;
+
+/// Bytes of the control buffer.
+#[cfg(feature = "bench-hooks")]
+pub(super) const CONTROL_BYTES: usize = CONTROL;
 
 /// What one read brought.
 #[derive(Debug)]
@@ -56,6 +60,10 @@ pub(crate) struct Written {
 impl Journal {
     /// Reads from a link into the log. The record is written when this returns [`Read::Data`].
     pub(crate) fn receive(&mut self, socket: RawFd, peer: PeerId) -> Result<Read> {
+        #[cfg(feature = "bench-hooks")]
+        if super::plain::is_wanted() {
+            return self.receive_plain(socket);
+        }
         let room = self.log.room();
         self.header.slot.iov = libc::iovec {
             iov_base: room.start.cast(),
@@ -126,6 +134,10 @@ impl Journal {
 
     /// Writes from the head of a send queue, once. The record is written when this returns.
     pub(crate) fn send(&mut self, socket: RawFd, peer: PeerId, queue: &SendQueue) -> Result<Written> {
+        #[cfg(feature = "bench-hooks")]
+        if super::plain::is_wanted() {
+            return self.send_plain(socket, queue);
+        }
         let mut slices = SmallVec::<[IoSlice<'_>; SLICES]>::new();
         let fds = queue.next_write(&mut slices, SLICES);
         let offered: u64 = slices.iter().map(|slice| slice.len() as u64).sum();
@@ -267,7 +279,7 @@ pub(crate) fn take_fds(mut control: &[u8]) -> Fds {
 }
 
 /// Writes control data that carries `fds`; its length.
-fn put_fds(control: &mut [u8; CONTROL], fds: &[Fd]) -> usize {
+pub(super) fn put_fds(control: &mut [u8; CONTROL], fds: &[Fd]) -> usize {
     let fds = &fds[..fds.len().min(MAX_FDS)];
     let len = CMSG_HEADER + 4 * fds.len();
     // SAFETY: zeroes are a cmsghdr.

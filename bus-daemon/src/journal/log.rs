@@ -283,6 +283,9 @@ impl Log {
         unsafe { record.write_to(place) };
         self.offset += record.total();
         self.sequence += 1;
+        if kind != Kind::Answer {
+            self.header.newest_event.store(self.sequence, Ordering::Release);
+        }
         self.header.records.store(self.sequence, Ordering::Release);
     }
 
@@ -350,6 +353,19 @@ impl Log {
         let start = self.region.at(HEADER_LEN + segment * SEGMENT + offset, len);
         // SAFETY: in the mapping, and written only through `&mut self`.
         unsafe { std::slice::from_raw_parts(start, len) }
+    }
+
+    #[cfg(feature = "bench-hooks")]
+    pub(crate) fn plain_room(&mut self) -> Room {
+        self.retained.clear();
+        self.room()
+    }
+
+    #[cfg(feature = "bench-hooks")]
+    pub(crate) fn plain_read(&mut self, len: usize) -> Bytes {
+        let start = self.offset + RECORD_HEADER;
+        self.offset = (start + len).next_multiple_of(8);
+        self.active.slice(start..start + len)
     }
 
     // Reading back, after the worker that wrote the log has died

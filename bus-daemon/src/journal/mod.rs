@@ -10,6 +10,8 @@ mod extent;
 mod header;
 mod io;
 mod log;
+#[cfg(feature = "bench-hooks")]
+mod plain;
 mod record;
 mod region;
 mod replay;

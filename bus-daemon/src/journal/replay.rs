@@ -43,9 +43,12 @@ impl Remains {
         self.header.records.load(Ordering::Acquire)
     }
 
-    /// The number of the event that was being applied, if one was.
+    /// The number of the event that was being applied, if one was that had never been applied to the end before: a
+    /// replay applies the others again, and they have proved harmless.
     pub(crate) fn applying(&self) -> Option<u64> {
-        self.header.applying.load(Ordering::Acquire).checked_sub(1)
+        let applying = self.header.applying.load(Ordering::Acquire);
+        let is_newest = applying == self.header.newest_event.load(Ordering::Acquire);
+        applying.checked_sub(1).filter(|_| is_newest)
     }
 }
 
@@ -64,6 +67,7 @@ impl Journal {
     pub(crate) fn reopen(remains: Remains) -> IoResult<Self> {
         let (log, header) = Log::reopen(remains.log);
         header.serving.store(0, Ordering::Release);
+        header.applying.store(0, Ordering::Release);
         Ok(Self {
             log,
             extents: ExtentPool::reopen(remains.extents)?,
