@@ -21,6 +21,9 @@ use crate::journal::{Journal, Remains, Serving};
 use crate::runtime::clock::Nanos;
 use crate::runtime::{self, Beginning};
 
+/// Workers that are started with the same state before it is given up.
+const TRIES: u32 = 4;
+
 /// Why the supervision ends.
 enum End {
     /// Asked to stop.
@@ -61,6 +64,10 @@ pub(crate) struct Keeper {
     started_at: Nanos,
     /// Why the worker is to convert the state for the binary before this one, while it does.
     converting: Option<String>,
+    /// Why an upgrade was rolled back to this binary, if one was.
+    rolled_back: Option<String>,
+    /// Workers started with the state that this process image was given.
+    tries: u32,
     /// This process image took over connections.
     is_restored: bool,
     /// The bus has begun anew once, since it could not go on.
@@ -115,6 +122,8 @@ impl Keeper {
             deaths: Deaths::default(),
             started_at: runtime::clock::monotonic(),
             converting: None,
+            rolled_back: None,
+            tries: 0,
             is_restored: false,
             is_afresh: false,
             signals,
@@ -141,11 +150,15 @@ impl Keeper {
 
     fn start_worker(&mut self, origin: Origin) -> Result<(), String> {
         self.is_restored = !matches!(origin, Origin::Clean(_));
+        self.tries += 1;
         let journal = Journal::create().map_err(|error| format!("no memory for the journal: {error}"))?;
         let beginning = match origin {
             Origin::Clean(config) => Beginning::Clean(config),
             Origin::Upgraded => Beginning::Upgraded,
-            Origin::RolledBack { reason } => Beginning::RolledBack { reason },
+            Origin::RolledBack { reason } => {
+                self.rolled_back = Some(reason.clone());
+                Beginning::RolledBack { reason }
+            }
         };
         self.spawn_worker(journal, beginning)
     }
@@ -372,6 +385,11 @@ impl Keeper {
         let went_on = if has_served {
             tracing::error!("the worker {how}; going on where it was");
             self.respawn(status)
+        } else if self.tries < TRIES {
+            // The state that it was to begin with is as it was.
+            tracing::error!("the worker {how} before it served; trying again");
+            let reason = self.rolled_back.clone();
+            self.start_worker(reason.map_or(Origin::Upgraded, |reason| Origin::RolledBack { reason }))
         } else {
             Err(format!("the worker {how} before it served"))
         };
