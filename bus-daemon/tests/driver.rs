@@ -356,6 +356,10 @@ fn stats_have_every_key() {
         ("BusNames", "3"),
         ("PeakBusNames", "3"),
         ("PeakBusNamesPerConnection", "2"),
+        // Of a journal, which this bus has none of.
+        ("org.busdaemon.JournalLogBytes", "0"),
+        ("org.busdaemon.JournalExtentBytes", "0"),
+        ("org.busdaemon.JournalCheckpointBytes", "0"),
     ];
     assert_eq!(pairs(&reply)[0].0, "Serial");
     assert_eq!(pairs(&reply)[1..], expected);

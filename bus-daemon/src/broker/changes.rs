@@ -47,6 +47,11 @@ impl Broker {
         }
     }
 
+    /// So many peers' streams could not be proved after a crash: `LastRestart` will tell.
+    pub fn note_in_doubt(&mut self, peers: u32) {
+        self.restart.dropped_in_restore = self.restart.dropped_in_restore.saturating_add(peers);
+    }
+
     /// An upgrade was begun and has not ended.
     pub fn is_upgrading(&self) -> bool {
         self.restart.is_upgrading

@@ -16,7 +16,7 @@ use super::region::Region;
 const ENTRIES: usize = 1 << 20;
 const ENTRY: usize = size_of::<Entry>();
 /// Where the arena begins.
-const ARENA: u64 = (ENTRIES * ENTRY) as u64;
+pub(super) const ARENA: u64 = (ENTRIES * ENTRY) as u64;
 /// Bytes of the arena's address space. Pages come as they are written.
 const ARENA_LEN: u64 = 8 << 30;
 /// Smallest block.

@@ -98,6 +98,9 @@ impl Log {
         let header = unsafe { Header::of(&region) };
         // SAFETY: as above: the second reference reads atomics that the first one's owner never borrows mutably.
         let shared: &'static Header = unsafe { &*std::ptr::from_ref::<Header>(header) };
+        let mut salt = [0; 4];
+        crate::keeper::random_bytes(&mut salt);
+        shared.salt.store(u32::from_ne_bytes(salt), Ordering::Relaxed);
         let mut log = Self {
             region,
             header: shared,
@@ -275,6 +278,7 @@ impl Log {
             unsafe { place.cast::<i32>().write(fd.0) };
         }
         record.crc = record.checksum(
+            self.header.salt.load(Ordering::Relaxed),
             self.bytes(self.current, self.offset + RECORD_HEADER, data_len),
             self.bytes(self.current, fds_at, 4 * fds.len()),
         );
@@ -382,9 +386,33 @@ impl Log {
         self.view_segment();
     }
 
-    /// Whether the next record was written.
+    /// Whether the next record was written. One that is whole counts even if the worker died before it was counted.
     pub(crate) fn has_more(&self) -> bool {
-        self.sequence < self.header.records.load(Ordering::Acquire)
+        self.sequence < self.header.records.load(Ordering::Acquire) || self.next_header().is_some()
+    }
+
+    /// The header of the record that stands here, if that is the next one, and whole.
+    fn next_header(&self) -> Option<RecordHeader> {
+        if !self.is_next_here() {
+            return None;
+        }
+        // SAFETY: a header's room in the mapping, at a multiple of 8 (offsets only grow by `total`).
+        let header = unsafe { RecordHeader::read_from(self.place(self.offset, RECORD_HEADER)) };
+        if usize::from(header.fds) > MAX_FDS || self.offset + header.total() > SEGMENT {
+            return None;
+        }
+        let data = self.bytes(
+            self.current,
+            self.offset + RECORD_HEADER,
+            header.data_len as usize,
+        );
+        let fds = self.bytes(
+            self.current,
+            self.offset + header.fds_at(),
+            4 * usize::from(header.fds),
+        );
+        let salt = self.header.salt.load(Ordering::Relaxed);
+        (header.checksum(salt, data, fds) == header.crc).then_some(header)
     }
 
     /// Reads the next record and goes behind it. `Err`: what stands there is not what was written.
@@ -393,32 +421,20 @@ impl Log {
             self.follow();
         }
         let damaged = |what: &str| format!("record {} of the journal: {what}", self.sequence);
-        if self.offset + RECORD_HEADER > SEGMENT || !self.is_next_here() {
-            return Err(damaged("not where it should be"));
-        }
-        // SAFETY: a header's room in the mapping, at a multiple of 8 (offsets only grow by `total`).
-        let header = unsafe { RecordHeader::read_from(self.place(self.offset, RECORD_HEADER)) };
-        if self.offset + header.total() > SEGMENT || usize::from(header.fds) > MAX_FDS {
-            return Err(damaged("its lengths make no sense"));
-        }
-        let data_at = self.offset + RECORD_HEADER;
-        let data_len = header.data_len as usize;
-        let fds = self.bytes(
-            self.current,
-            self.offset + header.fds_at(),
-            4 * usize::from(header.fds),
-        );
-        if header.checksum(self.bytes(self.current, data_at, data_len), fds) != header.crc {
-            return Err(damaged("its checksum does not fit"));
-        }
+        let header = self
+            .next_header()
+            .ok_or_else(|| damaged("not there, or its checksum does not fit"))?;
         let kind = Kind::from_u8(header.kind).ok_or_else(|| damaged("of no known kind"))?;
+        let fds_at = self.offset + header.fds_at();
+        let fds = self.bytes(self.current, fds_at, 4 * usize::from(header.fds));
         let fds = fds
             .as_chunks()
             .0
             .iter()
             .map(|bytes| Fd(i32::from_ne_bytes(*bytes)))
             .collect();
-        let data = self.active.slice(data_at..data_at + data_len);
+        let data_at = self.offset + RECORD_HEADER;
+        let data = self.active.slice(data_at..data_at + header.data_len as usize);
         let data = if self.current == SPARE {
             Bytes::copy_from_slice(&data)
         } else {

@@ -6,6 +6,8 @@
 //! [checkpoint](checkpoint) bounds what a [replay](replay) has to read.
 
 mod checkpoint;
+#[cfg(test)]
+mod damage;
 mod extent;
 mod header;
 mod io;

@@ -80,8 +80,8 @@ impl RecordHeader {
         (self.fds_at() + 4 * self.fds as usize).next_multiple_of(8)
     }
 
-    /// The checksum that belongs into `crc`.
-    pub(crate) fn checksum(&self, data: &[u8], fds: &[u8]) -> u32 {
+    /// The checksum that belongs into `crc`. `salt` is the journal's own.
+    pub(crate) fn checksum(&self, salt: u32, data: &[u8], fds: &[u8]) -> u32 {
         let mut fields = [0; 40];
         fields[..8].copy_from_slice(&self.sequence.to_ne_bytes());
         fields[8..16].copy_from_slice(&self.peer.to_ne_bytes());
@@ -91,7 +91,7 @@ impl RecordHeader {
         fields[36..38].copy_from_slice(&self.fds.to_ne_bytes());
         fields[38] = self.kind;
         fields[39] = self.class;
-        let mut crc = crc32c::crc32c(&fields);
+        let mut crc = crc32c::crc32c_append(salt, &fields);
         if data.len() <= CHECKED_DATA {
             crc = crc32c::crc32c_append(crc, data);
         }

@@ -154,3 +154,26 @@ pub(crate) fn random_bytes(bytes: &mut [u8]) {
         }
     }
 }
+
+/// A record for tests: one listener at this path.
+#[cfg(test)]
+pub(crate) fn test_record(socket: &std::path::Path, epoll: RawFd) -> KeeperV1 {
+    let address = format!("unix:path={}", socket.display());
+    let Ok(listeners) = listen::listen_on_all(&[address]) else {
+        panic!("cannot listen")
+    };
+    let Ok(control) = control::Control::create() else {
+        panic!("no control sockets")
+    };
+    let (guid, machine) = (listen::fresh_guid().to_string(), listen::fresh_guid().to_string());
+    KeeperV1::new(
+        &[],
+        std::path::Path::new("/proc/self/exe"),
+        listeners,
+        guid,
+        machine,
+        epoll,
+        control,
+        None,
+    )
+}

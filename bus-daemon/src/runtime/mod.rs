@@ -6,6 +6,8 @@ pub(crate) mod logging;
 mod poll;
 mod recover;
 mod system;
+#[cfg(test)]
+mod tests;
 mod watchdog;
 mod worker;
 
@@ -122,7 +124,7 @@ fn recover(
     skip: Option<u64>,
     kept: &[std::os::fd::RawFd],
 ) -> Result<(Worker, Start), String> {
-    let recovered = recover::replay(&mut journal, record.image, skip)?;
+    let mut recovered = recover::replay(&mut journal, record.image, skip)?;
     let accepted = recovered.reconcile(kept, &record.listeners, &journal);
     let quarantined = recovered.quarantined.len() as u32;
     let mut worker = Worker::recovered(recovered, journal, record.clone(), &accepted);

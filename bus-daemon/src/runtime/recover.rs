@@ -24,6 +24,8 @@ pub(super) struct Recovered {
     pub(super) in_doubt: Vec<Dropped>,
     /// Peers whose newest input killed the worker. Their links are to be closed once they have been told.
     pub(super) quarantined: Vec<PeerId>,
+    /// A part of the journal could not be read: whoever is not known any more is in doubt, too.
+    pub(super) is_damaged: bool,
     /// Peers that the broker had closed; their sockets may still be open.
     closed: Vec<PeerId>,
 }
@@ -50,6 +52,7 @@ pub(super) fn replay(journal: &mut Journal, image: RawFd, skip: Option<u64>) -> 
         generation,
         in_doubt,
         quarantined: Vec::new(),
+        is_damaged: false,
         closed: Vec::new(),
     };
     let mut damage = None;
@@ -137,12 +140,14 @@ impl Recovered {
     /// Nothing that came after the damage is known, so no peer's stream can be proved.
     fn doubt_all(&mut self, what: &str) {
         tracing::error!("{what}: the connections cannot be proved and are given up");
+        self.is_damaged = true;
         let known: Vec<PeerId> = self.in_doubt.iter().map(|one| one.peer).collect();
         let peers: Vec<PeerId> = self
             .broker
             .peer_ids()
             .filter(|peer| !known.contains(peer))
             .collect();
+        self.broker.note_in_doubt(peers.len() as u32);
         self.in_doubt.extend(peers.into_iter().map(|peer| Dropped {
             peer,
             reason: "its stream cannot be proved after damage to the journal".into(),
@@ -153,7 +158,7 @@ impl Recovered {
     /// Compares what the broker owns with what is open: closes what belongs to nobody, and finds connections that were
     /// accepted and not noted. `kept` is what keeper and worker have open for themselves.
     pub(super) fn reconcile(
-        &self,
+        &mut self,
         kept: &[RawFd],
         listeners: &[Listener],
         journal: &Journal,
@@ -180,6 +185,7 @@ impl Recovered {
             match listener {
                 Some(listener) if !is_known => accepted.push((fd, listener)),
                 Some(_) => {
+                    self.broker.note_in_doubt(u32::from(self.is_damaged));
                     let _ = nix::sys::socket::shutdown(fd, nix::sys::socket::Shutdown::Both);
                     close(fd);
                 }

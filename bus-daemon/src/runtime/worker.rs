@@ -135,6 +135,11 @@ impl Worker {
         self.journal.checkpoint(&mut self.broker, self.generation)
     }
 
+    #[cfg(test)]
+    pub(super) fn broker(&self) -> &Broker {
+        &self.broker
+    }
+
     /// The first registrations; those that exist already stay.
     pub(crate) fn register(&self) -> std::io::Result<()> {
         self.epoll

@@ -1,0 +1,276 @@
+//! A real worker in the process of the test, on real sockets: what a replay of its journal gives is what it had.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::IntoRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+
+use bus_wire::MessageBuilder;
+use nix::sys::epoll::{Epoll, EpollCreateFlags};
+
+use super::worker::Worker;
+use super::{clock, identity, recover};
+use crate::broker::{Broker, Start};
+use crate::config::{Config, Connect, Limits};
+use crate::handoff::image::{self, WorkerV1};
+use crate::journal::{Journal, Remains};
+use crate::keeper::{KeeperV1, test_record};
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % limit
+    }
+}
+
+/// The seed: `BUS_JOURNAL_SEED`, or this process's id.
+fn random() -> Random {
+    let seed = std::env::var("BUS_JOURNAL_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+    eprintln!("BUS_JOURNAL_SEED={seed}");
+    Random(seed)
+}
+
+/// A worker, and clients that write whatever comes to their minds.
+struct Rig {
+    worker: Worker,
+    remains: Remains,
+    /// Every read is short enough to be under a checksum.
+    small: bool,
+    clients: Vec<Client>,
+    path: std::path::PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+struct Client {
+    stream: UnixStream,
+    /// What it still has to write.
+    waiting: Vec<u8>,
+    serial: u32,
+}
+
+fn session() -> Config {
+    Config {
+        connect: Connect::Anyone,
+        traffic: crate::config::Traffic::Everything,
+        limits: Limits::session(),
+        ..Config::default()
+    }
+}
+
+fn record(socket: &Path) -> KeeperV1 {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+    test_record(socket, epoll.0.into_raw_fd())
+}
+
+impl Rig {
+    fn new(small: bool) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("bus");
+        let record = record(&path);
+        let journal = Journal::create().unwrap();
+        let remains = journal.remains();
+        let broker = Broker::new(identity(&record).unwrap(), Arc::new(session()), clock::boottime());
+        let mut worker = Worker::new(broker, journal, record, None);
+        worker.first_checkpoint().unwrap();
+        worker.register().unwrap();
+        worker.begin(Start::Clean);
+        Self {
+            worker,
+            remains,
+            small,
+            clients: Vec::new(),
+            path,
+            _directory: directory,
+        }
+    }
+
+    fn connect(&mut self) {
+        let stream = UnixStream::connect(&self.path).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let uid: String = nix::unistd::getuid()
+            .to_string()
+            .bytes()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let mut waiting = format!("\0AUTH EXTERNAL {uid}\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n").into_bytes();
+        let hello = MessageBuilder::method_call("/org/freedesktop/DBus", "Hello")
+            .destination("org.freedesktop.DBus")
+            .interface("org.freedesktop.DBus")
+            .serial(1u32);
+        hello.build_into(&mut waiting).unwrap();
+        self.clients.push(Client {
+            stream,
+            waiting,
+            serial: 1,
+        });
+    }
+
+    /// One step of one client.
+    fn step(&mut self, random: &mut Random) {
+        if self.clients.len() < 3 || (self.clients.len() < 12 && random.below(20) == 0) {
+            self.connect();
+        }
+        let count = self.clients.len();
+        let index = random.below(count);
+        let client = &mut self.clients[index];
+        match random.below(12) {
+            0 => client.call("RequestName", |w| {
+                w.str("org.example.Shared").u32(4);
+            }),
+            1 => client.call("ReleaseName", |w| {
+                w.str("org.example.Shared");
+            }),
+            2 => client.call("AddMatch", |w| {
+                w.str("type='signal',interface='org.example.Signals'");
+            }),
+            3 => {
+                let len = if self.small {
+                    900
+                } else if random.below(3) == 0 {
+                    200_000
+                } else {
+                    3_000
+                };
+                client.send(&format!(":1.{}", random.below(count)), "Take", len);
+            }
+            4 if random.below(8) == 0 => {
+                drop(self.clients.swap_remove(index));
+                return;
+            }
+            5 => client.signal(random.below(2_000)),
+            6..8 => client.send("org.example.Shared", "Take", random.below(600)),
+            _ => client.send(&format!(":1.{}", random.below(count)), "Take", random.below(600)),
+        }
+        // A part of what waits, and perhaps the reader stops for a while.
+        for client in &mut self.clients {
+            let len = client
+                .waiting
+                .len()
+                .min(1 + random.below(if self.small { 2_000 } else { 100_000 }));
+            match client.stream.write(&client.waiting[..len]) {
+                Ok(written) => drop(client.waiting.drain(..written)),
+                Err(error) => {
+                    assert!(error.kind() == ErrorKind::WouldBlock || error.kind() == ErrorKind::BrokenPipe)
+                }
+            }
+            if random.below(3) > 0 {
+                let _ = client.stream.read(&mut vec![0; 150_000]);
+            }
+        }
+        self.worker.turn();
+    }
+
+    /// The state that the worker has, and the one that its journal gives.
+    fn replay(&self) -> recover::Recovered {
+        let mut journal = Journal::reopen(self.remains).unwrap();
+        recover::replay(&mut journal, -1, None).unwrap()
+    }
+}
+
+impl Client {
+    fn call(&mut self, member: &str, body: impl FnOnce(&mut bus_wire::BodyWriter)) {
+        self.serial += 1;
+        MessageBuilder::method_call("/org/freedesktop/DBus", member)
+            .destination("org.freedesktop.DBus")
+            .interface("org.freedesktop.DBus")
+            .serial(self.serial)
+            .body(body)
+            .build_into(&mut self.waiting)
+            .unwrap();
+    }
+
+    fn send(&mut self, destination: &str, member: &str, len: usize) {
+        self.serial += 1;
+        MessageBuilder::method_call("/org/example", member)
+            .destination(destination)
+            .serial(self.serial)
+            .body(|w| {
+                w.str(&"x".repeat(len));
+            })
+            .build_into(&mut self.waiting)
+            .unwrap();
+    }
+
+    fn signal(&mut self, len: usize) {
+        self.serial += 1;
+        MessageBuilder::signal("/org/example", "org.example.Signals", "Happened")
+            .serial(self.serial)
+            .body(|w| {
+                w.str(&"y".repeat(len));
+            })
+            .build_into(&mut self.waiting)
+            .unwrap();
+    }
+}
+
+/// The broker's whole state, as bytes: input, output and all.
+fn state(broker: &Broker) -> Vec<u8> {
+    image::save(broker, &WorkerV1::default()).unwrap()
+}
+
+#[test]
+fn a_replay_gives_what_the_worker_had() {
+    let mut random = random();
+    for _ in 0..3 {
+        let mut rig = Rig::new(false);
+        for round in 0..150 {
+            for _ in 0..1 + random.below(20) {
+                rig.step(&mut random);
+            }
+            let recovered = rig.replay();
+            assert!(recovered.in_doubt.is_empty(), "round {round}");
+            assert!(recovered.quarantined.is_empty());
+            assert!(
+                state(&recovered.broker) == state(rig.worker.broker()),
+                "round {round}: the state that the journal gives is another"
+            );
+        }
+    }
+}
+
+#[test]
+fn damage_never_panics_and_what_is_not_in_doubt_is_right() {
+    let mut random = random();
+    let mut rig = Rig::new(true);
+    for _ in 0..400 {
+        rig.step(&mut random);
+    }
+    let whole = state(rig.worker.broker());
+    let (mut unharmed, mut costly, mut refused) = (0, 0, 0);
+    for round in 0..3_000 {
+        // One bit, in what the log, the slot or the checkpoint really use.
+        let undo = rig.remains.flip_a_bit(|limit| random.below(limit));
+        let mut journal = Journal::reopen(rig.remains).unwrap();
+        match recover::replay(&mut journal, -1, None) {
+            Err(_) => refused += 1,
+            Ok(recovered) if recovered.in_doubt.is_empty() && !recovered.is_damaged => {
+                recovered.broker.check_invariants().unwrap();
+                let same = state(&recovered.broker) == whole;
+                assert!(same, "round {round}: wrong, and not in doubt: {undo:?}");
+                unharmed += 1;
+            }
+            Ok(recovered) => {
+                recovered.broker.check_invariants().unwrap();
+                costly += 1;
+            }
+        }
+        rig.remains.undo(&undo);
+        assert!(
+            state(&rig.replay().broker) == whole,
+            "round {round}: {undo:?} left something behind"
+        );
+    }
+    eprintln!("{unharmed} without harm, {costly} cost connections, {refused} refused");
+    assert!(unharmed > 0 && costly > 0);
+    // And nothing of it was kept.
+    assert!(state(&rig.replay().broker) == whole);
+}
