@@ -59,6 +59,19 @@ impl Bus {
         Ok(bus)
     }
 
+    /// SIGKILLs the worker: the daemon's only child between preflights.
+    pub(crate) fn kill_worker(&self) -> Result<()> {
+        let pid = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+        let worker: i32 = children
+            .split_whitespace()
+            .next()
+            .context("there is no worker")?
+            .parse()?;
+        kill(Pid::from_raw(worker), Signal::SIGKILL)?;
+        Ok(())
+    }
+
     /// What it said on stderr.
     fn said(&self) -> String {
         std::fs::read_to_string(self.home.path().join("stderr")).unwrap_or_default()
@@ -68,6 +81,11 @@ impl Bus {
 impl Drop for Bus {
     fn drop(&mut self) {
         let said = self.said();
+        // Its worker was killed on purpose.
+        let said: String = said
+            .lines()
+            .filter(|line| !line.contains("was ended by SIGKILL"))
+            .collect();
         if !said.is_empty() {
             eprint!("{said}");
         }

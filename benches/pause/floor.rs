@@ -4,7 +4,7 @@
 #![allow(unsafe_code, reason = "system calls on descriptors by number")]
 
 use std::ffi::CString;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::{IntoRawFd, RawFd};
 use std::process::Command;
 
@@ -53,12 +53,82 @@ pub(crate) fn measure(size: usize, rounds: usize) -> Result<Floor> {
     Ok(floor)
 }
 
+/// From before the SIGKILL of a process that shares a table of so many descriptors to the first line of the one that is
+/// started in its place. In a process of its own.
+pub(crate) fn respawn(size: usize, rounds: usize) -> Result<Series> {
+    let output = Command::new(std::env::current_exe()?)
+        .args(["--floor-respawn", &size.to_string(), &rounds.to_string()])
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "the floor of a respawn: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let mut series = Series::default();
+    for line in String::from_utf8(output.stdout)?.lines() {
+        series.add(line.parse()?);
+    }
+    Ok(series)
+}
+
+fn begin_respawn(mut arguments: impl Iterator<Item = String>) -> Result<()> {
+    let size: usize = arguments.next().context("how many descriptors?")?.parse()?;
+    let rounds: usize = arguments.next().context("how many rounds?")?.parse()?;
+    let mut sockets = Vec::new();
+    for _ in 0..size.div_ceil(2) {
+        sockets.push(socketpair(
+            AddressFamily::Unix,
+            SockType::Stream,
+            None,
+            SockFlag::SOCK_NONBLOCK,
+        )?);
+    }
+    // The child says when it began, on a pipe.
+    let (mut reader, writer) = std::io::pipe()?;
+    let mut child = sharer(&writer)?;
+    let mut began = [0; 8];
+    reader.read_exact(&mut began)?;
+    for _ in 0..rounds {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        let before = clock::now()?;
+        // SAFETY: plain system calls on a child of this process.
+        unsafe {
+            libc::kill(child, libc::SIGKILL);
+            libc::waitpid(child, std::ptr::null_mut(), 0);
+        }
+        child = sharer(&writer)?;
+        reader.read_exact(&mut began)?;
+        writeln!(std::io::stdout().lock(), "{}", u64::from_ne_bytes(began) - before)?;
+    }
+    // SAFETY: as above.
+    unsafe { libc::kill(child, libc::SIGKILL) };
+    drop(sockets);
+    Ok(())
+}
+
+/// A process that shares the table of descriptors, says when it began, and waits for its end.
+fn sharer(writer: &std::io::PipeWriter) -> Result<libc::pid_t> {
+    // SAFETY: like fork, in a process with one thread.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_FILES | libc::SIGCHLD, 0, 0, 0, 0) };
+    ensure!(pid >= 0, "clone: {}", std::io::Error::last_os_error());
+    if pid == 0 {
+        let began = clock::now().unwrap_or(0);
+        let _ = { writer }.write_all(&began.to_ne_bytes());
+        loop {
+            // SAFETY: waits for a signal.
+            unsafe { libc::pause() };
+        }
+    }
+    Ok(libc::pid_t::try_from(pid)?)
+}
+
 /// The life of an image of the measured process; `None` if this is none.
 pub(crate) fn image() -> Option<Result<()>> {
     let started = clock::now();
     let mut arguments = std::env::args().skip(1);
     let outcome = match arguments.next().as_deref() {
         Some("--floor") => begin(arguments),
+        Some("--floor-respawn") => begin_respawn(arguments),
         Some("--floor-image") => started.and_then(|started| go_on(arguments, started)),
         _ => return None,
     };

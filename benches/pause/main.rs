@@ -33,6 +33,9 @@ struct Options {
     /// Numbers of connections
     #[arg(long, value_delimiter = ',', default_values_t = [10, 1000])]
     connections: Vec<usize>,
+    /// SIGKILLs of the worker for each number of connections
+    #[arg(long, default_value_t = 15)]
+    kills: usize,
     /// Also 9,000 connections
     #[arg(long)]
     large: bool,
@@ -73,12 +76,18 @@ fn run(options: Options) -> Result<()> {
         sizes.push(9000);
     }
     report::head();
+    let mut recovered = Vec::new();
     for size in sizes {
         let floor = floor::measure(size, options.upgrades)?;
-        let pauses =
-            measure(&program, size, options.upgrades).with_context(|| format!("with {size} connections"))?;
+        let (pauses, recoveries) = measure(&program, size, options.upgrades, options.kills)
+            .with_context(|| format!("with {size} connections"))?;
         report::line(&Line { size, floor, pauses });
+        if options.kills > 0 {
+            let floor = floor::respawn(size, options.kills)?;
+            recovered.push((size, floor, recoveries));
+        }
     }
+    report::recoveries(&recovered);
     Ok(())
 }
 
@@ -90,7 +99,12 @@ pub(crate) struct Pauses {
     seen: Series,
 }
 
-fn measure(program: &std::path::Path, size: usize, upgrades: usize) -> Result<Pauses> {
+fn measure(
+    program: &std::path::Path,
+    size: usize,
+    upgrades: usize,
+    kills: usize,
+) -> Result<(Pauses, Pauses)> {
     let bus = Bus::start(program)?;
     let mut clients = Vec::with_capacity(size);
     for number in 0..size {
@@ -144,10 +158,30 @@ fn measure(program: &std::path::Path, size: usize, upgrades: usize) -> Result<Pa
         pauses.told.add(restart.pause * 1000);
         pauses.seen.add(longest.load(Ordering::Relaxed));
     }
+    let mut recoveries = Pauses {
+        told: Series::default(),
+        seen: Series::default(),
+    };
+    for _ in 0..kills {
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        longest.store(0, Ordering::Relaxed);
+        bus.kill_worker()?;
+        caller.ping()?;
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let restart = caller.last_restart()?;
+        ensure!(
+            restart.carried as usize == size.max(2) && restart.dropped == 0,
+            "{} connections were carried over a death and {} lost",
+            restart.carried,
+            restart.dropped
+        );
+        recoveries.told.add(restart.pause * 1000);
+        recoveries.seen.add(longest.load(Ordering::Relaxed));
+    }
     is_over.store(true, Ordering::Relaxed);
     pings
         .join()
         .ok()
         .context("the thread that pings has panicked")??;
-    Ok(pauses)
+    Ok((pauses, recoveries))
 }

@@ -66,6 +66,26 @@ pub(crate) fn line(line: &Line) {
     ));
 }
 
+/// How long the bus stands still when its worker is killed.
+pub(crate) fn recoveries(all: &[(usize, Series, Pauses)]) {
+    if all.is_empty() {
+        return;
+    }
+    print(
+        "\nThe worker killed. Told: the daemon's own count, from when the death was noticed to the first act of the next\n\
+         worker. Floor: SIGKILL, reaping and starting a process that shares so many descriptors.\n\n\
+         connections            told            seen           floor",
+    );
+    for (size, floor, recoveries) in all {
+        print(&format!(
+            "{size:>11} {:>15} {:>15} {:>15}",
+            both(recoveries.told.median(), recoveries.told.least()),
+            both(recoveries.seen.median(), recoveries.seen.least()),
+            both(floor.median(), floor.least()),
+        ));
+    }
+}
+
 fn both(median: u64, least: u64) -> String {
     format!("{} ({})", milliseconds(median), milliseconds(least))
 }

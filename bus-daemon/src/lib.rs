@@ -18,3 +18,8 @@ mod runtime;
 
 #[cfg(feature = "runtime")]
 pub use keeper::main_from;
+
+/// For the fuzz target of the journal: damage as `data` says, and a replay.
+#[doc(hidden)]
+#[cfg(all(feature = "runtime", feature = "test-hooks"))]
+pub use runtime::fuzz::journal as fuzz_journal;

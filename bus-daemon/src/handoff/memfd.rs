@@ -17,6 +17,9 @@ pub(crate) fn write(name: &CStr, bytes: &[u8]) -> Result<RawFd> {
 /// All bytes of a memfd, which stays open. Nobody writes to it any more, or shortens it.
 #[expect(unsafe_code, reason = "maps a descriptor by number")]
 pub(crate) fn read(fd: RawFd) -> Result<Mapped> {
+    if fd < 0 {
+        return Err(std::io::ErrorKind::NotFound.into());
+    }
     // SAFETY: ManuallyDrop keeps the borrowed descriptor from being closed here.
     let file = std::mem::ManuallyDrop::new(unsafe { std::fs::File::from_raw_fd(fd) });
     let len = usize::try_from(file.metadata()?.len()).map_err(Error::other)?;

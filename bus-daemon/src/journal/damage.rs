@@ -1,7 +1,30 @@
-//! For tests: damage to the journal's memory.
+//! For tests: a journal without sockets, and damage to its memory.
+#![cfg_attr(not(test), allow(dead_code, reason = "used by tests and by the fuzz target"))]
 
+use bytes::Bytes;
+
+use super::Journal;
 use super::header::HEADER_LEN;
+use super::record::Kind;
 use super::replay::Remains;
+use crate::broker::PeerId;
+
+impl Journal {
+    /// As if these bytes had been received.
+    #[expect(unsafe_code, reason = "writes into the log's room")]
+    pub(crate) fn pretend_received(&mut self, peer: PeerId, bytes: &[u8]) -> Bytes {
+        let room = self.log.room();
+        let len = bytes.len().min(room.len);
+        // SAFETY: room for that many bytes, which nobody looks at.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), room.start, len) };
+        self.log.finish_read(peer.to_u64(), len, &[])
+    }
+
+    /// As if a socket had taken so many bytes.
+    pub(crate) fn pretend_drained(&mut self, peer: PeerId, len: u64) {
+        self.log.append(Kind::Drained, (peer.to_u64(), len, 0, 0), &[]);
+    }
+}
 
 /// One bit that was flipped.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +48,23 @@ impl Remains {
             what,
             offset,
             bit: 1 << choose(8),
+        };
+        self.undo(&flip);
+        flip
+    }
+
+    /// The same at a place of the caller's choice.
+    pub(crate) fn flip(&self, region: u8, offset: usize, bits: u8) -> Flip {
+        let (what, offset) = match region % 4 {
+            0 => ("header", offset % HEADER_LEN),
+            1 => ("table", offset % (128 * 96)),
+            2 => ("arena", super::checkpoint::ARENA as usize + offset % (64 << 10)),
+            _ => ("log", HEADER_LEN + offset % (1 << 20)),
+        };
+        let flip = Flip {
+            what,
+            offset,
+            bit: bits,
         };
         self.undo(&flip);
         flip

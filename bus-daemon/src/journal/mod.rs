@@ -6,7 +6,7 @@
 //! [checkpoint](checkpoint) bounds what a [replay](replay) has to read.
 
 mod checkpoint;
-#[cfg(test)]
+#[cfg(any(test, feature = "test-hooks"))]
 mod damage;
 mod extent;
 mod header;
@@ -30,6 +30,8 @@ use crate::broker::{Credentials, JournalMemory, PeerId, Start};
 use crate::config::Config;
 
 use checkpoint::Checkpoints;
+#[cfg(any(test, feature = "test-hooks"))]
+pub(crate) use damage::Flip;
 pub(crate) use extent::Extent;
 use extent::ExtentPool;
 use header::Header;

@@ -1,0 +1,201 @@
+//! For the fuzz target of the journal: a small bus whose journal is damaged and replayed, again and again.
+
+use std::sync::{Arc, Mutex, OnceLock};
+
+use bus_wire::MessageBuilder;
+
+use super::recover;
+use super::system::Kernel;
+use crate::broker::{Broker, Credentials, Event, Fds, Identity, Millis, PeerId};
+use crate::config::{Config, Connect, Limits, Traffic};
+use crate::handoff::image::{self, WorkerV1};
+use crate::journal::{Flip, Journal, RareEvent, Remains};
+
+/// The journal's memory, and the state that it gives as long as nothing is damaged.
+struct Whole {
+    remains: Remains,
+    state: Vec<u8>,
+}
+
+// SAFETY: it is used under the lock only.
+#[expect(unsafe_code, reason = "the memory is shared on purpose")]
+unsafe impl Send for Whole {}
+
+/// Damages the journal as `data` says (5 bytes each: region, place, bits), and replays it. Nothing may panic, hang or
+/// break the broker's invariants; afterwards the damage is undone.
+pub fn journal(data: &[u8]) {
+    static WHOLE: OnceLock<Mutex<Whole>> = OnceLock::new();
+    let whole = WHOLE.get_or_init(|| Mutex::new(build()));
+    let Ok(whole) = whole.lock() else { return };
+    let flips: Vec<Flip> = data
+        .as_chunks::<5>()
+        .0
+        .iter()
+        .take(64)
+        .map(|[region, a, b, c, bits]| {
+            whole
+                .remains
+                .flip(*region, u32::from_le_bytes([*a, *b, *c, 0]) as usize, *bits)
+        })
+        .collect();
+    let outcome = Journal::reopen(whole.remains)
+        .map_err(|error| error.to_string())
+        .and_then(|mut journal| recover::replay(&mut journal, -1, None));
+    if let Ok(recovered) = outcome {
+        assert_eq!(recovered.broker.check_invariants(), Ok(()));
+        if flips.is_empty() {
+            assert!(
+                image::save(&recovered.broker, &WorkerV1::default()).is_ok_and(|state| state == whole.state)
+            );
+        }
+    }
+    for flip in flips.iter().rev() {
+        whole.remains.undo(flip);
+    }
+}
+
+/// A bus with a few peers, names, rules and open calls, partly in a checkpoint and partly in the log.
+fn build() -> Whole {
+    let Ok(mut journal) = Journal::create() else {
+        panic!("no memory for a journal")
+    };
+    let guid = bus_wire::Guid::from_bytes([7; 16]);
+    let identity = Identity {
+        guid,
+        listener_guids: vec![guid],
+        machine_id: guid.to_string(),
+        keeper_pid: 1,
+        own_uid: 0,
+        hash_seed: 5,
+    };
+    let config = Config {
+        connect: Connect::Anyone,
+        traffic: Traffic::Everything,
+        limits: Limits::session(),
+        ..Config::default()
+    };
+    let mut broker = Broker::new(identity, Arc::new(config), Millis(0));
+    if let Err(error) = journal.checkpoint(&mut broker, 0) {
+        panic!("{error}");
+    }
+    for index in 0..6 {
+        let peer = PeerId {
+            index: 100 + index,
+            generation: index + 1,
+        };
+        let credentials = Credentials {
+            uid: Some(0),
+            gid: Some(0),
+            pid: Some(1),
+        };
+        journal.note(
+            Some(peer),
+            &RareEvent::Accepted {
+                listener: 0,
+                credentials,
+                can_pass_fds: true,
+            },
+        );
+        broker.handle(
+            Event::Accepted {
+                peer,
+                listener: 0,
+                credentials,
+                can_pass_fds: true,
+            },
+            &mut Kernel {
+                journal: &mut journal,
+            },
+        );
+        let mut input = b"\0AUTH EXTERNAL 30\r\nBEGIN\r\n".to_vec();
+        let calls = [
+            ("Hello", None),
+            ("RequestName", Some("org.example.Name")),
+            ("AddMatch", Some("member='M'")),
+        ];
+        for (serial, (member, argument)) in (1u32..).zip(calls) {
+            let call = MessageBuilder::method_call("/org/freedesktop/DBus", member)
+                .destination("org.freedesktop.DBus")
+                .serial(serial)
+                .body(|w| {
+                    if let Some(argument) = argument {
+                        w.str(argument);
+                    }
+                    if member == "RequestName" {
+                        w.u32(0);
+                    }
+                });
+            if call.build_into(&mut input).is_err() {
+                panic!("a call cannot be built");
+            }
+        }
+        let call = MessageBuilder::method_call("/a", "Open")
+            .destination("org.example.Name")
+            .serial(9u32);
+        if call.build_into(&mut input).is_err() {
+            panic!("a call cannot be built");
+        }
+        input.extend_from_slice(b"l\x01\0\x01half a message");
+        let data = journal.pretend_received(peer, &input);
+        broker.handle(
+            Event::Received {
+                peer,
+                data,
+                fds: Fds::new(),
+            },
+            &mut Kernel {
+                journal: &mut journal,
+            },
+        );
+        let queued = broker.send_queue(peer).map_or(0, |queue| queue.len() / 2);
+        journal.pretend_drained(peer, queued);
+        broker.handle(
+            Event::Drained { peer, bytes: queued },
+            &mut Kernel {
+                journal: &mut journal,
+            },
+        );
+        broker.actions().clear();
+        if index == 3
+            && let Err(error) = journal.checkpoint(&mut broker, 4)
+        {
+            panic!("{error}");
+        }
+    }
+    let Ok(state) = image::save(&broker, &WorkerV1::default()) else {
+        panic!("the state cannot be saved")
+    };
+    Whole {
+        remains: journal.remains(),
+        state,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_corpus_of_fuzzing_is_survived() {
+        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/journal");
+        let files: Vec<_> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(!files.is_empty());
+        for file in files {
+            super::journal(&std::fs::read(file).unwrap());
+        }
+        super::journal(&[]);
+    }
+
+    #[test]
+    fn some_damage() {
+        super::journal(&[]);
+        let mut number = 1_u64;
+        for _ in 0..300 {
+            let mut data = [0; 40];
+            for byte in &mut data {
+                number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                *byte = (number >> 40) as u8;
+            }
+            super::journal(&data);
+        }
+        super::journal(&[]);
+    }
+}
