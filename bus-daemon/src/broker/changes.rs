@@ -6,6 +6,11 @@ use super::frozen::{Blob, PeerV1};
 use super::snapshot::SharedBodies;
 
 impl Broker {
+    /// How many indexes [`take_changed_peers`](Self::take_changed_peers) would give.
+    pub fn changed_peers(&self) -> usize {
+        self.peers.changed_count()
+    }
+
     /// Moves to `out` the indexes whose peers may have changed, come or gone since this was last asked, each once.
     pub fn take_changed_peers(&mut self, out: &mut Vec<u32>) {
         self.peers.take_changed(out);

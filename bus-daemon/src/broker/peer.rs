@@ -166,6 +166,11 @@ impl Peers {
         self.changed.mark(id.index as usize);
     }
 
+    /// How many indexes are marked.
+    pub(crate) fn changed_count(&self) -> usize {
+        self.changed.indexes.len()
+    }
+
     /// Moves to `out` the indexes whose peers may have changed, come or gone since this was last asked, each once.
     pub(crate) fn take_changed(&mut self, out: &mut Vec<u32>) {
         for index in self.changed.indexes.drain(..) {

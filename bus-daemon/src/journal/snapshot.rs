@@ -54,10 +54,10 @@ impl Journal {
 
     /// Writes some of the many peers that changed, ahead of the next checkpoint: so none takes long. True if it did.
     pub(crate) fn write_ahead(&mut self, broker: &mut Broker) -> bool {
-        broker.take_changed_peers(&mut self.changed);
-        if self.changed.len() <= 2 * AHEAD {
+        if self.changed.len() + broker.changed_peers() <= 2 * AHEAD {
             return false;
         }
+        broker.take_changed_peers(&mut self.changed);
         self.begin_checkpoint();
         let rest = self.changed.len() - AHEAD;
         for index in self.changed.split_off(rest) {
