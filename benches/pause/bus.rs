@@ -63,11 +63,10 @@ impl Bus {
     pub(crate) fn kill_worker(&self) -> Result<()> {
         let pid = self.child.id();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-        let worker: i32 = children
-            .split_whitespace()
-            .next()
-            .context("there is no worker")?
-            .parse()?;
+        let [worker] = children.split_whitespace().collect::<Vec<_>>()[..] else {
+            bail!("the daemon should have one child, and has {children:?}");
+        };
+        let worker: i32 = worker.parse()?;
         kill(Pid::from_raw(worker), Signal::SIGKILL)?;
         Ok(())
     }

@@ -218,6 +218,10 @@ impl Keeper {
     }
 
     fn watch(&mut self, signals: &SignalFd) -> End {
+        // The worker before an upgrade may have ended before this process image could be told.
+        if let Some(end) = self.reap() {
+            return end;
+        }
         loop {
             if let Err(error) = self.wait(signals) {
                 return End::Failed(format!("cannot wait for events: {error}"));
