@@ -176,7 +176,10 @@ mod tests {
     #[test]
     fn the_corpus_of_fuzzing_is_survived() {
         let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/journal");
-        let files: Vec<_> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let files: Vec<_> = std::fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
         assert!(!files.is_empty());
         for file in files {
             super::journal(&std::fs::read(file).unwrap());
