@@ -3,19 +3,20 @@
 //! A turn takes what is ready, applies all of it, and then writes: effects first, sends after, and one write for many
 //! messages.
 
+mod handover;
+
 use std::io::Error;
 use std::os::fd::RawFd;
 
-use super::clock::{self, Nanos};
+use super::clock;
 use super::links::{Incoming, Link, Links, socket_of};
 use super::poll::{EpollSet, Source};
 use super::recover::Recovered;
 use super::system::{self, Kernel};
 use crate::broker::{Action, Broker, Dropped, Event, Millis, PeerId, Start};
-use crate::handoff::image::{self, LinkV1, WorkerV1};
-use crate::handoff::memfd;
+use crate::handoff::image::WorkerV1;
 use crate::journal::{Journal, RareEvent, Read};
-use crate::keeper::{KeeperV1, ToKeeper, ToWorker, worker, worker_exit};
+use crate::keeper::KeeperV1;
 
 /// Connections accepted from one listener in one turn.
 const ACCEPTS: usize = 32;
@@ -601,112 +602,6 @@ impl Worker {
             link.blocked = blocked;
             update_interest(self.epoll, link);
         }
-    }
-
-    // The keeper
-
-    fn listen_to_keeper(&mut self) {
-        loop {
-            match self.record.control.heard_by_worker() {
-                Ok(Some(ToWorker::Reload)) => self.reload(),
-                Ok(Some(ToWorker::Upgrade)) => {
-                    self.journal.note(None, &RareEvent::UpgradeRequested);
-                    self.apply(Event::UpgradeRequested);
-                }
-                Ok(Some(ToWorker::Preflight(Ok(())))) => self.hand_over(),
-                Ok(Some(ToWorker::Preflight(Err(reason)))) => self.refuse_upgrade(reason),
-                Ok(None) => return,
-                Err(error) => {
-                    tracing::error!("cannot hear the keeper: {error}");
-                    return;
-                }
-            }
-        }
-    }
-
-    fn reload(&mut self) {
-        match super::load_config(&self.record) {
-            Ok(config) => {
-                self.journal.note(
-                    None,
-                    &RareEvent::ConfigLoaded {
-                        config: Box::new(config.clone()),
-                    },
-                );
-                self.apply(Event::ConfigLoaded {
-                    config: std::sync::Arc::new(config),
-                });
-            }
-            Err(reason) => {
-                tracing::error!("the configuration in force stays: {reason}");
-                self.journal.note(
-                    None,
-                    &RareEvent::ConfigRefused {
-                        reason: reason.clone(),
-                    },
-                );
-                self.apply(Event::ConfigRefused { reason });
-            }
-        }
-    }
-
-    fn refuse_upgrade(&mut self, reason: String) {
-        tracing::warn!("upgrade refused: {reason}");
-        self.journal.note(
-            None,
-            &RareEvent::UpgradeRefused {
-                reason: reason.clone(),
-            },
-        );
-        self.apply(Event::UpgradeRefused { reason });
-    }
-
-    fn ask_for_preflight(&mut self, binary: String) {
-        let asked = self.save(clock::monotonic()).and_then(|image| {
-            let message = ToKeeper::Preflight { binary, image };
-            self.tell_keeper(&message, image)
-        });
-        if let Err(error) = asked {
-            self.refuse_upgrade(format!("the state cannot be given to the new binary: {error}"));
-        }
-    }
-
-    /// The last act of this worker: its state to the keeper, which replaces the process image.
-    pub(crate) fn hand_over(&mut self) {
-        self.flush();
-        let handed = self
-            .save(clock::monotonic())
-            .and_then(|image| self.tell_keeper(&ToKeeper::Exec { image }, image));
-        match handed {
-            Ok(()) => worker::exit(worker_exit::HANDED_OVER),
-            Err(error) => self.refuse_upgrade(format!("the state cannot be handed over: {error}")),
-        }
-    }
-
-    /// Hands a memfd to the keeper; it is closed where that fails.
-    fn tell_keeper(&self, message: &ToKeeper, image: RawFd) -> std::io::Result<()> {
-        let told = self.record.control.tell_keeper(message);
-        if told.is_err() {
-            let _ = nix::unistd::close(image);
-        }
-        told
-    }
-
-    /// All state, in a new memfd.
-    fn save(&self, stopped_at: Nanos) -> std::io::Result<RawFd> {
-        let links = self.links.iter().map(|link| LinkV1 {
-            peer: link.peer.to_u64(),
-            blocked: link.blocked,
-            stopped: link.stopped,
-            broken: link.broken,
-        });
-        let worker = WorkerV1 {
-            stopped_at: stopped_at.0,
-            generation: self.generation,
-            links: links.collect(),
-        };
-        let bytes = image::save(&self.broker, &worker).map_err(Error::other)?;
-        memfd::write(c"bus-state", &bytes)
     }
 }
 
