@@ -122,7 +122,9 @@ fn tell(fd: RawFd, line: &str) -> Result<(), String> {
     #[expect(unsafe_code, reason = "a descriptor given by number")]
     // SAFETY: ManuallyDrop keeps it open here; it is closed once both lines are written.
     let mut file = std::mem::ManuallyDrop::new(unsafe { std::fs::File::from_raw_fd(fd) });
-    writeln!(file, "{line}").map_err(|error| format!("cannot write to descriptor {fd}: {error}"))
+    // In one write: some launchers read only once.
+    file.write_all(format!("{line}\n").as_bytes())
+        .map_err(|error| format!("cannot write to descriptor {fd}: {error}"))
 }
 
 fn raise_descriptor_limit() {
