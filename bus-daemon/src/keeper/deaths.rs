@@ -9,7 +9,7 @@ use crate::runtime::clock::Nanos;
 /// Deaths by its own fault without an event applied in between, after which the daemon gives up.
 const FUTILE: u32 = 32;
 /// How long a new binary is on probation.
-const PROBATION: Nanos = Nanos(60_000_000_000);
+pub(crate) const PROBATION: Nanos = Nanos(60_000_000_000);
 /// Deaths by its own fault that it may not have in that time.
 const PROBATION_FAULTS: u32 = 3;
 

@@ -112,8 +112,12 @@ pub(crate) fn restored(
         None => {
             Keeper::new(record, own_binary, signals.as_raw_fd(), Some(fd)).run(&signals, Origin::Upgraded)
         }
-        Some(reason) => Keeper::new(record.taken_back(), own_binary, signals.as_raw_fd(), None)
-            .run(&signals, Origin::RolledBack { reason }),
+        Some(reason) => {
+            // Nobody else can be returned to.
+            let _ = nix::unistd::close(fd);
+            Keeper::new(record.taken_back(), own_binary, signals.as_raw_fd(), None)
+                .run(&signals, Origin::RolledBack { reason })
+        }
     };
     Ok(keeper)
 }

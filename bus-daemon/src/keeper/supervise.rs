@@ -12,7 +12,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
 use super::control::{ToKeeper, ToWorker};
-use super::deaths::{Deaths, is_own_fault};
+use super::deaths::{Deaths, PROBATION, is_own_fault};
 use super::preflight::{FileIdentity, Preflight};
 use super::record::KeeperV1;
 use super::worker;
@@ -102,14 +102,12 @@ impl Keeper {
         signals: RawFd,
         restored_from: Option<RawFd>,
     ) -> Self {
-        // What this image was given is not for the one after it.
+        // What this image was given is not for the one after it; its own binary is, to return to.
         let previous = restored_from.map(|_| record.previous);
-        for fd in [restored_from, previous, restored_from.map(|_| record.image)]
-            .into_iter()
-            .flatten()
-        {
+        for fd in restored_from.into_iter().chain(previous).chain([record.image]) {
             super::set_close_on_exec(fd, true);
         }
+        super::set_close_on_exec(own_binary, false);
         Self {
             record,
             own_binary,
@@ -238,6 +236,7 @@ impl Keeper {
                     _ => {}
                 }
             }
+            self.end_probation();
             self.listen_to_worker();
             if let Some(end) = self.take_over().or_else(|| {
                 self.follow_preflight();
@@ -254,15 +253,14 @@ impl Keeper {
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(control, PollFlags::POLLIN),
         ];
-        let mut timeout = PollTimeout::NONE;
+        let preflight_end = self.preflight.as_ref().map(Preflight::deadline);
+        let now = runtime::clock::monotonic();
+        let due = preflight_end.into_iter().chain(self.probation_due(now)).min();
+        let timeout = due.map_or(PollTimeout::NONE, |due| {
+            let left = due.0.saturating_sub(now.0) / 1_000_000 + 1;
+            PollTimeout::try_from(left.min(60_000)).unwrap_or(PollTimeout::ZERO)
+        });
         if let Some(preflight) = &self.preflight {
-            let left = preflight
-                .deadline()
-                .0
-                .saturating_sub(runtime::clock::monotonic().0)
-                / 1_000_000
-                + 1;
-            timeout = PollTimeout::try_from(left.min(60_000)).unwrap_or(PollTimeout::ZERO);
             fds.extend(
                 preflight
                     .output_fd()
@@ -377,10 +375,8 @@ impl Keeper {
             }
             let reason = format!("the new binary's worker {how} before it served");
             tracing::error!("{reason}; returning to the old binary");
-            for kept in [record, self.record.image] {
-                super::set_close_on_exec(kept, false);
-            }
-            let error = super::exec::previous(&self.record, previous, record, &reason);
+            super::set_close_on_exec(self.record.image, false);
+            let error = self.execute_previous(previous, record, &reason);
             return Some(End::Failed(format!("cannot return to the old binary: {error}")));
         }
         if !has_served && !self.is_restored {
@@ -440,11 +436,39 @@ impl Keeper {
             .record
             .save()
             .map_err(|error| format!("no memory for the keeper's record: {error}"))?;
-        let error = super::exec::previous(&self.record, previous, saved, &reason);
+        let error = self.execute_previous(previous, saved, &reason);
         close(saved);
         tracing::error!("cannot return to the old binary: {error}; going on with this one");
         super::set_close_on_exec(image, true);
         self.start_worker(Origin::RolledBack { reason })
+    }
+
+    /// Goes on as the binary before this one, with the keeper's record in `saved`. Returns only on failure.
+    fn execute_previous(&self, previous: RawFd, saved: RawFd, reason: &str) -> Errno {
+        super::set_close_on_exec(saved, false);
+        // This binary is not one to return to.
+        super::set_close_on_exec(self.own_binary, true);
+        let error = super::exec::previous(&self.record, previous, saved, reason);
+        super::set_close_on_exec(self.own_binary, false);
+        error
+    }
+
+    /// Lets go of what a return to the binary before this one would need, once this one has proved itself.
+    fn end_probation(&mut self) {
+        let is_serving = self.serving.as_ref().is_some_and(Serving::get);
+        if !is_serving || runtime::clock::monotonic() <= self.started_at + PROBATION {
+            return;
+        }
+        for fd in self.restored_from.take().into_iter().chain(self.previous.take()) {
+            close(fd);
+        }
+    }
+
+    /// When to look whether the probation of this binary has ended, if it is on probation.
+    fn probation_due(&self, now: Nanos) -> Option<Nanos> {
+        let is_on_probation = self.restored_from.or(self.previous).is_some();
+        // One that does not serve even then is asked again from time to time.
+        is_on_probation.then(|| (self.started_at + PROBATION).max(now + Nanos(1_000_000_000)))
     }
 
     /// If the worker has handed its state over, goes on as another process image. Handing over is the worker's last act:
