@@ -5,23 +5,13 @@
 mod support;
 
 use bus_load::{CallError, Caller, Hook, Load, LoadPlan};
-use std::fs::{Permissions, set_permissions, write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use support::{Bus, DRIVER, DRIVER_PATH, binary, generation, recoveries, upgrade};
-
-/// The binary under test, with a fault that is compiled into it for tests.
-fn faulty(directory: &Path, fault: &str) -> PathBuf {
-    let path = directory.join("faulty");
-    let fault = fault.replace("PATH", path.to_str().unwrap());
-    let (binary, directory) = (binary().display(), directory.display());
-    let script =
-        format!("#!/bin/sh\nBUS_TEST_FAULT={fault} XDG_RUNTIME_DIR='{directory}' exec '{binary}' \"$@\"\n");
-    write(&path, script).unwrap();
-    set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
-    path
-}
+use support::{
+    Bus, DRIVER, DRIVER_PATH, binary, check_descriptors, descriptors_after_upgrade, faulty, generation,
+    recoveries, upgrade,
+};
 
 fn quarantined_files(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory)
@@ -87,8 +77,11 @@ fn a_message_that_makes_the_worker_hang_is_quarantined() {
 #[test]
 fn a_new_binary_that_dies_while_restoring_is_rolled_back_and_nobody_notices() {
     let directory = tempfile::tempdir().unwrap();
-    let bus = Bus::start();
+    let old = directory.path().join("old");
+    std::fs::copy(binary(), &old).unwrap();
+    let bus = Bus::start_binary(&old);
     let mut control = bus.caller();
+    let descriptors = descriptors_after_upgrade(&bus, &mut control);
     let mut load = Load::start(&bus.address, LoadPlan::small()).unwrap();
     load.go().unwrap();
     for _ in 0..3 {
@@ -102,13 +95,16 @@ fn a_new_binary_that_dies_while_restoring_is_rolled_back_and_nobody_notices() {
             }
             other => panic!("{other:?}"),
         }
-        assert_eq!(generation(&mut control), 1);
+        assert_eq!(generation(&mut control), 2);
+        assert_eq!(bus.executable(), old);
         load.release(&Hook::ALL).unwrap();
     }
-    // The path that it was started from is the old one again.
-    assert_eq!(upgrade(&mut control, "").unwrap(), 2);
     let report = load.finish().unwrap();
     assert!(report.is_clean(), "{report}");
+    // The path that it was started from is the old one again.
+    check_descriptors(&bus, &mut control, &descriptors);
+    assert_eq!(generation(&mut control), 3);
+    assert_eq!(bus.executable(), old);
     assert!(
         control
             .call(DRIVER, DRIVER_PATH, "org.freedesktop.DBus.Peer", "Ping", |_| {})
@@ -119,13 +115,17 @@ fn a_new_binary_that_dies_while_restoring_is_rolled_back_and_nobody_notices() {
 #[test]
 fn a_new_binary_that_keeps_dying_gives_way_to_the_old_one() {
     let directory = tempfile::tempdir().unwrap();
-    let bus = Bus::start();
+    let old = directory.path().join("old");
+    std::fs::copy(binary(), &old).unwrap();
+    let bus = Bus::start_binary(&old);
     let mut control = bus.caller();
+    let descriptors = descriptors_after_upgrade(&bus, &mut control);
     let mut load = Load::start(&bus.address, LoadPlan::small()).unwrap();
     load.go().unwrap();
     let new = faulty(directory.path(), "poison");
-    assert_eq!(upgrade(&mut control, new.to_str().unwrap()).unwrap(), 2);
+    assert_eq!(upgrade(&mut control, new.to_str().unwrap()).unwrap(), 3);
     assert!(!bus.command_line().contains("--rolled-back"));
+    assert_eq!(bus.executable(), binary());
     for _ in 0..2 {
         // Each is deadly twice, and then left out.
         let mut sender = bus.caller();
@@ -134,9 +134,12 @@ fn a_new_binary_that_keeps_dying_gives_way_to_the_old_one() {
     support::wait_until("the old binary is back", || {
         bus.command_line().contains("--rolled-back")
     });
+    assert_eq!(bus.executable(), old);
     assert_eq!(control.ask("GetNameOwner", DRIVER).unwrap(), DRIVER);
     let report = load.finish().unwrap();
     assert!(report.is_clean(), "{report}");
+    check_descriptors(&bus, &mut control, &descriptors);
+    assert_eq!(bus.executable(), old);
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! Faults on demand, for tests of what must survive them. Compiled only with the feature `test-hooks`.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
 use crate::broker::Event;
 
 /// Whether the environment asks for the fault of this name.
@@ -13,6 +16,33 @@ pub(crate) fn in_restore(binary: &std::path::Path) {
     if is_wanted("restore:any") || is_wanted(&format!("restore:{}", binary.display())) {
         std::process::abort();
     }
+}
+
+/// With `BUS_TEST_FAULT=kill:PLACES`, where PLACES are like `checkpoint=300,recovery=5000`: every other worker is killed,
+/// as somebody outside would do it, at one of that many passes through the place, drawn at random; sooner more often
+/// than later. The log says where it was.
+pub(crate) fn kill_in(place: &'static str) {
+    static DOOM: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());
+    let mut places = DOOM.lock().unwrap_or_else(PoisonError::into_inner);
+    let left = places.entry(place).or_insert_with(|| draw(place).unwrap_or(0));
+    if *left == 1 {
+        tracing::error!("a fault on demand: killed in {place}");
+        let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+    }
+    *left = left.saturating_sub(1);
+}
+
+/// At which pass through the place this process is to be killed, if at any.
+fn draw(place: &str) -> Option<u64> {
+    let wanted = std::env::var("BUS_TEST_FAULT").ok()?;
+    let mut places = wanted.strip_prefix("kill:")?.split(',');
+    let most: u64 = places.find_map(|entry| entry.strip_prefix(place)?.strip_prefix('=')?.parse().ok())?;
+    let mut random = [0; 8];
+    crate::keeper::random_bytes(&mut random);
+    let random = u64::from_ne_bytes(random);
+    let shift = (random >> 1) % u64::from(most.max(2).ilog2());
+    let range = (most >> shift).max(1);
+    (random & 1 == 1).then_some(1 + (random >> 8) % range)
 }
 
 /// With `BUS_TEST_FAULT=poison`, input with one of these words in it is deadly, as a message would be that meets a

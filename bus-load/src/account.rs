@@ -18,10 +18,14 @@ pub struct Account {
     pub replies: Vec<(String, Counts)>,
     /// Stream and the numbers that came in it.
     pub got: Vec<(String, Counts)>,
-    /// Descriptors sent along with messages.
+    /// Descriptors sent along with messages to one receiver.
     pub fds_sent: u64,
-    /// Descriptors that came, held the right content and were closed.
+    /// Descriptors that came to this client alone, held the right content and were closed.
     pub fds_received: u64,
+    /// Descriptors of broadcasts, of which every receiver gets a copy, that held the right content and were closed.
+    pub fds_copied: u64,
+    /// Descriptors open at the end, when nothing is under way, that were not open at the start.
+    pub fds_left: u64,
     /// The bus closed the connection, and why it is thought to have done so.
     pub disconnected: Option<String>,
     /// Everything else that should not have happened: error replies, changed names, wrong contents.

@@ -282,6 +282,11 @@ impl Link {
         self.received.remove(&fd.0)
     }
 
+    /// Descriptors that came and that no message has claimed.
+    pub(crate) fn unclaimed_fds(&self) -> usize {
+        self.received.len()
+    }
+
     /// Ends the connection in both directions.
     pub(crate) fn shut_down(&self) {
         let _ = self.socket.shutdown(std::net::Shutdown::Both);

@@ -110,6 +110,7 @@ impl Load {
                 }
             }
         }
+        self.peers.iter_mut().for_each(Attached::count_fds);
         self.peers.iter_mut().for_each(|peer| peer.command("go"));
         self.command(Command::Running(true))
     }
@@ -209,6 +210,7 @@ impl Load {
         note("draining", tell(&mut self.peers, "drain", "drained", true));
         note("reporting", tell(&mut self.peers, "report", "end", true));
 
+        self.peers.iter_mut().for_each(Attached::compare_fds);
         note("names", self.check_names());
         note("queue", self.check_queue());
         let mut accounts = self.ask(Command::Finish)?;

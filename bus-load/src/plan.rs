@@ -13,6 +13,8 @@ pub struct LoadPlan {
     pub subscribers: u32,
     /// Pairs of which one calls the other with a descriptor in every message.
     pub fd_pairs: u32,
+    /// Of the messages of all other pairs and of the broadcasters, one in so many carries a descriptor.
+    pub fd_every: u64,
     /// Owners that queue for one name.
     pub queued_owners: u32,
     /// Connections that come, call and go, over and over.
@@ -35,6 +37,7 @@ impl Default for LoadPlan {
             broadcasters: 6,
             subscribers: 48,
             fd_pairs: 6,
+            fd_every: 10,
             queued_owners: 5,
             churners: 2,
             interval: Duration::from_millis(20),

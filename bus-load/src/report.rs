@@ -55,6 +55,7 @@ impl Report {
             .collect();
         let mut report = Report::default();
         let mut rows = BTreeMap::<&str, Row>::new();
+        let mut received = 0;
         for account in accounts {
             let row = rows.entry(&account.implementation).or_default();
             row.clients += 1;
@@ -94,10 +95,18 @@ impl Report {
                     .iter()
                     .map(|error| format!("{}: {error}", account.id)),
             );
-            report.fds_passed += account.fds_received;
+            received += account.fds_received;
+            report.fds_passed += account.fds_received + account.fds_copied;
+            report.fds_leaked += account.fds_left;
+            if account.fds_left > 0 {
+                report.errors.push(format!(
+                    "{}: {} descriptors are open that were not before",
+                    account.id, account.fds_left
+                ));
+            }
         }
         let fds_sent: u64 = accounts.iter().map(|a| a.fds_sent).sum();
-        report.fds_leaked = fds_sent.abs_diff(report.fds_passed);
+        report.fds_leaked += fds_sent.abs_diff(received);
         report.rows = rows
             .into_iter()
             .map(|(implementation, row)| Row {

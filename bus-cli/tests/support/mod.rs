@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -26,6 +27,18 @@ pub const SOON: Duration = Duration::from_secs(20);
 /// The binary under test.
 pub fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_bus"))
+}
+
+/// The binary under test, with a fault that is compiled into it for tests.
+pub fn faulty(directory: &Path, fault: &str) -> PathBuf {
+    let path = directory.join("faulty");
+    let fault = fault.replace("PATH", path.to_str().unwrap());
+    let (binary, directory) = (binary().display(), directory.display());
+    let script =
+        format!("#!/bin/sh\nBUS_TEST_FAULT={fault} XDG_RUNTIME_DIR='{directory}' exec '{binary}' \"$@\"\n");
+    std::fs::write(&path, script).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
 }
 
 /// A running daemon. Dropped, it is stopped; if the test failed, its log is shown.
@@ -114,6 +127,25 @@ impl Bus {
         children.split_whitespace().next()?.parse().ok()
     }
 
+    /// The file that its main process executes.
+    pub fn executable(&self) -> PathBuf {
+        std::fs::read_link(format!("/proc/{}/exe", self.pid())).unwrap()
+    }
+
+    /// What its main process has open, each as the kernel names it, without the numbers of sockets and pipes. Workers
+    /// have the same table.
+    pub fn descriptors(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        let links = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        let kind = |link: PathBuf| match link.to_str().unwrap().split_once(":[") {
+            Some((kind, _)) => kind.to_owned(),
+            None => link.display().to_string(),
+        };
+        let mut descriptors: Vec<String> = links.map(kind).collect();
+        descriptors.sort_unstable();
+        descriptors
+    }
+
     /// The arguments of its main process, separated by blanks.
     pub fn command_line(&self) -> String {
         let bytes = std::fs::read(format!("/proc/{}/cmdline", self.pid())).unwrap();
@@ -153,11 +185,6 @@ fn directory() -> tempfile::TempDir {
 impl Drop for Bus {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let descriptors = std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
-                .into_iter()
-                .flatten();
-            let links = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
-            eprintln!("the daemon's descriptors: {:?}", links.collect::<Vec<_>>());
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
             eprintln!(
@@ -234,6 +261,35 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
         assert!(!deadline.passed(), "still not so after {SOON:?}: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// What a bus has open just after an upgrade, when nothing is under way: nothing that it was started with by chance,
+/// and nothing that comes and goes with traffic.
+pub fn descriptors_after_upgrade(bus: &Bus, control: &mut Caller) -> Vec<String> {
+    // Where the worker is killed on demand, it may be in the middle of this.
+    let mut tries = 0;
+    while let Err(error) = upgrade(control, "") {
+        tries += 1;
+        assert!(tries < 20, "{error}");
+    }
+    bus.descriptors()
+}
+
+/// Upgrades, and waits until the daemon has the same descriptors open as after an upgrade before.
+pub fn check_descriptors(bus: &Bus, control: &mut Caller, before: &[String]) {
+    let mut now = Vec::new();
+    for _ in 0..5 {
+        now = descriptors_after_upgrade(bus, control);
+        let deadline = Deadline::after(SOON / 5);
+        while now != before && !deadline.passed() {
+            std::thread::sleep(Duration::from_millis(2));
+            now = bus.descriptors();
+        }
+        if now == before {
+            return;
+        }
+    }
+    panic!("the daemon's descriptors were {before:#?} and are {now:#?}");
 }
 
 /// Runs a program to its end, which must be a success, and returns what it printed.

@@ -163,6 +163,8 @@ impl Checkpoints {
         if index >= ENTRIES {
             return Err(format!("there is no checkpoint entry {index}"));
         }
+        #[cfg(feature = "test-hooks")]
+        crate::fault::kill_in("checkpoint");
         if index >= self.used {
             self.used = index + 1;
             self.current.resize(self.used, Current::default());
@@ -238,6 +240,8 @@ impl Checkpoints {
             crc: 0,
             reserved: 0,
         });
+        #[cfg(feature = "test-hooks")]
+        crate::fault::kill_in("checkpoint");
         for block in std::mem::take(&mut self.superseded) {
             self.set_free(block);
         }

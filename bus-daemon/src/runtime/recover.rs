@@ -95,6 +95,8 @@ impl Recovered {
             self.generation = self.generation.max(peer.generation);
         }
         #[cfg(feature = "test-hooks")]
+        crate::fault::kill_in("recovery");
+        #[cfg(feature = "test-hooks")]
         crate::fault::poison(&event);
         self.broker.handle(event, &mut Kernel { journal });
         // In a replay nothing touches the system.
@@ -176,6 +178,8 @@ impl Recovered {
         ours.dedup();
         let end = ours.last().copied().unwrap_or(2).saturating_add(BEYOND);
         let mut accepted = Vec::new();
+        #[cfg(feature = "test-hooks")]
+        crate::fault::kill_in("recovery");
         for fd in 3..=end {
             if ours.binary_search(&fd).is_ok() || !is_open(fd) {
                 continue;
@@ -192,6 +196,8 @@ impl Recovered {
                 None => close(fd),
             }
         }
+        #[cfg(feature = "test-hooks")]
+        crate::fault::kill_in("recovery");
         tracing::debug!("{} connections were closed in the replay", self.closed.len());
         accepted
     }

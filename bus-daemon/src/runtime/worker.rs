@@ -113,6 +113,8 @@ impl Worker {
             }
             worker.links.insert(link);
         }
+        #[cfg(feature = "test-hooks")]
+        crate::fault::kill_in("recovery");
         for &(socket, listener) in accepted {
             worker.welcome(socket, listener);
         }
@@ -162,6 +164,10 @@ impl Worker {
         self.journal.mark_serving();
         self.tick();
         let worker_pid = std::process::id();
+        #[cfg(feature = "test-hooks")]
+        if is_recovered {
+            crate::fault::kill_in("recovery");
+        }
         self.journal.note(
             None,
             &RareEvent::Serving {

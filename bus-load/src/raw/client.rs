@@ -9,6 +9,7 @@ use crate::tally::Tally;
 use crate::{INTERFACE, PATH, fds};
 use bus_wire::{BodyWriter, MessageBuilder};
 use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 const BUS: &str = "org.freedesktop.DBus";
@@ -34,6 +35,12 @@ struct CallState {
     replies: Tally,
 }
 
+/// The descriptor of message `number`, if one in `every` has one (0: none has).
+fn descriptors(every: u64, number: u64) -> std::io::Result<Vec<OwnedFd>> {
+    let carries = every != 0 && number.is_multiple_of(every);
+    carries.then(|| fds::numbered(number)).into_iter().collect()
+}
+
 /// A raw connection and its books.
 pub(crate) struct Client {
     pub(crate) spec: Spec,
@@ -47,7 +54,7 @@ pub(crate) struct Client {
     /// The socket may have unread input.
     pub(crate) readable: bool,
     pub(crate) running: bool,
-    kept: Vec<Vec<u8>>,
+    kept: Vec<(Vec<u8>, Vec<OwnedFd>)>,
     serial: u32,
     pending: HashMap<u32, Pending>,
     calls: Vec<CallState>,
@@ -59,6 +66,7 @@ pub(crate) struct Client {
     acquired: HashSet<String>,
     fds_sent: u64,
     fds_received: u64,
+    fds_copied: u64,
     errors: Vec<String>,
     /// Messages sent and received since this was last taken.
     pub(crate) traffic: u64,
@@ -106,6 +114,7 @@ impl Client {
             acquired: HashSet::new(),
             fds_sent: 0,
             fds_received: 0,
+            fds_copied: 0,
             errors: Vec::new(),
             traffic: 0,
         };
@@ -235,27 +244,23 @@ impl Client {
         let Target {
             destination,
             payload,
-            with_fd,
+            fd_every,
             ..
         } = &self.spec.calls[index];
         let number = state.sent + 1;
-        let mut builder = MessageBuilder::method_call(PATH, "Echo")
+        let descriptors = descriptors(*fd_every, number)?;
+        let bytes = MessageBuilder::method_call(PATH, "Echo")
             .interface(INTERFACE)
             .destination(destination)
-            .serial(serial);
-        let mut descriptors = Vec::new();
-        if *with_fd {
-            descriptors.push(fds::numbered(number)?);
-            builder = builder.unix_fds(1);
-        }
-        let bytes = builder
+            .serial(serial)
+            .unix_fds(descriptors.len() as u32)
             .body(|body| {
                 body.str(&state.stream);
                 body.u64(number);
                 if *payload > 0 {
                     body.byte_slice(&vec![number as u8; *payload]);
                 }
-                if *with_fd {
+                if !descriptors.is_empty() {
                     body.unix_fd_index(0);
                 }
             })
@@ -284,7 +289,10 @@ impl Client {
             return Ok(());
         };
         let number = self.emitted + 1;
-        let mut builder = MessageBuilder::signal(PATH, INTERFACE, "Tick").serial(serial);
+        let descriptors = descriptors(emission.fd_every, number)?;
+        let mut builder = MessageBuilder::signal(PATH, INTERFACE, "Tick")
+            .serial(serial)
+            .unix_fds(descriptors.len() as u32);
         if let Some(destination) = &emission.destination {
             builder = builder.destination(destination);
         }
@@ -295,9 +303,15 @@ impl Client {
                 if emission.payload > 0 {
                     body.byte_slice(&vec![number as u8; emission.payload]);
                 }
+                if !descriptors.is_empty() {
+                    body.unix_fd_index(0);
+                }
             })
             .build()?;
-        self.link.queue(bytes, Vec::new());
+        if emission.destination.is_some() {
+            self.fds_sent += descriptors.len() as u64;
+        }
+        self.link.queue(bytes, descriptors);
         self.emitted = number;
         self.traffic += 1;
         if number.is_multiple_of(SIGNALS_PER_BARRIER) {
@@ -322,8 +336,8 @@ impl Client {
     /// Sends the replies that were kept back, and keeps none from now on.
     pub(crate) fn let_go(&mut self) {
         self.keeping = false;
-        for reply in std::mem::take(&mut self.kept) {
-            self.link.queue(reply, Vec::new());
+        for (reply, descriptors) in std::mem::take(&mut self.kept) {
+            self.link.queue(reply, descriptors);
         }
     }
 
@@ -382,6 +396,8 @@ impl Client {
             unique: self.unique.clone(),
             fds_sent: self.fds_sent,
             fds_received: self.fds_received,
+            fds_copied: self.fds_copied,
+            fds_left: self.link.unclaimed_fds() as u64,
             disconnected: self.closed.clone(),
             errors: self.errors.clone(),
             ..Account::default()

@@ -42,7 +42,7 @@ pub(crate) fn specs(plan: &LoadPlan) -> Vec<Spec> {
     for index in 0..plan.fd_pairs {
         specs.push(named(format!("fd{index}b")));
         let calls = vec![Target {
-            with_fd: true,
+            fd_every: 1,
             ..target(&format!("fd{index}b"), plan.interval, 4)
         }];
         specs.push(Spec {
@@ -86,6 +86,7 @@ pub(crate) fn specs(plan: &LoadPlan) -> Vec<Spec> {
         interval: plan.interval / 4,
         destination: Some(name_of("slow")),
         payload: FLOOD_PAYLOAD,
+        fd_every: plan.fd_every,
     };
     specs.push(Spec {
         emits: Some(flood),
@@ -115,7 +116,10 @@ pub(crate) fn specs(plan: &LoadPlan) -> Vec<Spec> {
 fn pairs(plan: &LoadPlan, specs: &mut Vec<Spec>) {
     for index in 0..plan.pairs {
         for (own, other) in [("a", "b"), ("b", "a")] {
-            let calls = vec![target(&format!("p{index}{other}"), plan.interval, 2)];
+            let calls = vec![Target {
+                fd_every: plan.fd_every,
+                ..target(&format!("p{index}{other}"), plan.interval, 2)
+            }];
             specs.push(Spec {
                 calls,
                 ..named(format!("p{index}{own}"))
@@ -162,6 +166,8 @@ fn broadcasts(plan: &LoadPlan, specs: &mut Vec<Spec>) {
             interval: plan.interval,
             destination: None,
             payload: 0,
+            // The first is heard by clients of other implementations too, which expect nothing but text and number.
+            fd_every: if index == 0 { 0 } else { plan.fd_every },
         };
         specs.push(Spec {
             emits: Some(emits),

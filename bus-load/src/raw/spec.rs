@@ -31,8 +31,8 @@ pub(crate) struct Target {
     pub(crate) window: u32,
     /// Bytes that go along with each call.
     pub(crate) payload: usize,
-    /// Each call carries a descriptor whose content is its number.
-    pub(crate) with_fd: bool,
+    /// One in so many calls, and its reply, carries a descriptor whose content is its number. 0: none does.
+    pub(crate) fd_every: u64,
     /// Calls are made one by one, on command.
     pub(crate) on_command: bool,
 }
@@ -46,6 +46,8 @@ pub(crate) struct Emission {
     pub(crate) destination: Option<String>,
     /// Bytes that go along with each signal.
     pub(crate) payload: usize,
+    /// One in so many carries a descriptor whose content is its number. 0: none does.
+    pub(crate) fd_every: u64,
 }
 
 /// The part that a connection plays in a [`crate::Hook`].

@@ -6,6 +6,7 @@ mod visitors;
 
 use crate::account::Account;
 use crate::clock::Deadline;
+use crate::fds;
 use crate::raw::name_of;
 use anyhow::{Context, bail};
 use std::collections::BTreeMap;
@@ -81,6 +82,10 @@ pub trait Peer: Send {
     fn command(&mut self, command: &str) -> anyhow::Result<()>;
     /// Its next line, or None if none comes in time. An error: it is gone.
     fn line(&mut self, timeout: Duration) -> anyhow::Result<Option<String>>;
+    /// The process that it is, if it is one of its own.
+    fn process(&self) -> Option<u32> {
+        None
+    }
     /// It only watches: it is drained after all others have reported, and has been told what to expect.
     fn watches(&self) -> bool {
         false
@@ -94,6 +99,7 @@ pub(crate) struct Attached {
     peer: Box<dyn Peer>,
     account: Account,
     traffic: u64,
+    fds_at_start: Option<usize>,
 }
 
 impl Attached {
@@ -109,10 +115,24 @@ impl Attached {
             peer,
             account,
             traffic: 0,
+            fds_at_start: None,
         };
         let unique = attached.wait("ready", Deadline::after(Duration::from_secs(30)))?;
         attached.account.unique = Some(unique).filter(|unique| !unique.is_empty());
         Ok(attached)
+    }
+
+    /// Counts the descriptors that it has open, before it sends anything.
+    pub(crate) fn count_fds(&mut self) {
+        self.fds_at_start = self.peer.process().and_then(|pid| fds::open_count(pid).ok());
+    }
+
+    /// Notes the descriptors that it has open, now that nothing is under way, and had not before.
+    pub(crate) fn compare_fds(&mut self) {
+        let now = self.peer.process().and_then(|pid| fds::open_count(pid).ok());
+        if let (Some(before), Some(now)) = (self.fds_at_start, now) {
+            self.account.fds_left = now.saturating_sub(before) as u64;
+        }
     }
 
     pub(crate) fn command(&mut self, command: &str) {

@@ -121,6 +121,10 @@ impl Peer for Program {
         (self.id.clone(), self.implementation.clone())
     }
 
+    fn process(&self) -> Option<u32> {
+        Some(self.child.id())
+    }
+
     fn command(&mut self, command: &str) -> anyhow::Result<()> {
         match command {
             "stop" => self.said.push_back("stopped".to_owned()),

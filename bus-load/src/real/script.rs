@@ -98,6 +98,10 @@ impl Peer for Script {
         (self.plan.id.clone(), self.plan.implementation.clone())
     }
 
+    fn process(&self) -> Option<u32> {
+        Some(self.child.id())
+    }
+
     fn command(&mut self, command: &str) -> anyhow::Result<()> {
         let stdin = self.stdin.as_mut().context("its input is closed")?;
         writeln!(stdin, "{command}").context("it is gone")

@@ -81,9 +81,13 @@ impl Worker {
     /// The last act of this worker: its state to the keeper, which replaces the process image.
     pub(crate) fn hand_over(&mut self) {
         self.flush();
+        #[cfg(feature = "test-hooks")]
+        crate::fault::kill_in("hand-over");
         let handed = self
             .save(clock::monotonic())
             .and_then(|image| self.tell_keeper(&ToKeeper::Exec { image }, image));
+        #[cfg(feature = "test-hooks")]
+        crate::fault::kill_in("hand-over");
         match handed {
             Ok(()) => worker::exit(worker_exit::HANDED_OVER),
             Err(error) => self.refuse_upgrade(format!("the state cannot be handed over: {error}")),
@@ -113,6 +117,8 @@ impl Worker {
             links: links.collect(),
         };
         let bytes = image::save(&self.broker, &worker).map_err(Error::other)?;
+        #[cfg(feature = "test-hooks")]
+        crate::fault::kill_in("hand-over");
         memfd::write(c"bus-state", &bytes)
     }
 }

@@ -49,9 +49,9 @@ impl Client {
         match message.message_type() {
             MessageType::MethodCall if self.spec.monitor => self.monitored(message)?,
             MessageType::MethodCall => self.called(&framed)?,
-            MessageType::Signal if message.interface() == Some(INTERFACE) => self.signalled(message)?,
+            MessageType::Signal if message.interface() == Some(INTERFACE) => self.signalled(&framed)?,
             MessageType::Signal => self.bus_signal(message)?,
-            MessageType::MethodReturn | MessageType::Error => self.replied(message)?,
+            MessageType::MethodReturn | MessageType::Error => self.replied(&framed)?,
             MessageType::Unknown(_) => {}
         }
         // Descriptors that nobody asked for.
@@ -70,29 +70,49 @@ impl Client {
             return self.other_call(message, sender);
         }
         let (stream, number) = self.record(message)?;
+        let came = self.take_descriptors(framed, &stream, number)?;
+        self.fds_received += came;
+        // A call that has one is answered with one.
+        let descriptors = super::descriptors(came, number)?;
+        self.fds_sent += descriptors.len() as u64;
+        let reply = MessageBuilder::method_return(message.serial().get())
+            .destination(sender)
+            .serial(self.next_serial())
+            .unix_fds(descriptors.len() as u32)
+            .body(|body| {
+                body.str(&stream);
+                body.u64(number);
+                if !descriptors.is_empty() {
+                    body.unix_fd_index(0);
+                }
+            })
+            .build()?;
+        if self.keeping {
+            self.kept.push((reply, descriptors));
+        } else {
+            self.link.queue(reply, descriptors);
+        }
+        Ok(())
+    }
+
+    /// Takes the descriptors that came with message `number` of a stream: the one that its signature tells of, with
+    /// the right content, and no other. How many there were.
+    fn take_descriptors(&mut self, framed: &Framed, stream: &str, number: u64) -> anyhow::Result<u64> {
         for &fd in &framed.fds {
             let content = fds::number_of(self.link.take_fd(fd).context("a descriptor named twice")?)?;
-            self.fds_received += 1;
             if content != number {
                 self.error(format!(
                     "{stream}: message {number} carries the descriptor of message {content}"
                 ));
             }
         }
-        let reply = MessageBuilder::method_return(message.serial().get())
-            .destination(sender)
-            .serial(self.next_serial())
-            .body(|body| {
-                body.str(&stream);
-                body.u64(number);
-            })
-            .build()?;
-        if self.keeping {
-            self.kept.push(reply);
-        } else {
-            self.link.queue(reply, Vec::new());
+        let (came, due) = (framed.fds.len(), framed.message.signature().matches('h').count());
+        if came != due {
+            self.error(format!(
+                "{stream}: message {number} carries {came} descriptors, not {due}"
+            ));
         }
-        Ok(())
+        Ok(came as u64)
     }
 
     /// Tools introspect what they are about to call.
@@ -116,8 +136,15 @@ impl Client {
         Ok(())
     }
 
-    fn signalled(&mut self, message: &Message) -> anyhow::Result<()> {
-        let (stream, _) = self.record(message)?;
+    fn signalled(&mut self, framed: &Framed) -> anyhow::Result<()> {
+        let message = &framed.message;
+        let (stream, number) = self.record(message)?;
+        let came = self.take_descriptors(framed, &stream, number)?;
+        match message.destination() {
+            // A monitor has a copy of what goes to another.
+            Some(_) if !self.spec.monitor => self.fds_received += came,
+            _ => self.fds_copied += came,
+        }
         if !self.spec.subscribes.contains(&stream) && !self.spec.monitor {
             self.error(format!("a signal of {stream} came, which no rule asked for"));
         }
@@ -168,7 +195,8 @@ impl Client {
         Ok(())
     }
 
-    fn replied(&mut self, message: &Message) -> anyhow::Result<()> {
+    fn replied(&mut self, framed: &Framed) -> anyhow::Result<()> {
+        let message = &framed.message;
         let serial = message
             .reply_serial()
             .context("a reply without a reply serial")?
@@ -202,8 +230,11 @@ impl Client {
                 state.outstanding -= 1;
                 if message.message_type() == MessageType::MethodReturn {
                     state.replies.record(number);
+                    let stream = state.stream.clone();
+                    self.fds_received += self.take_descriptors(framed, &stream, number)?;
+                    let state = &self.calls[target];
                     // Echo services of other programs may answer without a body.
-                    if message.signature() == "st" {
+                    if message.signature().starts_with("st") {
                         let mut body = message.body();
                         let (stream, echoed) = (body.read_str()?, body.read_u64()?);
                         if (stream, echoed) != (state.stream.as_str(), number) {
