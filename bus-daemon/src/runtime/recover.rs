@@ -12,9 +12,6 @@ use crate::handoff::{image, memfd};
 use crate::journal::Journal;
 use crate::keeper::Listener;
 
-/// Descriptors looked for beyond the highest that is known: what a worker had open when it died.
-const BEYOND: RawFd = 4096;
-
 /// The bus as the dead worker left it.
 pub(super) struct Recovered {
     pub(super) broker: Broker,
@@ -176,11 +173,10 @@ impl Recovered {
             .collect();
         ours.sort_unstable();
         ours.dedup();
-        let end = ours.last().copied().unwrap_or(2).saturating_add(BEYOND);
         let mut accepted = Vec::new();
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("recovery");
-        for fd in 3..=end {
+        for fd in 3..table_size() {
             if ours.binary_search(&fd).is_ok() || !is_open(fd) {
                 continue;
             }
@@ -205,6 +201,19 @@ impl Recovered {
 
 fn close(fd: RawFd) {
     let _ = nix::unistd::close(fd);
+}
+
+/// How many descriptors there is room for in the table as it is: all that are open are below.
+fn table_size() -> RawFd {
+    let size = std::fs::read_to_string("/proc/self/status").ok().and_then(|status| {
+        let (_, rest) = status.split_once("FDSize:")?;
+        rest.lines().next()?.trim().parse().ok()
+    });
+    // Without /proc: as large as it may be.
+    size.unwrap_or_else(|| {
+        let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+        limit.map_or(RawFd::MAX, |(_, hard)| hard.try_into().unwrap_or(RawFd::MAX))
+    })
 }
 
 #[expect(unsafe_code, reason = "asks about a descriptor by number")]
