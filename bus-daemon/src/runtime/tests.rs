@@ -238,6 +238,28 @@ fn a_replay_gives_what_the_worker_had() {
 }
 
 #[test]
+fn checkpoints_come_however_many_peers_change_all_the_time() {
+    let mut rig = Rig::new(false);
+    for _ in 0..200 {
+        rig.connect();
+    }
+    let mut longest = 0;
+    for _ in 0..400 {
+        for client in &mut rig.clients {
+            client.call("GetId", |_| {});
+            client.stream.write_all(&client.waiting).unwrap();
+            client.waiting.clear();
+        }
+        rig.worker.turn();
+        longest = longest.max(rig.remains.since_checkpoint());
+        for client in &mut rig.clients {
+            let _ = client.stream.read(&mut [0; 4096]);
+        }
+    }
+    assert!(longest < 100_000, "a replay would read {longest} records");
+}
+
+#[test]
 fn damage_never_panics_and_what_is_not_in_doubt_is_right() {
     let mut random = random();
     let mut rig = Rig::new(true);
