@@ -4,7 +4,7 @@
 
 mod support;
 
-use bus_load::{CallError, Hook, Load, LoadPlan};
+use bus_load::{CallError, Hook, Load, LoadPlan, fds};
 use std::fs::{Permissions, read, set_permissions, write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -73,6 +73,55 @@ fn what_is_not_a_bus_is_refused_and_nobody_notices() {
     assert_eq!(upgrade(&mut caller, "").unwrap(), 2);
     let report = load.finish().unwrap();
     assert!(report.is_clean(), "{report}");
+}
+
+#[test]
+fn nothing_is_left_of_an_upgrade_that_was_refused() {
+    let bus = Bus::start();
+    let directory = bus.directory.path();
+    let cases = [
+        "/bin/false".to_owned(),
+        directory.join("missing").to_str().unwrap().to_owned(),
+        file(directory, "not-executable", b"#!/bin/sh\n", 0o644),
+    ];
+    // Whoever is answered finds the worker with all that it opens.
+    assert_eq!(generation(&mut bus.caller()), 1);
+    let before = fds::open_count(bus.pid()).unwrap();
+    for case in &cases {
+        refused(&bus, case);
+    }
+    wait_until("the daemon has no more descriptors than before", || {
+        fds::open_count(bus.pid()).unwrap() <= before
+    });
+}
+
+#[test]
+fn a_daemon_that_stops_leaves_no_preflight_behind() {
+    let bus = Bus::start();
+    let notes = tempfile::tempdir().unwrap();
+    let asked = notes.path().join("asked");
+    let script = format!(
+        "#!/bin/sh\necho $$ > '{0}.new'\nmv '{0}.new' '{0}'\nexec sleep 600\n",
+        asked.display()
+    );
+    let slow = file(notes.path(), "slow", script.as_bytes(), 0o755);
+    let mut caller = bus.caller();
+    caller.set_timeout(std::time::Duration::from_micros(1));
+    let _ = caller.call(
+        support::DRIVER,
+        support::DRIVER_PATH,
+        support::RESTART,
+        "Upgrade",
+        |body| {
+            body.str(&slow);
+        },
+    );
+    wait_until("the preflight has begun", || asked.exists());
+    let pid = std::fs::read_to_string(&asked).unwrap();
+    let process = Path::new("/proc").join(pid.trim());
+    assert!(process.exists());
+    drop(bus);
+    assert!(!process.exists());
 }
 
 #[test]

@@ -136,6 +136,7 @@ impl Keeper {
             Ok(()) => self.watch(signals),
             Err(error) => End::Failed(error),
         };
+        self.give_up_preflight();
         self.remove_files();
         match end {
             End::Stopped => ExitCode::SUCCESS,
@@ -302,7 +303,10 @@ impl Keeper {
             record
                 .save()
                 .map_err(|error| format!("no memory for the keeper's record: {error}"))
-                .and_then(|record| Preflight::start(&path, &self.record.arguments(), record, image))
+                .and_then(|record| {
+                    Preflight::start(&path, &self.record.arguments(), record, image)
+                        .inspect_err(|_| close(record))
+                })
         } else {
             Err(format!("{} is not an absolute path", path.display()))
         };
