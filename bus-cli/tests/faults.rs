@@ -5,6 +5,8 @@
 mod support;
 
 use bus_load::{CallError, Caller, Hook, Load, LoadPlan};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::fs::{Permissions, set_permissions, write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -114,6 +116,43 @@ fn a_new_binary_that_dies_while_restoring_is_rolled_back_and_nobody_notices() {
             .call(DRIVER, DRIVER_PATH, "org.freedesktop.DBus.Peer", "Ping", |_| {})
             .is_ok()
     );
+}
+
+/// The new binary is changed once it has been checked, so that the old one has to go on; and its worker dies in the
+/// middle of that.
+#[test]
+fn an_upgrade_that_fails_and_then_a_death_cost_nobody_the_connection() {
+    let directory = tempfile::tempdir().unwrap();
+    let bus = Bus::start_binary(&faulty(directory.path(), "restore:any"));
+    let mut load = Load::start(&bus.address, LoadPlan::small()).unwrap();
+    load.go().unwrap();
+    let mut control = bus.caller();
+    let changing = directory.path().join("changing");
+    let script = format!(
+        "#!/bin/sh\n'{}' \"$@\" || exit\ntouch \"$0\"\n",
+        binary().display()
+    );
+    write(&changing, script).unwrap();
+    set_permissions(&changing, Permissions::from_mode(0o755)).unwrap();
+    assert!(upgrade(&mut control, changing.to_str().unwrap()).is_err());
+    bus.wait_for_log("was replaced after it had been checked");
+    assert_eq!(generation(&mut control), 1);
+    let report = load.finish().unwrap();
+    assert!(report.is_clean(), "{report}");
+}
+
+/// The address has been printed, so the bus is there, even if its first worker is killed before it serves.
+#[test]
+fn a_worker_killed_before_it_serves_is_started_again() {
+    for _ in 0..10 {
+        let bus = Bus::start();
+        for _ in 0..3 {
+            if let Some(worker) = bus.worker() {
+                let _ = kill(Pid::from_raw(worker as i32), Signal::SIGKILL);
+            }
+        }
+        assert_eq!(bus.caller().ask("GetNameOwner", DRIVER).unwrap(), DRIVER);
+    }
 }
 
 #[test]
