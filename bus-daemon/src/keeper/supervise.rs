@@ -217,6 +217,16 @@ impl Keeper {
             close(preflight.record);
         }
         self.approved = None;
+        // Nor is a verdict that was told and not heard for the next worker. The requests are.
+        let mut requests = Vec::new();
+        while let Ok(Some(message)) = self.record.control.heard_by_worker() {
+            if !matches!(message, ToWorker::Preflight(_)) {
+                requests.push(message);
+            }
+        }
+        for request in &requests {
+            self.tell(request);
+        }
     }
 
     fn watch(&mut self, signals: &SignalFd) -> End {
