@@ -457,6 +457,15 @@ impl Log {
         })
     }
 
+    /// Whether the next record is what the system answered to the last event.
+    pub(crate) fn is_answer_next(&mut self) -> bool {
+        if !self.is_next_here() {
+            self.follow();
+        }
+        self.next_header()
+            .is_some_and(|header| header.kind == Kind::Answer as u8)
+    }
+
     fn is_next_here(&self) -> bool {
         self.offset + RECORD_HEADER <= SEGMENT && {
             // SAFETY: as in `read_next`.
