@@ -178,6 +178,28 @@ fn a_new_binary_that_keeps_dying_gives_way_to_the_old_one() {
     assert!(report.is_clean(), "{report}");
 }
 
+/// The death that makes the old binary come back is the one after which a message is left out.
+#[test]
+fn who_is_quarantined_while_the_old_binary_comes_back_is_disconnected() {
+    let directory = tempfile::tempdir().unwrap();
+    let bus = Bus::start();
+    let mut control = bus.caller();
+    let new = faulty(directory.path(), "poison");
+    assert_eq!(upgrade(&mut control, new.to_str().unwrap()).unwrap(), 2);
+    let mut sender = bus.caller();
+    kill(Pid::from_raw(bus.worker().unwrap() as i32), Signal::SIGABRT).unwrap();
+    support::wait_until("it has recovered", || recoveries(&mut control) == 1);
+    match sender.ask("GetNameOwner", "POISON-ABORT") {
+        Err(CallError::Reply { name, .. }) => assert_eq!(name, "org.busdaemon.Error.Quarantined"),
+        other => panic!("{other:?}"),
+    }
+    assert!(sender.ask("GetNameOwner", DRIVER).is_err());
+    support::wait_until("the old binary is back", || {
+        bus.command_line().contains("--rolled-back")
+    });
+    assert_eq!(control.ask("GetNameOwner", DRIVER).unwrap(), DRIVER);
+}
+
 #[test]
 fn a_daemon_that_cannot_go_on_begins_anew_at_the_same_address() {
     let directory = tempfile::tempdir().unwrap();
