@@ -5,6 +5,9 @@
 mod support;
 
 use bus_load::{CallError, Caller, Hook, Load, LoadPlan};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::{Permissions, set_permissions, write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -112,6 +115,43 @@ fn a_new_binary_that_dies_while_restoring_is_rolled_back_and_nobody_notices() {
     );
 }
 
+/// The new binary is changed once it has been checked, so that the old one has to go on; and its worker dies in the
+/// middle of that.
+#[test]
+fn an_upgrade_that_fails_and_then_a_death_cost_nobody_the_connection() {
+    let directory = tempfile::tempdir().unwrap();
+    let bus = Bus::start_binary(&faulty(directory.path(), "restore:any"));
+    let mut load = Load::start(&bus.address, LoadPlan::small()).unwrap();
+    load.go().unwrap();
+    let mut control = bus.caller();
+    let changing = directory.path().join("changing");
+    let script = format!(
+        "#!/bin/sh\n'{}' \"$@\" || exit\ntouch \"$0\"\n",
+        binary().display()
+    );
+    write(&changing, script).unwrap();
+    set_permissions(&changing, Permissions::from_mode(0o755)).unwrap();
+    assert!(upgrade(&mut control, changing.to_str().unwrap()).is_err());
+    bus.wait_for_log("was replaced after it had been checked");
+    assert_eq!(generation(&mut control), 1);
+    let report = load.finish().unwrap();
+    assert!(report.is_clean(), "{report}");
+}
+
+/// The address has been printed, so the bus is there, even if its first worker is killed before it serves.
+#[test]
+fn a_worker_killed_before_it_serves_is_started_again() {
+    for _ in 0..10 {
+        let bus = Bus::start();
+        for _ in 0..3 {
+            if let Some(worker) = bus.worker() {
+                let _ = kill(Pid::from_raw(worker as i32), Signal::SIGKILL);
+            }
+        }
+        assert_eq!(bus.caller().ask("GetNameOwner", DRIVER).unwrap(), DRIVER);
+    }
+}
+
 #[test]
 fn a_new_binary_that_keeps_dying_gives_way_to_the_old_one() {
     let directory = tempfile::tempdir().unwrap();
@@ -140,6 +180,28 @@ fn a_new_binary_that_keeps_dying_gives_way_to_the_old_one() {
     assert!(report.is_clean(), "{report}");
     check_descriptors(&bus, &mut control, &descriptors);
     assert_eq!(bus.executable(), old);
+}
+
+/// The death that makes the old binary come back is the one after which a message is left out.
+#[test]
+fn who_is_quarantined_while_the_old_binary_comes_back_is_disconnected() {
+    let directory = tempfile::tempdir().unwrap();
+    let bus = Bus::start();
+    let mut control = bus.caller();
+    let new = faulty(directory.path(), "poison");
+    assert_eq!(upgrade(&mut control, new.to_str().unwrap()).unwrap(), 2);
+    let mut sender = bus.caller();
+    kill(Pid::from_raw(bus.worker().unwrap() as i32), Signal::SIGABRT).unwrap();
+    support::wait_until("it has recovered", || recoveries(&mut control) == 1);
+    match sender.ask("GetNameOwner", "POISON-ABORT") {
+        Err(CallError::Reply { name, .. }) => assert_eq!(name, "org.busdaemon.Error.Quarantined"),
+        other => panic!("{other:?}"),
+    }
+    assert!(sender.ask("GetNameOwner", DRIVER).is_err());
+    support::wait_until("the old binary is back", || {
+        bus.command_line().contains("--rolled-back")
+    });
+    assert_eq!(control.ask("GetNameOwner", DRIVER).unwrap(), DRIVER);
 }
 
 #[test]

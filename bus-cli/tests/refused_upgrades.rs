@@ -4,7 +4,9 @@
 
 mod support;
 
-use bus_load::{CallError, Hook, Load, LoadPlan};
+use bus_load::{CallError, Hook, Load, LoadPlan, fds};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::fs::{Permissions, read, set_permissions, write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -76,6 +78,55 @@ fn what_is_not_a_bus_is_refused_and_nobody_notices() {
 }
 
 #[test]
+fn nothing_is_left_of_an_upgrade_that_was_refused() {
+    let bus = Bus::start();
+    let directory = bus.directory.path();
+    let cases = [
+        "/bin/false".to_owned(),
+        directory.join("missing").to_str().unwrap().to_owned(),
+        file(directory, "not-executable", b"#!/bin/sh\n", 0o644),
+    ];
+    // Whoever is answered finds the worker with all that it opens.
+    assert_eq!(generation(&mut bus.caller()), 1);
+    let before = fds::open_count(bus.pid()).unwrap();
+    for case in &cases {
+        refused(&bus, case);
+    }
+    wait_until("the daemon has no more descriptors than before", || {
+        fds::open_count(bus.pid()).unwrap() <= before
+    });
+}
+
+#[test]
+fn a_daemon_that_stops_leaves_no_preflight_behind() {
+    let bus = Bus::start();
+    let notes = tempfile::tempdir().unwrap();
+    let asked = notes.path().join("asked");
+    let script = format!(
+        "#!/bin/sh\necho $$ > '{0}.new'\nmv '{0}.new' '{0}'\nexec sleep 600\n",
+        asked.display()
+    );
+    let slow = file(notes.path(), "slow", script.as_bytes(), 0o755);
+    let mut caller = bus.caller();
+    caller.set_timeout(std::time::Duration::from_micros(1));
+    let _ = caller.call(
+        support::DRIVER,
+        support::DRIVER_PATH,
+        support::RESTART,
+        "Upgrade",
+        |body| {
+            body.str(&slow);
+        },
+    );
+    wait_until("the preflight has begun", || asked.exists());
+    let pid = std::fs::read_to_string(&asked).unwrap();
+    let process = Path::new("/proc").join(pid.trim());
+    assert!(process.exists());
+    drop(bus);
+    assert!(!process.exists());
+}
+
+#[test]
 fn of_two_upgrades_at_once_the_second_is_told_so() {
     let bus = Bus::start();
     let directory = bus.directory.path();
@@ -107,6 +158,40 @@ fn of_two_upgrades_at_once_the_second_is_told_so() {
     assert_eq!(upgrade(&mut bus.caller(), binary().to_str().unwrap()).unwrap(), 3);
     let report = load.finish().unwrap();
     assert!(report.is_clean(), "{report}");
+}
+
+/// The worker dies with a verdict in its ear: the next one does not act on it.
+#[test]
+fn a_verdict_that_was_not_heard_is_not_for_the_next_worker() {
+    let bus = Bus::start();
+    let directory = bus.directory.path();
+    let script = format!(
+        "#!/bin/sh\ntouch '{0}/asked'\nwhile [ ! -e '{0}/answer' ]; do sleep 0.01; done\n\
+         '{1}' \"$@\" && touch '{0}/approved'\n",
+        directory.display(),
+        binary().display()
+    );
+    let slow = file(directory, "slow", script.as_bytes(), 0o755);
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| upgrade(&mut bus.caller(), &slow));
+        wait_until("the preflight has begun", || directory.join("asked").exists());
+        let worker = Pid::from_raw(bus.worker().unwrap() as i32);
+        kill(worker, Signal::SIGSTOP).unwrap();
+        write(directory.join("answer"), b"").unwrap();
+        wait_until("the preflight has ended", || directory.join("approved").exists());
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        kill(worker, Signal::SIGKILL).unwrap();
+        match asked.join().unwrap() {
+            Err(CallError::Reply { name, .. }) => assert_eq!(name, "org.busdaemon.Error.UpgradeRefused"),
+            other => panic!("{other:?}"),
+        }
+    });
+    assert_eq!(upgrade(&mut bus.caller(), "").unwrap(), 2);
+    assert!(
+        !bus.log().contains("after the worker had stopped"),
+        "{}",
+        bus.log()
+    );
 }
 
 #[test]

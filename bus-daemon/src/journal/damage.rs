@@ -26,6 +26,14 @@ impl Journal {
     }
 }
 
+impl Remains {
+    /// How many records a replay would read.
+    pub(crate) fn since_checkpoint(&self) -> u64 {
+        let checkpoint = self.header.newest_checkpoint();
+        self.records() - checkpoint.map_or(0, |checkpoint| checkpoint.sequence)
+    }
+}
+
 /// One bit that was flipped.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Flip {

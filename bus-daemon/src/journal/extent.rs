@@ -120,8 +120,17 @@ impl ExtentPool {
 
     /// Whether a checkpoint would set extents free that are only kept for a replay.
     pub(crate) fn wants_checkpoint(&self) -> bool {
+        self.unused() >= RESIDENT / 2
+    }
+
+    /// Whether they have become many.
+    pub(crate) fn is_checkpoint_overdue(&self) -> bool {
+        self.unused() >= 2 * RESIDENT
+    }
+
+    fn unused(&self) -> usize {
         let unused = self.back.iter().filter(|extent| !extent.lookers.any());
-        unused.map(Extent::len).sum::<usize>() >= RESIDENT / 2
+        unused.map(Extent::len).sum()
     }
 
     /// A checkpoint has been taken: what nobody looks at now is not needed for a replay any more.

@@ -30,6 +30,8 @@ const SPARE: usize = MOST;
 const RETAINED: usize = 3;
 /// Records after which a checkpoint is wanted: replaying them takes about a millisecond.
 const RECORDS: u64 = 4096;
+/// How many times as much may come together before a checkpoint is taken at once, without parts of it written ahead.
+const OVERDUE: u64 = 16;
 /// Most bytes taken from a socket in one read.
 const READ: usize = 64 * 1024;
 /// Least room for a read; with less, the next segment begins.
@@ -169,6 +171,11 @@ impl Log {
     /// Whether a replay from the last checkpoint would take long.
     pub(crate) fn wants_checkpoint(&self) -> bool {
         self.sequence - self.checkpoint >= RECORDS || self.retained.len() > RETAINED
+    }
+
+    /// Whether no checkpoint came in all the time that one was wanted: the log must not run out of segments.
+    pub(crate) fn is_checkpoint_overdue(&self) -> bool {
+        self.sequence - self.checkpoint >= OVERDUE * RECORDS || self.retained.len() >= RESIDENT
     }
 
     /// Whether so many segments are looked at that what looks at them should be moved elsewhere.
@@ -448,6 +455,15 @@ impl Log {
             data,
             fds,
         })
+    }
+
+    /// Whether the next record is what the system answered to the last event.
+    pub(crate) fn is_answer_next(&mut self) -> bool {
+        if !self.is_next_here() {
+            self.follow();
+        }
+        self.next_header()
+            .is_some_and(|header| header.kind == Kind::Answer as u8)
     }
 
     fn is_next_here(&self) -> bool {

@@ -24,7 +24,7 @@ pub(crate) struct Remains {
     pub(super) log: super::region::Region,
     pub(super) checkpoints: super::region::Region,
     pub(super) extents: std::os::fd::RawFd,
-    header: &'static Header,
+    pub(super) header: &'static Header,
 }
 
 impl Remains {
@@ -186,6 +186,11 @@ impl Journal {
         (record.kind == Kind::Answer)
             .then(|| codec::decode(&record.data).ok())
             .flatten()
+    }
+
+    /// Goes past what the system answered to an event that is left out. Descriptors among it belong to nobody.
+    pub(crate) fn pass_answers(&mut self) {
+        while self.is_reading && self.log.is_answer_next() && self.log.read_next().is_ok() {}
     }
 
     /// The log has been read: from here on it is written.

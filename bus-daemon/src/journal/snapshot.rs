@@ -53,8 +53,11 @@ impl Journal {
     }
 
     /// Writes some of the many peers that changed, ahead of the next checkpoint: so none takes long. True if it did.
+    ///
+    /// Where more change all the time than are written, that leads nowhere, and the checkpoint is not put off for ever.
     pub(crate) fn write_ahead(&mut self, broker: &mut Broker) -> bool {
-        if self.changed.len() + broker.changed_peers() <= 2 * AHEAD {
+        let is_overdue = self.log.is_checkpoint_overdue() || self.extents.is_checkpoint_overdue();
+        if is_overdue || self.changed.len() + broker.changed_peers() <= 2 * AHEAD {
             return false;
         }
         broker.take_changed_peers(&mut self.changed);

@@ -26,17 +26,11 @@ pub(crate) struct Deaths {
     faults_at_event: u32,
     /// Deaths by its own fault since an event was last noted.
     futile: u32,
-    noted: bool,
     /// Deaths by its own fault since this process image began.
     faults: u32,
 }
 
 impl Deaths {
-    /// Whether any death was noted: the daemon has served.
-    pub(crate) fn is_noted(&self) -> bool {
-        self.noted
-    }
-
     /// Whether a binary that began at `started` is on probation and has failed: three deaths by its own fault in its first
     /// minute.
     pub(crate) fn are_too_many(&self, now: Nanos, started: Nanos) -> bool {
@@ -46,7 +40,6 @@ impl Deaths {
     /// Takes note of a death. The event that is not to be applied again: the worker has died there twice by its own
     /// fault, or three times in all.
     pub(crate) fn note(&mut self, status: WaitStatus, remains: &Remains) -> Result<Option<u64>, String> {
-        self.noted = true;
         let fault = is_own_fault(status);
         let (records, event) = (remains.records(), remains.applying());
         if event != self.event || event.is_none() {

@@ -70,6 +70,8 @@ pub(crate) struct Keeper {
     tries: u32,
     /// This process image took over connections.
     is_restored: bool,
+    /// A worker of this process image has served: what it was given to begin with is out of date.
+    has_served: bool,
     /// The bus has begun anew once, since it could not go on.
     is_afresh: bool,
     /// The keeper's descriptor for signals.
@@ -123,6 +125,7 @@ impl Keeper {
             rolled_back: None,
             tries: 0,
             is_restored: false,
+            has_served: false,
             is_afresh: false,
             signals,
             restored_from,
@@ -136,6 +139,7 @@ impl Keeper {
             Ok(()) => self.watch(signals),
             Err(error) => End::Failed(error),
         };
+        self.give_up_preflight();
         self.remove_files();
         match end {
             End::Stopped => ExitCode::SUCCESS,
@@ -213,6 +217,16 @@ impl Keeper {
             close(preflight.record);
         }
         self.approved = None;
+        // Nor is a verdict that was told and not heard for the next worker. The requests are.
+        let mut requests = Vec::new();
+        while let Ok(Some(message)) = self.record.control.heard_by_worker() {
+            if !matches!(message, ToWorker::Preflight(_)) {
+                requests.push(message);
+            }
+        }
+        for request in &requests {
+            self.tell(request);
+        }
     }
 
     fn watch(&mut self, signals: &SignalFd) -> End {
@@ -302,7 +316,10 @@ impl Keeper {
             record
                 .save()
                 .map_err(|error| format!("no memory for the keeper's record: {error}"))
-                .and_then(|record| Preflight::start(&path, &self.record.arguments(), record, image))
+                .and_then(|record| {
+                    Preflight::start(&path, &self.record.arguments(), record, image)
+                        .inspect_err(|_| close(record))
+                })
         } else {
             Err(format!("{} is not an absolute path", path.display()))
         };
@@ -366,9 +383,8 @@ impl Keeper {
         }
         self.converting = None;
         let how = describe(status);
-        let served = self.serving.as_ref().is_none_or(Serving::get);
-        let has_served = self.deaths.is_noted() || served;
-        if let (false, Some(record), Some(previous)) = (has_served, self.restored_from, self.previous) {
+        self.has_served |= self.serving.as_ref().is_none_or(Serving::get);
+        if let (false, Some(record), Some(previous)) = (self.has_served, self.restored_from, self.previous) {
             if !is_own_fault(status) {
                 tracing::warn!("the worker {how} before it served; starting it again");
                 return self.start_worker(Origin::Upgraded).err().map(End::Failed);
@@ -379,13 +395,19 @@ impl Keeper {
             let error = self.execute_previous(previous, record, &reason);
             return Some(End::Failed(format!("cannot return to the old binary: {error}")));
         }
-        if !has_served && !self.is_restored {
-            return Some(End::Failed(format!("the worker {how} before it served")));
+        if !self.has_served && !self.is_restored {
+            if is_own_fault(status) {
+                return Some(End::Failed(format!("the worker {how} before it served")));
+            }
+            tracing::warn!("the worker {how} before it served; starting it again");
+            let again = runtime::load_config(&self.record)
+                .and_then(|config| self.start_worker(Origin::Clean(Box::new(config))));
+            return again.err().map(End::Failed);
         }
-        let went_on = if has_served {
+        let went_on = if self.has_served {
             tracing::error!("the worker {how}; going on where it was");
             self.respawn(status)
-        } else if self.tries < TRIES {
+        } else if self.tries < TRIES || !is_own_fault(status) {
             // The state that it was to begin with is as it was.
             tracing::error!("the worker {how} before it served; trying again");
             let reason = self.rolled_back.clone();
@@ -424,7 +446,7 @@ impl Keeper {
         }
         super::close_range(from, RawFd::MAX);
         (self.restored_from, self.previous, self.remains) = (None, None, None);
-        (self.deaths, self.record.image) = (Deaths::default(), -1);
+        (self.deaths, self.record.image, self.has_served) = (Deaths::default(), -1, false);
         self.start_worker(Origin::Clean(Box::new(config)))
     }
 
@@ -475,6 +497,7 @@ impl Keeper {
     /// its end is not waited for.
     fn take_over(&mut self) -> Option<End> {
         let image = self.handed.take()?;
+        self.has_served = true;
         let replaced = match self.converting.take() {
             Some(reason) => self.go_back(image, reason),
             None => self.upgrade(image),

@@ -87,6 +87,7 @@ fn prepare(record: &KeeperV1, journal: Journal, beginning: Beginning) -> Result<
         } => {
             let (mut worker, start) = recover(record, journal, died_at, skip, &kept)?;
             if convert {
+                worker.dismiss_all();
                 worker.hand_over();
             }
             Ok((worker, start))

@@ -106,6 +106,7 @@ impl Recovered {
 
     /// An event that kills the worker is left out: a copy is kept, its sender told, and then disconnected.
     fn quarantine(&mut self, event: &Event, sequence: u64, journal: &mut Journal) {
+        journal.pass_answers();
         let (Event::Received {
             peer, data: bytes, ..
         }
@@ -205,10 +206,12 @@ fn close(fd: RawFd) {
 
 /// How many descriptors there is room for in the table as it is: all that are open are below.
 fn table_size() -> RawFd {
-    let size = std::fs::read_to_string("/proc/self/status").ok().and_then(|status| {
-        let (_, rest) = status.split_once("FDSize:")?;
-        rest.lines().next()?.trim().parse().ok()
-    });
+    let size = std::fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|status| {
+            let (_, rest) = status.split_once("FDSize:")?;
+            rest.lines().next()?.trim().parse().ok()
+        });
     // Without /proc: as large as it may be.
     size.unwrap_or_else(|| {
         let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
@@ -222,11 +225,16 @@ fn is_open(fd: RawFd) -> bool {
     unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
 
+/// Where the copy of an event that is left out goes.
+pub(super) fn copy_path(sequence: u64) -> PathBuf {
+    let directory = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    directory.join(format!("bus-quarantine-{}-{sequence}", nix::unistd::getppid()))
+}
+
 /// Keeps bytes that killed the worker, for whoever is to mend it.
 fn keep_copy(sequence: u64, bytes: &[u8]) -> std::io::Result<PathBuf> {
     use std::io::Write;
-    let directory = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-    let path = directory.join(format!("bus-quarantine-{}-{sequence}", nix::unistd::getppid()));
+    let path = copy_path(sequence);
     let mut file = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)

@@ -238,6 +238,54 @@ fn a_replay_gives_what_the_worker_had() {
 }
 
 #[test]
+fn checkpoints_come_however_many_peers_change_all_the_time() {
+    let mut rig = Rig::new(false);
+    for _ in 0..200 {
+        rig.connect();
+    }
+    let mut longest = 0;
+    for _ in 0..400 {
+        for client in &mut rig.clients {
+            client.call("GetId", |_| {});
+            client.stream.write_all(&client.waiting).unwrap();
+            client.waiting.clear();
+        }
+        rig.worker.turn();
+        longest = longest.max(rig.remains.since_checkpoint());
+        for client in &mut rig.clients {
+            let _ = client.stream.read(&mut [0; 4096]);
+        }
+    }
+    assert!(longest < 100_000, "a replay would read {longest} records");
+}
+
+/// An event may kill the worker after it asked the system something.
+#[test]
+fn an_event_is_left_out_with_what_the_system_answered_to_it() {
+    let mut rig = Rig::new(false);
+    rig.connect();
+    let hello = rig.clients[0].waiting.split_off(0);
+    rig.clients[0].stream.write_all(&hello).unwrap();
+    rig.worker.turn();
+    rig.clients[0].call("GetConnectionCredentials", |w| {
+        w.str(":1.0");
+    });
+    let call = rig.clients[0].waiting.split_off(0);
+    rig.clients[0].stream.write_all(&call).unwrap();
+    // The answer is not taken, so that the call is the newest event but for the time.
+    rig.clients[0].stream.shutdown(std::net::Shutdown::Read).unwrap();
+    rig.worker.turn();
+    let left_out = (0..rig.remains.records()).rev().find_map(|sequence| {
+        let mut journal = Journal::reopen(rig.remains).unwrap();
+        let recovered = recover::replay(&mut journal, -1, Some(sequence)).unwrap();
+        (!recovered.quarantined.is_empty()).then_some((sequence, recovered))
+    });
+    let (sequence, recovered) = left_out.unwrap();
+    let _ = std::fs::remove_file(recover::copy_path(sequence));
+    assert!(!recovered.is_damaged && recovered.in_doubt.is_empty());
+}
+
+#[test]
 fn damage_never_panics_and_what_is_not_in_doubt_is_right() {
     let mut random = random();
     let mut rig = Rig::new(true);

@@ -185,6 +185,17 @@ impl Worker {
             self.continue_large(peer);
             self.write(peer);
         }
+        self.dismiss_quarantined();
+    }
+
+    /// Before the state of a recovered worker is given away: those who do not go on are in nobody else's list.
+    pub(crate) fn dismiss_all(&mut self) {
+        self.dismiss_lost();
+        self.dismiss_quarantined();
+    }
+
+    /// Disconnects those whose input killed the worker, once they have been told.
+    fn dismiss_quarantined(&mut self) {
         self.flush();
         for peer in std::mem::take(&mut self.quarantined) {
             self.closed(peer, "what it sent killed the worker");
@@ -194,14 +205,18 @@ impl Worker {
 
     /// What the dead worker had been asked to do and cannot have done.
     fn catch_up(&mut self) {
-        for peer in std::mem::take(&mut self.lost) {
-            self.closed(peer, "its stream cannot be proved");
-        }
+        self.dismiss_lost();
         if self.broker.is_upgrading() {
             self.refuse_upgrade("the worker died meanwhile; try again".into());
         }
         if self.broker.is_reloading() {
             self.reload();
+        }
+    }
+
+    fn dismiss_lost(&mut self) {
+        for peer in std::mem::take(&mut self.lost) {
+            self.closed(peer, "its stream cannot be proved");
         }
     }
 
