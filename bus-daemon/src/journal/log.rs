@@ -477,6 +477,16 @@ impl Log {
         }
     }
 
+    /// The segments that were read, or written after that.
+    #[cfg(test)]
+    pub(crate) fn visited(&self) -> Vec<std::ops::Range<usize>> {
+        let range = |index: &usize| {
+            let start = HEADER_LEN + index * SEGMENT;
+            start..start + SEGMENT
+        };
+        self.retained.iter().map(range).collect()
+    }
+
     /// Everything was read: writing goes on here. `opened` is taken in as far as segments are needed.
     pub(crate) fn resume(&mut self) {
         let last = self

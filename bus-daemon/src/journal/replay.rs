@@ -24,7 +24,7 @@ pub(crate) struct Remains {
     pub(super) log: super::region::Region,
     pub(super) checkpoints: super::region::Region,
     pub(super) extents: std::os::fd::RawFd,
-    header: &'static Header,
+    pub(super) header: &'static Header,
 }
 
 impl Remains {

@@ -163,6 +163,21 @@ impl Recovered {
         listeners: &[Listener],
         journal: &Journal,
     ) -> Vec<(RawFd, u32)> {
+        let strays = self.strays(kept, listeners, journal);
+        for &fd in &strays.ended {
+            self.broker.note_in_doubt(u32::from(self.is_damaged));
+            let _ = nix::sys::socket::shutdown(fd, nix::sys::socket::Shutdown::Both);
+            close(fd);
+        }
+        for &fd in &strays.unowned {
+            close(fd);
+        }
+        tracing::debug!("{} connections were closed in the replay", self.closed.len());
+        strays.accepted
+    }
+
+    /// What is open and belongs to no one.
+    pub(super) fn strays(&self, kept: &[RawFd], listeners: &[Listener], journal: &Journal) -> Strays {
         let links = self.broker.peer_ids().map(|peer| peer.index.cast_signed());
         let owned = self.broker.owned_fds().into_iter().map(|fd| fd.0);
         let mut ours: Vec<RawFd> = kept
@@ -175,7 +190,7 @@ impl Recovered {
         ours.sort_unstable();
         ours.dedup();
         let end = ours.last().copied().unwrap_or(2).saturating_add(BEYOND);
-        let mut accepted = Vec::new();
+        let mut strays = Strays::default();
         for fd in 3..=end {
             if ours.binary_search(&fd).is_ok() || !is_open(fd) {
                 continue;
@@ -183,18 +198,24 @@ impl Recovered {
             let listener = is_accepted_socket(fd, listeners);
             let is_known = journal.cookie(Fd(fd)) == cookie(fd);
             match listener {
-                Some(listener) if !is_known => accepted.push((fd, listener)),
-                Some(_) => {
-                    self.broker.note_in_doubt(u32::from(self.is_damaged));
-                    let _ = nix::sys::socket::shutdown(fd, nix::sys::socket::Shutdown::Both);
-                    close(fd);
-                }
-                None => close(fd),
+                Some(listener) if !is_known => strays.accepted.push((fd, listener)),
+                Some(_) => strays.ended.push(fd),
+                None => strays.unowned.push(fd),
             }
         }
-        tracing::debug!("{} connections were closed in the replay", self.closed.len());
-        accepted
+        strays
     }
+}
+
+/// Descriptors that are open and that the broker does not own.
+#[derive(Debug, Default)]
+pub(super) struct Strays {
+    /// Connections that were accepted and not noted, with the index of the listener.
+    pub(super) accepted: Vec<(RawFd, u32)>,
+    /// Connections that the broker had and has no more.
+    pub(super) ended: Vec<RawFd>,
+    /// Anything else.
+    unowned: Vec<RawFd>,
 }
 
 fn close(fd: RawFd) {

@@ -288,6 +288,8 @@ impl Worker {
         self.journal.mark_applying(self.journal.newest());
         #[cfg(feature = "test-hooks")]
         crate::fault::poison(&event);
+        #[cfg(test)]
+        let told = super::tests::Told::of(&event, &self.broker);
         self.broker.handle(
             event,
             &mut Kernel {
@@ -295,6 +297,8 @@ impl Worker {
             },
         );
         self.journal.mark_applied();
+        #[cfg(test)]
+        told.tell(&self.broker);
         while let Some(action) = self.broker.actions().pop_front() {
             self.perform(action);
         }
