@@ -26,6 +26,8 @@ pub(super) struct Recovered {
     pub(super) quarantined: Vec<PeerId>,
     /// A part of the journal could not be read: whoever is not known any more is in doubt, too.
     pub(super) is_damaged: bool,
+    /// Peers that were accepted since the checkpoint: the dead worker may not have come to note their sockets' cookies.
+    pub(super) accepted: Vec<PeerId>,
     /// Peers that the broker had closed; their sockets may still be open.
     closed: Vec<PeerId>,
 }
@@ -53,6 +55,7 @@ pub(super) fn replay(journal: &mut Journal, image: RawFd, skip: Option<u64>) -> 
         in_doubt,
         quarantined: Vec::new(),
         is_damaged: false,
+        accepted: Vec::new(),
         closed: Vec::new(),
     };
     let mut damage = None;
@@ -93,6 +96,7 @@ impl Recovered {
     fn apply(&mut self, event: Event, journal: &mut Journal) {
         if let Event::Accepted { peer, .. } = &event {
             self.generation = self.generation.max(peer.generation);
+            self.accepted.push(*peer);
         }
         #[cfg(feature = "test-hooks")]
         crate::fault::poison(&event);

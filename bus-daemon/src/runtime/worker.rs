@@ -87,6 +87,7 @@ impl Worker {
             generation,
             in_doubt,
             quarantined,
+            accepted: noted,
             ..
         } = recovered;
         let mut worker = Self::new(broker, journal, record, None);
@@ -112,6 +113,11 @@ impl Worker {
                 });
             }
             worker.links.insert(link);
+        }
+        for peer in noted {
+            if worker.links.get_mut(peer).is_some() {
+                worker.journal.set_cookie(peer, system::cookie(socket_of(peer)));
+            }
         }
         for &(socket, listener) in accepted {
             worker.welcome(socket, listener);
