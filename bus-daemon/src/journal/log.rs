@@ -17,7 +17,7 @@ use super::region::Region;
 use super::view::{Lookers, view};
 
 /// Bytes of one segment.
-const SEGMENT: usize = 256 * 1024;
+pub(super) const SEGMENT: usize = 256 * 1024;
 /// At the beginning of a segment: the number of its first record.
 const SEGMENT_HEADER: usize = 16;
 /// Segments whose pages are kept when nobody looks at them: 4 MiB.
@@ -33,7 +33,7 @@ const RECORDS: u64 = 4096;
 /// Most bytes taken from a socket in one read.
 const READ: usize = 64 * 1024;
 /// Least room for a read; with less, the next segment begins.
-const LEAST_READ: usize = 16 * 1024;
+pub(super) const LEAST_READ: usize = 16 * 1024;
 /// Room kept behind a read's data for its descriptors and padding.
 const READ_TAIL: usize = 4 * MAX_FDS + 16;
 

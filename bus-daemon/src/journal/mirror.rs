@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 
 use super::Journal;
 use super::header::{Commit, HEADER_LEN, Header, Slot};
-use super::log::Position;
+use super::log::{LEAST_READ, Position, SEGMENT};
 use super::region::Region;
 use super::replay::Remains;
 
@@ -179,9 +179,21 @@ impl Remains {
         self.header.applying.load(Ordering::Acquire) != 0
     }
 
+    /// Whether this address is in the checkpoints' memory.
+    pub(crate) fn is_checkpoint(&self, address: usize) -> bool {
+        self.checkpoints.offset_of(address).is_some()
+    }
+
     /// The two mappings that every worker has from its beginning: address and length.
     pub(crate) fn mappings(&self) -> [(usize, usize); 2] {
         [self.log, self.checkpoints].map(|region| (region.at(0, 0) as usize, region.len()))
+    }
+}
+
+impl Position {
+    /// Whether a read of some size would still be put into this segment, and the second one after it no more.
+    pub(crate) fn is_near_segment_end(&self) -> bool {
+        self.offset as usize > SEGMENT - 2 * LEAST_READ
     }
 }
 

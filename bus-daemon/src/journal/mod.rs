@@ -40,6 +40,8 @@ use header::Header;
 pub(crate) use io::Read;
 use log::Log;
 #[cfg(test)]
+pub(crate) use log::Position;
+#[cfg(test)]
 pub(crate) use mirror::{Mirror, Sabotage};
 use record::Kind;
 pub(crate) use replay::Remains;

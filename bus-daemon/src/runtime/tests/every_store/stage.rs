@@ -22,13 +22,15 @@ use super::client::{self, Client};
 use super::judge::{Found, Judge};
 use super::watch::{self, Report, what};
 use crate::broker::{Broker, PeerId, Start};
-use crate::journal::{Journal, Mirror, Remains, Sabotage};
+use crate::journal::{Journal, Mirror, Position, Remains, Sabotage};
 use crate::keeper::KeeperV1;
 use crate::runtime::worker::Worker;
 use crate::runtime::{clock, identity, recover};
 
 /// Room for the state that the worker tells.
 const STATE_ROOM: usize = 16 << 20;
+/// Descriptors have smaller numbers.
+const MOST_FDS: RawFd = 1024;
 /// How long a worker may be silent.
 const PATIENCE: u16 = 20_000;
 
@@ -62,6 +64,10 @@ pub(super) struct Counts {
     pub(super) ended: u64,
     /// Descriptors that came in with messages.
     pub(super) fds: u64,
+    /// Stores into the checkpoints' memory.
+    pub(super) entries: u64,
+    /// Writes that a full socket refused.
+    pub(super) full: u64,
 }
 
 pub(super) struct Stage {
@@ -70,6 +76,8 @@ pub(super) struct Stage {
     pub(super) counts: Counts,
     /// A worker is killed once in so many stores; 0 = never.
     pub(super) kill_rate: usize,
+    /// A worker is killed as soon as an accepted connection is in the log.
+    pub(super) kills_at_accept: bool,
     pub(super) sabotage: Option<Sabotage>,
     record: KeeperV1,
     remains: Remains,
@@ -79,6 +87,8 @@ pub(super) struct Stage {
     streams: Vec<Vec<u8>>,
     /// The worker's ends of the connections, and whose they are.
     sockets: BTreeMap<RawFd, usize>,
+    /// Whose connection was accepted last.
+    accepted: Option<usize>,
     is_watched: bool,
     is_ready: bool,
     segment: u32,
@@ -129,11 +139,13 @@ impl Stage {
             clients: Vec::new(),
             counts: Counts::default(),
             kill_rate: 0,
+            kills_at_accept: false,
             sabotage: None,
             mirror: Mirror::of(remains).unwrap(),
             judge: Judge::default(),
             streams: Vec::new(),
             sockets: BTreeMap::new(),
+            accepted: None,
             is_watched: false,
             is_ready: false,
             segment: 0,
@@ -148,9 +160,7 @@ impl Stage {
             record,
             remains,
         };
-        stage.kept = (0..256)
-            .filter(|fd| nix::fcntl::fcntl(borrowed(*fd), nix::fcntl::FcntlArg::F_GETFD).is_ok())
-            .collect();
+        stage.kept = open_fds().collect();
         stage.start(Some(journal))?;
         stage.order(order::WATCH)?;
         Ok(stage)
@@ -199,7 +209,10 @@ impl Stage {
         };
         if !self.is_watched || order == order::WATCH {
             self.mirror.copy_all().unwrap();
-            self.sockets = (3..256).filter_map(|fd| Some((fd, client::owner(fd)?))).collect();
+            self.sockets = (3..MOST_FDS)
+                .filter(|fd| !self.kept.contains(fd))
+                .filter_map(|fd| Some((fd, client::owner(fd)?)))
+                .collect();
         }
         if !self.is_watched {
             // What was sent unseen is known when it is read.
@@ -217,6 +230,7 @@ impl Stage {
             match report.what {
                 what::STORED => {
                     self.counts.stores += 1;
+                    self.counts.entries += u64::from(self.remains.is_checkpoint(report.first as usize));
                     self.mirror.copy_written(report.first as usize, 0).unwrap();
                 }
                 what::CALLED => {
@@ -235,7 +249,12 @@ impl Stage {
             }
             let at = format!("after {report:x?}");
             let found = self.examine().map_err(|error| format!("{error}, {at}"))?;
-            let is_killed = self.kill_rate > 0 && self.random.below(self.kill_rate) == 0;
+            let is_killed = (self.kill_rate > 0 && self.random.below(self.kill_rate) == 0)
+                || (self.kills_at_accept
+                    && self
+                        .accepted
+                        .take_if(|client| found.taken.contains_key(client))
+                        .is_some());
             let again = is_killed.then(|| found.clone());
             let is_applying = self.remains.is_applying() && self.is_ready;
             self.judge
@@ -295,9 +314,12 @@ impl Stage {
                     client::narrow(socket);
                 }
                 self.sockets.insert(socket, owner);
+                self.accepted = Some(owner);
             }
         } else if number == libc::SYS_close {
             self.sockets.remove(&fd);
+        } else if number == libc::SYS_sendmmsg && report.third == -i64::from(libc::EAGAIN) {
+            self.counts.full += 1;
         }
         if number == libc::SYS_fallocate {
             self.mirror.copy_all().unwrap();
@@ -441,10 +463,31 @@ impl Stage {
         Ok(bytes.len())
     }
 
-    /// Events since the last checkpoint, nearly.
-    pub(super) fn records(&self) -> u64 {
-        self.remains.records()
+    /// Where the log ends.
+    pub(super) fn end(&mut self) -> Position {
+        let mut journal = Journal::reopen(self.mirror.copy()).unwrap();
+        recover::replay(&mut journal, -1, None).unwrap();
+        let end = journal.end();
+        self.mirror.undo_replay(journal).unwrap();
+        end
     }
+
+    /// The number of the newest complete checkpoint.
+    pub(super) fn epoch(&self) -> u64 {
+        self.remains.epoch()
+    }
+
+    /// Descriptors that are open and belong neither to the test nor to a connection.
+    pub(super) fn others(&self) -> Vec<RawFd> {
+        let kept = self.kept();
+        open_fds()
+            .filter(|fd| !kept.contains(fd) && !self.sockets.contains_key(fd))
+            .collect()
+    }
+}
+
+fn open_fds() -> impl Iterator<Item = RawFd> {
+    (0..MOST_FDS).filter(|fd| nix::fcntl::fcntl(borrowed(*fd), nix::fcntl::FcntlArg::F_GETFD).is_ok())
 }
 
 fn borrowed(fd: RawFd) -> std::os::fd::BorrowedFd<'static> {
