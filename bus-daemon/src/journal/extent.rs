@@ -254,6 +254,14 @@ impl ExtentPool {
         Some(self.back.swap_remove(index))
     }
 
+    /// Undoes the mappings; nobody looks at what was adopted any more.
+    #[cfg(test)]
+    pub(crate) fn unmap_all(self) {
+        for extent in self.back.into_iter().chain(self.free) {
+            extent.region.unmap();
+        }
+    }
+
     /// All that is needed has been adopted: the rest of the memfd is given back to the system.
     pub(crate) fn resume(&mut self) -> io::Result<()> {
         let end = Region::file_len(self.fd)?;

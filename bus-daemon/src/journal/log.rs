@@ -17,7 +17,7 @@ use super::region::Region;
 use super::view::{Lookers, view};
 
 /// Bytes of one segment.
-const SEGMENT: usize = 256 * 1024;
+pub(super) const SEGMENT: usize = 256 * 1024;
 /// At the beginning of a segment: the number of its first record.
 const SEGMENT_HEADER: usize = 16;
 /// Segments whose pages are kept when nobody looks at them: 4 MiB.
@@ -35,7 +35,7 @@ const OVERDUE: u64 = 16;
 /// Most bytes taken from a socket in one read.
 const READ: usize = 64 * 1024;
 /// Least room for a read; with less, the next segment begins.
-const LEAST_READ: usize = 16 * 1024;
+pub(super) const LEAST_READ: usize = 16 * 1024;
 /// Room kept behind a read's data for its descriptors and padding.
 const READ_TAIL: usize = 4 * MAX_FDS + 16;
 
@@ -491,6 +491,16 @@ impl Log {
             self.offset = SEGMENT_HEADER;
             self.view_segment();
         }
+    }
+
+    /// The segments that were read, or written after that.
+    #[cfg(test)]
+    pub(crate) fn visited(&self) -> Vec<std::ops::Range<usize>> {
+        let range = |index: &usize| {
+            let start = HEADER_LEN + index * SEGMENT;
+            start..start + SEGMENT
+        };
+        self.retained.iter().map(range).collect()
     }
 
     /// Everything was read: writing goes on here. `opened` is taken in as far as segments are needed.

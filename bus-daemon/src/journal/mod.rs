@@ -12,6 +12,8 @@ mod extent;
 mod header;
 mod io;
 mod log;
+#[cfg(test)]
+mod mirror;
 #[cfg(feature = "bench-hooks")]
 mod plain;
 mod record;
@@ -37,6 +39,10 @@ use extent::ExtentPool;
 use header::Header;
 pub(crate) use io::Read;
 use log::Log;
+#[cfg(test)]
+pub(crate) use log::Position;
+#[cfg(test)]
+pub(crate) use mirror::{Mirror, Sabotage};
 use record::Kind;
 pub(crate) use replay::Remains;
 

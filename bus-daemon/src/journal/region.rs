@@ -139,6 +139,20 @@ impl Region {
         unsafe { self.start.as_ptr().add(offset) }
     }
 
+    /// Bytes of the mapping.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Where an address lies in the mapping, if it does.
+    #[cfg(test)]
+    pub(crate) fn offset_of(&self, address: usize) -> Option<usize> {
+        address
+            .checked_sub(self.start.as_ptr() as usize)
+            .filter(|offset| *offset < self.len)
+    }
+
     /// Its memfd.
     pub(crate) fn fd(&self) -> RawFd {
         self.fd

@@ -23,6 +23,8 @@ pub(super) struct Recovered {
     pub(super) quarantined: Vec<PeerId>,
     /// A part of the journal could not be read: whoever is not known any more is in doubt, too.
     pub(super) is_damaged: bool,
+    /// Peers that were accepted since the checkpoint: the dead worker may not have come to note their sockets' cookies.
+    pub(super) accepted: Vec<PeerId>,
     /// Peers that the broker had closed; their sockets may still be open.
     closed: Vec<PeerId>,
 }
@@ -50,6 +52,7 @@ pub(super) fn replay(journal: &mut Journal, image: RawFd, skip: Option<u64>) -> 
         in_doubt,
         quarantined: Vec::new(),
         is_damaged: false,
+        accepted: Vec::new(),
         closed: Vec::new(),
     };
     let mut damage = None;
@@ -90,6 +93,7 @@ impl Recovered {
     fn apply(&mut self, event: Event, journal: &mut Journal) {
         if let Event::Accepted { peer, .. } = &event {
             self.generation = self.generation.max(peer.generation);
+            self.accepted.push(*peer);
         }
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("recovery");
@@ -163,6 +167,25 @@ impl Recovered {
         listeners: &[Listener],
         journal: &Journal,
     ) -> Vec<(RawFd, u32)> {
+        let strays = self.strays(kept, listeners, journal);
+        #[cfg(feature = "test-hooks")]
+        crate::fault::kill_in("recovery");
+        for &fd in &strays.ended {
+            self.broker.note_in_doubt(u32::from(self.is_damaged));
+            let _ = nix::sys::socket::shutdown(fd, nix::sys::socket::Shutdown::Both);
+            close(fd);
+        }
+        for &fd in &strays.unowned {
+            close(fd);
+        }
+        #[cfg(feature = "test-hooks")]
+        crate::fault::kill_in("recovery");
+        tracing::debug!("{} connections were closed in the replay", self.closed.len());
+        strays.accepted
+    }
+
+    /// What is open and belongs to no one.
+    pub(super) fn strays(&self, kept: &[RawFd], listeners: &[Listener], journal: &Journal) -> Strays {
         let links = self.broker.peer_ids().map(|peer| peer.index.cast_signed());
         let owned = self.broker.owned_fds().into_iter().map(|fd| fd.0);
         let mut ours: Vec<RawFd> = kept
@@ -174,9 +197,7 @@ impl Recovered {
             .collect();
         ours.sort_unstable();
         ours.dedup();
-        let mut accepted = Vec::new();
-        #[cfg(feature = "test-hooks")]
-        crate::fault::kill_in("recovery");
+        let mut strays = Strays::default();
         for fd in 3..table_size() {
             if ours.binary_search(&fd).is_ok() || !is_open(fd) {
                 continue;
@@ -184,20 +205,24 @@ impl Recovered {
             let listener = is_accepted_socket(fd, listeners);
             let is_known = journal.cookie(Fd(fd)) == cookie(fd);
             match listener {
-                Some(listener) if !is_known => accepted.push((fd, listener)),
-                Some(_) => {
-                    self.broker.note_in_doubt(u32::from(self.is_damaged));
-                    let _ = nix::sys::socket::shutdown(fd, nix::sys::socket::Shutdown::Both);
-                    close(fd);
-                }
-                None => close(fd),
+                Some(listener) if !is_known => strays.accepted.push((fd, listener)),
+                Some(_) => strays.ended.push(fd),
+                None => strays.unowned.push(fd),
             }
         }
-        #[cfg(feature = "test-hooks")]
-        crate::fault::kill_in("recovery");
-        tracing::debug!("{} connections were closed in the replay", self.closed.len());
-        accepted
+        strays
     }
+}
+
+/// Descriptors that are open and that the broker does not own.
+#[derive(Debug, Default)]
+pub(super) struct Strays {
+    /// Connections that were accepted and not noted, with the index of the listener.
+    pub(super) accepted: Vec<(RawFd, u32)>,
+    /// Connections that the broker had and has no more.
+    pub(super) ended: Vec<RawFd>,
+    /// Anything else.
+    unowned: Vec<RawFd>,
 }
 
 fn close(fd: RawFd) {

@@ -1,5 +1,9 @@
 //! A real worker in the process of the test, on real sockets: what a replay of its journal gives is what it had.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod every_store;
+mod told;
+
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::IntoRawFd;
 use std::os::unix::net::UnixStream;
@@ -8,6 +12,8 @@ use std::sync::Arc;
 
 use bus_wire::MessageBuilder;
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
+
+pub(super) use told::Told;
 
 use super::worker::Worker;
 use super::{clock, identity, recover};

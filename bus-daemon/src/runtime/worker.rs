@@ -87,6 +87,7 @@ impl Worker {
             generation,
             in_doubt,
             quarantined,
+            accepted: noted,
             ..
         } = recovered;
         let mut worker = Self::new(broker, journal, record, None);
@@ -115,6 +116,11 @@ impl Worker {
         }
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("recovery");
+        for peer in noted {
+            if worker.links.get_mut(peer).is_some() {
+                worker.journal.set_cookie(peer, system::cookie(socket_of(peer)));
+            }
+        }
         for &(socket, listener) in accepted {
             worker.welcome(socket, listener);
         }
@@ -309,6 +315,8 @@ impl Worker {
         self.journal.mark_applying(self.journal.newest());
         #[cfg(feature = "test-hooks")]
         crate::fault::poison(&event);
+        #[cfg(test)]
+        let told = super::tests::Told::of(&event, &self.broker);
         self.broker.handle(
             event,
             &mut Kernel {
@@ -316,6 +324,8 @@ impl Worker {
             },
         );
         self.journal.mark_applied();
+        #[cfg(test)]
+        told.tell(&self.broker);
         while let Some(action) = self.broker.actions().pop_front() {
             self.perform(action);
         }

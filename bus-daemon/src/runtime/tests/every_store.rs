@@ -1,0 +1,348 @@
+//! A worker killed between any two stores to the journal's memory: recovery gives exactly what it must.
+//!
+//! The worker is a process of its own, as the keeper makes it, and [stops](watch) at each store and after each system
+//! call that moves bytes or descriptors. The test then recovers from a copy of the memory: what a SIGKILL at this
+//! instruction would leave. The state must be the one [before or after](judge) the event under way, as the kernel's counts
+//! of bytes say, and every byte of output the one that was or will be sent. Now and then the kill is real, and a
+//! successor goes on, watched from its first store.
+
+mod client;
+mod judge;
+mod stage;
+mod watch;
+
+use std::os::fd::AsRawFd;
+use std::process::Command;
+
+use super::told::Kind;
+use super::{Random, random};
+use crate::journal::Sabotage;
+use stage::{Stage, order};
+
+/// Runs `body` in a process without other threads and with few descriptors: the worker shares their table.
+fn in_own_process(name: &str, body: impl FnOnce()) {
+    const INSIDE: &str = "BUS_EVERY_STORE_INSIDE";
+    if std::env::var_os(INSIDE).is_some() {
+        return body();
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .arg(format!("runtime::tests::every_store::{name}"))
+        .args(["--exact", "--include-ignored", "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        // A copy goes in steps of a vector, not of a byte.
+        .env(
+            "GLIBC_TUNABLES",
+            "glibc.cpu.x86_rep_movsb_threshold=0x10000000:glibc.cpu.x86_rep_stosb_threshold=0x10000000",
+        )
+        .output()
+        .unwrap();
+    eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+}
+
+/// What a client does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Connect,
+    Leave,
+    RequestName,
+    ReleaseName,
+    AddMatch,
+    Credentials,
+    Signal,
+    Send,
+    SendLong,
+    SendLarge,
+    SendFd,
+    Checkpoint,
+}
+
+const STEPS: [Step; 12] = [
+    Step::Connect,
+    Step::Leave,
+    Step::RequestName,
+    Step::ReleaseName,
+    Step::AddMatch,
+    Step::Credentials,
+    Step::Signal,
+    Step::Send,
+    Step::SendLong,
+    Step::SendLarge,
+    Step::SendFd,
+    Step::Checkpoint,
+];
+const MOST_CLIENTS: usize = 5;
+
+impl Stage {
+    fn below(&mut self, limit: usize) -> usize {
+        self.random.below(limit)
+    }
+
+    /// Some client that is there.
+    fn someone(&mut self) -> usize {
+        let there: Vec<usize> = self.clients.iter().flatten().map(|client| client.index).collect();
+        there[self.random.below(there.len())]
+    }
+
+    fn step(&mut self, step: Step) -> Result<(), String> {
+        let count = self.clients.iter().flatten().count();
+        if count < 3 || (step == Step::Connect && count < MOST_CLIENTS) {
+            self.connect();
+        }
+        let (index, to) = (self.someone(), self.someone());
+        let destination = format!(":1.{to}");
+        let len = self.below(600);
+        let client = self.clients[index].as_mut().unwrap();
+        match step {
+            Step::Connect => {}
+            Step::Leave if count >= MOST_CLIENTS - 1 && index != 1 => self.clients[index] = None,
+            Step::Leave => {}
+            Step::RequestName => client.call("RequestName", |w| {
+                w.str("org.example.Shared").u32(4);
+            }),
+            Step::ReleaseName => client.call("ReleaseName", |w| {
+                w.str("org.example.Shared");
+            }),
+            Step::AddMatch => client.call("AddMatch", |w| {
+                w.str("type='signal',interface='org.example.Signals'");
+            }),
+            // The system is asked in the middle of it. This one takes no descriptors, and so gets none.
+            Step::Credentials => {
+                if let Some(Some(client)) = self.clients.get_mut(1) {
+                    client.call("GetConnectionCredentials", |w| {
+                        w.str(&destination);
+                    });
+                }
+            }
+            Step::Signal => client.signal(len),
+            Step::Send => client.send("org.example.Shared", len),
+            Step::SendLong => client.send(&destination, 3_000 + len),
+            Step::SendLarge => client.send(&destination, 70_000),
+            // That one would be disconnected for it.
+            Step::SendFd if index == 1 => {}
+            Step::SendFd => client.send_fd(&destination),
+            Step::Checkpoint => self.order(order::CHECKPOINT)?,
+        }
+        self.exchange()
+    }
+
+    /// A part of what waits is written, some read, and the worker has a turn.
+    fn exchange(&mut self) -> Result<(), String> {
+        let passed = self.passed.as_raw_fd();
+        for index in 0..self.clients.len() {
+            let (len, reads) = (1 + self.below(6_000), self.below(4) > 0);
+            if let Some(client) = &mut self.clients[index] {
+                client.write(len, passed);
+            }
+            if reads {
+                self.read(index, 8_000)?;
+            }
+        }
+        self.order(order::TURN)
+    }
+
+    /// Until nothing is on its way.
+    fn settle(&mut self) -> Result<(), String> {
+        let passed = self.passed.as_raw_fd();
+        for _ in 0..10_000 {
+            for client in self.clients.iter_mut().flatten() {
+                while client.write(usize::MAX, passed) {}
+            }
+            self.order(order::TURN)?;
+            let mut is_idle = self.clients.iter().flatten().all(client::Client::is_done);
+            for index in 0..self.clients.len() {
+                while self.read(index, 64 << 10)? > 0 {
+                    is_idle = false;
+                }
+            }
+            if is_idle {
+                return Ok(());
+            }
+        }
+        Err("the bus does not come to rest".into())
+    }
+}
+
+/// Each step once and some more, in an order of the seed's choice.
+fn play(stage: &mut Stage, rounds: usize) -> Result<(), String> {
+    for _ in 0..rounds {
+        let mut steps = STEPS.to_vec();
+        while !steps.is_empty() {
+            let index = stage.below(steps.len());
+            let step = steps.swap_remove(index);
+            stage.step(step).map_err(|error| format!("{step:?}: {error}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// To the end of the log's segment and beyond.
+fn cross_segments(stage: &mut Stage) -> Result<(), String> {
+    stage.order(order::LEAVE)?;
+    while !stage.end().is_near_segment_end() {
+        stage.step(Step::SendLong)?;
+    }
+    stage.order(order::WATCH)?;
+    let segments = stage.counts.segments;
+    for _ in 0..20 {
+        if stage.counts.segments > segments {
+            return Ok(());
+        }
+        stage.step(Step::SendLong)?;
+    }
+    Err("the log does not go on in another segment".into())
+}
+
+/// Until a checkpoint is taken because a replay would have to read many records.
+fn wait_for_checkpoint(stage: &mut Stage) -> Result<(), String> {
+    const RECORDS: u64 = 4096;
+    stage.order(order::LEAVE)?;
+    stage.order(order::CHECKPOINT)?;
+    let start = stage.end().sequence;
+    while stage.end().sequence < start + RECORDS - 10 {
+        stage.step(Step::Signal)?;
+    }
+    let epoch = stage.epoch();
+    stage.order(order::WATCH)?;
+    for _ in 0..20 {
+        if stage.epoch() > epoch {
+            return Ok(());
+        }
+        stage.step(Step::Signal)?;
+    }
+    Err("no checkpoint is taken".into())
+}
+
+/// So many peers that change that a part of them is written before the checkpoint.
+fn crowd(stage: &mut Stage) -> Result<(), String> {
+    const MANY: usize = 140;
+    stage.order(order::LEAVE)?;
+    for _ in 0..MANY {
+        stage.connect();
+    }
+    stage.settle()?;
+    stage.order(order::CHECKPOINT)?;
+    for client in stage.clients.iter_mut().flatten() {
+        client.signal(10);
+    }
+    let (epoch, entries) = (stage.epoch(), stage.counts.entries);
+    stage.order(order::WATCH)?;
+    stage.exchange()?;
+    stage.exchange()?;
+    if stage.epoch() != epoch || stage.counts.entries == entries {
+        return Err("no peer was written ahead of the checkpoint".into());
+    }
+    stage.order(order::CHECKPOINT)
+}
+
+/// Everybody leaves, and nothing is left behind.
+fn end(stage: &mut Stage) -> Result<(), String> {
+    stage.order(order::LEAVE)?;
+    stage.settle()?;
+    for client in &mut stage.clients {
+        *client = None;
+    }
+    for _ in 0..3 {
+        stage.order(order::TURN)?;
+    }
+    // The worker keeps one descriptor for when the table is full.
+    let others = stage.others();
+    if others.len() > 1 {
+        return Err(format!("descriptors {others:?} are left"));
+    }
+    Ok(())
+}
+
+fn check(stage: &Stage, rounds: u64) {
+    let counts = &stage.counts;
+    eprintln!("{counts:?}");
+    let events = |kind: Kind| counts.events.get(&kind).copied().unwrap_or(0);
+    assert!(counts.stores > 500 * rounds && counts.calls > 25 * rounds);
+    assert!(counts.checkpoints > rounds / 2 && counts.adopted > 0 && counts.ended > 0 && counts.fds > 0);
+    assert!(events(Kind::Accepted) > 2 && events(Kind::Closed) > 0 && events(Kind::Tick) > 5 * rounds);
+    assert!(events(Kind::Received) > 5 * rounds && events(Kind::Drained) > 5 * rounds);
+    assert!(events(Kind::ReceivedLarge) > 0);
+}
+
+#[test]
+fn a_kill_between_any_two_stores_is_recovered_from_exactly() {
+    in_own_process("a_kill_between_any_two_stores_is_recovered_from_exactly", || {
+        let mut stage = Stage::new(random()).unwrap();
+        play(&mut stage, 4).unwrap();
+        cross_segments(&mut stage).unwrap();
+        stage.kill_rate = 200;
+        play(&mut stage, 4).unwrap();
+        stage.kill_rate = 0;
+        check(&stage, 8);
+        end(&mut stage).unwrap();
+        assert!(stage.counts.kills > 2);
+    });
+}
+
+#[test]
+#[ignore = "a campaign: ten minutes"]
+fn kills_between_any_two_stores_are_recovered_from_again_and_again() {
+    in_own_process(
+        "kills_between_any_two_stores_are_recovered_from_again_and_again",
+        || {
+            let mut stage = Stage::new(random()).unwrap();
+            play(&mut stage, 40).unwrap();
+            for kill_rate in [0, 1_000, 100] {
+                stage.kill_rate = kill_rate;
+                play(&mut stage, 20).unwrap();
+                cross_segments(&mut stage).unwrap();
+                wait_for_checkpoint(&mut stage).unwrap();
+            }
+            check(&stage, 100);
+            crowd(&mut stage).unwrap();
+            end(&mut stage).unwrap();
+            assert!(stage.counts.kills > 20 && stage.counts.kills_in_recovery > 5);
+        },
+    );
+}
+
+/// A connection that was noted by a worker killed right after it is known as long as it lasts: once it is closed, no
+/// successor takes it for a new one.
+#[test]
+fn a_kill_right_behind_an_accept_does_not_open_a_connection_twice() {
+    in_own_process(
+        "a_kill_right_behind_an_accept_does_not_open_a_connection_twice",
+        || {
+            let mut stage = Stage::new(random()).unwrap();
+            stage.kills_at_accept = true;
+            for index in 0..4 {
+                stage.step(Step::Connect).unwrap();
+                stage.exchange().unwrap();
+                if index > 1 {
+                    stage.clients[index] = None;
+                    stage.exchange().unwrap();
+                }
+            }
+            assert!(stage.counts.kills > 3 && stage.counts.ended > 0);
+            end(&mut stage).unwrap();
+        },
+    );
+}
+
+/// The test can fail: what is spoiled in the memory is noticed.
+#[test]
+fn a_journal_that_lacks_something_is_found_out() {
+    in_own_process("a_journal_that_lacks_something_is_found_out", || {
+        for (how, found) in [
+            (Sabotage::Disarm, "bytes of client"),
+            (Sabotage::LoseCount, "after Report"),
+            (Sabotage::NoteAgain, "after Report"),
+            (Sabotage::TearCommit, "damaged"),
+        ] {
+            let mut stage = Stage::new(random()).unwrap();
+            stage.sabotage = Some(how);
+            let error = play(&mut stage, 1).expect_err("nothing was noticed");
+            eprintln!("{how:?}: {error}");
+            assert!(error.contains(found), "{how:?}: {error}");
+        }
+    });
+}

@@ -1,0 +1,67 @@
+//! What a test is told of each event that its worker has handled.
+
+use std::sync::OnceLock;
+
+use crate::broker::{Broker, Event, PeerId};
+
+/// Called after each event, with the state that it gave.
+pub(super) static OBSERVER: OnceLock<fn(&Told, &Broker)> = OnceLock::new();
+
+/// The kinds of events that tests tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    Accepted,
+    Received,
+    ReceivedLarge,
+    Drained,
+    Closed,
+    Tick,
+    Other,
+}
+
+/// One event.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::runtime) struct Told {
+    pub(super) kind: Kind,
+    pub(super) peer: Option<PeerId>,
+    /// Bytes that came with it.
+    pub(super) received: u64,
+    /// Descriptors that came with it.
+    pub(super) fds: u64,
+}
+
+impl Told {
+    /// Of an event that `broker` is about to handle.
+    pub(in crate::runtime) fn of(event: &Event, broker: &Broker) -> Self {
+        let told = |kind, peer, received: usize, fds: usize| Self {
+            kind,
+            peer,
+            received: received as u64,
+            fds: fds as u64,
+        };
+        match event {
+            Event::Accepted { peer, .. } => told(Kind::Accepted, Some(*peer), 0, 0),
+            Event::Received { peer, data, fds } => told(Kind::Received, Some(*peer), data.len(), fds.len()),
+            Event::ReceivedLarge { peer, prefix, fds } => {
+                let had = broker.large_message(*peer).map_or(0, |(_, had)| had.len());
+                told(Kind::ReceivedLarge, Some(*peer), prefix.len() - had, fds.len())
+            }
+            Event::Drained { peer, .. } => told(Kind::Drained, Some(*peer), 0, 0),
+            Event::Closed { peer, .. } => told(Kind::Closed, Some(*peer), 0, 0),
+            Event::Tick { .. } => told(Kind::Tick, None, 0, 0),
+            Event::Quarantined { .. }
+            | Event::ConfigLoaded { .. }
+            | Event::ConfigRefused { .. }
+            | Event::UpgradeRequested
+            | Event::UpgradeRefused { .. }
+            | Event::Serving { .. } => told(Kind::Other, None, 0, 0),
+        }
+    }
+
+    /// It has been handled.
+    pub(in crate::runtime) fn tell(&self, broker: &Broker) {
+        if let Some(observer) = OBSERVER.get() {
+            observer(self, broker);
+        }
+    }
+}
