@@ -149,6 +149,15 @@ fn handshakes() {
         ),
         ("zeroes", greeted_with(vec![0; 1 << 20])),
         ("one failed try after another", greeted_with(format!("\0{wrong}"))),
+        (
+            "tries that are answered before the end, at once as they came",
+            Box::new(move |bus| {
+                let mut raw = Raw::connect(bus);
+                raw.send(format!("\0{wrong}").as_bytes());
+                let answers = raw.read_to_end();
+                assert_eq!(answers.matches("REJECTED EXTERNAL\r\n").count(), 6, "{answers}");
+            }),
+        ),
         ("BEGIN before anything", greeted_with("\0BEGIN\r\n")),
         (
             "BEGIN after a failed try",

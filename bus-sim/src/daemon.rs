@@ -196,6 +196,7 @@ impl World {
                 peer,
                 reason,
                 is_fault,
+                last_words: _,
             } => {
                 self.note(|| format!("{peer:?} is disconnected: {reason}"));
                 self.stats.disconnected += u64::from(is_fault);

@@ -171,6 +171,17 @@ impl SendQueue {
         self.end - self.sent
     }
 
+    /// A copy of the bytes that are queued.
+    pub fn to_bytes(&self) -> Bytes {
+        let mut skip = self.head;
+        let slices = self.pieces.iter().map(|piece| {
+            let slice = &piece.as_slice()[skip..];
+            skip = 0;
+            slice
+        });
+        slices.flatten().copied().collect()
+    }
+
     /// How many file descriptors are queued.
     pub fn queued_fds(&self) -> usize {
         self.fd_count

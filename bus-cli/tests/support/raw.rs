@@ -62,12 +62,18 @@ impl Raw {
 
     /// Waits for the end of the stream, whatever comes before it.
     pub fn expect_end(mut self) {
+        self.read_to_end();
+    }
+
+    /// Waits for the end of the stream. What comes before it.
+    pub fn read_to_end(&mut self) -> String {
         let mut chunk = [0; 4096];
+        let mut all = String::new();
         loop {
             match self.stream.read(&mut chunk) {
-                Ok(0) => return,
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::ConnectionReset => return,
+                Ok(0) => return all,
+                Ok(length) => all.push_str(&String::from_utf8_lossy(&chunk[..length])),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return all,
                 Err(error) => panic!("the bus did not close the connection: {error}"),
             }
         }

@@ -1,6 +1,7 @@
 //! What comes out of the broker besides queued bytes: what it asks of the system.
 
 use bus_wire::Fd;
+use bytes::Bytes;
 
 use super::event::{Fds, PeerId};
 
@@ -15,6 +16,9 @@ pub enum Action {
         reason: String,
         /// False where the peer hung up by itself: not worth a warning.
         is_fault: bool,
+        /// What is written before, as far as the socket takes it at once: answers of the authentication, which say what
+        /// went wrong. A worker that dies at this moment may leave them out.
+        last_words: Bytes,
     },
     /// Close these descriptors, which were received and now belong to nobody (sent on, or dropped).
     CloseFds(Fds),

@@ -27,6 +27,7 @@ impl Broker {
                 peer: id,
                 reason,
                 is_fault: true,
+                last_words: Bytes::new(),
             });
             return;
         }
@@ -241,6 +242,10 @@ impl Broker {
                 }
             }
         }
+        let last_words = match peer.phase {
+            Phase::Authenticating(_) => peer.out.to_bytes(),
+            Phase::Greeting | Phase::Active | Phase::Monitor => Bytes::new(),
+        };
         self.close_fds(peer.framer.take_fds().into_iter().chain(peer.out.clear()));
         self.forget_caller(id);
         let reason = match &peer.unique {
@@ -251,6 +256,7 @@ impl Broker {
             peer: id,
             reason,
             is_fault,
+            last_words,
         });
         self.regulate_accepting();
     }

@@ -8,6 +8,8 @@ mod handover;
 use std::io::Error;
 use std::os::fd::RawFd;
 
+use nix::sys::socket::MsgFlags;
+
 use super::clock;
 use super::links::{Incoming, Link, Links, socket_of};
 use super::poll::{EpollSet, Source};
@@ -337,7 +339,14 @@ impl Worker {
                 peer,
                 reason,
                 is_fault,
-            } => self.close(peer, &reason, is_fault),
+                last_words,
+            } => {
+                if !last_words.is_empty() {
+                    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+                    let _ = nix::sys::socket::send(socket_of(peer), &last_words, flags);
+                }
+                self.close(peer, &reason, is_fault);
+            }
             Action::CloseFds(fds) => {
                 for fd in fds {
                     let _ = nix::unistd::close(fd.0);
