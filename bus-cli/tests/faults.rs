@@ -115,6 +115,38 @@ fn a_new_binary_that_dies_while_restoring_is_rolled_back_and_nobody_notices() {
     );
 }
 
+/// A binary that is changed once it has been checked.
+fn changing(directory: &Path) -> String {
+    let path = directory.join("changing");
+    let binary = binary().display();
+    write(
+        &path,
+        format!("#!/bin/sh\n'{binary}' \"$@\" || exit\ntouch \"$0\"\n"),
+    )
+    .unwrap();
+    set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn an_upgrade_that_fails_after_the_worker_has_stopped_leaves_nothing_behind() {
+    let bus = Bus::start();
+    let mut control = bus.caller();
+    let journals = || {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", bus.pid())).unwrap();
+        maps.matches("memfd:bus-journal").count()
+    };
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        assert!(upgrade(&mut control, &changing(bus.directory.path())).is_err());
+        seen.push((bus.descriptors(), journals()));
+    }
+    assert_eq!(generation(&mut control), 1);
+    // The first finds nothing of an upgrade before it.
+    assert_eq!(seen[1], seen[2]);
+    assert_eq!(seen[2], seen[3]);
+}
+
 /// The new binary is changed once it has been checked, so that the old one has to go on; and its worker dies in the
 /// middle of that.
 #[test]
@@ -124,14 +156,7 @@ fn an_upgrade_that_fails_and_then_a_death_cost_nobody_the_connection() {
     let mut load = Load::start(&bus.address, LoadPlan::small()).unwrap();
     load.go().unwrap();
     let mut control = bus.caller();
-    let changing = directory.path().join("changing");
-    let script = format!(
-        "#!/bin/sh\n'{}' \"$@\" || exit\ntouch \"$0\"\n",
-        binary().display()
-    );
-    write(&changing, script).unwrap();
-    set_permissions(&changing, Permissions::from_mode(0o755)).unwrap();
-    assert!(upgrade(&mut control, changing.to_str().unwrap()).is_err());
+    assert!(upgrade(&mut control, &changing(directory.path())).is_err());
     bus.wait_for_log("was replaced after it had been checked");
     assert_eq!(generation(&mut control), 1);
     let report = load.finish().unwrap();

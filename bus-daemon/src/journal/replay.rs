@@ -33,6 +33,15 @@ impl Remains {
         [self.log.fd(), self.checkpoints.fd(), self.extents]
     }
 
+    /// Lets go of it all: nobody goes on from it.
+    pub(crate) fn discard(self) {
+        for fd in self.fds() {
+            let _ = nix::unistd::close(fd);
+        }
+        self.log.unmap();
+        self.checkpoints.unmap();
+    }
+
     /// Whether there is a checkpoint to go on from.
     pub(crate) fn has_checkpoint(&self) -> bool {
         self.header.committed.load(Ordering::Acquire) > 0

@@ -153,7 +153,11 @@ impl Keeper {
     fn start_worker(&mut self, origin: Origin) -> Result<(), String> {
         self.is_restored = !matches!(origin, Origin::Clean(_));
         self.tries += 1;
+        let is_first = self.remains.is_none();
+        self.discard_remains();
         let journal = Journal::create().map_err(|error| format!("no memory for the journal: {error}"))?;
+        // The first worker of a process image finds nothing that another has left open.
+        let kept = (!is_first).then(|| self.kept(&journal.remains()));
         let beginning = match origin {
             Origin::Clean(config) => Beginning::Clean(config),
             Origin::Upgraded => Beginning::Upgraded,
@@ -162,13 +166,18 @@ impl Keeper {
                 Beginning::RolledBack { reason }
             }
         };
-        self.spawn_worker(journal, beginning)
+        self.spawn_worker(journal, beginning, kept)
     }
 
-    fn spawn_worker(&mut self, journal: Journal, beginning: Beginning) -> Result<(), String> {
+    fn spawn_worker(
+        &mut self,
+        journal: Journal,
+        beginning: Beginning,
+        kept: Option<Vec<RawFd>>,
+    ) -> Result<(), String> {
         self.serving = Some(journal.serving());
         self.remains = Some(journal.remains());
-        self.worker = worker::spawn(|| runtime::run(&self.record, journal, beginning))
+        self.worker = worker::spawn(|| runtime::run(&self.record, journal, beginning, kept.as_deref()))
             .map_err(|error| format!("cannot start the worker: {error}"))?;
         Ok(())
     }
@@ -177,7 +186,8 @@ impl Keeper {
     fn respawn(&mut self, status: WaitStatus) -> Result<(), String> {
         let died_at = runtime::clock::monotonic();
         let remains = self.remains.ok_or("there was no worker")?;
-        let skip = self.deaths.note(status, &remains)?;
+        let skip = self.deaths.note(status, died_at, &remains)?;
+        std::thread::sleep(self.deaths.delay());
         if self.previous.is_some() && self.deaths.are_too_many(died_at, self.started_at) {
             self.converting = Some("its worker died three times within a minute after the upgrade".into());
         }
@@ -186,8 +196,31 @@ impl Keeper {
             // The worker has closed the image it began with, or the next one's sweep does.
             self.record.image = -1;
         }
+        let kept = self.kept(&remains);
+        let journal = Journal::reopen(remains).map_err(|error| format!("the journal: {error}"))?;
+        self.spawn_worker(
+            journal,
+            Beginning::Recovered {
+                died_at,
+                skip,
+                convert: self.converting.is_some(),
+            },
+            Some(kept),
+        )
+    }
+
+    /// Nobody goes on from what the last worker left: it has handed its state over, or never came to use it.
+    fn discard_remains(&mut self) {
+        self.serving = None;
+        if let Some(remains) = self.remains.take() {
+            remains.discard();
+        }
+    }
+
+    /// What this process and a worker with this journal have open, besides listeners and what the broker owns.
+    fn kept(&self, remains: &Remains) -> Vec<RawFd> {
         let control = self.record.control;
-        let mut kept = vec![
+        let own = [
             self.own_binary,
             self.signals,
             self.record.epoll,
@@ -195,18 +228,8 @@ impl Keeper {
             control.keeper,
             control.worker,
         ];
-        kept.extend(remains.fds());
-        kept.extend(self.restored_from.into_iter().chain(self.previous));
-        let journal = Journal::reopen(remains).map_err(|error| format!("the journal: {error}"))?;
-        self.spawn_worker(
-            journal,
-            Beginning::Recovered {
-                died_at,
-                skip,
-                kept,
-                convert: self.converting.is_some(),
-            },
-        )
+        let given = self.restored_from.into_iter().chain(self.previous);
+        own.into_iter().chain(remains.fds()).chain(given).collect()
     }
 
     /// A preflight under way has nobody any more who waits for its verdict.
@@ -428,6 +451,7 @@ impl Keeper {
         }
         tracing::error!("{why}: EVERY CONNECTION IS LOST; the bus starts anew");
         self.give_up_preflight();
+        self.discard_remains();
         let config = runtime::load_config(&self.record)?;
         let control = self.record.control;
         let mut kept = vec![
@@ -445,7 +469,7 @@ impl Keeper {
             from = fd + 1;
         }
         super::close_range(from, RawFd::MAX);
-        (self.restored_from, self.previous, self.remains) = (None, None, None);
+        (self.restored_from, self.previous) = (None, None);
         (self.deaths, self.record.image, self.has_served) = (Deaths::default(), -1, false);
         self.start_worker(Origin::Clean(Box::new(config)))
     }

@@ -14,6 +14,7 @@ mod watchdog;
 mod worker;
 
 use std::convert::Infallible;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,45 +48,49 @@ pub(crate) enum Beginning {
         died_at: clock::Nanos,
         /// The number of an event that killed it more than once.
         skip: Option<u64>,
-        /// Descriptors that the keeper has open for itself.
-        kept: Vec<std::os::fd::RawFd>,
         /// Only save the state, for the binary before this one, and exit.
         convert: bool,
     },
 }
 
-/// The life of a worker process; its exit code.
-pub(crate) fn run(record: &KeeperV1, journal: Journal, beginning: Beginning) -> i32 {
+/// The life of a worker process; its exit code. `kept` is what it and the keeper have open for themselves: where it is
+/// given, whatever is open besides was left by another worker.
+pub(crate) fn run(record: &KeeperV1, journal: Journal, beginning: Beginning, kept: Option<&[RawFd]>) -> i32 {
     watchdog::start(journal.applying());
     let Err(reason) =
-        prepare(record, journal, beginning).and_then(|(worker, start)| serve(record, worker, start));
+        prepare(record, journal, beginning, kept).and_then(|(worker, start)| serve(record, worker, start));
     tracing::error!("the worker cannot serve: {reason}");
     worker_exit::UNABLE
 }
 
-fn prepare(record: &KeeperV1, journal: Journal, beginning: Beginning) -> Result<(Worker, Start), String> {
+fn prepare(
+    record: &KeeperV1,
+    journal: Journal,
+    beginning: Beginning,
+    kept: Option<&[RawFd]>,
+) -> Result<(Worker, Start), String> {
     match beginning {
         Beginning::Clean(config) => {
             let broker = Broker::new(identity(record)?, Arc::new(*config), clock::boottime());
+            recover::sweep(&broker, kept, &record.listeners);
             let mut worker = Worker::new(broker, journal, record.clone(), None);
             worker.first_checkpoint()?;
             Ok((worker, Start::Clean))
         }
         Beginning::Upgraded => {
-            let (worker, pause) = restore(record, journal)?;
+            let (worker, pause) = restore(record, journal, kept)?;
             Ok((worker, Start::Upgraded { pause }))
         }
         Beginning::RolledBack { reason } => {
-            let (worker, pause) = restore(record, journal)?;
+            let (worker, pause) = restore(record, journal, kept)?;
             Ok((worker, Start::RolledBack { reason, pause }))
         }
         Beginning::Recovered {
             died_at,
             skip,
-            kept,
             convert,
         } => {
-            let (mut worker, start) = recover(record, journal, died_at, skip, &kept)?;
+            let (mut worker, start) = recover(record, journal, died_at, skip, kept.unwrap_or_default())?;
             if convert {
                 worker.dismiss_all();
                 worker.hand_over();
@@ -96,7 +101,7 @@ fn prepare(record: &KeeperV1, journal: Journal, beginning: Beginning) -> Result<
 }
 
 /// Goes on where the worker of the binary before this one stopped. Also the pause, in microseconds.
-fn restore(record: &KeeperV1, journal: Journal) -> Result<(Worker, u32), String> {
+fn restore(record: &KeeperV1, journal: Journal, kept: Option<&[RawFd]>) -> Result<(Worker, u32), String> {
     #[cfg(feature = "test-hooks")]
     crate::fault::in_restore(&record.executable());
     let bytes = crate::handoff::memfd::read(record.image)
@@ -112,6 +117,7 @@ fn restore(record: &KeeperV1, journal: Journal) -> Result<(Worker, u32), String>
             dropped.reason
         );
     }
+    recover::sweep(&restored.broker, kept, &record.listeners);
     let stopped_at = clock::Nanos(restored.worker.stopped_at);
     let mut worker = Worker::new(restored.broker, journal, record.clone(), Some(restored.worker));
     worker.drop_links(&restored.dropped);
@@ -125,7 +131,7 @@ fn recover(
     mut journal: Journal,
     died_at: clock::Nanos,
     skip: Option<u64>,
-    kept: &[std::os::fd::RawFd],
+    kept: &[RawFd],
 ) -> Result<(Worker, Start), String> {
     let mut recovered = recover::replay(&mut journal, record.image, skip)?;
     let accepted = recovered.reconcile(kept, &record.listeners, &journal);

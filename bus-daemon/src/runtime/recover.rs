@@ -186,22 +186,8 @@ impl Recovered {
 
     /// What is open and belongs to no one.
     pub(super) fn strays(&self, kept: &[RawFd], listeners: &[Listener], journal: &Journal) -> Strays {
-        let links = self.broker.peer_ids().map(|peer| peer.index.cast_signed());
-        let owned = self.broker.owned_fds().into_iter().map(|fd| fd.0);
-        let mut ours: Vec<RawFd> = kept
-            .iter()
-            .copied()
-            .chain(listeners.iter().map(|one| one.fd))
-            .chain(links)
-            .chain(owned)
-            .collect();
-        ours.sort_unstable();
-        ours.dedup();
         let mut strays = Strays::default();
-        for fd in 3..table_size() {
-            if ours.binary_search(&fd).is_ok() || !is_open(fd) {
-                continue;
-            }
+        for fd in unclaimed(&self.broker, kept, listeners) {
             let listener = is_accepted_socket(fd, listeners);
             let is_known = journal.cookie(Fd(fd)) == cookie(fd);
             match listener {
@@ -212,6 +198,31 @@ impl Recovered {
         }
         strays
     }
+}
+
+/// Closes whatever is open and neither in `kept` nor the broker's nor a listener; nothing where `kept` is not given.
+pub(super) fn sweep(broker: &Broker, kept: Option<&[RawFd]>, listeners: &[Listener]) {
+    let Some(kept) = kept else { return };
+    for fd in unclaimed(broker, kept, listeners) {
+        close(fd);
+    }
+}
+
+/// What is open and neither in `kept` nor the broker's nor a listener.
+fn unclaimed(broker: &Broker, kept: &[RawFd], listeners: &[Listener]) -> Vec<RawFd> {
+    let links = broker.peer_ids().map(|peer| peer.index.cast_signed());
+    let owned = broker.owned_fds().into_iter().map(|fd| fd.0);
+    let mut ours: Vec<RawFd> = kept
+        .iter()
+        .copied()
+        .chain(listeners.iter().map(|one| one.fd))
+        .chain(links)
+        .chain(owned)
+        .collect();
+    ours.sort_unstable();
+    ours.dedup();
+    let others = (3..table_size()).filter(|fd| ours.binary_search(fd).is_err());
+    others.filter(|fd| is_open(*fd)).collect()
 }
 
 /// Descriptors that are open and that the broker does not own.

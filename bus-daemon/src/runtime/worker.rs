@@ -50,7 +50,12 @@ pub(crate) struct Worker {
 
 impl Worker {
     /// A worker over a broker that has no links yet, or those of `carried`.
-    pub(crate) fn new(broker: Broker, journal: Journal, record: KeeperV1, carried: Option<WorkerV1>) -> Self {
+    pub(crate) fn new(
+        broker: Broker,
+        mut journal: Journal,
+        record: KeeperV1,
+        carried: Option<WorkerV1>,
+    ) -> Self {
         let mut links = Links::default();
         let generation = carried.as_ref().map_or(0, |carried| carried.generation);
         for saved in carried.into_iter().flat_map(|carried| carried.links) {
@@ -58,6 +63,7 @@ impl Worker {
             link.blocked = saved.blocked;
             link.stopped = saved.stopped;
             link.broken = saved.broken;
+            journal.set_cookie(link.peer, system::cookie(link.socket()));
             links.insert(link);
         }
         Self {
