@@ -13,19 +13,16 @@ pub(crate) struct Checkpoint {
     bus: Option<GlobalV1>,
     lists: Option<ListsV1>,
     peers: BTreeMap<u32, (PeerV1, Vec<Blob>)>,
-    /// Indexes of peers that changed and are not written ahead.
-    changed: Vec<u32>,
     ahead: BTreeMap<u32, Option<(PeerV1, Vec<Blob>)>>,
 }
 
 impl Checkpoint {
     /// Writes some of the peers that changed.
     pub(crate) fn write_ahead(&mut self, broker: &mut Broker, random: &mut Random) {
-        broker.take_changed_peers(&mut self.changed);
-        for _ in 0..random.below(4) {
-            if let Some(index) = self.changed.pop() {
-                self.ahead.insert(index, broker.save_at(index));
-            }
+        let mut changed = Vec::new();
+        broker.take_changed_peers(random.below(4) as usize, &mut changed);
+        for index in changed {
+            self.ahead.insert(index, broker.save_at(index));
         }
     }
 
@@ -35,8 +32,9 @@ impl Checkpoint {
             // The log, or an extent, is to be used again.
             broker.move_output_out(&|_| true);
         }
-        broker.take_changed_peers(&mut self.changed);
-        for index in std::mem::take(&mut self.changed) {
+        let mut changed = Vec::new();
+        broker.take_changed_peers(usize::MAX, &mut changed);
+        for index in changed {
             self.ahead.insert(index, broker.save_at(index));
         }
         for (index, saved) in std::mem::take(&mut self.ahead) {
@@ -53,7 +51,6 @@ impl Checkpoint {
 
     /// Who wrote ahead has died.
     pub(crate) fn forget_ahead(&mut self) {
-        self.changed.clear();
         self.ahead.clear();
     }
 

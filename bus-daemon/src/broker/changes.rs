@@ -11,9 +11,10 @@ impl Broker {
         self.peers.changed_count()
     }
 
-    /// Moves to `out` the indexes whose peers may have changed, come or gone since this was last asked, each once.
-    pub fn take_changed_peers(&mut self, out: &mut Vec<u32>) {
-        self.peers.take_changed(out);
+    /// Moves to `out` the indexes whose peers may have changed, come or gone since they were last taken, each once: at most
+    /// `most` of them, those that have waited longest.
+    pub fn take_changed_peers(&mut self, most: usize, out: &mut Vec<u32>) {
+        self.peers.take_changed(most, out);
     }
 
     /// Whether what `save_lists` saves may have changed since this was last asked.

@@ -1,5 +1,6 @@
 //! A peer: one connection as the broker sees it, and the table of them all.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bus_wire::{Framer, SaslServer, SendQueue};
@@ -131,7 +132,7 @@ pub(crate) struct Peers {
 #[derive(Debug, Default)]
 struct Changed {
     marks: Vec<bool>,
-    indexes: Vec<u32>,
+    indexes: VecDeque<u32>,
 }
 
 impl Changed {
@@ -141,7 +142,7 @@ impl Changed {
         }
         if let Some(mark @ false) = self.marks.get_mut(index) {
             *mark = true;
-            self.indexes.push(index as u32);
+            self.indexes.push_back(index as u32);
         }
     }
 }
@@ -171,9 +172,11 @@ impl Peers {
         self.changed.indexes.len()
     }
 
-    /// Moves to `out` the indexes whose peers may have changed, come or gone since this was last asked, each once.
-    pub(crate) fn take_changed(&mut self, out: &mut Vec<u32>) {
-        for index in self.changed.indexes.drain(..) {
+    /// Moves to `out` the indexes whose peers may have changed, come or gone since they were last taken, each once: at most
+    /// `most` of them, those that have waited longest.
+    pub(crate) fn take_changed(&mut self, most: usize, out: &mut Vec<u32>) {
+        let most = most.min(self.changed.indexes.len());
+        for index in self.changed.indexes.drain(..most) {
             if let Some(mark) = self.changed.marks.get_mut(index as usize) {
                 *mark = false;
             }

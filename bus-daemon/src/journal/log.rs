@@ -86,6 +86,8 @@ pub(crate) struct Log {
     sequence: u64,
     /// The next record's number at the last checkpoint.
     checkpoint: u64,
+    /// Something has happened since that is not in the log.
+    is_incomplete: bool,
 }
 
 impl Log {
@@ -114,6 +116,7 @@ impl Log {
             active: Bytes::new(),
             sequence: 0,
             checkpoint: 0,
+            is_incomplete: false,
         };
         log.open_segment(0);
         Ok((log, header))
@@ -136,6 +139,7 @@ impl Log {
             active: Bytes::new(),
             sequence: 0,
             checkpoint: 0,
+            is_incomplete: false,
         };
         (log, header)
     }
@@ -168,14 +172,21 @@ impl Log {
         HEADER_LEN + self.opened * SEGMENT
     }
 
+    /// Something happened that is not in the log: a checkpoint is to come before anything else.
+    pub(crate) fn demand_checkpoint(&mut self) {
+        self.is_incomplete = true;
+    }
+
     /// Whether a replay from the last checkpoint would take long.
     pub(crate) fn wants_checkpoint(&self) -> bool {
-        self.sequence - self.checkpoint >= RECORDS || self.retained.len() > RETAINED
+        self.is_incomplete || self.sequence - self.checkpoint >= RECORDS || self.retained.len() > RETAINED
     }
 
     /// Whether no checkpoint came in all the time that one was wanted: the log must not run out of segments.
     pub(crate) fn is_checkpoint_overdue(&self) -> bool {
-        self.sequence - self.checkpoint >= OVERDUE * RECORDS || self.retained.len() >= RESIDENT
+        self.is_incomplete
+            || self.sequence - self.checkpoint >= OVERDUE * RECORDS
+            || self.retained.len() >= RESIDENT
     }
 
     /// Whether so many segments are looked at that what looks at them should be moved elsewhere.
@@ -201,6 +212,7 @@ impl Log {
     /// A checkpoint has been taken at the end: what is before it is not needed for a replay any more.
     pub(crate) fn checkpointed(&mut self) {
         self.checkpoint = self.sequence;
+        self.is_incomplete = false;
         self.retained.clear();
         self.retained.push(self.current);
     }

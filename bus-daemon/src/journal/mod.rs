@@ -119,7 +119,7 @@ pub(crate) struct Journal {
     extents: ExtentPool,
     checkpoints: Checkpoints,
     header: &'static mut Header,
-    /// Indexes of peers that the next checkpoint must write.
+    /// Indexes of peers that are being written; those that could not be are for the next checkpoint.
     changed: Vec<u32>,
     /// The next checkpoint has been begun.
     is_checkpoint_begun: bool,
@@ -188,8 +188,15 @@ impl Journal {
             Ok(data) if data.len() <= Log::MOST_DATA => {
                 self.log.append_data(kind, peer.map_or(0, PeerId::to_u64), &data);
             }
-            Ok(data) => tracing::error!("an event of {} bytes does not fit into the journal", data.len()),
-            Err(error) => tracing::error!("an event cannot be written to the journal: {error}"),
+            // A replay cannot know of it, and need not once a checkpoint does.
+            Ok(data) => {
+                tracing::warn!("an event of {} bytes does not fit into the journal", data.len());
+                self.log.demand_checkpoint();
+            }
+            Err(error) => {
+                tracing::error!("an event cannot be written to the journal: {error}");
+                self.log.demand_checkpoint();
+            }
         }
     }
 }

@@ -57,16 +57,13 @@ impl Journal {
     /// Where more change all the time than are written, that leads nowhere, and the checkpoint is not put off for ever.
     pub(crate) fn write_ahead(&mut self, broker: &mut Broker) -> bool {
         let is_overdue = self.log.is_checkpoint_overdue() || self.extents.is_checkpoint_overdue();
-        if is_overdue || self.changed.len() + broker.changed_peers() <= 2 * AHEAD {
+        if is_overdue || broker.changed_peers() <= 2 * AHEAD {
             return false;
         }
-        broker.take_changed_peers(&mut self.changed);
+        broker.take_changed_peers(AHEAD, &mut self.changed);
         self.begin_checkpoint();
-        let rest = self.changed.len() - AHEAD;
-        for index in self.changed.split_off(rest) {
-            if let Err(error) = self.put_peer(broker, index) {
-                tracing::error!("checkpoint: {error}");
-            }
+        if let Err(error) = self.put_changed(broker) {
+            tracing::error!("checkpoint: {error}");
         }
         true
     }
@@ -78,14 +75,8 @@ impl Journal {
             broker.move_output_out(&|bytes| log.holds(bytes));
         }
         self.begin_checkpoint();
-        broker.take_changed_peers(&mut self.changed);
-        let mut changed = std::mem::take(&mut self.changed);
-        changed.sort_unstable();
-        changed.dedup();
-        for index in changed.drain(..) {
-            self.put_peer(broker, index)?;
-        }
-        self.changed = changed;
+        broker.take_changed_peers(usize::MAX, &mut self.changed);
+        self.put_changed(broker)?;
         if broker.take_changed_lists() {
             self.put(LISTS, &broker.save_lists())?;
         }
@@ -95,6 +86,15 @@ impl Journal {
         self.is_checkpoint_begun = false;
         self.log.checkpointed();
         self.extents.checkpointed();
+        Ok(())
+    }
+
+    /// Writes the peers that changed. One that cannot be written, and those after it, are still to be.
+    fn put_changed(&mut self, broker: &Broker) -> Result<(), String> {
+        while let Some(index) = self.changed.pop() {
+            self.put_peer(broker, index)
+                .inspect_err(|_| self.changed.push(index))?;
+        }
         Ok(())
     }
 

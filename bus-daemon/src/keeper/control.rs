@@ -72,12 +72,18 @@ impl Control {
 
     /// What the keeper said, if anything.
     pub(crate) fn heard_by_worker(&self) -> Result<Option<ToWorker>> {
-        take(self.worker)
+        receive(self.worker, MsgFlags::empty())
+    }
+
+    /// What the keeper said, if anything, which stays there to be heard again: by the next worker, if this one dies before
+    /// it has acted on it.
+    pub(crate) fn told_to_worker(&self) -> Result<Option<ToWorker>> {
+        receive(self.worker, MsgFlags::MSG_PEEK)
     }
 
     /// What the worker said, if anything.
     pub(crate) fn heard_by_keeper(&self) -> Result<Option<ToKeeper>> {
-        take(self.keeper)
+        receive(self.keeper, MsgFlags::empty())
     }
 }
 
@@ -87,9 +93,9 @@ fn put(socket: RawFd, message: &impl Serialize) -> Result<()> {
     Ok(())
 }
 
-fn take<T: serde::de::DeserializeOwned>(socket: RawFd) -> Result<Option<T>> {
+fn receive<T: serde::de::DeserializeOwned>(socket: RawFd, flags: MsgFlags) -> Result<Option<T>> {
     let mut buffer = vec![0; 64 * 1024];
-    match recv(socket, &mut buffer, MsgFlags::MSG_DONTWAIT) {
+    match recv(socket, &mut buffer, MsgFlags::MSG_DONTWAIT | flags) {
         Ok(0) => Ok(None),
         Ok(len) => codec::decode(&buffer[..len]).map(Some).map_err(Error::other),
         Err(errno) => match Error::from(errno) {

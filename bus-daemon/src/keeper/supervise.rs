@@ -192,6 +192,7 @@ impl Keeper {
             self.converting = Some("its worker died three times within a minute after the upgrade".into());
         }
         self.give_up_preflight();
+        self.take_back_verdicts(is_own_fault(status));
         if remains.has_checkpoint() {
             // The worker has closed the image it began with, or the next one's sweep does.
             self.record.image = -1;
@@ -240,10 +241,14 @@ impl Keeper {
             close(preflight.record);
         }
         self.approved = None;
-        // Nor is a verdict that was told and not heard for the next worker. The requests are.
+    }
+
+    /// A verdict that was told and not acted on is not for the next worker. Requests are, unless acting on one of them
+    /// may be what the last one died of.
+    fn take_back_verdicts(&self, are_requests_deadly: bool) {
         let mut requests = Vec::new();
         while let Ok(Some(message)) = self.record.control.heard_by_worker() {
-            if !matches!(message, ToWorker::Preflight(_)) {
+            if !matches!(message, ToWorker::Preflight(_)) && !are_requests_deadly {
                 requests.push(message);
             }
         }
@@ -451,6 +456,7 @@ impl Keeper {
         }
         tracing::error!("{why}: EVERY CONNECTION IS LOST; the bus starts anew");
         self.give_up_preflight();
+        self.take_back_verdicts(true);
         self.discard_remains();
         let config = runtime::load_config(&self.record)?;
         let control = self.record.control;

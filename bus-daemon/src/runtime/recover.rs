@@ -270,12 +270,19 @@ pub(super) fn copy_path(sequence: u64) -> PathBuf {
 /// Keeps bytes that killed the worker, for whoever is to mend it.
 fn keep_copy(sequence: u64, bytes: &[u8]) -> std::io::Result<PathBuf> {
     use std::io::Write;
-    let path = copy_path(sequence);
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)?;
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    let mut path = copy_path(sequence);
+    let mut file = options.open(&path);
+    // Numbers begin anew with each upgrade: nothing that is kept is written over.
+    for other in 1..100 {
+        if !matches!(&file, Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists) {
+            break;
+        }
+        path.set_extension(other.to_string());
+        file = options.open(&path);
+    }
+    let mut file = file?;
     file.write_all(bytes)?;
     Ok(path)
 }

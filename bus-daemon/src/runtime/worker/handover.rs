@@ -13,15 +13,28 @@ use crate::runtime::clock::{self, Nanos};
 
 impl Worker {
     pub(super) fn listen_to_keeper(&mut self) {
+        let control = self.record.control;
+        // A request is taken only when its outcome is in the journal: it survives a death, at worst as two. A verdict is
+        // for this worker alone.
+        let taken = || drop(control.heard_by_worker());
         loop {
-            match self.record.control.heard_by_worker() {
-                Ok(Some(ToWorker::Reload)) => self.reload(),
+            match control.told_to_worker() {
+                Ok(Some(ToWorker::Reload)) => {
+                    self.reload();
+                    taken();
+                }
                 Ok(Some(ToWorker::Upgrade)) => {
                     self.journal.note(None, &RareEvent::UpgradeRequested);
                     self.apply(Event::UpgradeRequested);
+                    taken();
                 }
-                Ok(Some(ToWorker::Preflight(Ok(())))) => self.hand_over(),
-                Ok(Some(ToWorker::Preflight(Err(reason)))) => self.refuse_upgrade(reason),
+                Ok(Some(ToWorker::Preflight(verdict))) => {
+                    taken();
+                    match verdict {
+                        Ok(()) => self.hand_over(),
+                        Err(reason) => self.refuse_upgrade(reason),
+                    }
+                }
                 Ok(None) => return,
                 Err(error) => {
                     tracing::error!("cannot hear the keeper: {error}");
