@@ -14,8 +14,8 @@ mod watch;
 use std::os::fd::AsRawFd;
 use std::process::Command;
 
+use super::random;
 use super::told::Kind;
-use super::{Random, random};
 use crate::journal::Sabotage;
 use stage::{Stage, order};
 
@@ -58,10 +58,11 @@ enum Step {
     SendLong,
     SendLarge,
     SendFd,
+    SignalFd,
     Checkpoint,
 }
 
-const STEPS: [Step; 12] = [
+const STEPS: [Step; 13] = [
     Step::Connect,
     Step::Leave,
     Step::RequestName,
@@ -73,6 +74,7 @@ const STEPS: [Step; 12] = [
     Step::SendLong,
     Step::SendLarge,
     Step::SendFd,
+    Step::SignalFd,
     Step::Checkpoint,
 ];
 const MOST_CLIENTS: usize = 5;
@@ -110,7 +112,10 @@ impl Stage {
             Step::AddMatch => client.call("AddMatch", |w| {
                 w.str("type='signal',interface='org.example.Signals'");
             }),
-            // The system is asked in the middle of it. This one takes no descriptors, and so gets none.
+            // The system is asked in the middle of it: by one who takes no descriptors, and by others.
+            Step::Credentials if index > 1 => client.call("GetConnectionCredentials", |w| {
+                w.str(&destination);
+            }),
             Step::Credentials => {
                 if let Some(Some(client)) = self.clients.get_mut(1) {
                     client.call("GetConnectionCredentials", |w| {
@@ -123,8 +128,10 @@ impl Stage {
             Step::SendLong => client.send(&destination, 3_000 + len),
             Step::SendLarge => client.send(&destination, 70_000),
             // That one would be disconnected for it.
-            Step::SendFd if index == 1 => {}
+            Step::SendFd | Step::SignalFd if index == 1 => {}
             Step::SendFd => client.send_fd(&destination),
+            // The system duplicates it for the second receiver.
+            Step::SignalFd => client.signal_fd(),
             Step::Checkpoint => self.order(order::CHECKPOINT)?,
         }
         self.exchange()

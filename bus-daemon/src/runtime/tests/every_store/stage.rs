@@ -31,6 +31,8 @@ use crate::runtime::{clock, identity, recover};
 const STATE_ROOM: usize = 16 << 20;
 /// Descriptors have smaller numbers.
 const MOST_FDS: RawFd = 1024;
+/// What is made in the middle of an event, while there are few clients, has a smaller one.
+const FEW_FDS: RawFd = 128;
 /// How long a worker may be silent.
 const PATIENCE: u16 = 20_000;
 
@@ -64,6 +66,8 @@ pub(super) struct Counts {
     pub(super) ended: u64,
     /// Descriptors that came in with messages.
     pub(super) fds: u64,
+    /// Recoveries that had to have a descriptor made anew.
+    pub(super) other_fds: u64,
     /// Stores into the checkpoints' memory.
     pub(super) entries: u64,
     /// Writes that a full socket refused.
@@ -160,7 +164,7 @@ impl Stage {
             record,
             remains,
         };
-        stage.kept = open_fds().collect();
+        stage.kept = open_fds(MOST_FDS).collect();
         stage.start(Some(journal))?;
         stage.order(order::WATCH)?;
         Ok(stage)
@@ -358,7 +362,14 @@ impl Stage {
             self.mirror.sabotage(how);
         }
         let mut journal = Journal::reopen(self.mirror.copy()).unwrap();
+        let open: Vec<RawFd> = open_fds(FEW_FDS).collect();
         let recovered = recover::replay(&mut journal, -1, None)?;
+        let mut has_other_fd = false;
+        for fd in open_fds(FEW_FDS).filter(|fd| !open.contains(fd)) {
+            has_other_fd = true;
+            nix::unistd::close(fd).unwrap();
+        }
+        self.counts.other_fds += u64::from(has_other_fd);
         if !recovered.in_doubt.is_empty() || !recovered.quarantined.is_empty() || recovered.is_damaged {
             return Err(format!(
                 "in doubt: {:?}, left out: {:?}",
@@ -406,7 +417,7 @@ impl Stage {
                 if self.clients[*index].is_some() && !is_adopted {
                     return Err(format!("client {index} would be disconnected"));
                 }
-                if self.clients[*index].is_none() && is_adopted && self.streams[*index].len() > 0 {
+                if self.clients[*index].is_none() && is_adopted && !self.streams[*index].is_empty() {
                     return Err(format!("client {index} would be taken for a new one"));
                 }
             }
@@ -420,6 +431,7 @@ impl Stage {
         Ok(Found {
             records,
             state,
+            has_other_fd,
             taken,
         })
     }
@@ -480,14 +492,14 @@ impl Stage {
     /// Descriptors that are open and belong neither to the test nor to a connection.
     pub(super) fn others(&self) -> Vec<RawFd> {
         let kept = self.kept();
-        open_fds()
+        open_fds(MOST_FDS)
             .filter(|fd| !kept.contains(fd) && !self.sockets.contains_key(fd))
             .collect()
     }
 }
 
-fn open_fds() -> impl Iterator<Item = RawFd> {
-    (0..MOST_FDS).filter(|fd| nix::fcntl::fcntl(borrowed(*fd), nix::fcntl::FcntlArg::F_GETFD).is_ok())
+fn open_fds(limit: RawFd) -> impl Iterator<Item = RawFd> {
+    (0..limit).filter(|fd| nix::fcntl::fcntl(borrowed(*fd), nix::fcntl::FcntlArg::F_GETFD).is_ok())
 }
 
 fn borrowed(fd: RawFd) -> std::os::fd::BorrowedFd<'static> {
