@@ -194,7 +194,7 @@ impl Client {
             .destination(destination)
             .serial(self.next_serial())
             .body(|w| {
-                w.str(&"x".repeat(len));
+                w.byte_slice(&vec![b'x'; len]);
             });
         self.push(message, false);
     }

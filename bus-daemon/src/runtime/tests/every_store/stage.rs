@@ -80,6 +80,8 @@ pub(super) struct Stage {
     pub(super) counts: Counts,
     /// A worker is killed once in so many stores; 0 = never.
     pub(super) kill_rate: usize,
+    /// No more are killed than that.
+    pub(super) most_kills: u64,
     /// A worker is killed as soon as an accepted connection is in the log.
     pub(super) kills_at_accept: bool,
     pub(super) sabotage: Option<Sabotage>,
@@ -143,6 +145,7 @@ impl Stage {
             clients: Vec::new(),
             counts: Counts::default(),
             kill_rate: 0,
+            most_kills: u64::MAX,
             kills_at_accept: false,
             sabotage: None,
             mirror: Mirror::of(remains).unwrap(),
@@ -253,7 +256,9 @@ impl Stage {
             }
             let at = format!("after {report:x?}");
             let found = self.examine().map_err(|error| format!("{error}, {at}"))?;
-            let is_killed = (self.kill_rate > 0 && self.random.below(self.kill_rate) == 0)
+            let is_killed = (self.kill_rate > 0
+                && self.counts.kills < self.most_kills
+                && self.random.below(self.kill_rate) == 0)
                 || (self.kills_at_accept
                     && self
                         .accepted
