@@ -275,7 +275,7 @@ fn check(stage: &Stage, rounds: u64) {
     assert!(counts.checkpoints > rounds / 2 && counts.adopted > 0 && counts.ended > 0 && counts.fds > 0);
     assert!(events(Kind::Accepted) > 2 && events(Kind::Closed) > 0 && events(Kind::Tick) > 5 * rounds);
     assert!(events(Kind::Received) > 5 * rounds && events(Kind::Drained) > 5 * rounds);
-    assert!(events(Kind::ReceivedLarge) > 0);
+    assert!(events(Kind::ReceivedLarge) > 0 && counts.segments > 0 && counts.other_fds > 0);
 }
 
 #[test]
