@@ -293,20 +293,22 @@ fn a_kill_between_any_two_stores_is_recovered_from_exactly() {
 }
 
 #[test]
-#[ignore = "a campaign: ten minutes"]
+#[ignore = "a campaign: some minutes"]
 fn kills_between_any_two_stores_are_recovered_from_again_and_again() {
     in_own_process(
         "kills_between_any_two_stores_are_recovered_from_again_and_again",
         || {
             let mut stage = Stage::new(random()).unwrap();
-            play(&mut stage, 20).unwrap();
-            for kill_rate in [0, 1_000, 100] {
+            play(&mut stage, 10).unwrap();
+            for kill_rate in [0, 1_000, 200] {
                 stage.kill_rate = kill_rate;
                 play(&mut stage, 10).unwrap();
                 cross_segments(&mut stage).unwrap();
-                wait_for_checkpoint(&mut stage).unwrap();
             }
-            check(&stage, 50);
+            // A successor notes each event that it replays: with kills it would not come to the end of so many.
+            stage.kill_rate = 0;
+            check(&stage, 40);
+            wait_for_checkpoint(&mut stage).unwrap();
             crowd(&mut stage).unwrap();
             end(&mut stage).unwrap();
             assert!(stage.counts.kills > 20 && stage.counts.kills_in_recovery > 5);
