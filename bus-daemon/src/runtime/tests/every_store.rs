@@ -293,7 +293,7 @@ fn a_kill_between_any_two_stores_is_recovered_from_exactly() {
 }
 
 #[test]
-#[ignore = "a campaign: some minutes"]
+#[ignore = "a campaign: two minutes"]
 fn kills_between_any_two_stores_are_recovered_from_again_and_again() {
     in_own_process(
         "kills_between_any_two_stores_are_recovered_from_again_and_again",
