@@ -506,7 +506,7 @@ impl Log {
     }
 
     /// The segments that were read, or written after that.
-    #[cfg(test)]
+    #[cfg(all(test, target_arch = "x86_64"))]
     pub(crate) fn visited(&self) -> Vec<std::ops::Range<usize>> {
         let range = |index: &usize| {
             let start = HEADER_LEN + index * SEGMENT;

@@ -12,7 +12,7 @@ mod extent;
 mod header;
 mod io;
 mod log;
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 mod mirror;
 #[cfg(feature = "bench-hooks")]
 mod plain;
@@ -39,9 +39,9 @@ use extent::ExtentPool;
 use header::Header;
 pub(crate) use io::Read;
 use log::Log;
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use log::Position;
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use mirror::{Mirror, Sabotage};
 use record::Kind;
 pub(crate) use replay::Remains;

@@ -140,13 +140,13 @@ impl Region {
     }
 
     /// Bytes of the mapping.
-    #[cfg(test)]
+    #[cfg(all(test, target_arch = "x86_64"))]
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
     /// Where an address lies in the mapping, if it does.
-    #[cfg(test)]
+    #[cfg(all(test, target_arch = "x86_64"))]
     pub(crate) fn offset_of(&self, address: usize) -> Option<usize> {
         address
             .checked_sub(self.start.as_ptr() as usize)

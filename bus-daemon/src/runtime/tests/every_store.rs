@@ -14,8 +14,8 @@ mod watch;
 use std::os::fd::AsRawFd;
 use std::process::Command;
 
+use super::random;
 use super::told::Kind;
-use super::{Random, random};
 use crate::journal::Sabotage;
 use stage::{Stage, order};
 
@@ -23,6 +23,8 @@ use stage::{Stage, order};
 fn in_own_process(name: &str, body: impl FnOnce()) {
     const INSIDE: &str = "BUS_EVERY_STORE_INSIDE";
     if std::env::var_os(INSIDE).is_some() {
+        // Nothing is left running when the test is stopped.
+        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).unwrap();
         return body();
     }
     let output = Command::new(std::env::current_exe().unwrap())
@@ -58,10 +60,11 @@ enum Step {
     SendLong,
     SendLarge,
     SendFd,
+    SignalFd,
     Checkpoint,
 }
 
-const STEPS: [Step; 12] = [
+const STEPS: [Step; 14] = [
     Step::Connect,
     Step::Leave,
     Step::RequestName,
@@ -73,6 +76,8 @@ const STEPS: [Step; 12] = [
     Step::SendLong,
     Step::SendLarge,
     Step::SendFd,
+    Step::SignalFd,
+    Step::Checkpoint,
     Step::Checkpoint,
 ];
 const MOST_CLIENTS: usize = 5;
@@ -110,7 +115,10 @@ impl Stage {
             Step::AddMatch => client.call("AddMatch", |w| {
                 w.str("type='signal',interface='org.example.Signals'");
             }),
-            // The system is asked in the middle of it. This one takes no descriptors, and so gets none.
+            // The system is asked in the middle of it: by one who takes no descriptors, and by others.
+            Step::Credentials if index > 1 => client.call("GetConnectionCredentials", |w| {
+                w.str(&destination);
+            }),
             Step::Credentials => {
                 if let Some(Some(client)) = self.clients.get_mut(1) {
                     client.call("GetConnectionCredentials", |w| {
@@ -123,8 +131,10 @@ impl Stage {
             Step::SendLong => client.send(&destination, 3_000 + len),
             Step::SendLarge => client.send(&destination, 70_000),
             // That one would be disconnected for it.
-            Step::SendFd if index == 1 => {}
+            Step::SendFd | Step::SignalFd if index == 1 => {}
             Step::SendFd => client.send_fd(&destination),
+            // The system duplicates it for the second receiver.
+            Step::SignalFd => client.signal_fd(),
             Step::Checkpoint => self.order(order::CHECKPOINT)?,
         }
         self.exchange()
@@ -167,7 +177,7 @@ impl Stage {
     }
 }
 
-/// Each step once and some more, in an order of the seed's choice.
+/// Each step once in a round, in an order of the seed's choice.
 fn play(stage: &mut Stage, rounds: usize) -> Result<(), String> {
     for _ in 0..rounds {
         let mut steps = STEPS.to_vec();
@@ -265,7 +275,7 @@ fn check(stage: &Stage, rounds: u64) {
     assert!(counts.checkpoints > rounds / 2 && counts.adopted > 0 && counts.ended > 0 && counts.fds > 0);
     assert!(events(Kind::Accepted) > 2 && events(Kind::Closed) > 0 && events(Kind::Tick) > 5 * rounds);
     assert!(events(Kind::Received) > 5 * rounds && events(Kind::Drained) > 5 * rounds);
-    assert!(events(Kind::ReceivedLarge) > 0);
+    assert!(events(Kind::ReceivedLarge) > 0 && counts.segments > 0 && counts.other_fds > 0);
 }
 
 #[test]
@@ -274,9 +284,8 @@ fn a_kill_between_any_two_stores_is_recovered_from_exactly() {
         let mut stage = Stage::new(random()).unwrap();
         play(&mut stage, 4).unwrap();
         cross_segments(&mut stage).unwrap();
-        stage.kill_rate = 200;
+        (stage.kill_rate, stage.most_kills) = (150, 20);
         play(&mut stage, 4).unwrap();
-        stage.kill_rate = 0;
         check(&stage, 8);
         end(&mut stage).unwrap();
         assert!(stage.counts.kills > 2);
@@ -284,20 +293,22 @@ fn a_kill_between_any_two_stores_is_recovered_from_exactly() {
 }
 
 #[test]
-#[ignore = "a campaign: ten minutes"]
+#[ignore = "a campaign: two minutes"]
 fn kills_between_any_two_stores_are_recovered_from_again_and_again() {
     in_own_process(
         "kills_between_any_two_stores_are_recovered_from_again_and_again",
         || {
             let mut stage = Stage::new(random()).unwrap();
-            play(&mut stage, 40).unwrap();
-            for kill_rate in [0, 1_000, 100] {
+            play(&mut stage, 10).unwrap();
+            for kill_rate in [0, 1_000, 200] {
                 stage.kill_rate = kill_rate;
-                play(&mut stage, 20).unwrap();
+                play(&mut stage, 10).unwrap();
                 cross_segments(&mut stage).unwrap();
-                wait_for_checkpoint(&mut stage).unwrap();
             }
-            check(&stage, 100);
+            // A successor notes each event that it replays: with kills it would not come to the end of so many.
+            stage.kill_rate = 0;
+            check(&stage, 40);
+            wait_for_checkpoint(&mut stage).unwrap();
             crowd(&mut stage).unwrap();
             end(&mut stage).unwrap();
             assert!(stage.counts.kills > 20 && stage.counts.kills_in_recovery > 5);

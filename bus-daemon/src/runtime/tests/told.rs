@@ -1,5 +1,10 @@
 //! What a test is told of each event that its worker has handled.
 
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "only a test for that processor reads it")
+)]
+
 use std::sync::OnceLock;
 
 use crate::broker::{Broker, Event, PeerId};

@@ -147,11 +147,13 @@ impl Client {
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
             match recvmsg::<()>(self.socket.as_raw_fd(), &mut slice, Some(&mut control), flags) {
                 Ok(message) => {
-                    let rights = message.cmsgs().unwrap().filter_map(|control| match control {
-                        ControlMessageOwned::ScmRights(fds) => Some(fds),
-                        _ => None,
-                    });
-                    (message.bytes, rights.flatten().collect())
+                    let mut fds = Vec::new();
+                    for control in message.cmsgs().unwrap() {
+                        if let ControlMessageOwned::ScmRights(more) = control {
+                            fds.extend(more);
+                        }
+                    }
+                    (message.bytes, fds)
                 }
                 Err(Errno::EAGAIN) => (0, Vec::new()),
                 Err(error) => panic!("client {}: {}", self.index, std::io::Error::from(error)),
@@ -192,7 +194,7 @@ impl Client {
             .destination(destination)
             .serial(self.next_serial())
             .body(|w| {
-                w.str(&"x".repeat(len));
+                w.byte_slice(&vec![b'x'; len]);
             });
         self.push(message, false);
     }
@@ -200,6 +202,16 @@ impl Client {
     pub(super) fn send_fd(&mut self, destination: &str) {
         let message = MessageBuilder::method_call("/org/example", "Hold")
             .destination(destination)
+            .serial(self.next_serial())
+            .unix_fds(1)
+            .body(|w| {
+                w.unix_fd_index(0);
+            });
+        self.push(message, true);
+    }
+
+    pub(super) fn signal_fd(&mut self) {
+        let message = MessageBuilder::signal("/org/example", "org.example.Signals", "Opened")
             .serial(self.next_serial())
             .unix_fds(1)
             .body(|w| {

@@ -9,6 +9,9 @@ pub(super) struct Found {
     pub(super) records: u64,
     /// The broker's whole state.
     pub(super) state: Vec<u8>,
+    /// The worker had not yet noted a descriptor that the system made for it, and recovery had another one made: the
+    /// state differs by its number.
+    pub(super) has_other_fd: bool,
     /// How many bytes of a client the worker's socket had given, for each client that the broker knows.
     pub(super) taken: BTreeMap<usize, u64>,
 }
@@ -20,6 +23,8 @@ pub(super) struct Judge {
     records: u64,
     /// Its state then.
     state: Vec<u8>,
+    /// A killed worker's recovery had a descriptor made; its successor has another made and notes it.
+    has_other_fd: bool,
     /// What of each client's bytes the events so far brought.
     taken: BTreeMap<usize, u64>,
     /// What recoveries give since they know of the event that comes next.
@@ -37,7 +42,9 @@ impl Judge {
             if is_applying {
                 return Err("an event is being handled that the log does not have".into());
             }
-            if found.state != self.state {
+            if self.has_other_fd {
+                (self.state, self.has_other_fd) = (found.state, found.has_other_fd);
+            } else if found.has_other_fd || found.state != self.state {
                 return Err("the state is not the one after the last event".into());
             }
             return agree(&found.taken, &self.taken);
@@ -45,8 +52,12 @@ impl Judge {
         if found.records <= self.records {
             return Err("an event was in the log and is no more".into());
         }
-        if found.state != next.state || found.taken != next.taken {
+        let is_other = !found.has_other_fd && !next.has_other_fd && found.state != next.state;
+        if is_other || found.taken != next.taken {
             return Err("the state after one event is another than a store before".into());
+        }
+        if next.has_other_fd {
+            self.next = Some(found);
         }
         Ok(())
     }
@@ -68,7 +79,7 @@ impl Judge {
             return Ok(());
         }
         let next = next.ok_or("the worker handled an event that no recovery knew of")?;
-        if next.state != self.state {
+        if next.has_other_fd || next.state != self.state {
             return Err("recovery gave another state than the event did".into());
         }
         agree(&next.taken, &self.taken)
@@ -86,6 +97,7 @@ impl Judge {
     pub(super) fn killed(&mut self, found: Found) {
         self.records = found.records;
         self.state = found.state;
+        self.has_other_fd = found.has_other_fd;
         self.taken.extend(found.taken);
         self.next = None;
     }

@@ -31,6 +31,8 @@ use crate::runtime::{clock, identity, recover};
 const STATE_ROOM: usize = 16 << 20;
 /// Descriptors have smaller numbers.
 const MOST_FDS: RawFd = 1024;
+/// What is made in the middle of an event, while there are few clients, has a smaller one.
+const FEW_FDS: RawFd = 128;
 /// How long a worker may be silent.
 const PATIENCE: u16 = 20_000;
 
@@ -64,6 +66,8 @@ pub(super) struct Counts {
     pub(super) ended: u64,
     /// Descriptors that came in with messages.
     pub(super) fds: u64,
+    /// Recoveries that had to have a descriptor made anew.
+    pub(super) other_fds: u64,
     /// Stores into the checkpoints' memory.
     pub(super) entries: u64,
     /// Writes that a full socket refused.
@@ -76,6 +80,8 @@ pub(super) struct Stage {
     pub(super) counts: Counts,
     /// A worker is killed once in so many stores; 0 = never.
     pub(super) kill_rate: usize,
+    /// No more are killed than that.
+    pub(super) most_kills: u64,
     /// A worker is killed as soon as an accepted connection is in the log.
     pub(super) kills_at_accept: bool,
     pub(super) sabotage: Option<Sabotage>,
@@ -139,6 +145,7 @@ impl Stage {
             clients: Vec::new(),
             counts: Counts::default(),
             kill_rate: 0,
+            most_kills: u64::MAX,
             kills_at_accept: false,
             sabotage: None,
             mirror: Mirror::of(remains).unwrap(),
@@ -160,7 +167,7 @@ impl Stage {
             record,
             remains,
         };
-        stage.kept = open_fds().collect();
+        stage.kept = open_fds(MOST_FDS).collect();
         stage.start(Some(journal))?;
         stage.order(order::WATCH)?;
         Ok(stage)
@@ -249,7 +256,9 @@ impl Stage {
             }
             let at = format!("after {report:x?}");
             let found = self.examine().map_err(|error| format!("{error}, {at}"))?;
-            let is_killed = (self.kill_rate > 0 && self.random.below(self.kill_rate) == 0)
+            let is_killed = (self.kill_rate > 0
+                && self.counts.kills < self.most_kills
+                && self.random.below(self.kill_rate) == 0)
                 || (self.kills_at_accept
                     && self
                         .accepted
@@ -358,7 +367,14 @@ impl Stage {
             self.mirror.sabotage(how);
         }
         let mut journal = Journal::reopen(self.mirror.copy()).unwrap();
+        let open: Vec<RawFd> = open_fds(FEW_FDS).collect();
         let recovered = recover::replay(&mut journal, -1, None)?;
+        let mut has_other_fd = false;
+        for fd in open_fds(FEW_FDS).filter(|fd| !open.contains(fd)) {
+            has_other_fd = true;
+            nix::unistd::close(fd).unwrap();
+        }
+        self.counts.other_fds += u64::from(has_other_fd);
         if !recovered.in_doubt.is_empty() || !recovered.quarantined.is_empty() || recovered.is_damaged {
             return Err(format!(
                 "in doubt: {:?}, left out: {:?}",
@@ -406,7 +422,7 @@ impl Stage {
                 if self.clients[*index].is_some() && !is_adopted {
                     return Err(format!("client {index} would be disconnected"));
                 }
-                if self.clients[*index].is_none() && is_adopted && self.streams[*index].len() > 0 {
+                if self.clients[*index].is_none() && is_adopted && !self.streams[*index].is_empty() {
                     return Err(format!("client {index} would be taken for a new one"));
                 }
             }
@@ -420,6 +436,7 @@ impl Stage {
         Ok(Found {
             records,
             state,
+            has_other_fd,
             taken,
         })
     }
@@ -480,14 +497,14 @@ impl Stage {
     /// Descriptors that are open and belong neither to the test nor to a connection.
     pub(super) fn others(&self) -> Vec<RawFd> {
         let kept = self.kept();
-        open_fds()
+        open_fds(MOST_FDS)
             .filter(|fd| !kept.contains(fd) && !self.sockets.contains_key(fd))
             .collect()
     }
 }
 
-fn open_fds() -> impl Iterator<Item = RawFd> {
-    (0..MOST_FDS).filter(|fd| nix::fcntl::fcntl(borrowed(*fd), nix::fcntl::FcntlArg::F_GETFD).is_ok())
+fn open_fds(limit: RawFd) -> impl Iterator<Item = RawFd> {
+    (0..limit).filter(|fd| nix::fcntl::fcntl(borrowed(*fd), nix::fcntl::FcntlArg::F_GETFD).is_ok())
 }
 
 fn borrowed(fd: RawFd) -> std::os::fd::BorrowedFd<'static> {

@@ -4,7 +4,7 @@
 //! The memory is write-protected. A store faults; the handler of the fault lifts the protection for the one instruction
 //! (the trap flag), and the trap behind it protects again, reports and waits. The kernel's writes do not fault, so the
 //! calls that move something are caught on their way in (seccomp), made by the handler, and reported as well. Single steps
-//! by a tracer would do the same: a hundred times slower, since all but a few instructions store elsewhere.
+//! by a tracer would show the same, much more slowly: nearly all instructions store elsewhere.
 
 #![allow(unsafe_code, reason = "signal handlers, and memory protection")]
 
