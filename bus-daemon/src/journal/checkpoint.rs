@@ -8,7 +8,7 @@
 
 use std::io;
 
-use super::header::{Commit, Header};
+use super::header::{BUILD, Commit, Header};
 use super::log::Position;
 use super::region::Region;
 
@@ -50,7 +50,9 @@ impl Version {
             u64::from(self.len),
         ]
         .iter()
-        .fold(0, |crc, field| crc32c::crc32c_append(crc, &field.to_ne_bytes()));
+        .fold(BUILD, |crc, field| {
+            crc32c::crc32c_append(crc, &field.to_ne_bytes())
+        });
         crc32c::crc32c_append(crc, body)
     }
 }

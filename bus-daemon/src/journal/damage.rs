@@ -5,6 +5,8 @@ use bytes::Bytes;
 
 use super::Journal;
 use super::header::HEADER_LEN;
+#[cfg(test)]
+use super::header::{Commit, Header};
 use super::record::Kind;
 use super::replay::Remains;
 use crate::broker::PeerId;
@@ -76,6 +78,55 @@ impl Remains {
         };
         self.undo(&flip);
         flip
+    }
+
+    /// Cuts the log, or else the checkpoints, off at a byte: what comes after is zero. Returns what was there.
+    #[cfg(test)]
+    pub(crate) fn cut(&self, is_log: bool, at: usize) -> Vec<u8> {
+        let rest = self.rest(is_log, at);
+        let old = rest.to_vec();
+        rest.fill(0);
+        old
+    }
+
+    /// Where the bodies of checkpoints begin.
+    #[cfg(test)]
+    pub(crate) fn arena_start(&self) -> usize {
+        super::checkpoint::ARENA as usize
+    }
+
+    /// Undoes the cut.
+    #[cfg(test)]
+    pub(crate) fn mend(&self, is_log: bool, at: usize, old: &[u8]) {
+        self.rest(is_log, at).copy_from_slice(old);
+    }
+
+    #[cfg(test)]
+    #[expect(unsafe_code, reason = "a view of mapped memory")]
+    fn rest(&self, is_log: bool, at: usize) -> &'static mut [u8] {
+        let (region, len) = if is_log {
+            (self.log, HEADER_LEN + (1 << 20))
+        } else {
+            (self.checkpoints, super::checkpoint::ARENA as usize + (64 << 10))
+        };
+        let at = at.min(len);
+        // SAFETY: in the mapping; the test looks at nothing of it meanwhile.
+        unsafe { std::slice::from_raw_parts_mut(region.at(at, len - at), len - at) }
+    }
+
+    /// As if another build had written it. Done twice, it is as before.
+    #[cfg(test)]
+    #[expect(unsafe_code, reason = "writes into mapped memory")]
+    pub(crate) fn change_build(&self) {
+        use std::mem::offset_of;
+        let change = |offset: usize| {
+            // SAFETY: fields of the header, which nothing refers to now.
+            unsafe { *self.log.at(offset, 4).cast::<u32>() ^= 0x5a5a_5a5a };
+        };
+        change(offset_of!(Header, salt));
+        for index in 0..2 {
+            change(offset_of!(Header, commits) + index * size_of::<Commit>() + offset_of!(Commit, crc));
+        }
     }
 
     /// Flips it back.

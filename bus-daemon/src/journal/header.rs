@@ -82,6 +82,19 @@ impl Slot {
     }
 }
 
+/// Begins every checksum: what another build has written is nowhere taken for whole.
+pub(crate) const BUILD: u32 = {
+    let version = env!("CARGO_PKG_VERSION").as_bytes();
+    let mut hash = size_of::<Header>() as u32;
+    let mut index = 0;
+    while index < version.len() {
+        // FNV-1a.
+        hash = (hash ^ version[index] as u32).wrapping_mul(0x0100_0193);
+        index += 1;
+    }
+    hash
+};
+
 /// The journal's first pages.
 #[repr(C)]
 pub(crate) struct Header {
@@ -140,7 +153,9 @@ impl Commit {
             self.digest,
         ]
         .iter()
-        .fold(0, |crc, field| crc32c::crc32c_append(crc, &field.to_ne_bytes()))
+        .fold(BUILD, |crc, field| {
+            crc32c::crc32c_append(crc, &field.to_ne_bytes())
+        })
     }
 
     /// The place in the log.
@@ -163,6 +178,11 @@ impl Header {
         let epoch = self.committed.load(Ordering::Acquire);
         let commit = self.commits[(epoch % 2) as usize];
         (epoch > 0 && commit.epoch == epoch && commit.crc == commit.checksum()).then_some(commit)
+    }
+
+    /// What the checksums of records begin with.
+    pub(crate) fn salt(&self) -> u32 {
+        self.salt.load(Ordering::Relaxed) ^ BUILD
     }
 
     /// Makes a checkpoint the newest: all of it is written.

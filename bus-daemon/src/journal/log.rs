@@ -297,7 +297,7 @@ impl Log {
             unsafe { place.cast::<i32>().write(fd.0) };
         }
         record.crc = record.checksum(
-            self.header.salt.load(Ordering::Relaxed),
+            self.header.salt(),
             self.bytes(self.current, self.offset + RECORD_HEADER, data_len),
             self.bytes(self.current, fds_at, 4 * fds.len()),
         );
@@ -430,7 +430,7 @@ impl Log {
             self.offset + header.fds_at(),
             4 * usize::from(header.fds),
         );
-        let salt = self.header.salt.load(Ordering::Relaxed);
+        let salt = self.header.salt();
         (header.checksum(salt, data, fds) == header.crc).then_some(header)
     }
 

@@ -292,6 +292,53 @@ fn an_event_is_left_out_with_what_the_system_answered_to_it() {
 }
 
 #[test]
+fn what_is_cut_off_at_any_byte_is_in_doubt_and_another_build_is_refused() {
+    let mut random = random();
+    let mut rig = Rig::new(true);
+    for _ in 0..400 {
+        rig.step(&mut random);
+    }
+    let whole = state(rig.worker.broker());
+    let (mut unharmed, mut costly, mut refused) = (0, 0, 0);
+    for round in 0..1_500 {
+        let is_log = random.below(2) == 0;
+        let at = match (is_log, random.below(4)) {
+            (true, 0) => random.below(4096),
+            (true, _) => 4096 + random.below(512 << 10),
+            (false, 0) => random.below(128 * 96),
+            (false, _) => rig.remains.arena_start() + random.below(64 << 10),
+        };
+        let old = rig.remains.cut(is_log, at);
+        let mut journal = Journal::reopen(rig.remains).unwrap();
+        match recover::replay(&mut journal, -1, None) {
+            Err(_) => refused += 1,
+            Ok(recovered) => {
+                recovered.broker.check_invariants().unwrap();
+                if recovered.in_doubt.is_empty() && !recovered.is_damaged {
+                    let same = state(&recovered.broker) == whole;
+                    assert!(
+                        same,
+                        "round {round}: cut at {at} ({is_log}): wrong, and not in doubt"
+                    );
+                    unharmed += 1;
+                } else {
+                    costly += 1;
+                }
+            }
+        }
+        rig.remains.mend(is_log, at, &old);
+    }
+    eprintln!("{unharmed} without harm, {costly} cost connections, {refused} refused");
+    assert!(unharmed > 0 && costly > 0 && refused > 0);
+    assert!(state(&rig.replay().broker) == whole);
+    rig.remains.change_build();
+    let mut journal = Journal::reopen(rig.remains).unwrap();
+    assert!(recover::replay(&mut journal, -1, None).is_err());
+    rig.remains.change_build();
+    assert!(state(&rig.replay().broker) == whole);
+}
+
+#[test]
 fn damage_never_panics_and_what_is_not_in_doubt_is_right() {
     let mut random = random();
     let mut rig = Rig::new(true);
