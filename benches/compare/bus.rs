@@ -51,6 +51,11 @@ impl Candidate {
         }
     }
 
+    /// Whether it is the relay, which looks at nothing.
+    pub(crate) fn is_relay(&self) -> bool {
+        matches!(self.kind, Kind::Relay)
+    }
+
     /// dbus-daemon and dbus-broker, if this machine has them.
     pub(crate) fn installed() -> Vec<Candidate> {
         let daemon = Path::new("/usr/bin/dbus-daemon");

@@ -36,6 +36,9 @@ struct Arguments {
     /// Leave out the dbus-daemon and the dbus-broker that are installed
     #[arg(long)]
     only: bool,
+    /// Leave out the relay, too: ratios are to the last `--bus`
+    #[arg(long, requires = "only")]
+    no_relay: bool,
     /// Rounds of each case
     #[arg(long, default_value_t = 9)]
     rounds: usize,
@@ -73,6 +76,7 @@ fn main() -> Result<()> {
         "at least one round, of at least all operations"
     );
     let candidates = candidates(&arguments);
+    ensure!(!candidates.is_empty(), "there is no bus to measure");
     let mut report = Report::new(
         candidates
             .iter()
@@ -99,7 +103,9 @@ fn candidates(arguments: &Arguments) -> Vec<Candidate> {
     if !arguments.only {
         candidates.extend(Candidate::installed());
     }
-    candidates.push(Candidate::relay());
+    if !arguments.no_relay {
+        candidates.push(Candidate::relay());
+    }
     candidates
 }
 
@@ -107,10 +113,9 @@ fn measure(case: &Case, candidates: &[Candidate], arguments: &Arguments) -> Resu
     let operations = (case.operations / arguments.quick).max(1);
     let client_cpu = arguments.client_cpu.unwrap_or(arguments.cpu);
     let mut running = Vec::new();
-    for (number, candidate) in candidates.iter().enumerate() {
+    for candidate in candidates {
         let bus = candidate.start(arguments.cpu, client_cpu)?;
-        let relay = number + 1 == candidates.len();
-        let load = Running::set_up(&case.load, &bus, !relay)
+        let load = Running::set_up(&case.load, &bus, !candidate.is_relay())
             .and_then(|mut load| load.run(operations).map(|()| load))
             .with_context(|| candidate.name.clone())?;
         running.push((bus, load));

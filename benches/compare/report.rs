@@ -14,7 +14,7 @@ pub(crate) struct Measured {
     pub(crate) rounds: Vec<Vec<f64>>,
 }
 
-/// What has been measured so far. The last candidate is the relay, to which the others are set in relation.
+/// What has been measured so far. The last candidate, as a rule the relay, is what the others are set in relation to.
 pub(crate) struct Report {
     candidates: Vec<String>,
     cases: Vec<Measured>,
@@ -30,7 +30,8 @@ impl Report {
 
     /// The head of the table.
     pub(crate) fn heading(&self) -> String {
-        let mut line = format!("CPU microseconds per operation (x relay)\n{:30}", "");
+        let last = self.candidates.last().map_or("", String::as_str);
+        let mut line = format!("CPU microseconds per operation (x {last})\n{:30}", "");
         for candidate in &self.candidates {
             let _ = write!(line, " {candidate:>17}");
         }
@@ -40,9 +41,9 @@ impl Report {
     /// Takes a case in and gives its line of the table.
     pub(crate) fn add(&mut self, measured: Measured) -> String {
         let mut line = format!("{:30}", measured.name);
-        let relay = self.candidates.len() - 1;
+        let last = self.candidates.len() - 1;
         for candidate in 0..self.candidates.len() {
-            let ratio = format!("({:.2})", measured.ratio(candidate, relay));
+            let ratio = format!("({:.2})", measured.ratio(candidate, last));
             let _ = write!(line, " {:>9.2} {ratio:>7}", measured.cost(candidate));
         }
         self.cases.push(measured);

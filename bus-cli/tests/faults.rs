@@ -178,6 +178,21 @@ fn a_worker_killed_before_it_serves_is_started_again() {
 }
 
 #[test]
+fn a_request_is_fulfilled_even_if_the_worker_that_heard_it_is_killed() {
+    let directory = tempfile::tempdir().unwrap();
+    let bus = Bus::start_binary(&faulty(directory.path(), "kill:request=2"));
+    let mut control = bus.caller();
+    for index in 1..=12 {
+        let before = generation(&mut control);
+        kill(Pid::from_raw(bus.pid() as i32), Signal::SIGUSR2).unwrap();
+        support::wait_until(&format!("upgrade {index} is done"), || {
+            generation(&mut control) > before
+        });
+    }
+    assert!(bus.log().contains("killed in request"), "{}", bus.log());
+}
+
+#[test]
 fn a_new_binary_that_keeps_dying_gives_way_to_the_old_one() {
     let directory = tempfile::tempdir().unwrap();
     let old = directory.path().join("old");

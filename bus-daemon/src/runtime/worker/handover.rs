@@ -24,8 +24,12 @@ impl Worker {
                     taken();
                 }
                 Ok(Some(ToWorker::Upgrade)) => {
+                    #[cfg(feature = "test-hooks")]
+                    crate::fault::kill_in("request");
                     self.journal.note(None, &RareEvent::UpgradeRequested);
                     self.apply(Event::UpgradeRequested);
+                    #[cfg(feature = "test-hooks")]
+                    crate::fault::kill_in("request");
                     taken();
                 }
                 Ok(Some(ToWorker::Preflight(verdict))) => {
