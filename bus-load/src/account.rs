@@ -33,7 +33,7 @@ pub struct Account {
 }
 
 impl Account {
-    /// Takes in one line of a peer's report (`sent`, `replies`, `got`, `error`, `disconnected`).
+    /// Takes in one line of a peer's report (`sent`, `replies`, `got`, `fds`, `error`, `disconnected`).
     pub fn line(&mut self, line: &str) -> anyhow::Result<()> {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         let stream = || {
@@ -44,6 +44,10 @@ impl Account {
             "sent" => self.sent.push((stream()?.0.to_owned(), stream()?.1.parse()?)),
             "replies" => self.replies.push((stream()?.0.to_owned(), stream()?.1.parse()?)),
             "got" => self.got.push((stream()?.0.to_owned(), stream()?.1.parse()?)),
+            "fds" => {
+                self.fds_sent = stream()?.0.parse()?;
+                self.fds_received = stream()?.1.parse()?;
+            }
             "error" => self.errors.push(rest.to_owned()),
             "disconnected" => self.disconnected = Some(rest.to_owned()),
             _ => anyhow::bail!("unknown line of a report: {line}"),

@@ -1,6 +1,6 @@
 //! A long-lived client on zbus, which speaks with the harness as the scripted ones do.
 
-use bus_load::{INTERFACE, PATH, Peer, PeerPlan, Tally};
+use bus_load::{INTERFACE, PATH, Peer, PeerPlan, Tally, fds};
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -9,8 +9,10 @@ use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use zbus::export::futures_core::Stream;
 use zbus::message::{Message, Type};
-use zbus::{Connection, MessageStream};
+use zbus::{Connection, MessageStream, OwnedFd};
 
+/// One call in so many has a descriptor along.
+const FD_EVERY: u64 = 10;
 const DRIVER: &str = "org.freedesktop.DBus";
 const DRIVER_PATH: &str = "/org/freedesktop/DBus";
 
@@ -69,6 +71,8 @@ struct Books {
     replies: BTreeMap<String, Tally>,
     got: BTreeMap<String, Tally>,
     outstanding: u32,
+    fds_sent: u64,
+    fds_received: u64,
     errors: Vec<String>,
 }
 
@@ -166,7 +170,21 @@ async fn received(bus: &Connection, message: &Message, books: &Shared) -> zbus::
         return Ok(());
     }
     let body = message.body();
-    let (stream, number): (String, u64) = body.deserialize()?;
+    let has_fd = header.member().is_some_and(|member| member.as_str() == "EchoFd");
+    let (stream, number): (String, u64) = if has_fd {
+        let (stream, number, fd): (String, u64, OwnedFd) = body.deserialize()?;
+        let content = fds::number_of(fd.into()).unwrap();
+        let mut books = books.lock().unwrap();
+        books.fds_received += 1;
+        if content != number {
+            books
+                .errors
+                .push(format!("call {number} carries the descriptor of call {content}"));
+        }
+        (stream, number)
+    } else {
+        body.deserialize()?
+    };
     books
         .lock()
         .unwrap()
@@ -195,15 +213,16 @@ async fn call(bus: Connection, plan: PeerPlan, target: String, books: Shared) {
             *sent += 1;
             *sent
         };
-        let reply = bus
-            .call_method(
-                Some(target.as_str()),
-                PATH,
-                Some(INTERFACE),
-                "Echo",
-                &(&stream, number),
-            )
-            .await;
+        let to = (Some(target.as_str()), PATH, Some(INTERFACE));
+        let reply = if number % FD_EVERY == 0 {
+            books.lock().unwrap().fds_sent += 1;
+            let fd = OwnedFd::from(fds::numbered(number).unwrap());
+            bus.call_method(to.0, to.1, to.2, "EchoFd", &(&stream, number, fd))
+                .await
+        } else {
+            bus.call_method(to.0, to.1, to.2, "Echo", &(&stream, number))
+                .await
+        };
         let echoed = reply.and_then(|reply| reply.body().deserialize::<(String, u64)>());
         let mut books = books.lock().unwrap();
         books.outstanding -= 1;
@@ -261,6 +280,7 @@ fn report(books: &Books, say: &Sender<String>) {
             .iter()
             .map(|(stream, tally)| format!("got {stream} {}", tally.counts())),
     );
+    lines.push(format!("fds {} {}", books.fds_sent, books.fds_received));
     lines.extend(books.errors.iter().map(|error| format!("error {error}")));
     lines.push("end".to_owned());
     lines.into_iter().for_each(|line| {

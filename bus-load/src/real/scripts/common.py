@@ -1,5 +1,6 @@
 """The half that every scripted peer shares: numbers, tallies and the conversation with the harness.
 
+One call in FD_EVERY is to EchoFd, and has a descriptor along whose content is the call's number.
 The harness writes one command per line (go, stop, drain, report); end of file ends the peer.
 Arguments are key=value: address, id, name, interval (ms), window, call (a bus name, repeatable),
 subscribe (a stream, repeatable), emit (a stream).
@@ -10,6 +11,14 @@ import sys
 PATH = "/org/busdaemon/Load"
 INTERFACE = "org.busdaemon.Load1"
 TIMEOUT_S = 300
+FD_EVERY = 10
+
+
+def numbered_fd(number):
+    """A memory file that holds the number."""
+    fd = os.memfd_create("bus-load")
+    os.write(fd, number.to_bytes(8, "little"))
+    return fd
 
 
 def say(line):
@@ -61,7 +70,7 @@ class Load:
         self.errors = []
         self.running = self.stopping = False
         self.input = b""
-        self.ticks = self.failed = 0
+        self.ticks = self.failed = self.fds_sent = self.fds_received = 0
 
     def call_stream(self, target):
         return "%s>%s" % (self.id, target)
@@ -75,6 +84,13 @@ class Load:
         if self.senders.setdefault(stream, sender) != sender:
             self.error("stream %s came from %s and from %s" % (stream, self.senders[stream], sender))
         self.got.setdefault(stream, Tally()).record(int(number))
+
+    def received_fd(self, number, fd):
+        """A descriptor came with a call. It is only looked at."""
+        content = int.from_bytes(os.pread(fd, 8, 0), "little")
+        self.fds_received += 1
+        if content != int(number):
+            self.error("call %d carries the descriptor of call %d" % (number, content))
 
     def error(self, text):
         self.failed += 1
@@ -93,7 +109,14 @@ class Load:
                 stream = self.call_stream(target)
                 self.sent[stream] += 1
                 self.outstanding[target] += 1
-                self.backend.call(target, stream, self.sent[stream])
+                number = self.sent[stream]
+                if number % FD_EVERY:
+                    self.backend.call(target, stream, number)
+                    continue
+                fd = numbered_fd(number)
+                self.fds_sent += 1
+                self.backend.call_with_fd(target, stream, number, fd)
+                os.close(fd)
         if self.emits:
             self.sent[self.emits] += 1
             self.backend.emit(self.emits, self.sent[self.emits])
@@ -142,6 +165,7 @@ class Load:
                 say("replies %s %s" % (stream, tally))
             for stream, tally in self.got.items():
                 say("got %s %s" % (stream, tally))
+            say("fds %d %d" % (self.fds_sent, self.fds_received))
             for text in self.errors:
                 say("error " + text)
             say("end")

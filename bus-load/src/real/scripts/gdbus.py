@@ -4,6 +4,8 @@ from gi.repository import Gio, GLib
 XML = """<node><interface name='%s'>
   <method name='Echo'><arg type='s' direction='in'/><arg type='t' direction='in'/>
   <arg type='s' direction='out'/><arg type='t' direction='out'/></method>
+  <method name='EchoFd'><arg type='s' direction='in'/><arg type='t' direction='in'/><arg type='h' direction='in'/>
+  <arg type='s' direction='out'/><arg type='t' direction='out'/></method>
   <signal name='Tick'><arg type='s'/><arg type='t'/></signal>
 </interface></node>""" % INTERFACE
 BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
@@ -25,13 +27,32 @@ class Backend:
         self.bus.call_sync(*BUS, "RequestName", GLib.Variant("(su)", (self.load.name, 0)), None, 0, -1, None)
         say("ready " + self.bus.get_unique_name())
 
-    def called(self, _bus, sender, _path, _interface, _member, parameters, invocation):
-        stream, number = parameters.unpack()
+    def called(self, _bus, sender, _path, _interface, member, parameters, invocation):
+        stream, number = parameters.unpack()[:2]
+        if member == "EchoFd":
+            fds = invocation.get_message().get_unix_fd_list().steal_fds()
+            self.load.received_fd(number, fds[parameters.unpack()[2]])
+            for fd in fds:
+                os.close(fd)
         self.load.received(stream, number, sender)
         invocation.return_value(GLib.Variant("(st)", (stream, number)))
 
     def signalled(self, _bus, sender, _path, _interface, _member, parameters):
         self.load.received(*parameters.unpack(), sender)
+
+    def call_with_fd(self, target, stream, number, fd):
+        def done(bus, result):
+            try:
+                reply, _fds = bus.call_with_unix_fd_list_finish(result)
+            except GLib.Error as error:
+                self.load.call_failed(target, error)
+            else:
+                self.load.replied(target, *reply.unpack())
+        fds = Gio.UnixFDList.new()
+        handle = fds.append(fd)
+        self.bus.call_with_unix_fd_list(
+            target, PATH, INTERFACE, "EchoFd", GLib.Variant("(sth)", (stream, number, handle)), None,
+            0, TIMEOUT_S * 1000, fds, None, done)
 
     def call(self, target, stream, number):
         def done(bus, result):

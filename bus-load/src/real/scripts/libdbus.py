@@ -14,6 +14,13 @@ class Service(dbus.service.Object):
         self.load.received(stream, number, sender)
         return stream, number
 
+    @dbus.service.method(INTERFACE, in_signature="sth", out_signature="st", sender_keyword="sender")
+    def EchoFd(self, stream, number, fd, sender=None):
+        fd = fd.take()
+        self.load.received_fd(number, fd)
+        os.close(fd)
+        return self.Echo(stream, number, sender)
+
     @dbus.service.signal(INTERFACE, signature="st")
     def Tick(self, stream, number):
         pass
@@ -39,6 +46,12 @@ class Backend:
     def call(self, target, stream, number):
         self.bus.call_async(
             target, PATH, INTERFACE, "Echo", "st", (stream, dbus.UInt64(number)),
+            lambda s, n: self.load.replied(target, s, n),
+            lambda e: self.load.call_failed(target, e), timeout=TIMEOUT_S)
+
+    def call_with_fd(self, target, stream, number, fd):
+        self.bus.call_async(
+            target, PATH, INTERFACE, "EchoFd", "sth", (stream, dbus.UInt64(number), dbus.types.UnixFd(fd)),
             lambda s, n: self.load.replied(target, s, n),
             lambda e: self.load.call_failed(target, e), timeout=TIMEOUT_S)
 

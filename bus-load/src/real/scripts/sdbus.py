@@ -54,9 +54,15 @@ class Backend:
         say("ready " + unique.value.decode())
 
     def called(self, message, _userdata, _error):
-        if not sd.sd_bus_message_is_method_call(c_void_p(message), INTERFACE.encode(), b"Echo"):
+        has_fd = sd.sd_bus_message_is_method_call(c_void_p(message), INTERFACE.encode(), b"EchoFd")
+        if not has_fd and not sd.sd_bus_message_is_method_call(c_void_p(message), INTERFACE.encode(), b"Echo"):
             return 0
         stream, number = read_st(message)
+        if has_fd:
+            # The message's own, which it closes.
+            fd = c_int()
+            check(sd.sd_bus_message_read(c_void_p(message), b"h", byref(fd)), "read")
+            self.load.received_fd(number, fd.value)
         self.load.received(stream, number, sd.sd_bus_message_get_sender(message).decode())
         check(sd.sd_bus_reply_method_return(c_void_p(message), b"st", stream.encode(), c_uint64(number)), "reply")
         return 1
@@ -79,6 +85,14 @@ class Backend:
         check(sd.sd_bus_call_method_async(
             self.bus, None, target.encode(), PATH.encode(), INTERFACE.encode(), b"Echo",
             self.on_reply[target], None, b"st", stream.encode(), c_uint64(number)), "call")
+
+    def call_with_fd(self, target, stream, number, fd):
+        message = c_void_p()
+        check(sd.sd_bus_message_new_method_call(
+            self.bus, byref(message), target.encode(), PATH.encode(), INTERFACE.encode(), b"EchoFd"), "new call")
+        check(sd.sd_bus_message_append(message, b"sth", stream.encode(), c_uint64(number), c_int(fd)), "append")
+        check(sd.sd_bus_call_async(self.bus, None, message, self.on_reply[target], None, c_uint64(0)), "call")
+        sd.sd_bus_message_unref(message)
 
     def emit(self, stream, number):
         check(sd.sd_bus_emit_signal(
