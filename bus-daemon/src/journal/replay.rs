@@ -47,6 +47,12 @@ impl Remains {
         self.header.committed.load(Ordering::Acquire) > 0
     }
 
+    /// Whether a replay would apply the event of this number.
+    pub(crate) fn is_replayed(&self, event: u64) -> bool {
+        let checkpoint = self.header.newest_checkpoint();
+        checkpoint.is_none_or(|checkpoint| checkpoint.sequence <= event)
+    }
+
     /// How many events were noted.
     pub(crate) fn records(&self) -> u64 {
         self.header.records.load(Ordering::Acquire)

@@ -36,6 +36,8 @@ pub(crate) struct Deaths {
     futile: u32,
     /// Deaths by its own fault at no event, in a row.
     in_a_row: u32,
+    /// The event that is not to be applied again.
+    left_out: Option<u64>,
     /// When it died last.
     at: Nanos,
     /// Deaths by its own fault since this process image began.
@@ -65,7 +67,19 @@ impl Deaths {
         now: Nanos,
         remains: &Remains,
     ) -> Result<Option<u64>, String> {
-        self.note_at(is_own_fault(status), now, remains.records(), remains.applying())
+        let skip = self.note_at(is_own_fault(status), now, remains.records(), remains.applying())?;
+        Ok(self.leave_out(skip, |event| remains.is_replayed(event)))
+    }
+
+    /// What is left out stays so until a checkpoint passes it, however often the workers die before that.
+    fn leave_out(&mut self, event: Option<u64>, is_replayed: impl Fn(u64) -> bool) -> Option<u64> {
+        self.left_out = event.or(self.left_out.filter(|event| is_replayed(*event)));
+        self.left_out
+    }
+
+    /// The next worker begins with a journal of its own, and events are counted anew.
+    pub(crate) fn begin_journal(&mut self) {
+        (self.event, self.left_out) = (None, None);
     }
 
     fn note_at(
@@ -130,6 +144,19 @@ mod tests {
         assert_eq!(deaths.note_at(false, at(2), 20, Some(19)), Ok(None));
         assert_eq!(deaths.note_at(false, at(3), 20, Some(19)), Ok(None));
         assert_eq!(deaths.note_at(false, at(4), 20, Some(19)), Ok(Some(19)));
+    }
+
+    #[test]
+    fn what_is_left_out_stays_so_until_a_checkpoint_passes_it() {
+        let mut deaths = Deaths::default();
+        assert_eq!(deaths.leave_out(None, |_| true), None);
+        assert_eq!(deaths.leave_out(Some(9), |_| true), Some(9));
+        assert_eq!(deaths.leave_out(None, |event| event == 9), Some(9));
+        assert_eq!(deaths.leave_out(Some(12), |_| true), Some(12));
+        assert_eq!(deaths.leave_out(None, |_| false), None);
+        deaths.leave_out(Some(3), |_| true);
+        deaths.begin_journal();
+        assert_eq!(deaths.leave_out(None, |_| true), None);
     }
 
     #[test]

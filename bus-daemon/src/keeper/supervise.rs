@@ -218,6 +218,7 @@ impl Keeper {
         if let Some(remains) = self.remains.take() {
             remains.discard();
         }
+        self.deaths.begin_journal();
     }
 
     /// What this process and a worker with this journal have open, besides listeners and what the broker owns.
