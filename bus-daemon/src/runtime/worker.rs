@@ -22,6 +22,8 @@ use crate::keeper::KeeperV1;
 
 /// The broker's time goes on in steps of at least this many milliseconds.
 const TICK: u64 = 20;
+/// Sockets asked for their cookies in one turn.
+const COOKIES: usize = 64;
 /// How long to wait before a write that the kernel refused for want of room for descriptors is tried again.
 const RETRY: u64 = 20;
 
@@ -42,18 +44,15 @@ pub(crate) struct Worker {
     /// Peers whose streams cannot be proved, or whose input killed the last worker: to be closed.
     lost: Vec<PeerId>,
     quarantined: Vec<PeerId>,
+    /// Peers that were carried over an upgrade, and whose sockets the new journal does not know yet.
+    without_cookie: Vec<PeerId>,
     ready: Vec<(Source, u32)>,
     dirty: Vec<PeerId>,
 }
 
 impl Worker {
     /// A worker over a broker that has no links yet, or those of `carried`.
-    pub(crate) fn new(
-        broker: Broker,
-        mut journal: Journal,
-        record: KeeperV1,
-        carried: Option<WorkerV1>,
-    ) -> Self {
+    pub(crate) fn new(broker: Broker, journal: Journal, record: KeeperV1, carried: Option<WorkerV1>) -> Self {
         let mut links = Links::default();
         let generation = carried.as_ref().map_or(0, |carried| carried.generation);
         for saved in carried.into_iter().flat_map(|carried| carried.links) {
@@ -61,13 +60,14 @@ impl Worker {
             link.blocked = saved.blocked;
             link.stopped = saved.stopped;
             link.broken = saved.broken;
-            journal.set_cookie(link.peer, system::cookie(link.socket()));
             links.insert(link);
         }
+        let without_cookie = links.iter().map(|link| link.peer).collect();
         Self {
             broker,
             journal,
             links,
+            without_cookie,
             epoll: EpollSet(record.epoll),
             record,
             generation,
@@ -256,9 +256,20 @@ impl Worker {
             }
             self.ready = ready;
             self.flush();
+            self.note_cookies();
             self.keep_replay_short();
             if !more {
                 return;
+            }
+        }
+    }
+
+    /// Notes which sockets the carried peers have, some in each turn: asking for thousands would prolong the pause.
+    fn note_cookies(&mut self) {
+        let rest = self.without_cookie.len().saturating_sub(COOKIES);
+        for peer in self.without_cookie.drain(rest..) {
+            if let Some(link) = self.links.get_mut(peer) {
+                self.journal.set_cookie(peer, system::cookie(link.socket()));
             }
         }
     }
