@@ -291,6 +291,34 @@ fn an_event_is_left_out_with_what_the_system_answered_to_it() {
     assert!(!recovered.is_damaged && recovered.in_doubt.is_empty());
 }
 
+/// What replays of a damaged journal came to.
+#[derive(Debug, Default)]
+struct Outcomes {
+    unharmed: u32,
+    costly: u32,
+    refused: u32,
+}
+
+impl Outcomes {
+    /// Replays it as it is: the state is `whole`, or somebody is in doubt, or it is refused.
+    fn replay(&mut self, rig: &Rig, whole: &[u8], damage: &str) {
+        let mut journal = Journal::reopen(rig.remains).unwrap();
+        match recover::replay(&mut journal, -1, None) {
+            Err(_) => self.refused += 1,
+            Ok(recovered) => {
+                recovered.broker.check_invariants().unwrap();
+                if recovered.in_doubt.is_empty() && !recovered.is_damaged {
+                    let same = state(&recovered.broker) == whole;
+                    assert!(same, "{damage}: wrong, and not in doubt");
+                    self.unharmed += 1;
+                } else {
+                    self.costly += 1;
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn what_is_cut_off_at_any_byte_is_in_doubt_and_another_build_is_refused() {
     let mut random = random();
@@ -299,7 +327,7 @@ fn what_is_cut_off_at_any_byte_is_in_doubt_and_another_build_is_refused() {
         rig.step(&mut random);
     }
     let whole = state(rig.worker.broker());
-    let (mut unharmed, mut costly, mut refused) = (0, 0, 0);
+    let mut outcomes = Outcomes::default();
     for round in 0..1_500 {
         let is_log = random.below(2) == 0;
         let at = match (is_log, random.below(4)) {
@@ -309,27 +337,12 @@ fn what_is_cut_off_at_any_byte_is_in_doubt_and_another_build_is_refused() {
             (false, _) => rig.remains.arena_start() + random.below(64 << 10),
         };
         let old = rig.remains.cut(is_log, at);
-        let mut journal = Journal::reopen(rig.remains).unwrap();
-        match recover::replay(&mut journal, -1, None) {
-            Err(_) => refused += 1,
-            Ok(recovered) => {
-                recovered.broker.check_invariants().unwrap();
-                if recovered.in_doubt.is_empty() && !recovered.is_damaged {
-                    let same = state(&recovered.broker) == whole;
-                    assert!(
-                        same,
-                        "round {round}: cut at {at} ({is_log}): wrong, and not in doubt"
-                    );
-                    unharmed += 1;
-                } else {
-                    costly += 1;
-                }
-            }
-        }
+        let what = if is_log { "log" } else { "checkpoints" };
+        outcomes.replay(&rig, &whole, &format!("round {round}: {what} cut at {at}"));
         rig.remains.mend(is_log, at, &old);
     }
-    eprintln!("{unharmed} without harm, {costly} cost connections, {refused} refused");
-    assert!(unharmed > 0 && costly > 0 && refused > 0);
+    eprintln!("{outcomes:?}");
+    assert!(outcomes.unharmed > 0 && outcomes.costly > 0 && outcomes.refused > 0);
     assert!(state(&rig.replay().broker) == whole);
     rig.remains.change_build();
     let mut journal = Journal::reopen(rig.remains).unwrap();
@@ -346,32 +359,19 @@ fn damage_never_panics_and_what_is_not_in_doubt_is_right() {
         rig.step(&mut random);
     }
     let whole = state(rig.worker.broker());
-    let (mut unharmed, mut costly, mut refused) = (0, 0, 0);
+    let mut outcomes = Outcomes::default();
     for round in 0..3_000 {
         // One bit, in what the log, the slot or the checkpoint really use.
         let undo = rig.remains.flip_a_bit(|limit| random.below(limit));
-        let mut journal = Journal::reopen(rig.remains).unwrap();
-        match recover::replay(&mut journal, -1, None) {
-            Err(_) => refused += 1,
-            Ok(recovered) if recovered.in_doubt.is_empty() && !recovered.is_damaged => {
-                recovered.broker.check_invariants().unwrap();
-                let same = state(&recovered.broker) == whole;
-                assert!(same, "round {round}: wrong, and not in doubt: {undo:?}");
-                unharmed += 1;
-            }
-            Ok(recovered) => {
-                recovered.broker.check_invariants().unwrap();
-                costly += 1;
-            }
-        }
+        outcomes.replay(&rig, &whole, &format!("round {round}: {undo:?}"));
         rig.remains.undo(&undo);
         assert!(
             state(&rig.replay().broker) == whole,
             "round {round}: {undo:?} left something behind"
         );
     }
-    eprintln!("{unharmed} without harm, {costly} cost connections, {refused} refused");
-    assert!(unharmed > 0 && costly > 0);
+    eprintln!("{outcomes:?}");
+    assert!(outcomes.unharmed > 0 && outcomes.costly > 0);
     // And nothing of it was kept.
     assert!(state(&rig.replay().broker) == whole);
 }
