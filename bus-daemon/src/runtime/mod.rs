@@ -117,7 +117,13 @@ fn restore(record: &KeeperV1, journal: Journal, kept: Option<&[RawFd]>) -> Resul
             dropped.reason
         );
     }
-    recover::sweep(&restored.broker, kept, &record.listeners);
+    // Those of dropped peers are closed below, with their links.
+    let dropped = restored.dropped.iter().flat_map(|one| {
+        let fds = one.fds.iter().map(|fd| fd.0);
+        fds.chain([one.peer.index.cast_signed()])
+    });
+    let kept: Option<Vec<RawFd>> = kept.map(|kept| kept.iter().copied().chain(dropped).collect());
+    recover::sweep(&restored.broker, kept.as_deref(), &record.listeners);
     let stopped_at = clock::Nanos(restored.worker.stopped_at);
     let mut worker = Worker::new(restored.broker, journal, record.clone(), Some(restored.worker));
     worker.drop_links(&restored.dropped);

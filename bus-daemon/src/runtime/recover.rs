@@ -178,6 +178,10 @@ impl Recovered {
         for &fd in &strays.unowned {
             close(fd);
         }
+        // Among them were those of whom the checkpoint could not give back; their numbers may soon be others'.
+        for one in &mut self.in_doubt {
+            one.fds.clear();
+        }
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("recovery");
         tracing::debug!("{} connections were closed in the replay", self.closed.len());
