@@ -291,6 +291,16 @@ fn an_event_is_left_out_with_what_the_system_answered_to_it() {
     assert!(!recovered.is_damaged && recovered.in_doubt.is_empty());
 }
 
+/// A rig whose journal has something to damage, and the state that it gives as long as nothing is.
+fn used_rig(random: &mut Random) -> (Rig, Vec<u8>) {
+    let mut rig = Rig::new(true);
+    for _ in 0..400 {
+        rig.step(random);
+    }
+    let whole = state(rig.worker.broker());
+    (rig, whole)
+}
+
 /// What replays of a damaged journal came to.
 #[derive(Debug, Default)]
 struct Outcomes {
@@ -322,11 +332,7 @@ impl Outcomes {
 #[test]
 fn what_is_cut_off_at_any_byte_is_in_doubt_and_another_build_is_refused() {
     let mut random = random();
-    let mut rig = Rig::new(true);
-    for _ in 0..400 {
-        rig.step(&mut random);
-    }
-    let whole = state(rig.worker.broker());
+    let (rig, whole) = used_rig(&mut random);
     let mut outcomes = Outcomes::default();
     for round in 0..1_500 {
         let is_log = random.below(2) == 0;
@@ -354,11 +360,7 @@ fn what_is_cut_off_at_any_byte_is_in_doubt_and_another_build_is_refused() {
 #[test]
 fn damage_never_panics_and_what_is_not_in_doubt_is_right() {
     let mut random = random();
-    let mut rig = Rig::new(true);
-    for _ in 0..400 {
-        rig.step(&mut random);
-    }
-    let whole = state(rig.worker.broker());
+    let (rig, whole) = used_rig(&mut random);
     let mut outcomes = Outcomes::default();
     for round in 0..3_000 {
         // One bit, in what the log, the slot or the checkpoint really use.

@@ -8,6 +8,7 @@ mod handover;
 
 use std::os::fd::RawFd;
 
+use bus_wire::Fd;
 use nix::sys::socket::MsgFlags;
 
 use super::clock;
@@ -117,6 +118,10 @@ impl Worker {
                     filled: large.have,
                     total: large.total,
                 });
+            }
+            if worker.journal.cookie(Fd(link.socket())) == 0 {
+                // Carried over an upgrade, and the dead worker had not come to it.
+                worker.without_cookie.push(peer);
             }
             worker.links.insert(link);
         }
