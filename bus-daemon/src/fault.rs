@@ -38,7 +38,7 @@ fn draw(place: &str) -> Option<u64> {
     let mut places = wanted.strip_prefix("kill:")?.split(',');
     let most: u64 = places.find_map(|entry| entry.strip_prefix(place)?.strip_prefix('=')?.parse().ok())?;
     let mut random = [0; 8];
-    crate::keeper::random_bytes(&mut random);
+    crate::os::random::fill(&mut random);
     let random = u64::from_ne_bytes(random);
     let shift = (random >> 1) % u64::from(most.max(2).ilog2());
     let range = (most >> shift).max(1);

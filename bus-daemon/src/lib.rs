@@ -5,6 +5,8 @@
 
 pub mod broker;
 pub mod config;
+#[cfg(feature = "runtime")]
+mod control;
 mod driver;
 #[cfg(all(feature = "runtime", feature = "test-hooks"))]
 mod fault;
@@ -13,6 +15,8 @@ pub mod handoff;
 mod journal;
 #[cfg(feature = "runtime")]
 mod keeper;
+#[cfg(feature = "runtime")]
+mod os;
 #[cfg(feature = "runtime")]
 mod runtime;
 

@@ -2,7 +2,7 @@
 
 use super::Config;
 use super::files::{Disk, Environment};
-use super::options::Options;
+use super::options::{self, Command, Options};
 use super::xml::ConfigError;
 
 /// Reads what `options` name, and puts what they say themselves in its place. What is worth a warning goes to the log.
@@ -18,4 +18,20 @@ pub fn load(options: &Options) -> Result<Config, ConfigError> {
     let mut config = loaded.config;
     options.apply(&mut config);
     Ok(config)
+}
+
+/// The configuration as a start with this command line would find it. `arguments` are those after the program.
+///
+/// # Errors
+/// What is wrong with the command line or the files.
+pub fn again(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Config, String> {
+    let arguments = arguments
+        .into_iter()
+        .filter_map(|argument| argument.into_string().ok());
+    match options::parse(arguments).map_err(|error| error.to_string())? {
+        Command::Run(options) => load(&options).map_err(|error| error.to_string()),
+        Command::Help | Command::Version | Command::Introspect => {
+            Err("the command line asks for no bus".into())
+        }
+    }
 }

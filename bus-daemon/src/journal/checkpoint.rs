@@ -10,7 +10,7 @@ use std::io;
 
 use super::header::{BUILD, Commit, Header};
 use super::log::Position;
-use super::region::Region;
+use crate::os::region::Region;
 
 /// Entries there may be: some for what belongs to no peer, and one for each descriptor number.
 const ENTRIES: usize = 1 << 20;

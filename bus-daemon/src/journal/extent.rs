@@ -8,8 +8,8 @@ use std::os::fd::RawFd;
 
 use bytes::Bytes;
 
-use super::region::Region;
 use super::view::{Lookers, view};
+use crate::os::region::Region;
 
 /// Smallest extent; each class is twice the one before.
 const LEAST: usize = 128 * 1024;

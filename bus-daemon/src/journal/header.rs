@@ -9,7 +9,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
 
 use super::log::Position;
-use super::region::Region;
+use crate::os::region::Region;
 
 /// Descriptors that one message to or from the kernel may carry (`SCM_MAX_FD`).
 pub(crate) const MAX_FDS: usize = 253;

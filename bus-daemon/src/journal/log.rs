@@ -13,8 +13,8 @@ use bytes::Bytes;
 
 use super::header::{HEADER_LEN, Header, MAX_FDS};
 use super::record::{Kind, RECORD_HEADER, RecordHeader};
-use super::region::Region;
 use super::view::{Lookers, view};
+use crate::os::region::Region;
 
 /// Bytes of one segment.
 pub(super) const SEGMENT: usize = 256 * 1024;
@@ -103,7 +103,7 @@ impl Log {
         // SAFETY: as above: the second reference reads atomics that the first one's owner never borrows mutably.
         let shared: &'static Header = unsafe { &*std::ptr::from_ref::<Header>(header) };
         let mut salt = [0; 4];
-        crate::keeper::random_bytes(&mut salt);
+        crate::os::random::fill(&mut salt);
         shared.salt.store(u32::from_ne_bytes(salt), Ordering::Relaxed);
         let mut log = Self {
             region,

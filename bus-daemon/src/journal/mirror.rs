@@ -14,8 +14,8 @@ use std::sync::atomic::Ordering;
 use super::Journal;
 use super::header::{Commit, HEADER_LEN, Header, Slot};
 use super::log::{LEAST_READ, Position, SEGMENT};
-use super::region::Region;
 use super::replay::Remains;
+use crate::os::region::Region;
 
 /// More than any one instruction stores.
 const WIDEST_STORE: usize = 64;

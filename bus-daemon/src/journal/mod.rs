@@ -17,7 +17,6 @@ mod mirror;
 #[cfg(feature = "bench-hooks")]
 mod plain;
 mod record;
-mod region;
 mod replay;
 mod snapshot;
 mod view;

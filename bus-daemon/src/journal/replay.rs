@@ -21,8 +21,8 @@ use crate::handoff::codec;
 /// What is known of a journal without the process that wrote it: kept by the keeper for the next worker.
 #[derive(Clone, Copy)]
 pub(crate) struct Remains {
-    pub(super) log: super::region::Region,
-    pub(super) checkpoints: super::region::Region,
+    pub(super) log: crate::os::region::Region,
+    pub(super) checkpoints: crate::os::region::Region,
     pub(super) extents: std::os::fd::RawFd,
     pub(super) header: &'static Header,
 }

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 
 use crate::journal::Remains;
-use crate::runtime::clock::Nanos;
+use crate::os::clock::Nanos;
 
 /// Deaths by its own fault without an event applied in between, after which the daemon gives up.
 const FUTILE: u32 = 32;

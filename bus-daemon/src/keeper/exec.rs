@@ -9,7 +9,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 
-use super::record::KeeperV1;
+use crate::handoff::keeper::KeeperV1;
 
 /// Goes on as the binary that passed the preflight. Returns only on failure.
 pub(crate) fn approved(record: &KeeperV1, binary: &Path, saved: RawFd) -> Errno {

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use bus_wire::{Address, AddressError, AddressList, Guid};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 
-use super::record::Listener;
+use crate::handoff::keeper::Listener;
+use crate::os::random;
 
 /// An address that the daemon cannot listen on.
 #[derive(Debug, thiserror::Error)]
@@ -141,8 +142,8 @@ fn listener(fd: RawFd, key: &str, value: &str, path: Option<String>) -> Listener
 /// A new guid: 12 random bytes and the time in seconds (specification, "UUIDs").
 pub(crate) fn fresh_guid() -> Guid {
     let mut bytes = [0; 16];
-    super::random_bytes(&mut bytes[..12]);
-    let seconds = crate::runtime::clock::unix_seconds();
+    random::fill(&mut bytes[..12]);
+    let seconds = crate::os::clock::unix_seconds();
     bytes[12..].copy_from_slice(&(seconds as u32).to_be_bytes());
     Guid::from_bytes(bytes)
 }
@@ -178,7 +179,7 @@ fn in_directory(directory: &Path) -> Result<(RawFd, PathBuf), Error> {
     const LETTERS: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
     for _ in 0..16 {
         let mut random = [0; 10];
-        super::random_bytes(&mut random);
+        random::fill(&mut random);
         let name: String = random
             .iter()
             .map(|byte| char::from(LETTERS[usize::from(*byte) % 62]))

@@ -10,7 +10,9 @@ use std::process::{Child, Command, Stdio};
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 
-use crate::runtime::clock::{self, Nanos};
+use super::check::approval;
+use crate::os::clock::{self, Nanos};
+use crate::os::{descriptor, process};
 
 /// How long the new binary may take.
 const PATIENCE: Nanos = Nanos(20_000_000_000);
@@ -56,11 +58,6 @@ pub(crate) struct Preflight {
     pub(crate) record: RawFd,
 }
 
-/// The line by which a new binary says that it read the state and wrote the same again.
-pub(crate) fn approval(image: &[u8]) -> String {
-    format!("org.busdaemon state check: ok {:08x}", crc32c::crc32c(image))
-}
-
 impl Preflight {
     /// Starts `binary` with `--check-upgrade=RECORD`.
     #[expect(unsafe_code, reason = "the child sets close-on-exec between fork and exec")]
@@ -72,7 +69,7 @@ impl Preflight {
     ) -> Result<Self, String> {
         let refuse = |error: Error| format!("cannot run {}: {error}", binary.display());
         let identity = FileIdentity::of(binary).map_err(refuse)?;
-        let expected = approval(&crate::handoff::memfd::read(image).map_err(refuse)?);
+        let expected = approval(&crate::os::memfd::read(image).map_err(refuse)?);
         let (output, input) = std::io::pipe().map_err(refuse)?;
         let mut command = Command::new(binary);
         command
@@ -86,8 +83,8 @@ impl Preflight {
         // SAFETY: only system calls between fork and exec; the child's table is its own.
         unsafe {
             command.pre_exec(move || {
-                super::close_on_exec_from(3)?;
-                super::reset_signals()?;
+                descriptor::close_on_exec_from(3)?;
+                process::reset_signals()?;
                 for fd in [record, image] {
                     // SAFETY: open in this process.
                     let fd = std::os::fd::BorrowedFd::borrow_raw(fd);

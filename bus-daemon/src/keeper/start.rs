@@ -9,11 +9,12 @@ use nix::fcntl::OFlag;
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::unistd::{ForkResult, Gid, Uid, User};
 
-use super::control::Control;
 use super::listen::{fresh_guid, listen_on_all};
-use super::record::KeeperV1;
 use super::supervise::{Keeper, Origin, block_signals};
 use crate::config::options::Options;
+use crate::control::Control;
+use crate::handoff::keeper::KeeperV1;
+use crate::os::descriptor;
 
 /// Prints to standard output.
 pub(crate) fn print(text: &str) -> ExitCode {
@@ -31,7 +32,8 @@ pub(crate) fn clean(
     own_binary: RawFd,
 ) -> Result<ExitCode, String> {
     // What was inherited is not for children; it is not closed, since the configuration may be one of them.
-    super::close_on_exec_from(3).map_err(|error| format!("cannot mark inherited descriptors: {error}"))?;
+    descriptor::close_on_exec_from(3)
+        .map_err(|error| format!("cannot mark inherited descriptors: {error}"))?;
     let config = crate::config::load::load(options).map_err(|error| error.to_string())?;
     let executable = std::fs::read_link("/proc/self/exe")
         .map_err(|error| format!("cannot tell where the daemon's own binary is: {error}"))?;

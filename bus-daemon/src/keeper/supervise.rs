@@ -1,6 +1,6 @@
 //! The keeper's loop: signals, what the worker says, and the end of processes.
 
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, RawFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -13,14 +13,14 @@ use nix::unistd::Pid;
 
 mod upgrade;
 
-use super::control::{ToKeeper, ToWorker};
 use super::deaths::{Deaths, is_own_fault};
 use super::preflight::{FileIdentity, Preflight};
-use super::record::KeeperV1;
-use super::worker;
 use crate::config::Config;
+use crate::control::{ToKeeper, ToWorker};
+use crate::handoff::keeper::KeeperV1;
 use crate::journal::{Journal, Remains, Serving};
-use crate::runtime::clock::Nanos;
+use crate::os::clock::{self, Nanos};
+use crate::os::descriptor::{self, borrow};
 use crate::runtime::{self, Beginning};
 
 /// Workers that are started with the same state before it is given up.
@@ -109,9 +109,9 @@ impl Keeper {
         // What this image was given is not for the one after it; its own binary is, to return to.
         let previous = restored_from.map(|_| record.previous);
         for fd in restored_from.into_iter().chain(previous).chain([record.image]) {
-            super::set_close_on_exec(fd, true);
+            descriptor::set_close_on_exec(fd, true);
         }
-        super::set_close_on_exec(own_binary, false);
+        descriptor::set_close_on_exec(own_binary, false);
         Self {
             record,
             own_binary,
@@ -122,7 +122,7 @@ impl Keeper {
             handed: None,
             remains: None,
             deaths: Deaths::default(),
-            started_at: runtime::clock::monotonic(),
+            started_at: clock::monotonic(),
             converting: None,
             rolled_back: None,
             tries: 0,
@@ -179,14 +179,15 @@ impl Keeper {
     ) -> Result<(), String> {
         self.serving = Some(journal.serving());
         self.remains = Some(journal.remains());
-        self.worker = worker::spawn(|| runtime::run(&self.record, journal, beginning, kept.as_deref()))
-            .map_err(|error| format!("cannot start the worker: {error}"))?;
+        self.worker =
+            runtime::process::spawn(|| runtime::run(&self.record, journal, beginning, kept.as_deref()))
+                .map_err(|error| format!("cannot start the worker: {error}"))?;
         Ok(())
     }
 
     /// Starts a worker where the last one died.
     fn respawn(&mut self, status: WaitStatus) -> Result<(), String> {
-        let died_at = runtime::clock::monotonic();
+        let died_at = clock::monotonic();
         let remains = self.remains.ok_or("there was no worker")?;
         let skip = self.deaths.note(status, died_at, &remains)?;
         std::thread::sleep(self.deaths.delay());
@@ -275,7 +276,7 @@ impl Keeper {
             PollFd::new(control, PollFlags::POLLIN),
         ];
         let preflight_end = self.preflight.as_ref().map(Preflight::deadline);
-        let now = runtime::clock::monotonic();
+        let now = clock::monotonic();
         let due = preflight_end.into_iter().chain(self.probation_due(now)).min();
         let timeout = due.map_or(PollTimeout::NONE, |due| {
             let left = due.0.saturating_sub(now.0) / 1_000_000 + 1;
@@ -352,7 +353,7 @@ impl Keeper {
             }
             let reason = format!("the new binary's worker {how} before it served");
             tracing::error!("{reason}; returning to the old binary");
-            super::set_close_on_exec(self.record.image, false);
+            descriptor::set_close_on_exec(self.record.image, false);
             let error = self.execute_previous(previous, record, &reason);
             return Some(End::Failed(format!("cannot return to the old binary: {error}")));
         }
@@ -361,7 +362,7 @@ impl Keeper {
                 return Some(End::Failed(format!("the worker {how} before it served")));
             }
             tracing::warn!("the worker {how} before it served; starting it again");
-            let again = runtime::load_config(&self.record)
+            let again = crate::config::load::again(self.record.arguments())
                 .and_then(|config| self.start_worker(Origin::Clean(Box::new(config))));
             return again.err().map(End::Failed);
         }
@@ -391,7 +392,7 @@ impl Keeper {
         self.give_up_preflight();
         self.take_back_verdicts(true);
         self.discard_remains();
-        let config = runtime::load_config(&self.record)?;
+        let config = crate::config::load::again(self.record.arguments())?;
         let control = self.record.control;
         let mut kept = vec![
             self.own_binary,
@@ -404,10 +405,10 @@ impl Keeper {
         kept.sort_unstable();
         let mut from = 3;
         for fd in kept {
-            super::close_range(from, fd - 1);
+            descriptor::close_range(from, fd - 1);
             from = fd + 1;
         }
-        super::close_range(from, RawFd::MAX);
+        descriptor::close_range(from, RawFd::MAX);
         (self.restored_from, self.previous) = (None, None);
         (self.deaths, self.record.image, self.has_served) = (Deaths::default(), -1, false);
         self.start_worker(Origin::Clean(Box::new(config)))
@@ -425,14 +426,6 @@ impl Keeper {
     }
 }
 
-/// What the worker's exit code means, for whoever looks at its process: the keeper goes by what the worker has said.
-pub(crate) mod worker_exit {
-    /// It has handed its state over.
-    pub(crate) const HANDED_OVER: i32 = 0;
-    /// It could not begin to serve.
-    pub(crate) const UNABLE: i32 = 11;
-}
-
 fn describe(status: WaitStatus) -> String {
     if let WaitStatus::Exited(_, code) = status {
         return format!("exited with code {code}");
@@ -441,14 +434,4 @@ fn describe(status: WaitStatus) -> String {
         return format!("was ended by {signal}");
     }
     format!("changed to {status:?}")
-}
-
-fn close(fd: RawFd) {
-    let _ = nix::unistd::close(fd);
-}
-
-#[expect(unsafe_code, reason = "borrows a descriptor by number")]
-fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
-    // SAFETY: the keeper's own descriptors stay open while it polls them.
-    unsafe { BorrowedFd::borrow_raw(fd) }
 }

@@ -1,11 +1,11 @@
 //! The thin shell around the broker: sockets, clock, system questions, on a current-thread tokio runtime.
 
-pub(crate) mod clock;
 #[cfg(feature = "test-hooks")]
 pub(crate) mod fuzz;
 mod links;
 pub(crate) mod logging;
 mod poll;
+pub(crate) mod process;
 mod recover;
 mod system;
 #[cfg(test)]
@@ -22,12 +22,13 @@ use bus_wire::Guid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::broker::{Broker, Identity, Start};
+use crate::broker::{Broker, Identity, Millis, Start};
 use crate::config::Config;
-use crate::config::options::{self, Command};
+use crate::control::worker_exit;
 use crate::handoff::image;
+use crate::handoff::keeper::KeeperV1;
 use crate::journal::Journal;
-use crate::keeper::{KeeperV1, worker_exit};
+use crate::os::clock;
 use poll::EpollSet;
 use worker::Worker;
 
@@ -71,7 +72,7 @@ fn prepare(
 ) -> Result<(Worker, Start), String> {
     match beginning {
         Beginning::Clean(config) => {
-            let broker = Broker::new(identity(record)?, Arc::new(*config), clock::boottime());
+            let broker = Broker::new(identity(record)?, Arc::new(*config), now());
             recover::sweep(&broker, kept, &record.listeners);
             let mut worker = Worker::new(broker, journal, record.clone(), None);
             worker.first_checkpoint()?;
@@ -104,8 +105,8 @@ fn prepare(
 fn restore(record: &KeeperV1, journal: Journal, kept: Option<&[RawFd]>) -> Result<(Worker, u32), String> {
     #[cfg(feature = "test-hooks")]
     crate::fault::in_restore(&record.executable());
-    let bytes = crate::handoff::memfd::read(record.image)
-        .map_err(|error| format!("cannot read the state: {error}"))?;
+    let bytes =
+        crate::os::memfd::read(record.image).map_err(|error| format!("cannot read the state: {error}"))?;
     let restored = image::load(&bytes).map_err(|error| error.to_string())?;
     for damage in &restored.damage {
         tracing::error!("the state is damaged: {damage}");
@@ -170,7 +171,7 @@ fn serve(record: &KeeperV1, mut worker: Worker, start: Start) -> Result<Infallib
                 match due {
                     None => std::future::pending().await,
                     Some(due) => {
-                        let left = due.0.saturating_sub(clock::boottime().0);
+                        let left = due.0.saturating_sub(now().0);
                         tokio::time::sleep(Duration::from_millis(left)).await;
                     }
                 }
@@ -194,7 +195,7 @@ fn identity(record: &KeeperV1) -> Result<Identity, String> {
             .map_err(|error| format!("guid {text}: {error}"))
     };
     let mut seed = [0; 8];
-    crate::keeper::random_bytes(&mut seed);
+    crate::os::random::fill(&mut seed);
     Ok(Identity {
         guid: guid(&record.guid)?,
         listener_guids: record
@@ -209,16 +210,7 @@ fn identity(record: &KeeperV1) -> Result<Identity, String> {
     })
 }
 
-/// The configuration as a start with the same command line would find it.
-pub(crate) fn load_config(record: &KeeperV1) -> Result<Config, String> {
-    let arguments = record
-        .arguments()
-        .into_iter()
-        .filter_map(|argument| argument.into_string().ok());
-    match options::parse(arguments).map_err(|error| error.to_string())? {
-        Command::Run(options) => crate::config::load::load(&options).map_err(|error| error.to_string()),
-        Command::Help | Command::Version | Command::Introspect => {
-            Err("the command line asks for no bus".into())
-        }
-    }
+/// Now, as the broker counts time.
+pub(crate) fn now() -> Millis {
+    Millis(clock::monotonic().millis())
 }

@@ -8,9 +8,11 @@ use bus_wire::Fd;
 
 use super::system::{Kernel, cookie, is_accepted_socket};
 use crate::broker::{Action, Broker, Dropped, Event, PeerId};
-use crate::handoff::{image, memfd};
+use crate::handoff::image;
+use crate::handoff::keeper::Listener;
 use crate::journal::Journal;
-use crate::keeper::Listener;
+use crate::os::descriptor::{close, is_open, table_size};
+use crate::os::memfd;
 
 /// The bus as the dead worker left it.
 pub(super) struct Recovered {
@@ -238,31 +240,6 @@ pub(super) struct Strays {
     pub(super) ended: Vec<RawFd>,
     /// Anything else.
     unowned: Vec<RawFd>,
-}
-
-fn close(fd: RawFd) {
-    let _ = nix::unistd::close(fd);
-}
-
-/// How many descriptors there is room for in the table as it is: all that are open are below.
-fn table_size() -> RawFd {
-    let size = std::fs::read_to_string("/proc/self/status")
-        .ok()
-        .and_then(|status| {
-            let (_, rest) = status.split_once("FDSize:")?;
-            rest.lines().next()?.trim().parse().ok()
-        });
-    // Without /proc: as large as it may be.
-    size.unwrap_or_else(|| {
-        let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
-        limit.map_or(RawFd::MAX, |(_, hard)| hard.try_into().unwrap_or(RawFd::MAX))
-    })
-}
-
-#[expect(unsafe_code, reason = "asks about a descriptor by number")]
-fn is_open(fd: RawFd) -> bool {
-    // SAFETY: only asks.
-    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
 
 /// Where the copy of an event that is left out goes.

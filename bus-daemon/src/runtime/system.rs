@@ -78,14 +78,14 @@ pub(crate) fn cookie(socket: RawFd) -> u64 {
 
 /// Whether a descriptor is a connection that a listener of these cookies' sockets accepted: a stream socket with a
 /// name, which does not listen itself. Only accepted sockets have one here: what clients pass has none.
-pub(crate) fn is_accepted_socket(fd: RawFd, listeners: &[crate::keeper::Listener]) -> Option<u32> {
+pub(crate) fn is_accepted_socket(fd: RawFd, listeners: &[crate::handoff::keeper::Listener]) -> Option<u32> {
     use nix::sys::socket::{UnixAddr, getsockname};
     if option::<i32>(fd, libc::SO_ACCEPTCONN) != Some(0) {
         return None;
     }
     let name: UnixAddr = getsockname(fd).ok()?;
     name.path().map(|_| ()).or(name.as_abstract().map(|_| ()))?;
-    let is_same = |listener: &crate::keeper::Listener| {
+    let is_same = |listener: &crate::handoff::keeper::Listener| {
         getsockname::<UnixAddr>(listener.fd).is_ok_and(|own| own == name)
     };
     listeners.iter().position(is_same).map(|index| index as u32)

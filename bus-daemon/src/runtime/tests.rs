@@ -5,7 +5,7 @@ mod every_store;
 mod told;
 
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::IntoRawFd;
+use std::os::fd::{IntoRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,12 +16,35 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags};
 pub(super) use told::Told;
 
 use super::worker::Worker;
-use super::{clock, identity, recover};
+use super::{identity, recover};
 use crate::broker::{Broker, Start};
 use crate::config::{Config, Connect, Limits};
 use crate::handoff::image::{self, WorkerV1};
+use crate::handoff::keeper::{KeeperV1, Listener};
 use crate::journal::{Journal, Remains};
-use crate::keeper::{KeeperV1, test_record};
+
+/// A record with one listener at this path.
+fn record_of(socket: &Path, epoll: RawFd) -> KeeperV1 {
+    let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let guid = "0123456789abcdef0123456789abcdef".to_owned();
+    let listener = Listener {
+        fd: listener.into_raw_fd(),
+        address: format!("unix:path={}", socket.display()),
+        guid: guid.clone(),
+        path: None,
+    };
+    KeeperV1::new(
+        &[],
+        Path::new("/proc/self/exe"),
+        vec![listener],
+        guid.clone(),
+        guid,
+        epoll,
+        crate::control::Control::create().unwrap(),
+        None,
+    )
+}
 
 struct Random(u64);
 
@@ -74,7 +97,7 @@ fn session() -> Config {
 
 fn record(socket: &Path) -> KeeperV1 {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
-    test_record(socket, epoll.0.into_raw_fd())
+    record_of(socket, epoll.0.into_raw_fd())
 }
 
 impl Rig {
@@ -84,7 +107,11 @@ impl Rig {
         let record = record(&path);
         let journal = Journal::create().unwrap();
         let remains = journal.remains();
-        let broker = Broker::new(identity(&record).unwrap(), Arc::new(session()), clock::boottime());
+        let broker = Broker::new(
+            identity(&record).unwrap(),
+            Arc::new(session()),
+            crate::runtime::now(),
+        );
         let mut worker = Worker::new(broker, journal, record, None);
         worker.first_checkpoint().unwrap();
         worker.register().unwrap();

@@ -11,15 +11,14 @@ use std::os::fd::RawFd;
 use bus_wire::Fd;
 use nix::sys::socket::MsgFlags;
 
-use super::clock;
 use super::links::{Incoming, Link, Links, socket_of};
 use super::poll::{EpollSet, Source};
 use super::recover::Recovered;
 use super::system::{self, Kernel};
 use crate::broker::{Action, Broker, Dropped, Event, Millis, PeerId, Start};
 use crate::handoff::image::WorkerV1;
+use crate::handoff::keeper::KeeperV1;
 use crate::journal::{Journal, RareEvent, Read};
-use crate::keeper::KeeperV1;
 
 /// The broker's time goes on in steps of at least this many milliseconds.
 const TICK: u64 = 20;
@@ -72,7 +71,7 @@ impl Worker {
             epoll: EpollSet(record.epoll),
             record,
             generation,
-            now: clock::boottime(),
+            now: super::now(),
             reserve: std::fs::File::open("/dev/null").ok(),
             retry: Vec::new(),
             lost: Vec::new(),
@@ -320,7 +319,7 @@ impl Worker {
 
     /// Tells the broker what time it is, and tries again what had to wait.
     pub(crate) fn tick(&mut self) {
-        let now = clock::boottime();
+        let now = super::now();
         if now.0 < self.now.0 + TICK && self.broker.next_deadline().is_none_or(|deadline| now < deadline) {
             return;
         }

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-use super::{End, Keeper, Origin, close};
+use super::{End, Keeper, Origin};
+use crate::control::ToWorker;
 use crate::journal::Serving;
-use crate::keeper::control::ToWorker;
 use crate::keeper::deaths::PROBATION;
+use crate::keeper::exec;
 use crate::keeper::preflight::{FileIdentity, Preflight};
-use crate::keeper::{exec, set_close_on_exec};
-use crate::runtime;
-use crate::runtime::clock::Nanos;
+use crate::os::clock::{self, Nanos};
+use crate::os::descriptor::{close, set_close_on_exec};
 
 impl Keeper {
     pub(super) fn begin_preflight(&mut self, binary: &str, image: RawFd) {
@@ -156,7 +156,7 @@ impl Keeper {
     /// Lets go of what a return to the binary before this one would need, once this one has proved itself.
     pub(super) fn end_probation(&mut self) {
         let is_serving = self.serving.as_ref().is_some_and(Serving::get);
-        if !is_serving || runtime::clock::monotonic() <= self.started_at + PROBATION {
+        if !is_serving || clock::monotonic() <= self.started_at + PROBATION {
             return;
         }
         for fd in self.restored_from.take().into_iter().chain(self.previous.take()) {

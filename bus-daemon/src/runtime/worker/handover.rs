@@ -5,11 +5,12 @@ use std::os::fd::RawFd;
 
 use super::Worker;
 use crate::broker::Event;
+use crate::control::{ToKeeper, ToWorker, worker_exit};
 use crate::handoff::image::{self, LinkV1, WorkerV1};
-use crate::handoff::memfd;
 use crate::journal::RareEvent;
-use crate::keeper::{ToKeeper, ToWorker, worker, worker_exit};
-use crate::runtime::clock::{self, Nanos};
+use crate::os::clock::{self, Nanos};
+use crate::os::memfd;
+use crate::os::process;
 
 impl Worker {
     pub(super) fn listen_to_keeper(&mut self) {
@@ -49,7 +50,7 @@ impl Worker {
     }
 
     pub(super) fn reload(&mut self) {
-        match crate::runtime::load_config(&self.record) {
+        match crate::config::load::again(self.record.arguments()) {
             Ok(config) => {
                 self.journal.note(
                     None,
@@ -106,7 +107,7 @@ impl Worker {
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("hand-over");
         match handed {
-            Ok(()) => worker::exit(worker_exit::HANDED_OVER),
+            Ok(()) => process::exit(worker_exit::HANDED_OVER),
             Err(error) => self.refuse_upgrade(format!("the state cannot be handed over: {error}")),
         }
     }

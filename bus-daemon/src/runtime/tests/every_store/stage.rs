@@ -22,8 +22,8 @@ use super::client::{self, Client};
 use super::judge::{Found, Judge};
 use super::watch::{self, Report, what};
 use crate::broker::{Broker, PeerId, Start};
+use crate::handoff::keeper::KeeperV1;
 use crate::journal::{Journal, Mirror, Position, Remains, Sabotage};
-use crate::keeper::KeeperV1;
 use crate::runtime::worker::Worker;
 use crate::runtime::{clock, identity, recover};
 
@@ -180,7 +180,7 @@ impl Stage {
         let pipes = (self.worker_pipes.0.as_raw_fd(), self.worker_pipes.1.as_raw_fd());
         self.is_ready = false;
         self.is_watched = journal.is_none();
-        let pid = crate::keeper::worker::spawn(|| {
+        let pid = crate::runtime::process::spawn(|| {
             watch::install(&remains, pipes.0, pipes.1);
             live(record, remains, journal, &kept)
         })
@@ -543,7 +543,11 @@ fn observe(told: &Told, broker: &Broker) {
 fn live(record: KeeperV1, remains: Remains, journal: Option<Journal>, kept: &[RawFd]) -> i32 {
     let (mut worker, start) = match journal {
         Some(journal) => {
-            let broker = Broker::new(identity(&record).unwrap(), Arc::new(session()), clock::boottime());
+            let broker = Broker::new(
+                identity(&record).unwrap(),
+                Arc::new(session()),
+                crate::runtime::now(),
+            );
             let mut worker = Worker::new(broker, journal, record, None);
             worker.first_checkpoint().unwrap();
             (worker, Start::Clean)

@@ -7,6 +7,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, 
 use serde::{Deserialize, Serialize};
 
 use crate::handoff::codec;
+pub(crate) use crate::handoff::keeper::Control;
 
 /// From the keeper to the worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,15 +35,6 @@ pub(crate) enum ToKeeper {
         /// A memfd with the final state.
         image: RawFd,
     },
-}
-
-/// Both ends of the pair. Either side only uses its own; both are open in the shared descriptor table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Control {
-    /// The keeper's end.
-    pub(crate) keeper: RawFd,
-    /// The worker's end.
-    pub(crate) worker: RawFd,
 }
 
 impl Control {
@@ -103,4 +95,12 @@ fn receive<T: serde::de::DeserializeOwned>(socket: RawFd, flags: MsgFlags) -> Re
             error => Err(error),
         },
     }
+}
+
+/// What the worker's exit code means, for whoever looks at its process: the keeper goes by what the worker has said.
+pub(crate) mod worker_exit {
+    /// It has handed its state over.
+    pub(crate) const HANDED_OVER: i32 = 0;
+    /// It could not begin to serve.
+    pub(crate) const UNABLE: i32 = 11;
 }

@@ -7,6 +7,8 @@ use std::io::{Error, Result};
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
 use nix::unistd::Pid;
 
+use crate::os::process::exit;
+
 /// Runs `body` in a new process that shares the descriptor table, so that its death closes nothing; it returns the exit
 /// code. It leaves by `_exit`: no destructor may close what the keeper owns.
 pub(crate) fn spawn(body: impl FnOnce() -> i32) -> Result<Pid> {
@@ -47,10 +49,4 @@ fn prepare(keeper: Pid) {
         report(info);
         std::process::abort();
     }));
-}
-
-/// Leaves at once, without destructors.
-pub(crate) fn exit(code: i32) -> ! {
-    // SAFETY: ends the process.
-    unsafe { libc::_exit(code) }
 }

@@ -2,8 +2,6 @@
 
 use nix::time::{ClockId, clock_gettime};
 
-use crate::broker::Millis;
-
 /// A moment of the monotonic clock, in nanoseconds.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, serde::Serialize, serde::Deserialize,
@@ -19,6 +17,11 @@ impl std::ops::Add for Nanos {
 }
 
 impl Nanos {
+    /// Whole milliseconds.
+    pub(crate) fn millis(self) -> u64 {
+        self.0 / 1_000_000
+    }
+
     /// Microseconds since `earlier`.
     pub(crate) fn micros_since(self, earlier: Self) -> u32 {
         u32::try_from(self.0.saturating_sub(earlier.0) / 1000).unwrap_or(u32::MAX)
@@ -31,14 +34,10 @@ fn read(clock: ClockId) -> Nanos {
     })
 }
 
-/// Now, for pauses and patience. All processes of the machine see the same.
+/// Now, for deadlines, pauses and patience. All processes of the machine see the same; time in suspend does not count:
+/// the service manager freezes sessions then, and nobody is to be late for having been frozen.
 pub(crate) fn monotonic() -> Nanos {
     read(ClockId::CLOCK_MONOTONIC)
-}
-
-/// Now, for the broker's deadlines: time in suspend counts.
-pub(crate) fn boottime() -> Millis {
-    Millis(read(ClockId::CLOCK_BOOTTIME).0 / 1_000_000)
 }
 
 /// Seconds since 1970.

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::control::Control;
-use crate::handoff::container::{IfUnknown, Reader, Writer};
-use crate::handoff::{codec, memfd};
+use super::codec;
+use super::container::{IfUnknown, Reader, Writer};
+use crate::os::memfd;
 
 /// The record's type in a container of its own.
 const KEEPER: u16 = 1;
@@ -25,6 +25,15 @@ pub(crate) struct Listener {
     pub(crate) guid: String,
     /// The socket's file, removed at the end.
     pub(crate) path: Option<String>,
+}
+
+/// Both ends of the pair. Either side only uses its own; both are open in the shared descriptor table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Control {
+    /// The keeper's end.
+    pub(crate) keeper: RawFd,
+    /// The worker's end.
+    pub(crate) worker: RawFd,
 }
 
 /// All that the keeper knows, in version 1.

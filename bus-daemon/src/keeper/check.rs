@@ -2,9 +2,10 @@
 
 use std::os::fd::RawFd;
 
-use super::{image, memfd};
 use crate::config::options::Options;
-use crate::keeper::{KeeperV1, approval};
+use crate::handoff::image;
+use crate::handoff::keeper::KeeperV1;
+use crate::os::memfd;
 
 /// Reads the keeper's record from `fd` and the state that it names, loads the live configuration, restores, writes the
 /// state again and compares. The line that tells the keeper that all went well, or what did not.
@@ -31,4 +32,9 @@ pub(crate) fn check(fd: RawFd, options: &Options) -> Result<String, String> {
         return Err("the restored state, written again, is not the same".into());
     }
     Ok(approval(&bytes))
+}
+
+/// The line by which a new binary says that it read the state and wrote the same again.
+pub(crate) fn approval(image: &[u8]) -> String {
+    format!("org.busdaemon state check: ok {:08x}", crc32c::crc32c(image))
 }

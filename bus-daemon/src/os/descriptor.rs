@@ -1,0 +1,70 @@
+//! File descriptors by number: keeper and worker share one table, so a number means the same in both.
+
+#![allow(unsafe_code, reason = "descriptors by number")]
+
+use std::io::{Error, Result};
+use std::os::fd::{BorrowedFd, RawFd};
+
+/// Marks every descriptor from `first` on close-on-exec.
+pub(crate) fn close_on_exec_from(first: RawFd) -> Result<()> {
+    // SAFETY: changes flags only.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(Error::last_os_error())
+    }
+}
+
+/// Closes every descriptor from `first` to `last`, if there are any.
+pub(crate) fn close_range(first: RawFd, last: RawFd) {
+    if first <= last {
+        // SAFETY: the caller owns that range.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    }
+}
+
+/// Sets or clears the flag of one descriptor; one that is not open is left alone.
+pub(crate) fn set_close_on_exec(fd: RawFd, close: bool) {
+    // SAFETY: changes a flag only.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, if close { libc::FD_CLOEXEC } else { 0 }) };
+}
+
+/// Closes one descriptor. A number that is not open is left alone.
+pub(crate) fn close(fd: RawFd) {
+    let _ = nix::unistd::close(fd);
+}
+
+/// Whether this number is open.
+pub(crate) fn is_open(fd: RawFd) -> bool {
+    // SAFETY: only asks.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+}
+
+/// The descriptor for a call that wants it borrowed. It must be open for as long.
+pub(crate) fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
+    // SAFETY: the caller's promise; numbers in use are never -1.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// How many descriptors there is room for in the table as it is: all open ones are below.
+pub(crate) fn table_size() -> RawFd {
+    let size = std::fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|status| {
+            let (_, rest) = status.split_once("FDSize:")?;
+            rest.lines().next()?.trim().parse().ok()
+        });
+    // Without /proc: as large as it may be.
+    size.unwrap_or_else(|| {
+        let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+        limit.map_or(RawFd::MAX, |(_, hard)| hard.try_into().unwrap_or(RawFd::MAX))
+    })
+}

@@ -1,0 +1,10 @@
+//! The ground floor: what the kernel offers, in the daemon's own words. Nothing in here knows of buses.
+//!
+//! Architecture invariant: this module depends on no other module of the daemon.
+
+pub(crate) mod clock;
+pub(crate) mod descriptor;
+pub(crate) mod memfd;
+pub(crate) mod process;
+pub(crate) mod random;
+pub(crate) mod region;
