@@ -107,6 +107,8 @@ pub(crate) struct Header {
     pub(crate) serving: AtomicU32,
     /// The number of the event being applied, plus 1; 0 between events.
     pub(crate) applying: AtomicU64,
+    /// 1 while that event is input of a peer: only such a unit can be guilty of a death.
+    pub(crate) is_input: AtomicU32,
     /// The number of the newest event, plus 1. Answers of the system have numbers too, and are no events.
     pub(crate) newest_event: AtomicU64,
     /// Epoch of the newest complete checkpoint; 0 = none. It is described in `commits[epoch % 2]`.

@@ -43,7 +43,7 @@ pub(crate) use log::Position;
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use mirror::{Mirror, Sabotage};
 use record::Kind;
-pub(crate) use replay::Remains;
+pub(crate) use replay::{Remains, UnitAtWork};
 
 /// An event that is too rare to have a record layout of its own.
 #[derive(Debug, Clone, Serialize, Deserialize)]

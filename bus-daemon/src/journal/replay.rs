@@ -58,12 +58,29 @@ impl Remains {
         self.header.records.load(Ordering::Acquire)
     }
 
-    /// The number of the event that was being applied, if one was that had never been applied to the end before: a
-    /// replay applies the others again, and they have proved harmless.
-    pub(crate) fn applying(&self) -> Option<u64> {
+    /// The number of the received unit that was being applied, if one was that had never been applied to the end before:
+    /// a replay applies the others again, and they have proved harmless. Units that are not input are never suspected.
+    pub(crate) fn suspect(&self) -> Option<u64> {
         let applying = self.header.applying.load(Ordering::Acquire);
         let is_newest = applying == self.header.newest_event.load(Ordering::Acquire);
-        applying.checked_sub(1).filter(|_| is_newest)
+        let is_input = self.header.is_input.load(Ordering::Acquire) != 0;
+        applying.checked_sub(1).filter(|_| is_newest && is_input)
+    }
+}
+
+/// The unit that a worker is applying, readable from a signal handler.
+#[derive(Clone, Copy)]
+pub(crate) struct UnitAtWork(&'static Header);
+
+impl UnitAtWork {
+    /// Its number, plus 1; 0 between events.
+    pub(crate) fn number(&self) -> u64 {
+        self.0.applying.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is input of a peer.
+    pub(crate) fn is_input(&self) -> bool {
+        self.0.is_input.load(Ordering::Relaxed) != 0
     }
 }
 
@@ -110,7 +127,8 @@ impl Journal {
         }
         let record = self.log.read_next()?;
         let sequence = record.header.sequence;
-        self.mark_applying(sequence);
+        let is_input = matches!(record.kind, Kind::Received | Kind::ReceivedLarge);
+        self.mark_applying(sequence, is_input);
         self.event_of(record).map(|event| Some((sequence, event)))
     }
 
@@ -269,7 +287,8 @@ impl Journal {
             }
         };
         self.header.slot.disarm();
-        self.mark_applying(self.log.sequence() - 1);
+        let is_input = matches!(what, InFlight::Receive | InFlight::ReceiveLarge);
+        self.mark_applying(self.log.sequence() - 1, is_input);
         Ok(event)
     }
 
@@ -284,14 +303,15 @@ impl Journal {
         self.extents.take_adopted(prefix)
     }
 
-    /// The number of the event that is about to be applied.
-    pub(crate) fn mark_applying(&self, sequence: u64) {
+    /// The number of the event that is about to be applied, and whether it is input of a peer.
+    pub(crate) fn mark_applying(&self, sequence: u64, is_input: bool) {
+        self.header.is_input.store(u32::from(is_input), Ordering::Release);
         self.header.applying.store(sequence + 1, Ordering::Release);
     }
 
-    /// The number of the event being applied, plus 1; 0 between events.
-    pub(crate) fn applying(&self) -> &'static std::sync::atomic::AtomicU64 {
-        &self.log.header().applying
+    /// What is being applied, for whoever watches this process.
+    pub(crate) fn unit(&self) -> UnitAtWork {
+        UnitAtWork(self.log.header())
     }
 
     /// No event is being applied.

@@ -67,7 +67,7 @@ impl Deaths {
         now: Nanos,
         remains: &Remains,
     ) -> Result<Option<u64>, String> {
-        let skip = self.note_at(is_own_fault(status), now, remains.records(), remains.applying())?;
+        let skip = self.note_at(is_own_fault(status), now, remains.records(), remains.suspect())?;
         Ok(self.leave_out(skip, |event| remains.is_replayed(event)))
     }
 

@@ -57,7 +57,7 @@ pub(crate) enum Beginning {
 /// The life of a worker process; its exit code. `kept` is what it and the keeper have open for themselves: where it is
 /// given, whatever is open besides was left by another worker.
 pub(crate) fn run(record: &KeeperV1, journal: Journal, beginning: Beginning, kept: Option<&[RawFd]>) -> i32 {
-    watchdog::start(journal.applying());
+    watchdog::start(journal.unit());
     let Err(reason) =
         prepare(record, journal, beginning, kept).and_then(|(worker, start)| serve(record, worker, start));
     tracing::error!("the worker cannot serve: {reason}");

@@ -1,5 +1,6 @@
-//! A worker that hangs in one event ends itself, by its own fault; what killed it is then left out.
+//! A worker that hangs in one event ends itself, by its own fault. Input of a peer that does it twice is then left out.
 //!
+//! Anything else is given far more time, since it is never left out: a departure that takes long is better waited for.
 //! A timer on the CPU time of the process ticks: an idle worker is never woken, and one that waits is not blamed.
 
 #![allow(unsafe_code, reason = "a signal handler and a timer")]
@@ -7,19 +8,23 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// Seconds of CPU time that one event may take.
-const PATIENCE: u32 = 5;
+use crate::journal::UnitAtWork;
 
-/// The number of the event being applied, plus 1; 0 between events.
-static APPLYING: OnceLock<&'static AtomicU64> = OnceLock::new();
+/// Seconds of CPU time that input of a peer may take.
+const PATIENCE: u32 = 5;
+/// Seconds of CPU time that any other event may take.
+const LONG_PATIENCE: u32 = 120;
+
+/// The event being applied.
+static UNIT: OnceLock<UnitAtWork> = OnceLock::new();
 /// The event seen at the last tick, plus 1.
 static EVENT: AtomicU64 = AtomicU64::new(0);
 /// Ticks for which it has been the same.
 static TICKS: AtomicU32 = AtomicU32::new(0);
 
 /// Begins to watch this process.
-pub(super) fn start(applying: &'static AtomicU64) {
-    if APPLYING.set(applying).is_err() {
+pub(super) fn start(unit: UnitAtWork) {
+    if UNIT.set(unit).is_err() {
         return;
     }
     let handler: extern "C" fn(libc::c_int) = tick;
@@ -45,16 +50,16 @@ pub(super) fn start(applying: &'static AtomicU64) {
 }
 
 extern "C" fn tick(_signal: libc::c_int) {
-    let event = APPLYING
-        .get()
-        .map_or(0, |applying| applying.load(Ordering::Relaxed));
+    let event = UNIT.get().map_or(0, UnitAtWork::number);
+    let is_input = UNIT.get().is_some_and(UnitAtWork::is_input);
+    let patience = if is_input { PATIENCE } else { LONG_PATIENCE };
     let same = EVENT.swap(event, Ordering::Relaxed) == event && event != 0;
     let ticks = if same {
         TICKS.fetch_add(1, Ordering::Relaxed) + 1
     } else {
         TICKS.swap(0, Ordering::Relaxed)
     };
-    if same && ticks >= PATIENCE {
+    if same && ticks >= patience {
         std::process::abort();
     }
 }

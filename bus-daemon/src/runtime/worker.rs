@@ -333,7 +333,8 @@ impl Worker {
 
     /// Applies an event that is in the log.
     fn apply(&mut self, event: Event) {
-        self.journal.mark_applying(self.journal.newest());
+        let is_input = matches!(event, Event::Received { .. } | Event::ReceivedLarge { .. });
+        self.journal.mark_applying(self.journal.newest(), is_input);
         #[cfg(feature = "test-hooks")]
         crate::fault::poison(&event);
         #[cfg(test)]
