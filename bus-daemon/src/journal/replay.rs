@@ -4,7 +4,7 @@
 
 use std::io::Result as IoResult;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use bus_wire::Fd;
 
@@ -70,17 +70,20 @@ impl Remains {
 
 /// The unit that a worker is applying, readable from a signal handler.
 #[derive(Clone, Copy)]
-pub(crate) struct UnitAtWork(&'static Header);
+pub(crate) struct UnitAtWork {
+    number: &'static AtomicU64,
+    is_input: &'static AtomicU32,
+}
 
 impl UnitAtWork {
     /// Its number, plus 1; 0 between events.
     pub(crate) fn number(&self) -> u64 {
-        self.0.applying.load(Ordering::Relaxed)
+        self.number.load(Ordering::Relaxed)
     }
 
     /// Whether it is input of a peer.
     pub(crate) fn is_input(&self) -> bool {
-        self.0.is_input.load(Ordering::Relaxed) != 0
+        self.is_input.load(Ordering::Relaxed) != 0
     }
 }
 
@@ -311,7 +314,11 @@ impl Journal {
 
     /// What is being applied, for whoever watches this process.
     pub(crate) fn unit(&self) -> UnitAtWork {
-        UnitAtWork(self.log.header())
+        let header = self.log.header();
+        UnitAtWork {
+            number: &header.applying,
+            is_input: &header.is_input,
+        }
     }
 
     /// No event is being applied.
