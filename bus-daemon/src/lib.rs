@@ -5,7 +5,6 @@
 
 pub mod broker;
 pub mod config;
-mod driver;
 #[cfg(all(feature = "runtime", feature = "test-hooks"))]
 mod fault;
 pub mod handoff;

@@ -8,6 +8,7 @@ mod action;
 mod changes;
 mod connect;
 mod deliver;
+mod driver;
 mod event;
 mod frozen;
 mod invariants;
@@ -39,6 +40,8 @@ pub use frozen::{Blob, BrokerState, GlobalV1, ListsV1, PeerV1};
 pub use restore::{Dropped, RestoreError};
 pub use snapshot::SharedBodies;
 
+#[cfg(feature = "runtime")]
+pub(crate) use driver::introspection;
 pub(crate) use match_index::{Facts, MatchIndex};
 pub(crate) use name::{NameFlags, NameTable};
 pub(crate) use peer::{Peer, Peers};

@@ -10,9 +10,8 @@ use super::peer::Phase;
 use super::reply::{DISCONNECTED, NO_REPLY};
 use super::speak::LIMITS_EXCEEDED;
 use super::timer::Deadline;
-use super::{Broker, DRIVER, System};
+use super::{Broker, DRIVER, System, driver};
 use crate::config::Traffic;
-use crate::driver;
 
 const ACCESS_DENIED: &str = "org.freedesktop.DBus.Error.AccessDenied";
 const NAME_HAS_NO_OWNER: &str = "org.freedesktop.DBus.Error.NameHasNoOwner";
