@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bus_wire::{Framer, Message, SaslConfig, SaslDone, SaslServer, SendQueue};
 use bytes::Bytes;
 
+use super::disconnect::{Breach, Disconnect, Excess, Refusal};
 use super::event::{Credentials, Fds, PeerId};
 use super::peer::{Peaks, Peer, Phase, Unique};
 use super::quota::ACCEPT_SLACK;
@@ -22,10 +23,9 @@ impl Broker {
             .max_incomplete_connections
             .saturating_add(ACCEPT_SLACK);
         if u64::from(self.stats.incomplete) >= limit {
-            let reason = "too many connections have not said Hello yet".to_owned();
             self.actions.push_back(Action::Close {
                 peer: id,
-                reason,
+                reason: Excess::Incomplete.to_string(),
                 is_fault: true,
                 last_words: Bytes::new(),
             });
@@ -92,23 +92,23 @@ impl Broker {
         match step {
             Err(error) => {
                 self.close_fds(fds);
-                self.disconnect(id, error.to_string(), true);
+                self.disconnect(id, Breach::from(error).into());
             }
             Ok(step) => match step.done {
                 None if fds.is_empty() => {}
                 None => {
                     self.close_fds(fds);
-                    self.disconnect(id, "it sent file descriptors before BEGIN".to_owned(), true);
+                    self.disconnect(id, Breach::FdsBeforeBegin.into());
                 }
                 Some(done) => {
-                    if let Err(reason) = self.admit(id, &done) {
+                    if let Err(refusal) = self.admit(id, &done) {
                         self.close_fds(fds);
-                        self.disconnect(id, reason, true);
+                        self.disconnect(id, refusal.into());
                     } else if step.consumed < data.len() {
                         self.receive(id, data.slice(step.consumed..), fds, system);
                     } else if !fds.is_empty() {
                         self.close_fds(fds);
-                        self.disconnect(id, "it sent file descriptors without a message".to_owned(), true);
+                        self.disconnect(id, Breach::FdsWithoutMessage.into());
                     }
                 }
             },
@@ -116,13 +116,13 @@ impl Broker {
     }
 
     /// Lets a peer that has authenticated go on, if the policy lets its user connect.
-    fn admit(&mut self, id: PeerId, done: &SaslDone) -> Result<(), String> {
+    fn admit(&mut self, id: PeerId, done: &SaslDone) -> Result<(), Refusal> {
         match (done.uid, self.config.connect) {
             (None, _) if !self.config.allow_anonymous => {
-                return Err("anonymous peers may not connect".to_owned());
+                return Err(Refusal::Anonymous);
             }
             (Some(uid), Connect::OwnerOnly) if uid != self.identity.own_uid => {
-                return Err(format!("user {uid} may not connect to this bus"));
+                return Err(Refusal::User(uid));
             }
             (None | Some(_), Connect::OwnerOnly | Connect::Anyone) => {}
         }
@@ -194,7 +194,7 @@ impl Broker {
     }
 
     /// Marks a peer for disconnection once the message at hand is dealt with.
-    pub(super) fn condemn(&mut self, id: PeerId, reason: String) {
+    pub(super) fn condemn(&mut self, id: PeerId, reason: Disconnect) {
         if let Some(peer) = self.peers.get_mut(id)
             && !peer.is_condemned
         {
@@ -206,12 +206,12 @@ impl Broker {
     /// Disconnects the condemned, and those who are condemned by what that brings about.
     pub(super) fn bury_condemned(&mut self) {
         while let Some((id, reason)) = self.condemned.pop_front() {
-            self.disconnect(id, reason, true);
+            self.disconnect(id, reason);
         }
     }
 
     /// Takes a peer out of the bus: its rules, its names (with the signals), its open calls, everything queued.
-    pub(super) fn disconnect(&mut self, id: PeerId, reason: String, is_fault: bool) {
+    pub(super) fn disconnect(&mut self, id: PeerId, reason: Disconnect) {
         let Some(peer) = self.peers.get_mut(id) else {
             return;
         };
@@ -248,9 +248,10 @@ impl Broker {
         };
         self.close_fds(peer.framer.take_fds().into_iter().chain(peer.out.clear()));
         self.forget_caller(id);
+        let is_fault = reason.is_fault();
         let reason = match &peer.unique {
             Some(unique) if is_fault => format!("{}: {reason}", unique.name),
-            Some(_) | None => reason,
+            Some(_) | None => reason.to_string(),
         };
         self.actions.push_back(Action::Close {
             peer: id,

@@ -3,6 +3,7 @@
 use bus_wire::{Fd, Message};
 use bytes::Bytes;
 
+use super::disconnect::{Disconnect, Excess};
 use super::event::{Fds, PeerId};
 use super::quota::stop_reading_above;
 use super::{Broker, System};
@@ -67,10 +68,7 @@ impl Broker {
             }
             match self.duplicate(fds, system) {
                 Some(copies) => self.push(*receiver, transit, copies),
-                None => self.condemn(
-                    *receiver,
-                    "no file descriptors are left for a message to it".to_owned(),
-                ),
+                None => self.condemn(*receiver, Disconnect::NoDescriptorsLeft),
             }
         }
     }
@@ -100,7 +98,7 @@ impl Broker {
         }
         if self.is_full(to) {
             let queued = peer.out.len();
-            self.condemn(to, format!("it does not read: {queued} bytes wait for it"));
+            self.condemn(to, Excess::Unread(queued).into());
             return false;
         }
         true

@@ -3,20 +3,34 @@
 use std::collections::BTreeSet;
 
 use hashbrown::HashMap;
+use thiserror::Error;
 
 use super::event::PeerId;
 use super::peer::{Peer, Phase};
 use super::timer::Deadline;
 use super::{Broker, Seeded};
 
+/// Something that is kept twice and does not agree: this program is at fault.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct Violation(String);
+
+impl Violation {
+    pub(super) fn new(what: impl Into<String>) -> Self {
+        Self(what.into())
+    }
+}
+
 impl Broker {
     /// Rebuilds every index and recounts every count, and compares them with those in use.
     ///
     /// # Errors
     /// What does not hold, of the first that does not.
-    pub fn check_invariants(&self) -> Result<(), String> {
+    pub fn check_invariants(&self) -> Result<(), Violation> {
         if let Some((id, reason)) = self.condemned.front() {
-            return Err(format!("{id:?} is condemned between events: {reason}"));
+            return Err(Violation::new(format!(
+                "{id:?} is condemned between events: {reason}"
+            )));
         }
         self.check_peers()?;
         self.check_names()?;
@@ -25,7 +39,7 @@ impl Broker {
         self.check_fds()
     }
 
-    fn check_peers(&self) -> Result<(), String> {
+    fn check_peers(&self) -> Result<(), Violation> {
         let (mut active, mut incomplete, mut reachable) = (0, 0, 0);
         let mut users: HashMap<u32, u32, Seeded> = HashMap::with_hasher(Seeded::default());
         let listed: BTreeSet<PeerId> = self.dirty.iter().copied().collect();
@@ -41,22 +55,27 @@ impl Broker {
                     }
                     let found = self.unique.get(&unique.number).copied();
                     if found != peer.is_active().then_some(id) {
-                        return Err(format!("{} leads to {found:?}, not to {id:?}", unique.name));
+                        return Err(Violation::new(format!(
+                            "{} leads to {found:?}, not to {id:?}",
+                            unique.name
+                        )));
                     }
                     reachable += usize::from(peer.is_active());
                     if unique.number >= self.next_unique {
-                        return Err(format!("{} was never given out", unique.name));
+                        return Err(Violation::new(format!("{} was never given out", unique.name)));
                     }
                 }
                 (Some(_), true) | (None, false) => {
-                    return Err(format!("{id:?} has a unique name that does not fit its phase"));
+                    return Err(Violation::new(format!(
+                        "{id:?} has a unique name that does not fit its phase"
+                    )));
                 }
             }
             if peer.is_condemned {
-                return Err(format!("{id:?} is condemned between events"));
+                return Err(Violation::new(format!("{id:?} is condemned between events")));
             }
             if peer.is_dirty != listed.contains(&id) {
-                return Err(format!("{id:?} disagrees with the dirty list"));
+                return Err(Violation::new(format!("{id:?} disagrees with the dirty list")));
             }
             dirty += usize::from(peer.is_dirty);
         }
@@ -67,54 +86,59 @@ impl Broker {
             .filter(|id| self.peers.get(**id).is_some())
             .count();
         if listed != dirty {
-            return Err(format!("{listed} entries on the dirty list for {dirty} peers"));
+            return Err(Violation::new(format!(
+                "{listed} entries on the dirty list for {dirty} peers"
+            )));
         }
         if reachable != self.unique.len() {
-            return Err(format!(
+            return Err(Violation::new(format!(
                 "{} unique names for {reachable} peers",
                 self.unique.len()
-            ));
+            )));
         }
         if (active, incomplete) != (self.stats.active, self.stats.incomplete) {
-            return Err(format!(
+            return Err(Violation::new(format!(
                 "{active} active and {incomplete} incomplete peers: {:?}",
                 self.stats
-            ));
+            )));
         }
         if users != self.users {
-            return Err(format!("peers per user: {users:?}, and not {:?}", self.users));
+            return Err(Violation::new(format!(
+                "peers per user: {users:?}, and not {:?}",
+                self.users
+            )));
         }
         Ok(())
     }
 
-    fn check_names(&self) -> Result<(), String> {
+    fn check_names(&self) -> Result<(), Violation> {
         let (mut places, mut primaries) = (0, 0);
         for name in self.names.sorted() {
             let owners: BTreeSet<PeerId> = name.owners.iter().map(|owner| owner.peer).collect();
             if owners.is_empty() || owners.len() != name.owners.len() {
-                return Err(format!(
+                return Err(Violation::new(format!(
                     "the queue of {} is empty or has somebody twice",
                     name.name
-                ));
+                )));
             }
             for (place, owner) in name.owners.iter().enumerate() {
                 let Some(peer) = self.peers.get(owner.peer).filter(|peer| peer.is_active()) else {
-                    return Err(format!(
+                    return Err(Violation::new(format!(
                         "{:?} waits for {} and is not active",
                         owner.peer, name.name
-                    ));
+                    )));
                 };
                 if !peer.names.contains(&name.name) {
-                    return Err(format!(
+                    return Err(Violation::new(format!(
                         "{:?} does not know that it waits for {}",
                         owner.peer, name.name
-                    ));
+                    )));
                 }
                 if peer.owned.contains(&name.name) != (place == 0) {
-                    return Err(format!(
+                    return Err(Violation::new(format!(
                         "{:?} is wrong about whether it owns {}",
                         owner.peer, name.name
-                    ));
+                    )));
                 }
             }
             places += owners.len();
@@ -123,14 +147,14 @@ impl Broker {
         let held: usize = self.peers.iter().map(|peer| peer.names.len()).sum();
         let owned: usize = self.peers.iter().map(|peer| peer.owned.len()).sum();
         if (held, owned) != (places, primaries) {
-            return Err(format!(
+            return Err(Violation::new(format!(
                 "{held} names held, {owned} owned: {places} and {primaries} in the table"
-            ));
+            )));
         }
         Ok(())
     }
 
-    fn check_calls_and_deadlines(&self) -> Result<(), String> {
+    fn check_calls_and_deadlines(&self) -> Result<(), Violation> {
         let mut deadlines = BTreeSet::new();
         let (mut owed, mut awaited) = (0, 0);
         for peer in self.peers.iter() {
@@ -154,23 +178,23 @@ impl Broker {
                     .get(caller)
                     .is_some_and(|peer| peer.calls.awaits(callee, serial))
                 {
-                    return Err(format!(
+                    return Err(Violation::new(format!(
                         "{callee:?} owes {caller:?} an answer that it does not wait for"
-                    ));
+                    )));
                 }
             }
             awaited += peer.calls.awaited_count();
         }
         if owed != awaited {
-            return Err(format!("{owed} answers owed, {awaited} awaited"));
+            return Err(Violation::new(format!("{owed} answers owed, {awaited} awaited")));
         }
         if deadlines != self.deadlines {
-            return Err("the deadlines are not those of the peers".to_owned());
+            return Err(Violation::new("the deadlines are not those of the peers"));
         }
         Ok(())
     }
 
-    fn check_rules(&self) -> Result<(), String> {
+    fn check_rules(&self) -> Result<(), Violation> {
         let (mut rules, mut eavesdropping, mut filters) = (0, 0, 0);
         for peer in self.peers.iter() {
             match peer.phase {
@@ -179,7 +203,10 @@ impl Broker {
                     eavesdropping += self.eavesdroppers.count(peer.id);
                     let expected = self.matches.rules_of(peer.id).filter(|rule| rule.eavesdrop);
                     if !expected.eq(self.eavesdroppers.rules_of(peer.id)) {
-                        return Err(format!("{:?} eavesdrops by other rules than its own", peer.id));
+                        return Err(Violation::new(format!(
+                            "{:?} eavesdrops by other rules than its own",
+                            peer.id
+                        )));
                     }
                 }
                 Phase::Monitor => filters += self.monitors.count(peer.id),
@@ -189,23 +216,26 @@ impl Broker {
         let counted = (rules, eavesdropping, filters);
         let indexed = (self.matches.len(), self.eavesdroppers.len(), self.monitors.len());
         if counted != indexed {
-            return Err(format!(
+            return Err(Violation::new(format!(
                 "rules of peers, eavesdropping, of monitors: {counted:?}, and not {indexed:?}"
-            ));
+            )));
         }
         Ok(())
     }
 
-    fn check_fds(&self) -> Result<(), String> {
+    fn check_fds(&self) -> Result<(), Violation> {
         let all = self.owned_fds();
         let distinct: BTreeSet<_> = all.iter().collect();
         if distinct.len() != all.len() {
-            return Err(format!("a descriptor is owned twice: {all:?}"));
+            return Err(Violation::new(format!("a descriptor is owned twice: {all:?}")));
         }
         let misplaced =
             |peer: &&Peer| !peer.takes_fds && (peer.out.queued_fds() > 0 || peer.framer.pending_fds() > 0);
         match self.peers.iter().find(misplaced) {
-            Some(peer) => Err(format!("{:?} has descriptors and takes none", peer.id)),
+            Some(peer) => Err(Violation::new(format!(
+                "{:?} has descriptors and takes none",
+                peer.id
+            ))),
             None => Ok(()),
         }
     }

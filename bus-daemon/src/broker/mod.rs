@@ -8,6 +8,7 @@ mod action;
 mod changes;
 mod connect;
 mod deliver;
+mod disconnect;
 mod driver;
 mod event;
 mod frozen;
@@ -18,6 +19,7 @@ mod name;
 mod ownership;
 mod peer;
 mod quota;
+mod record_fault;
 mod reply;
 mod restart;
 mod restore;
@@ -37,6 +39,7 @@ use serde::{Deserialize, Serialize};
 pub use action::{Action, JournalMemory, System};
 pub use event::{Credentials, Event, Fds, Millis, PeerId, Start};
 pub use frozen::{Blob, BrokerState, GlobalV1, ListsV1, PeerV1};
+pub use invariants::Violation;
 pub use restore::{Dropped, RestoreError};
 pub use snapshot::SharedBodies;
 
@@ -51,6 +54,7 @@ pub(crate) use speak::expects_reply;
 pub(crate) use subscription::TooManyRules;
 
 use crate::config::Config;
+use disconnect::Disconnect;
 use timer::Deadline;
 
 /// The hasher of every table of the broker: seeded once per bus, the same in replay.
@@ -98,7 +102,7 @@ pub struct Broker {
     actions: VecDeque<Action>,
     dirty: Vec<PeerId>,
     /// Peers to be disconnected as soon as the message at hand is dealt with, and why.
-    condemned: VecDeque<(PeerId, String)>,
+    condemned: VecDeque<(PeerId, Disconnect)>,
     /// The serial of the driver's last message.
     driver_serial: u32,
     restart: Restart,
@@ -171,7 +175,7 @@ impl Broker {
             Event::ReceivedLarge { peer, prefix, fds } => self.receive_large(peer, prefix, fds, system),
             Event::Drained { peer, bytes } => self.drained(peer, bytes),
             Event::Quarantined { peer, begins_with } => self.quarantined(peer, &begins_with),
-            Event::Closed { peer, reason } => self.disconnect(peer, reason.to_owned(), false),
+            Event::Closed { peer, reason } => self.disconnect(peer, Disconnect::Transport(reason)),
             Event::Tick { now } => self.tick(now),
             Event::ConfigLoaded { config } => self.config_loaded(config),
             Event::ConfigRefused { reason } => self.config_refused(&reason),

@@ -14,10 +14,11 @@ use super::event::{Credentials, PeerId};
 use super::frozen::{Blob, BrokerState, GlobalV1, IdentityV1, NameV1, PeerV1, PhaseV1, PieceV1, RestartV1};
 use super::name::{Name, NameFlags, Owner};
 use super::peer::{Peaks, Peer, Phase, Unique};
+use super::record_fault::RecordFault;
 use super::reply::{DISCONNECTED, NO_REPLY, OpenCalls};
 use super::restart::{LastRestart, Restart};
 use super::timer::Deadline;
-use super::{Broker, Identity, Seeded};
+use super::{Broker, Identity, Seeded, Violation};
 use crate::config::Config;
 
 /// More peers than any machine has descriptors for: an index beyond this is nonsense.
@@ -40,9 +41,12 @@ pub struct Dropped {
 /// Why a state cannot be restored at all.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RestoreError {
+    /// The state has given out every unique name that there is: it is damaged.
+    #[error("the restored state is inconsistent: no unique name is left")]
+    NoUniqueNameLeft,
     /// The part that belongs to no single peer contradicts itself, or this program is at fault.
     #[error("the restored state is inconsistent: {0}")]
-    Inconsistent(String),
+    Inconsistent(#[from] Violation),
 }
 
 impl Broker {
@@ -102,7 +106,7 @@ impl Broker {
         };
         let mut broker = Self::new(identity, Arc::new(Config::from(config)), now);
         if next_unique > MAX_COUNT {
-            return Err(RestoreError::Inconsistent("no unique name is left".to_owned()));
+            return Err(RestoreError::NoUniqueNameLeft);
         }
         broker.next_unique = next_unique;
         broker.driver_serial = driver_serial;
@@ -119,9 +123,9 @@ impl Broker {
             let fds = fds_of(&record);
             match broker.restore_peer(record, shared, &mut owned) {
                 Ok(records) => calls.push((id, records)),
-                Err(reason) => dropped.push(Dropped {
+                Err(fault) => dropped.push(Dropped {
                     peer: id,
-                    reason,
+                    reason: fault.to_string(),
                     fds,
                 }),
             }
@@ -129,7 +133,7 @@ impl Broker {
         let mut known: HashSet<PeerId, Seeded> = dropped.iter().map(|one| one.peer).collect();
         for (id, _) in &roster {
             if broker.peers.get(*id).is_none() && known.insert(*id) {
-                let reason = "its record is missing".to_owned();
+                let reason = RecordFault::Missing.to_string();
                 dropped.push(Dropped {
                     peer: *id,
                     reason,
@@ -152,7 +156,7 @@ impl Broker {
         broker.regulate_accepting();
         broker.announce_gone(&gone, changed);
         broker.bury_condemned();
-        broker.check_invariants().map_err(RestoreError::Inconsistent)?;
+        broker.check_invariants()?;
         Ok((broker, dropped))
     }
 
@@ -162,7 +166,7 @@ impl Broker {
         record: PeerV1,
         shared: &[Blob],
         owned: &mut HashSet<Fd, Seeded>,
-    ) -> Result<Calls, String> {
+    ) -> Result<Calls, RecordFault> {
         let fds = fds_of(&record);
         let PeerV1 {
             id,
@@ -203,45 +207,43 @@ impl Broker {
             Phase::Active | Phase::Monitor => true,
         };
         if unique.is_some() != is_named {
-            return Err("its unique name does not fit how far it has come".to_owned());
+            return Err(RecordFault::UniqueOutOfPhase);
         }
         if unique.is_some_and(|number| number >= self.next_unique || self.unique.contains_key(&number)) {
-            return Err("its unique name is not its own".to_owned());
+            return Err(RecordFault::UniqueTaken);
         }
         if id.index > MAX_INDEX {
-            return Err("its index is too large".to_owned());
+            return Err(RecordFault::Index);
         }
         if input.0.len() > max_message_size(&self.config) {
-            return Err("its partial message is too long".to_owned());
+            return Err(RecordFault::Input);
         }
         // What was taken as a match rule is longer as canonical text, where it has apostrophes.
         let rules = rules
             .iter()
             .map(|text| MatchRule::parse_any_length(text))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| format!("a match rule of its cannot be read: {error}"))?;
+            .collect::<Result<Vec<_>, _>>()?;
         let mut pieces = Vec::with_capacity(output.len());
         for piece in output {
-            restore_piece(piece, shared, &mut pieces)
-                .ok_or("its output refers to bytes that are not there")?;
+            restore_piece(piece, shared, &mut pieces).ok_or(RecordFault::OutputMissing)?;
         }
         let length: u64 = pieces.iter().map(|piece| piece_length(piece) as u64).sum();
         let end = sent.saturating_add(length);
         if end > MAX_COUNT {
-            return Err("its output has no end".to_owned());
+            return Err(RecordFault::OutputEndless);
         }
         if output_fds.iter().any(|(at, _)| *at < sent || *at >= end) {
-            return Err("descriptors in its output belong to no byte".to_owned());
+            return Err(RecordFault::FdsMisplaced);
         }
         if !takes_fds && !fds.is_empty() {
-            return Err("it has descriptors and takes none".to_owned());
+            return Err(RecordFault::FdsNotTaken);
         }
         if fds.iter().any(|fd| owned.contains(fd)) {
-            return Err("a descriptor of its is another's".to_owned());
+            return Err(RecordFault::FdTaken);
         }
         let mut own = HashSet::with_hasher(Seeded::default());
         if !fds.iter().all(|fd| own.insert(*fd)) {
-            return Err("it has a descriptor twice".to_owned());
+            return Err(RecordFault::FdTwice);
         }
         let unique = unique.map(Unique::new);
         let is_monitor = matches!(phase, Phase::Monitor);
@@ -284,7 +286,7 @@ impl Broker {
             },
         };
         if !self.peers.insert(peer) {
-            return Err("its index is another's".to_owned());
+            return Err(RecordFault::IndexTaken);
         }
         owned.extend(fds);
         if length > 0 {

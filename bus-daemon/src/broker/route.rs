@@ -4,6 +4,7 @@ use bus_wire::{Message, MessageType, stitch_header};
 use bytes::Bytes;
 
 use super::deliver::{SHARED, Transit};
+use super::disconnect::{Breach, Disconnect, Excess};
 use super::event::{Fds, PeerId};
 use super::monitor::Addressee;
 use super::peer::Phase;
@@ -31,8 +32,7 @@ impl Broker {
         }
         if !fds.is_empty() && !peer.takes_fds {
             self.close_fds(fds);
-            let reason = "it sent file descriptors without having negotiated it (NEGOTIATE_UNIX_FD)";
-            return self.disconnect(id, reason.to_owned(), true);
+            return self.disconnect(id, Breach::FdsNotNegotiated.into());
         }
         peer.framer.push(data, fds);
         self.route_input(id, system);
@@ -44,8 +44,7 @@ impl Broker {
         };
         if !fds.is_empty() && !peer.takes_fds {
             self.close_fds(fds);
-            let reason = "it sent file descriptors without having negotiated it (NEGOTIATE_UNIX_FD)";
-            return self.disconnect(id, reason.to_owned(), true);
+            return self.disconnect(id, Breach::FdsNotNegotiated.into());
         }
         peer.framer.push_large(prefix, fds);
         self.route_input(id, system);
@@ -60,7 +59,7 @@ impl Broker {
             match peer.framer.next() {
                 Ok(Some(framed)) => self.dispatch(id, &framed.message, framed.fds, system),
                 Ok(None) => break,
-                Err(error) => return self.disconnect(id, error.to_string(), true),
+                Err(error) => return self.disconnect(id, Breach::from(error).into()),
             }
             self.bury_condemned();
         }
@@ -75,7 +74,7 @@ impl Broker {
         };
         let pending = peer.framer.pending_fds() as u64;
         if pending > self.config.limits.max_incoming_unix_fds {
-            return self.disconnect(id, format!("{pending} file descriptors without a message"), true);
+            return self.disconnect(id, Excess::PendingFds(pending).into());
         }
         match (pending > 0, peer.fds_deadline) {
             (true, None) => {
@@ -101,7 +100,7 @@ impl Broker {
         }
         if let Err(reason) = self.may_send(&peer.phase, message) {
             self.close_fds(fds);
-            return self.disconnect(id, reason, true);
+            return self.disconnect(id, reason);
         }
         if self.config.traffic == Traffic::Nothing {
             return self.close_fds(fds);
@@ -152,21 +151,21 @@ impl Broker {
     }
 
     /// What a peer may not send at all.
-    fn may_send(&self, phase: &Phase, message: &Message) -> Result<(), String> {
+    fn may_send(&self, phase: &Phase, message: &Message) -> Result<(), Disconnect> {
         let is_hello = message.message_type() == MessageType::MethodCall
             && message.destination() == Some(DRIVER)
             && message.member() == Some("Hello")
             && message.interface().is_none_or(|interface| interface == DRIVER);
         match phase {
             Phase::Authenticating(_) | Phase::Greeting if !is_hello => {
-                return Err("its first message was not Hello".to_owned());
+                return Err(Breach::NotHello.into());
             }
-            Phase::Monitor => return Err("it is a monitor, and sent a message".to_owned()),
+            Phase::Monitor => return Err(Breach::MonitorSpoke.into()),
             Phase::Authenticating(_) | Phase::Greeting | Phase::Active => {}
         }
         let limit = self.config.limits.max_message_unix_fds;
         if u64::from(message.unix_fds()) > limit {
-            return Err(format!("a message with more than {limit} file descriptors"));
+            return Err(Excess::MessageFds(limit).into());
         }
         Ok(())
     }
@@ -247,7 +246,7 @@ impl Broker {
             self.close_fds(fds);
             if message.message_type().is_reply() && name == LIMITS_EXCEEDED {
                 // It would wait for ever for the answer it asked for.
-                self.condemn(to, "it does not read the replies to its calls".to_owned());
+                self.condemn(to, Excess::UnreadReply.into());
             } else if let Some(serial) = replies_to {
                 // So would it here; the call is answered with the reason.
                 if self.close_call(id, to, serial.get()) {

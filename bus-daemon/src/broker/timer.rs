@@ -1,6 +1,7 @@
 //! All deadlines of the bus.
 
 use super::Broker;
+use super::disconnect::Excess;
 use super::event::{Millis, PeerId};
 
 /// What is due when its time has come.
@@ -35,18 +36,13 @@ impl Broker {
                     if let Some(peer) = self.peers.get_mut(id) {
                         peer.hello_deadline = None;
                     }
-                    self.disconnect(
-                        id,
-                        "it did not authenticate and say Hello in time".to_owned(),
-                        true,
-                    );
+                    self.disconnect(id, Excess::Hello.into());
                 }
                 Deadline::Fds(id) => {
                     if let Some(peer) = self.peers.get_mut(id) {
                         peer.fds_deadline = None;
                     }
-                    let reason = "the message that its file descriptors belong to did not arrive in time";
-                    self.disconnect(id, reason.to_owned(), true);
+                    self.disconnect(id, Excess::PendingFdsTime.into());
                 }
                 Deadline::Reply {
                     callee,
