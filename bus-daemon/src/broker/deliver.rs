@@ -26,7 +26,7 @@ impl Broker {
     /// missing would mislead it for good.
     pub(super) fn push_own(&mut self, to: PeerId, bytes: &[u8]) {
         if self.may_push(to)
-            && let Some(peer) = self.peers.get_mut(to)
+            && let Some(peer) = self.roster.get_mut(to)
         {
             if bytes.len() >= SHARED {
                 peer.out.push_shared(Bytes::copy_from_slice(bytes));
@@ -39,7 +39,7 @@ impl Broker {
 
     /// Queues a forwarded message, with the descriptors that are its own.
     pub(super) fn push(&mut self, to: PeerId, transit: Transit<'_>, fds: Fds) {
-        let Some(peer) = self.peers.get_mut(to) else {
+        let Some(peer) = self.roster.get_mut(to) else {
             return self.close_fds(fds);
         };
         if !fds.is_empty() {
@@ -62,7 +62,7 @@ impl Broker {
         system: &mut dyn System,
     ) {
         for receiver in receivers {
-            let takes_fds = self.peers.get(*receiver).is_some_and(|peer| peer.takes_fds);
+            let takes_fds = self.roster.get(*receiver).is_some_and(|peer| peer.takes_fds);
             if (!fds.is_empty() && !takes_fds) || !self.may_push(*receiver) {
                 continue;
             }
@@ -90,7 +90,7 @@ impl Broker {
 
     /// Whether a peer is there to be sent to; one with a full queue is condemned instead.
     pub(super) fn may_push(&mut self, to: PeerId) -> bool {
-        let Some(peer) = self.peers.get(to) else {
+        let Some(peer) = self.roster.get(to) else {
             return false;
         };
         if peer.is_condemned {
@@ -106,16 +106,13 @@ impl Broker {
 
     fn note_pushed(&mut self, to: PeerId) {
         let limit = self.config.limits.max_outgoing_bytes;
-        let Some(peer) = self.peers.get_mut(to) else {
+        let Some(peer) = self.roster.get_mut(to) else {
             return;
         };
         let queued = peer.out.len();
         peer.peaks.outgoing_bytes = peer.peaks.outgoing_bytes.max(queued);
         peer.peaks.outgoing_fds = peer.peaks.outgoing_fds.max(peer.out.queued_fds() as u32);
-        if !peer.is_dirty {
-            peer.is_dirty = true;
-            self.dirty.push(to);
-        }
+        self.outgoing.mark_dirty(peer);
         if queued > stop_reading_above(limit) && !peer.is_stopped {
             self.regulate(to);
         }
@@ -128,7 +125,7 @@ impl Broker {
 
     /// The socket of a peer took bytes.
     pub(super) fn drained(&mut self, id: PeerId, bytes: u64) {
-        let Some(peer) = self.peers.get_mut(id) else {
+        let Some(peer) = self.roster.get_mut(id) else {
             return;
         };
         let gone = peer.out.advance(bytes);

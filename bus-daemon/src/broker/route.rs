@@ -10,7 +10,7 @@ use super::monitor::Addressee;
 use super::peer::Phase;
 use super::reply::{DISCONNECTED, NO_REPLY};
 use super::speak::LIMITS_EXCEEDED;
-use super::timer::Deadline;
+use super::subscriptions::Audience;
 use super::{Broker, DRIVER, System, driver};
 use crate::config::Traffic;
 
@@ -24,7 +24,7 @@ const PEER_INTERFACE: &str = "org.freedesktop.DBus.Peer";
 
 impl Broker {
     pub(super) fn receive(&mut self, id: PeerId, data: Bytes, fds: Fds, system: &mut dyn System) {
-        let Some(peer) = self.peers.get_mut(id) else {
+        let Some(peer) = self.roster.get_mut(id) else {
             return self.close_fds(fds);
         };
         if matches!(peer.phase, Phase::Authenticating(_)) {
@@ -39,7 +39,7 @@ impl Broker {
     }
 
     pub(super) fn receive_large(&mut self, id: PeerId, prefix: Bytes, fds: Fds, system: &mut dyn System) {
-        let Some(peer) = self.peers.get_mut(id) else {
+        let Some(peer) = self.roster.get_mut(id) else {
             return self.close_fds(fds);
         };
         if !fds.is_empty() && !peer.takes_fds {
@@ -53,7 +53,7 @@ impl Broker {
     /// Routes every message that has arrived completely.
     fn route_input(&mut self, id: PeerId, system: &mut dyn System) {
         loop {
-            let Some(peer) = self.peers.get_mut(id) else {
+            let Some(peer) = self.roster.get_mut(id) else {
                 return;
             };
             match peer.framer.next() {
@@ -68,8 +68,8 @@ impl Broker {
 
     /// Descriptors whose message has not arrived completely are limited in number and time.
     fn watch_pending_fds(&mut self, id: PeerId) {
-        let deadline = self.later(self.config.limits.pending_fd_timeout);
-        let Some(peer) = self.peers.get_mut(id) else {
+        let deadline = self.deadlines.later(self.config.limits.pending_fd_timeout);
+        let Some(peer) = self.roster.get_mut(id) else {
             return;
         };
         let pending = peer.framer.pending_fds() as u64;
@@ -78,20 +78,16 @@ impl Broker {
         }
         match (pending > 0, peer.fds_deadline) {
             (true, None) => {
-                peer.fds_deadline = Some(deadline);
-                self.deadlines.insert((deadline, Deadline::Fds(id)));
+                self.deadlines.expect_fds(peer, Some(deadline));
             }
-            (false, Some(deadline)) => {
-                peer.fds_deadline = None;
-                self.deadlines.remove(&(deadline, Deadline::Fds(id)));
-            }
+            (false, Some(_)) => self.deadlines.expect_fds(peer, None),
             (true, Some(_)) | (false, None) => {}
         }
     }
 
     /// Deals with one message, completely.
     fn dispatch(&mut self, id: PeerId, message: &Message, fds: Fds, system: &mut dyn System) {
-        let Some(peer) = self.peers.get(id) else {
+        let Some(peer) = self.roster.get(id) else {
             return self.close_fds(fds);
         };
         if let MessageType::Unknown(_) = message.message_type() {
@@ -120,8 +116,9 @@ impl Broker {
                 &*expected
             }
         };
-        let is_copied =
-            !matches!(addressee, Addressee::Driver) || !self.monitors.is_empty() || self.may_eavesdrop();
+        let is_copied = !matches!(addressee, Addressee::Driver)
+            || !self.subscriptions.is_empty(Audience::Monitors)
+            || self.may_eavesdrop();
         let stitched = if is_copied {
             stitch_header(message, sender, &mut head)
         } else {
@@ -196,7 +193,13 @@ impl Broker {
             Addressee::All => match message.message_type() {
                 MessageType::Signal => {
                     let mut receivers = std::mem::take(&mut self.scratch.receivers);
-                    self.collect(&self.matches, Some(id), addressee, message, &mut receivers);
+                    self.collect(
+                        Audience::Subscribers,
+                        Some(id),
+                        addressee,
+                        message,
+                        &mut receivers,
+                    );
                     self.push_copies(&receivers, transit, &fds, system);
                     receivers.clear();
                     self.scratch.receivers = receivers;
@@ -233,11 +236,7 @@ impl Broker {
             .then(|| message.reply_serial())
             .flatten();
         if message.message_type().is_reply() {
-            let is_awaited = replies_to.is_some_and(|serial| {
-                self.peers
-                    .get(id)
-                    .is_some_and(|peer| peer.calls.owes(to, serial.get()))
-            });
+            let is_awaited = replies_to.is_some_and(|serial| self.calls.is_open(id, to, serial.get()));
             if !is_awaited && !self.config.unrequested_replies_allowed {
                 return self.close_fds(fds);
             }
@@ -260,7 +259,7 @@ impl Broker {
         if let Some(serial) = replies_to {
             self.close_call(id, to, serial.get());
         } else if super::speak::expects_reply(message) {
-            self.open_call(id, to, serial);
+            self.open_call(to, id, serial);
         }
         // The eavesdroppers' copies are made while the descriptors are still known.
         let kept = if self.may_eavesdrop() {
@@ -280,7 +279,7 @@ impl Broker {
         message: &Message,
         fds: &Fds,
     ) -> Result<(), (&'static str, &'static str)> {
-        let Some(receiver) = self.peers.get(to) else {
+        let Some(receiver) = self.roster.get(to) else {
             return Ok(());
         };
         if receiver.is_condemned {
@@ -294,16 +293,13 @@ impl Broker {
         }
         if super::speak::expects_reply(message) {
             let limit = self.config.limits.max_replies_per_connection;
-            let Some(sender) = self.peers.get(id) else {
-                return Ok(());
-            };
-            if receiver.calls.owes(id, message.serial().get()) {
+            if self.calls.is_open(to, id, message.serial().get()) {
                 return Err((
                     ACCESS_DENIED,
                     "Message has the same reply serial as a currently-outstanding existing method call",
                 ));
             }
-            if sender.calls.awaited_count() as u64 >= limit {
+            if self.calls.awaited_count(id) as u64 >= limit {
                 return Err((
                     LIMITS_EXCEEDED,
                     "The maximum number of pending replies per connection has been reached",
@@ -319,7 +315,7 @@ impl Broker {
 
     /// One line in the log each time that messages for a peer begin to be refused.
     fn note_congested(&mut self, id: PeerId) {
-        let Some(peer) = self.peers.get_mut(id) else {
+        let Some(peer) = self.roster.get_mut(id) else {
             return;
         };
         if !peer.is_congested {
@@ -334,7 +330,7 @@ impl Broker {
 
     /// Whether anybody may see unicast messages of others by a match rule.
     fn may_eavesdrop(&self) -> bool {
-        self.config.eavesdrop_allowed && !self.eavesdroppers.is_empty()
+        self.config.eavesdrop_allowed && !self.subscriptions.is_empty(Audience::Eavesdroppers)
     }
 
     /// Copies of a unicast message for those whose match rule says `eavesdrop='true'`.
@@ -352,7 +348,7 @@ impl Broker {
         }
         let mut receivers = std::mem::take(&mut self.scratch.receivers);
         self.collect(
-            &self.eavesdroppers,
+            Audience::Eavesdroppers,
             Some(id),
             addressee,
             transit.message,
