@@ -7,7 +7,6 @@ pub mod broker;
 pub mod config;
 #[cfg(feature = "runtime")]
 mod control;
-mod driver;
 #[cfg(all(feature = "runtime", feature = "test-hooks"))]
 mod fault;
 pub mod handoff;

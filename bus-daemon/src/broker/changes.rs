@@ -8,13 +8,13 @@ use super::snapshot::SharedBodies;
 impl Broker {
     /// How many indexes [`take_changed_peers`](Self::take_changed_peers) would give.
     pub fn changed_peers(&self) -> usize {
-        self.peers.changed_count()
+        self.roster.changed_count()
     }
 
     /// Moves to `out` the indexes whose peers may have changed, come or gone since they were last taken, each once: at most
     /// `most` of them, those that have waited longest.
     pub fn take_changed_peers(&mut self, most: usize, out: &mut Vec<u32>) {
-        self.peers.take_changed(most, out);
+        self.roster.take_changed(most, out);
     }
 
     /// Whether what `save_lists` saves may have changed since this was last asked.
@@ -25,7 +25,7 @@ impl Broker {
 
     /// The record of the peer that has this index, if any, and the bodies that its output refers to.
     pub fn save_at(&self, index: u32) -> Option<(PeerV1, Vec<Blob>)> {
-        let id = self.peers.at(index)?.id;
+        let id = self.roster.at(index)?.id;
         let mut bodies = SharedBodies::new();
         let record = self.save_peer(id, &mut bodies)?;
         Some((record, bodies.into_bodies()))
@@ -36,10 +36,10 @@ impl Broker {
         let ids: Vec<PeerId> = self.peer_ids().collect();
         let mut moved = hashbrown::HashMap::with_hasher(super::Seeded::with_seed(self.identity.hash_seed));
         for id in ids {
-            if self.peers.get(id).is_none_or(|peer| peer.out.is_empty()) {
+            if self.roster.get(id).is_none_or(|peer| peer.out.is_empty()) {
                 continue;
             }
-            let Some(peer) = self.peers.get_mut(id) else {
+            let Some(peer) = self.roster.get_mut(id) else {
                 continue;
             };
             peer.out.replace_shared(|bytes| {

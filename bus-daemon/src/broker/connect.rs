@@ -5,13 +5,12 @@ use std::sync::Arc;
 use bus_wire::{Framer, Message, SaslConfig, SaslDone, SaslServer, SendQueue};
 use bytes::Bytes;
 
+use super::disconnect::{Breach, Disconnect, Excess, Refusal};
 use super::event::{Credentials, Fds, PeerId};
-use super::peer::{Peaks, Peer, Phase, Unique};
+use super::peer::{Peaks, Peer, Phase};
 use super::quota::ACCEPT_SLACK;
-use super::reply::OpenCalls;
 use super::speak::{FAILED, LIMITS_EXCEEDED, NOT_ACTIVE_YET};
-use super::timer::Deadline;
-use super::{Action, Broker, Seeded, System};
+use super::{Action, Broker, System};
 use crate::config::{Config, Connect};
 
 impl Broker {
@@ -21,11 +20,10 @@ impl Broker {
             .limits
             .max_incomplete_connections
             .saturating_add(ACCEPT_SLACK);
-        if u64::from(self.stats.incomplete) >= limit {
-            let reason = "too many connections have not said Hello yet".to_owned();
-            self.actions.push_back(Action::Close {
+        if u64::from(self.roster.incomplete()) >= limit {
+            self.outgoing.ask(Action::Close {
                 peer: id,
-                reason,
+                reason: Excess::Incomplete.to_string(),
                 is_fault: true,
                 last_words: Bytes::new(),
             });
@@ -41,7 +39,7 @@ impl Broker {
             mechanisms: self.config.auth.clone(),
             can_pass_fds,
         };
-        let deadline = self.later(self.config.limits.auth_timeout);
+        let deadline = self.deadlines.later(self.config.limits.auth_timeout);
         let peer = Peer {
             id,
             listener,
@@ -56,28 +54,26 @@ impl Broker {
             is_congested: false,
             is_dirty: false,
             is_stopped: false,
-            hello_deadline: Some(deadline),
+            hello_deadline: None,
             fds_deadline: None,
-            names: Vec::new(),
-            owned: Vec::new(),
-            calls: OpenCalls::new(Seeded::with_seed(self.identity.hash_seed)),
             peaks: Peaks::default(),
         };
-        if !self.peers.insert(peer) {
+        if !self.roster.enter(peer) {
             self.warn(format!(
                 "a connection was given the index {}, which is in use",
                 id.index
             ));
             return;
         }
-        self.deadlines.insert((deadline, Deadline::Hello(id)));
-        self.stats.incomplete += 1;
+        if let Some(peer) = self.roster.get_mut(id) {
+            self.deadlines.expect_hello(peer, Some(deadline));
+        }
         self.regulate_accepting();
     }
 
     /// Feeds what a peer says before BEGIN, and routes what follows.
     pub(super) fn authenticate(&mut self, id: PeerId, data: Bytes, fds: Fds, system: &mut dyn System) {
-        let Some(peer) = self.peers.get_mut(id) else {
+        let Some(peer) = self.roster.get_mut(id) else {
             return self.close_fds(fds);
         };
         let Phase::Authenticating(sasl) = &mut peer.phase else {
@@ -92,23 +88,23 @@ impl Broker {
         match step {
             Err(error) => {
                 self.close_fds(fds);
-                self.disconnect(id, error.to_string(), true);
+                self.disconnect(id, Breach::from(error).into());
             }
             Ok(step) => match step.done {
                 None if fds.is_empty() => {}
                 None => {
                     self.close_fds(fds);
-                    self.disconnect(id, "it sent file descriptors before BEGIN".to_owned(), true);
+                    self.disconnect(id, Breach::FdsBeforeBegin.into());
                 }
                 Some(done) => {
-                    if let Err(reason) = self.admit(id, &done) {
+                    if let Err(refusal) = self.admit(id, &done) {
                         self.close_fds(fds);
-                        self.disconnect(id, reason, true);
+                        self.disconnect(id, refusal.into());
                     } else if step.consumed < data.len() {
                         self.receive(id, data.slice(step.consumed..), fds, system);
                     } else if !fds.is_empty() {
                         self.close_fds(fds);
-                        self.disconnect(id, "it sent file descriptors without a message".to_owned(), true);
+                        self.disconnect(id, Breach::FdsWithoutMessage.into());
                     }
                 }
             },
@@ -116,27 +112,23 @@ impl Broker {
     }
 
     /// Lets a peer that has authenticated go on, if the policy lets its user connect.
-    fn admit(&mut self, id: PeerId, done: &SaslDone) -> Result<(), String> {
+    fn admit(&mut self, id: PeerId, done: &SaslDone) -> Result<(), Refusal> {
         match (done.uid, self.config.connect) {
             (None, _) if !self.config.allow_anonymous => {
-                return Err("anonymous peers may not connect".to_owned());
+                return Err(Refusal::Anonymous);
             }
             (Some(uid), Connect::OwnerOnly) if uid != self.identity.own_uid => {
-                return Err(format!("user {uid} may not connect to this bus"));
+                return Err(Refusal::User(uid));
             }
             (None | Some(_), Connect::OwnerOnly | Connect::Anyone) => {}
         }
-        if let Some(peer) = self.peers.get_mut(id) {
-            peer.credentials.uid = done.uid;
-            peer.takes_fds = done.fds;
-            peer.phase = Phase::Greeting;
-        }
+        self.roster.admit(id, done);
         Ok(())
     }
 
     /// `Hello`: the answer, then NameOwnerChanged and NameAcquired (specification, "org.freedesktop.DBus.Hello").
     pub(crate) fn hello(&mut self, id: PeerId, call: &Message) {
-        let Some(peer) = self.peers.get(id) else { return };
+        let Some(peer) = self.roster.get(id) else { return };
         if !peer.is_incomplete() {
             self.send_driver_error(id, call, FAILED, "Already handled an Hello message");
             return;
@@ -146,22 +138,11 @@ impl Broker {
             self.send_driver_error(id, call, LIMITS_EXCEEDED, &text);
             return;
         }
-        let unique = Unique::new(self.next_unique);
-        self.next_unique += 1;
-        self.unique.insert(unique.number, id);
-        self.stats.note_names(self.names.len() + self.unique.len());
-        self.stats.incomplete -= 1;
-        self.stats.active += 1;
-        if let Some(uid) = uid {
-            *self.users.entry(uid).or_insert(0) += 1;
-        }
-        if let Some(peer) = self.peers.get_mut(id) {
-            peer.phase = Phase::Active;
-            peer.unique = Some(unique.clone());
-            if let Some(deadline) = peer.hello_deadline.take() {
-                self.deadlines.remove(&(deadline, Deadline::Hello(id)));
-            }
-        }
+        let Some((peer, unique)) = self.roster.activate(id) else {
+            return;
+        };
+        self.deadlines.expect_hello(peer, None);
+        self.names.note_peak(self.roster.unique_count());
         self.regulate_accepting();
         self.send_driver_reply(id, call, |w| {
             w.str(&unique.name);
@@ -172,8 +153,8 @@ impl Broker {
     /// Why a peer of this user would not get a unique name now.
     fn hello_refusal(&self, uid: Option<u32>) -> Option<String> {
         let limits = &self.config.limits;
-        let of_user = uid.and_then(|uid| self.users.get(&uid)).copied().unwrap_or(0);
-        if u64::from(self.stats.active) >= limits.max_completed_connections {
+        let of_user = uid.map_or(0, |uid| self.roster.of_user(uid));
+        if u64::from(self.roster.active()) >= limits.max_completed_connections {
             Some("The maximum number of active connections has been reached".to_owned())
         } else if u64::from(of_user) >= limits.max_connections_per_user {
             let uid = uid.unwrap_or_default();
@@ -188,71 +169,52 @@ impl Broker {
     /// Whom monitors are to see as the sender of a Hello: the name that it will be answered with.
     pub(super) fn expected_name(&self, uid: Option<u32>) -> Arc<str> {
         match self.hello_refusal(uid) {
-            None => Unique::new(self.next_unique).name,
+            None => self.roster.next_unique().name,
             Some(_) => NOT_ACTIVE_YET.into(),
         }
     }
 
     /// Marks a peer for disconnection once the message at hand is dealt with.
-    pub(super) fn condemn(&mut self, id: PeerId, reason: String) {
-        if let Some(peer) = self.peers.get_mut(id)
-            && !peer.is_condemned
-        {
-            peer.is_condemned = true;
-            self.condemned.push_back((id, reason));
+    pub(super) fn condemn(&mut self, id: PeerId, reason: Disconnect) {
+        if let Some(peer) = self.roster.get_mut(id) {
+            self.outgoing.condemn(peer, reason);
         }
     }
 
     /// Disconnects the condemned, and those who are condemned by what that brings about.
     pub(super) fn bury_condemned(&mut self) {
-        while let Some((id, reason)) = self.condemned.pop_front() {
-            self.disconnect(id, reason, true);
+        while let Some((id, reason)) = self.outgoing.next_condemned() {
+            self.disconnect(id, reason);
         }
     }
 
     /// Takes a peer out of the bus: its rules, its names (with the signals), its open calls, everything queued.
-    pub(super) fn disconnect(&mut self, id: PeerId, reason: String, is_fault: bool) {
-        let Some(peer) = self.peers.get_mut(id) else {
+    pub(super) fn disconnect(&mut self, id: PeerId, reason: Disconnect) {
+        let Some(peer) = self.roster.get_mut(id) else {
             return;
         };
         // Nothing is sent to it any more.
         peer.is_condemned = true;
-        if let Some(deadline) = peer.hello_deadline.take() {
-            self.deadlines.remove(&(deadline, Deadline::Hello(id)));
-        }
-        if let Some(deadline) = peer.fds_deadline.take() {
-            self.deadlines.remove(&(deadline, Deadline::Fds(id)));
-        }
+        self.deadlines.expect_hello(peer, None);
+        self.deadlines.expect_fds(peer, None);
         self.drop_rules(id);
         self.release_all_names(id);
         self.drop_calls(id);
-        let Some(mut peer) = self.peers.remove(id) else {
+        let Some(mut peer) = self.roster.remove(id) else {
             return;
         };
-        if peer.is_incomplete() {
-            self.stats.incomplete -= 1;
-        } else {
-            self.stats.active -= 1;
-            if let Some(uid) = peer.credentials.uid
-                && let Some(count) = self.users.get_mut(&uid)
-            {
-                *count -= 1;
-                if *count == 0 {
-                    self.users.remove(&uid);
-                }
-            }
-        }
         let last_words = match peer.phase {
             Phase::Authenticating(_) => peer.out.to_bytes(),
             Phase::Greeting | Phase::Active | Phase::Monitor => Bytes::new(),
         };
         self.close_fds(peer.framer.take_fds().into_iter().chain(peer.out.clear()));
         self.forget_caller(id);
+        let is_fault = reason.is_fault();
         let reason = match &peer.unique {
             Some(unique) if is_fault => format!("{}: {reason}", unique.name),
-            Some(_) | None => reason,
+            Some(_) | None => reason.to_string(),
         };
-        self.actions.push_back(Action::Close {
+        self.outgoing.ask(Action::Close {
             peer: id,
             reason,
             is_fault,
@@ -273,7 +235,7 @@ impl Broker {
         if serial != 0 {
             self.reload_callers.push((caller, serial));
         }
-        self.actions.push_back(Action::ReloadConfig);
+        self.outgoing.ask(Action::ReloadConfig);
     }
 
     pub(super) fn config_loaded(&mut self, config: Arc<Config>) {
@@ -283,7 +245,7 @@ impl Broker {
         let max_message_size = max_message_size(&self.config);
         let ids: Vec<PeerId> = self.peer_ids().collect();
         for id in ids {
-            if let Some(peer) = self.peers.get_mut(id) {
+            if let Some(peer) = self.roster.get_mut(id) {
                 peer.framer.set_max_message_size(max_message_size);
             }
             self.regulate(id);

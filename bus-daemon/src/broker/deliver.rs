@@ -3,6 +3,7 @@
 use bus_wire::{Fd, Message};
 use bytes::Bytes;
 
+use super::disconnect::{Disconnect, Excess};
 use super::event::{Fds, PeerId};
 use super::quota::stop_reading_above;
 use super::{Broker, System};
@@ -25,7 +26,7 @@ impl Broker {
     /// missing would mislead it for good.
     pub(super) fn push_own(&mut self, to: PeerId, bytes: &[u8]) {
         if self.may_push(to)
-            && let Some(peer) = self.peers.get_mut(to)
+            && let Some(peer) = self.roster.get_mut(to)
         {
             if bytes.len() >= SHARED {
                 peer.out.push_shared(Bytes::copy_from_slice(bytes));
@@ -38,7 +39,7 @@ impl Broker {
 
     /// Queues a forwarded message, with the descriptors that are its own.
     pub(super) fn push(&mut self, to: PeerId, transit: Transit<'_>, fds: Fds) {
-        let Some(peer) = self.peers.get_mut(to) else {
+        let Some(peer) = self.roster.get_mut(to) else {
             return self.close_fds(fds);
         };
         if !fds.is_empty() {
@@ -61,16 +62,13 @@ impl Broker {
         system: &mut dyn System,
     ) {
         for receiver in receivers {
-            let takes_fds = self.peers.get(*receiver).is_some_and(|peer| peer.takes_fds);
+            let takes_fds = self.roster.get(*receiver).is_some_and(|peer| peer.takes_fds);
             if (!fds.is_empty() && !takes_fds) || !self.may_push(*receiver) {
                 continue;
             }
             match self.duplicate(fds, system) {
                 Some(copies) => self.push(*receiver, transit, copies),
-                None => self.condemn(
-                    *receiver,
-                    "no file descriptors are left for a message to it".to_owned(),
-                ),
+                None => self.condemn(*receiver, Disconnect::NoDescriptorsLeft),
             }
         }
     }
@@ -92,7 +90,7 @@ impl Broker {
 
     /// Whether a peer is there to be sent to; one with a full queue is condemned instead.
     pub(super) fn may_push(&mut self, to: PeerId) -> bool {
-        let Some(peer) = self.peers.get(to) else {
+        let Some(peer) = self.roster.get(to) else {
             return false;
         };
         if peer.is_condemned {
@@ -100,7 +98,7 @@ impl Broker {
         }
         if self.is_full(to) {
             let queued = peer.out.len();
-            self.condemn(to, format!("it does not read: {queued} bytes wait for it"));
+            self.condemn(to, Excess::Unread(queued).into());
             return false;
         }
         true
@@ -108,16 +106,13 @@ impl Broker {
 
     fn note_pushed(&mut self, to: PeerId) {
         let limit = self.config.limits.max_outgoing_bytes;
-        let Some(peer) = self.peers.get_mut(to) else {
+        let Some(peer) = self.roster.get_mut(to) else {
             return;
         };
         let queued = peer.out.len();
         peer.peaks.outgoing_bytes = peer.peaks.outgoing_bytes.max(queued);
         peer.peaks.outgoing_fds = peer.peaks.outgoing_fds.max(peer.out.queued_fds() as u32);
-        if !peer.is_dirty {
-            peer.is_dirty = true;
-            self.dirty.push(to);
-        }
+        self.outgoing.mark_dirty(peer);
         if queued > stop_reading_above(limit) && !peer.is_stopped {
             self.regulate(to);
         }
@@ -130,7 +125,7 @@ impl Broker {
 
     /// The socket of a peer took bytes.
     pub(super) fn drained(&mut self, id: PeerId, bytes: u64) {
-        let Some(peer) = self.peers.get_mut(id) else {
+        let Some(peer) = self.roster.get_mut(id) else {
             return;
         };
         let gone = peer.out.advance(bytes);

@@ -4,7 +4,8 @@ use bus_wire::{Fd, Message};
 
 use super::deliver::Transit;
 use super::event::PeerId;
-use super::{Broker, DRIVER, Facts, MatchIndex, System};
+use super::subscriptions::Audience;
+use super::{Broker, DRIVER, Facts, System};
 
 /// Names of one side of a message.
 pub(super) type NamesOf<'a> = smallvec::SmallVec<[&'a str; 4]>;
@@ -30,11 +31,17 @@ impl Broker {
         fds: &[Fd],
         system: &mut dyn System,
     ) {
-        if self.monitors.is_empty() {
+        if self.subscriptions.is_empty(Audience::Monitors) {
             return;
         }
         let mut receivers = std::mem::take(&mut self.scratch.receivers);
-        self.collect(&self.monitors, sender, addressee, transit.message, &mut receivers);
+        self.collect(
+            Audience::Monitors,
+            sender,
+            addressee,
+            transit.message,
+            &mut receivers,
+        );
         self.push_copies(&receivers, transit, fds, system);
         receivers.clear();
         self.scratch.receivers = receivers;
@@ -42,21 +49,21 @@ impl Broker {
 
     /// Copies of a message of the driver, without descriptors.
     pub(super) fn capture_own(&mut self, addressee: Addressee, message: &Message) {
-        if self.monitors.is_empty() {
+        if self.subscriptions.is_empty(Audience::Monitors) {
             return;
         }
         let mut receivers = std::mem::take(&mut self.scratch.receivers);
-        self.collect(&self.monitors, None, addressee, message, &mut receivers);
+        self.collect(Audience::Monitors, None, addressee, message, &mut receivers);
         for receiver in receivers.drain(..) {
             self.push_own(receiver, message.bytes());
         }
         self.scratch.receivers = receivers;
     }
 
-    /// The peers that have a rule in `index` for a message from `sender` (`None`: the driver).
+    /// The peers of the audience that have a rule for a message from `sender` (`None`: the driver).
     pub(super) fn collect(
         &self,
-        index: &MatchIndex,
+        audience: Audience,
         sender: Option<PeerId>,
         addressee: Addressee,
         message: &Message,
@@ -77,15 +84,17 @@ impl Broker {
             sender_names: &sender_names,
             destination_names: &destination_names,
         };
-        index.matching(&facts, receivers);
+        self.subscriptions.listeners(audience, &facts, receivers);
     }
 
     /// Every name that a peer is the primary owner of, its unique name first.
     fn names_of(&self, id: PeerId) -> NamesOf<'_> {
-        let Some(peer) = self.peers.get(id) else {
+        let Some(peer) = self.roster.get(id) else {
             return NamesOf::new();
         };
         let unique = peer.unique.iter().map(|unique| &*unique.name);
-        unique.chain(peer.owned.iter().map(|name| &**name)).collect()
+        unique
+            .chain(self.names.owned_by(id).map(|name| &**name))
+            .collect()
     }
 }

@@ -1,12 +1,14 @@
 //! The name table: who owns each well-known name, and who waits for it (specification, "Message Bus Names").
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 
 use super::Seeded;
 use super::event::PeerId;
+use super::holdings::{Holdings, Place, UNPLACED};
+use super::invariants::Violation;
 
 /// The flags of `RequestName` that are kept with an owner. Unknown bits are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -65,6 +67,8 @@ pub(crate) struct OwnerChange {
 pub(crate) struct Owner {
     pub(crate) peer: PeerId,
     pub(crate) flags: NameFlags,
+    /// Where the name is in the peer's list of held names.
+    pub(super) held_at: Place,
 }
 
 /// One well-known name. Never without an owner: the last release removes it from the table.
@@ -73,13 +77,18 @@ pub(crate) struct Name {
     pub(crate) name: Arc<str>,
     /// The first is the primary owner, the others wait in this order.
     pub(crate) owners: VecDeque<Owner>,
+    /// Where the name is in the primary owner's list of owned names.
+    pub(super) owned_at: Place,
 }
 
-/// All well-known names of the bus.
+/// All well-known names of the bus, and the lists of each peer's names.
 #[derive(Debug)]
 pub(crate) struct NameTable {
     names: HashMap<Arc<str>, Name, Seeded>,
-    /// Whether anything may have changed since this was last asked.
+    holdings: Holdings,
+    /// The highest count of names so far, unique names among them.
+    peak: u32,
+    /// Whether any name may have changed since [`take_changed`](Self::take_changed) was last called.
     changed: bool,
 }
 
@@ -87,11 +96,13 @@ impl NameTable {
     pub(crate) fn new(hasher: Seeded) -> Self {
         Self {
             names: HashMap::with_hasher(hasher),
+            holdings: Holdings::new(),
+            peak: 0,
             changed: true,
         }
     }
 
-    /// Whether anything may have changed since this was last asked.
+    /// Whether any name may have changed since this was last asked.
     pub(crate) fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
@@ -99,6 +110,47 @@ impl NameTable {
     /// How many names have an owner.
     pub(crate) fn len(&self) -> usize {
         self.names.len()
+    }
+
+    /// The highest count of names so far, unique names among them.
+    pub(crate) fn peak(&self) -> u32 {
+        self.peak
+    }
+
+    /// The count of names is now this, with so many unique names.
+    pub(super) fn note_peak(&mut self, unique: usize) {
+        self.raise_peak((self.len() + unique) as u32);
+    }
+
+    /// The count of names has been as high as this.
+    pub(super) fn raise_peak(&mut self, count: u32) {
+        self.peak = self.peak.max(count);
+    }
+
+    /// Names that a peer owns or waits for, in the order of its requests.
+    pub(super) fn held_by(&self, peer: PeerId) -> impl Iterator<Item = &Arc<str>> {
+        self.holdings.held(peer)
+    }
+
+    /// The name that a peer asked for last, of those that it owns or waits for.
+    pub(super) fn newest_of(&self, peer: PeerId) -> Option<Arc<str>> {
+        self.holdings.newest(peer).cloned()
+    }
+
+    /// How many names a peer owns or waits for.
+    pub(crate) fn held_count(&self, peer: PeerId) -> usize {
+        self.holdings.held_count(peer)
+    }
+
+    /// Names that a peer is the primary owner of, in the order in which they became its own.
+    pub(super) fn owned_by(&self, peer: PeerId) -> impl Iterator<Item = &Arc<str>> {
+        self.holdings.owned(peer)
+    }
+
+    /// Whether a peer owns a name or waits for it.
+    pub(super) fn is_held(&self, name: &str, peer: PeerId) -> bool {
+        self.queue(name)
+            .is_some_and(|mut queue| queue.any(|owner| owner.peer == peer))
     }
 
     /// The primary owner.
@@ -118,15 +170,56 @@ impl NameTable {
         all
     }
 
-    /// Puts a name with its whole queue into the table, as a restored broker finds it. False if it was there already
-    /// or the queue is empty.
-    pub(crate) fn insert(&mut self, name: Name) -> bool {
-        if name.owners.is_empty() || self.names.contains_key(&name.name) {
+    /// Puts a saved queue back. False if there is none, or if the name is there already.
+    ///
+    /// The peers' lists are restored when all queues are: [`restore_order`](Self::restore_order), then
+    /// [`restore_rest`](Self::restore_rest).
+    pub(super) fn restore_queue(
+        &mut self,
+        name: &Arc<str>,
+        owners: impl IntoIterator<Item = (PeerId, NameFlags)>,
+    ) -> bool {
+        let owner = |(peer, flags)| Owner {
+            peer,
+            flags,
+            held_at: UNPLACED,
+        };
+        let owners: VecDeque<Owner> = owners.into_iter().map(owner).collect();
+        let Some(primary) = owners.front().filter(|_| !self.names.contains_key(name)) else {
             return false;
-        }
+        };
+        let entry = Name {
+            name: name.clone(),
+            owned_at: self.holdings.own(primary.peer, name),
+            owners,
+        };
         self.changed = true;
-        self.names.insert(name.name.clone(), name);
+        self.names.insert(name.clone(), entry);
         true
+    }
+
+    /// The order in which a peer asked for its names. What the queues do not say is left out.
+    pub(super) fn restore_order(&mut self, peer: PeerId, names: &[String]) {
+        for name in names {
+            let entry = self.names.get_mut(name.as_str());
+            if let Some(Name { name, owners, .. }) = entry
+                && let Some(owner) = owners.iter_mut().find(|owner| owner.peer == peer)
+                && owner.held_at == UNPLACED
+            {
+                owner.held_at = self.holdings.hold(peer, name);
+            }
+        }
+    }
+
+    /// What no saved list named comes last, in the order of the names.
+    pub(super) fn restore_rest(&mut self) {
+        let mut all: Vec<&mut Name> = self.names.values_mut().collect();
+        all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        for Name { name, owners, .. } in all {
+            for owner in owners.iter_mut().filter(|owner| owner.held_at == UNPLACED) {
+                owner.held_at = self.holdings.hold(owner.peer, name);
+            }
+        }
     }
 
     /// `RequestName`. The name must be a valid well-known name that may be owned.
@@ -138,57 +231,38 @@ impl NameTable {
         name: &str,
         peer: PeerId,
         flags: NameFlags,
-    ) -> (RequestNameReply, Option<OwnerChange>, Arc<str>) {
+    ) -> (RequestNameReply, Option<OwnerChange>) {
         self.changed = true;
         let Some(entry) = self.names.get_mut(name) else {
-            let name: Arc<str> = name.into();
-            let owners = VecDeque::from([Owner { peer, flags }]);
-            self.names.insert(
-                name.clone(),
-                Name {
-                    name: name.clone(),
-                    owners,
-                },
+            return (
+                RequestNameReply::PrimaryOwner,
+                Some(self.found(name, peer, flags)),
             );
-            let change = OwnerChange {
-                name: name.clone(),
-                old: None,
-                new: Some(peer),
-            };
-            return (RequestNameReply::PrimaryOwner, Some(change), name);
         };
-        let name = entry.name.clone();
-        let Some(primary) = entry.owners.front_mut() else {
-            // Never so: a name without owners is not in the table.
-            entry.owners.push_back(Owner { peer, flags });
-            return (RequestNameReply::PrimaryOwner, None, name);
+        let Some(primary) = entry.owners.front_mut().filter(|primary| primary.peer != peer) else {
+            if let Some(primary) = entry.owners.front_mut() {
+                primary.flags = flags;
+            }
+            return (RequestNameReply::AlreadyOwner, None);
         };
-        if primary.peer == peer {
-            primary.flags = flags;
-            return (RequestNameReply::AlreadyOwner, None, name);
-        }
         let primary = *primary;
         let replaces = flags.contains(NameFlags::REPLACE_EXISTING)
             && primary.flags.contains(NameFlags::ALLOW_REPLACEMENT);
         let place = entry.owners.iter().position(|owner| owner.peer == peer);
         if !replaces && flags.contains(NameFlags::DO_NOT_QUEUE) {
-            if let Some(place) = place {
-                entry.owners.remove(place);
+            if let Some(waiting) = place.and_then(|place| entry.owners.remove(place)) {
+                self.holdings.let_go(peer, waiting.held_at);
             }
-            return (RequestNameReply::Exists, None, name);
+            return (RequestNameReply::Exists, None);
         }
-        let owner = Owner { peer, flags };
+        let held_at = match place.and_then(|place| entry.owners.get(place)) {
+            Some(waiting) => waiting.held_at,
+            None => self.holdings.hold(peer, &entry.name),
+        };
+        let owner = Owner { peer, flags, held_at };
         if !replaces {
-            match place.and_then(|place| entry.owners.get_mut(place).map(|owner| (place, owner))) {
-                Some((_, waiting)) if !flags.contains(NameFlags::REPLACE_EXISTING) => waiting.flags = flags,
-                Some((place, _)) => {
-                    entry.owners.remove(place);
-                    entry.owners.insert(1, owner);
-                }
-                None if flags.contains(NameFlags::REPLACE_EXISTING) => entry.owners.insert(1, owner),
-                None => entry.owners.push_back(owner),
-            }
-            return (RequestNameReply::InQueue, None, name);
+            entry.wait(owner, place);
+            return (RequestNameReply::InQueue, None);
         }
         if let Some(place) = place {
             entry.owners.remove(place);
@@ -196,13 +270,37 @@ impl NameTable {
         entry.owners.push_front(owner);
         if primary.flags.contains(NameFlags::DO_NOT_QUEUE) {
             entry.owners.remove(1);
+            self.holdings.let_go(primary.peer, primary.held_at);
         }
+        self.holdings.disown(primary.peer, entry.owned_at);
+        entry.owned_at = self.holdings.own(peer, &entry.name);
         let change = OwnerChange {
-            name: name.clone(),
+            name: entry.name.clone(),
             old: Some(primary.peer),
             new: Some(peer),
         };
-        (RequestNameReply::PrimaryOwner, Some(change), name)
+        (RequestNameReply::PrimaryOwner, Some(change))
+    }
+
+    /// Gives a name that nobody has to its first owner.
+    fn found(&mut self, name: &str, peer: PeerId, flags: NameFlags) -> OwnerChange {
+        let name: Arc<str> = name.into();
+        let owner = Owner {
+            peer,
+            flags,
+            held_at: self.holdings.hold(peer, &name),
+        };
+        let entry = Name {
+            name: name.clone(),
+            owners: VecDeque::from([owner]),
+            owned_at: self.holdings.own(peer, &name),
+        };
+        self.names.insert(name.clone(), entry);
+        OwnerChange {
+            name,
+            old: None,
+            new: Some(peer),
+        }
     }
 
     /// `ReleaseName`, and what happens to each name of a peer that leaves.
@@ -214,11 +312,17 @@ impl NameTable {
             return (ReleaseNameReply::NotOwner, None);
         };
         self.changed = true;
-        entry.owners.remove(place);
+        if let Some(owner) = entry.owners.remove(place) {
+            self.holdings.let_go(peer, owner.held_at);
+        }
         if place > 0 {
             return (ReleaseNameReply::Released, None);
         }
+        self.holdings.disown(peer, entry.owned_at);
         let new = entry.owners.front().map(|owner| owner.peer);
+        if let Some(new) = new {
+            entry.owned_at = self.holdings.own(new, &entry.name);
+        }
         let change = OwnerChange {
             name: entry.name.clone(),
             old: Some(peer),
@@ -228,6 +332,67 @@ impl NameTable {
             self.names.remove(name);
         }
         (ReleaseNameReply::Released, Some(change))
+    }
+
+    /// Queues and lists agree, and only peers that `may_own` are in them.
+    pub(super) fn check(&self, may_own: impl Fn(PeerId) -> bool) -> Result<(), Violation> {
+        let mut places = 0;
+        for entry in self.sorted() {
+            let Name {
+                name,
+                owners,
+                owned_at,
+            } = entry;
+            let distinct: BTreeSet<PeerId> = owners.iter().map(|owner| owner.peer).collect();
+            if owners.is_empty() || distinct.len() != owners.len() {
+                let text = format!("the queue of {name} is empty or has somebody twice");
+                return Err(Violation::new(text));
+            }
+            for (place, Owner { peer, held_at, .. }) in owners.iter().enumerate() {
+                if !may_own(*peer) {
+                    let text = format!("{peer:?} waits for {name} and is not active");
+                    return Err(Violation::new(text));
+                }
+                if self.holdings.held_at(*peer, *held_at) != Some(name) {
+                    let text = format!("{peer:?} does not know that it waits for {name}");
+                    return Err(Violation::new(text));
+                }
+                let is_owned = self.holdings.owned_at(*peer, *owned_at) == Some(name);
+                if is_owned != (place == 0) {
+                    let text = format!("{peer:?} is wrong about whether it owns {name}");
+                    return Err(Violation::new(text));
+                }
+            }
+            places += owners.len();
+        }
+        let (held, owned) = self.holdings.totals();
+        let primaries = self.names.len();
+        if (held, owned) != (places, primaries) {
+            return Err(Violation::new(format!(
+                "{held} names held, {owned} owned: {places} and {primaries} in the table"
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Name {
+    /// Puts a peer that cannot replace the primary owner into the queue. `place` is where the peer waits already.
+    fn wait(&mut self, owner: Owner, place: Option<usize>) {
+        let goes_first = owner.flags.contains(NameFlags::REPLACE_EXISTING);
+        match place {
+            Some(place) if !goes_first => {
+                if let Some(waiting) = self.owners.get_mut(place) {
+                    *waiting = owner;
+                }
+            }
+            Some(place) => {
+                self.owners.remove(place);
+                self.owners.insert(1, owner);
+            }
+            None if goes_first => self.owners.insert(1, owner),
+            None => self.owners.push_back(owner),
+        }
     }
 }
 
@@ -262,7 +427,7 @@ mod tests {
             let before = table.owner("a.b");
             let change = match *step {
                 Request(peer, flags, expected) => {
-                    let (reply, change, _) = table.request("a.b", peer, NameFlags::from_bits(flags));
+                    let (reply, change) = table.request("a.b", peer, NameFlags::from_bits(flags));
                     assert_eq!(reply, expected, "step {n}");
                     change
                 }

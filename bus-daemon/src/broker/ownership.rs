@@ -18,31 +18,28 @@ impl Broker {
         flags: NameFlags,
     ) -> Option<RequestNameReply> {
         let limit = self.config.limits.max_names_per_connection;
-        let peer = self.peers.get(id)?;
+        self.roster.get(id)?;
         // The unique name counts, as in dbus-daemon.
-        if peer.names.len() as u64 + 1 >= limit && !peer.names.iter().any(|held| **held == *name) {
+        if self.names.held_count(id) as u64 + 1 >= limit && !self.names.is_held(name, id) {
             return None;
         }
-        let (reply, change, name) = self.names.request(name, id, flags);
-        self.note_held(id, &name);
+        let (reply, change) = self.names.request(name, id, flags);
+        let held = self.names.held_count(id) as u32;
+        if let Some(peer) = self.roster.get_mut(id) {
+            peer.peaks.names = peer.peaks.names.max(held);
+        }
         if let Some(change) = &change {
-            if let Some(old) = change.old {
-                self.note_held(old, &name);
-            }
             self.announce(change);
         }
-        self.stats.note_names(self.names.len() + self.unique.len());
+        self.names.note_peak(self.roster.unique_count());
         Some(reply)
     }
 
     /// `ReleaseName`, with its signals.
     pub(crate) fn release_name(&mut self, id: PeerId, name: &str) -> ReleaseNameReply {
         let (reply, change) = self.names.release(name, id);
-        if reply == ReleaseNameReply::Released
-            && let Some(peer) = self.peers.get_mut(id)
-        {
-            peer.names.retain(|held| **held != *name);
-            peer.owned.retain(|held| **held != *name);
+        if reply == ReleaseNameReply::Released {
+            self.roster.mark_changed(id);
         }
         if let Some(change) = &change {
             self.announce(change);
@@ -52,57 +49,30 @@ impl Broker {
 
     /// Gives up all that a peer owns or waits for, the newest first, and at last its unique name.
     pub(super) fn release_all_names(&mut self, id: PeerId) {
-        while let Some(name) = self.peers.get_mut(id).and_then(|peer| peer.names.pop()) {
-            self.release_name(id, &name);
+        while let Some(name) = self.names.newest_of(id) {
+            if self.release_name(id, &name) != ReleaseNameReply::Released {
+                // Never so: the table knows of every name in the list.
+                break;
+            }
         }
-        let Some(unique) = self.peers.get(id).and_then(|peer| peer.unique.clone()) else {
-            return;
-        };
-        if self.unique.remove(&unique.number).is_some() {
+        if let Some(unique) = self.roster.retire(id) {
             self.announce_unique(id, &unique, false);
-        }
-    }
-
-    /// Makes the peer's list agree with the queue of the name.
-    fn note_held(&mut self, id: PeerId, name: &Arc<str>) {
-        let is_held = self
-            .names
-            .queue(name)
-            .is_some_and(|mut queue| queue.any(|owner| owner.peer == id));
-        let Some(peer) = self.peers.get_mut(id) else {
-            return;
-        };
-        let place = peer.names.iter().position(|held| held == name);
-        match (is_held, place) {
-            (true, None) => {
-                peer.names.push(name.clone());
-                peer.peaks.names = peer.peaks.names.max(peer.names.len() as u32);
-            }
-            (false, Some(place)) => {
-                peer.names.remove(place);
-            }
-            (true, Some(_)) | (false, None) => {}
         }
     }
 
     /// NameLost to the old owner, NameOwnerChanged to all, NameAcquired to the new one: in the order of dbus-daemon.
     fn announce(&mut self, change: &OwnerChange) {
         let unique_name = |id: Option<PeerId>, broker: &Self| -> Arc<str> {
-            let unique = id.and_then(|id| broker.peers.get(id)?.unique.as_ref());
+            let unique = id.and_then(|id| broker.roster.get(id)?.unique.as_ref());
             unique.map_or_else(|| "".into(), |unique| unique.name.clone())
         };
         let old = unique_name(change.old, self);
         let new = unique_name(change.new, self);
         if let Some(id) = change.old {
-            if let Some(peer) = self.peers.get_mut(id) {
-                peer.owned.retain(|held| *held != change.name);
-            }
+            self.roster.mark_changed(id);
             self.send_signal_to(id, "NameLost", |w| {
                 w.str(&change.name);
             });
-        }
-        if let Some(peer) = change.new.and_then(|id| self.peers.get_mut(id)) {
-            peer.owned.push(change.name.clone());
         }
         self.broadcast_driver_signal("NameOwnerChanged", |w| {
             w.str(&change.name);

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use bus_wire::{Framer, SaslServer, SendQueue};
 
 use super::event::{Credentials, Millis, PeerId};
-use super::reply::OpenCalls;
 
 /// How far a peer has come.
 ///
@@ -54,11 +53,6 @@ pub(crate) struct Peer {
     pub(crate) hello_deadline: Option<Millis>,
     /// When it will be disconnected if the message that its descriptors belong to is not complete by then.
     pub(crate) fds_deadline: Option<Millis>,
-    /// Well-known names that it owns or waits for, in the order of its requests.
-    pub(crate) names: Vec<Arc<str>>,
-    /// Those of them that it is the primary owner of, in the order in which they became its own.
-    pub(crate) owned: Vec<Arc<str>>,
-    pub(crate) calls: OpenCalls,
     pub(crate) peaks: Peaks,
 }
 

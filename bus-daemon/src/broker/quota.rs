@@ -7,21 +7,19 @@ use super::event::PeerId;
 use super::{Action, Broker};
 
 /// Counts of the whole bus, for `org.freedesktop.DBus.Debug.Stats`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stats {
     /// Peers that have said Hello, monitors among them.
     pub(crate) active: u32,
     /// Peers that have not.
     pub(crate) incomplete: u32,
+    /// Filters of monitors count.
+    pub(crate) rules: u32,
     pub(crate) peak_rules: u32,
     /// Unique names count.
+    pub(crate) names: u32,
+    /// Unique names count.
     pub(crate) peak_names: u32,
-}
-
-impl Stats {
-    pub(super) fn note_names(&mut self, count: usize) {
-        self.peak_names = self.peak_names.max(count as u32);
-    }
 }
 
 /// How many peers more than `max_incomplete_connections` are let in: the runtime may have accepted a few before it
@@ -34,10 +32,22 @@ pub(super) fn stop_reading_above(limit: u64) -> u64 {
 }
 
 impl Broker {
+    /// The counts at this moment.
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            active: self.roster.active(),
+            incomplete: self.roster.incomplete(),
+            rules: self.subscriptions.len() as u32,
+            peak_rules: self.subscriptions.peak(),
+            names: (self.names.len() + self.roster.unique_count()) as u32,
+            peak_names: self.names.peak(),
+        }
+    }
+
     /// Whether a queue is too long for another message. One message may pass the limit, as in dbus-daemon.
     pub(super) fn is_full(&self, id: PeerId) -> bool {
         let limits = &self.config.limits;
-        self.peers.get(id).is_some_and(|peer| {
+        self.roster.get(id).is_some_and(|peer| {
             peer.out.len() > limits.max_outgoing_bytes
                 || peer.out.queued_fds() as u64 > limits.max_outgoing_unix_fds
         })
@@ -46,7 +56,7 @@ impl Broker {
     /// Stops and resumes reading from a peer that does not read: its own calls would fill its queue with answers.
     pub(super) fn regulate(&mut self, id: PeerId) {
         let limit = self.config.limits.max_outgoing_bytes;
-        let Some(peer) = self.peers.get_mut(id) else {
+        let Some(peer) = self.roster.get_mut(id) else {
             return;
         };
         let queued = peer.out.len();
@@ -55,23 +65,18 @@ impl Broker {
         }
         if !peer.is_stopped && queued > stop_reading_above(limit) {
             peer.is_stopped = true;
-            self.actions.push_back(Action::StopReading(id));
+            self.outgoing.ask(Action::StopReading(id));
         } else if peer.is_stopped && queued <= limit - limit / 4 {
             peer.is_stopped = false;
-            self.actions.push_back(Action::ResumeReading(id));
+            self.outgoing.ask(Action::ResumeReading(id));
         }
     }
 
     /// Stops and resumes accepting, with `max_incomplete_connections`.
     pub(super) fn regulate_accepting(&mut self) {
-        let is_full = u64::from(self.stats.incomplete) >= self.config.limits.max_incomplete_connections;
-        if is_full != self.is_accepting_stopped {
-            self.is_accepting_stopped = is_full;
-            self.actions.push_back(if is_full {
-                Action::StopAccepting
-            } else {
-                Action::ResumeAccepting
-            });
+        let limit = self.config.limits.max_incomplete_connections;
+        if let Some(action) = self.roster.regulate_accepting(limit) {
+            self.outgoing.ask(action);
         }
     }
 }

@@ -65,7 +65,7 @@ impl Broker {
         }
         self.restart.is_upgrading = true;
         self.restart.upgrade_caller = (serial != 0).then_some((caller, serial));
-        self.actions.push_back(Action::Upgrade { binary });
+        self.outgoing.ask(Action::Upgrade { binary });
         true
     }
 
@@ -76,7 +76,7 @@ impl Broker {
             return;
         }
         self.restart.is_upgrading = true;
-        self.actions.push_back(Action::Upgrade {
+        self.outgoing.ask(Action::Upgrade {
             binary: String::new(),
         });
     }
@@ -101,7 +101,7 @@ impl Broker {
             Start::Clean => {}
             Start::Upgraded { pause } => {
                 self.restart.generation = self.restart.generation.saturating_add(1);
-                self.restart.last = last("upgrade", pause, self.peers.len());
+                self.restart.last = last("upgrade", pause, self.roster.len());
                 let generation = self.restart.generation;
                 if let Some((caller, serial)) = self.take_upgrade_caller() {
                     self.send_late_reply(caller, serial, |w| {
@@ -110,7 +110,7 @@ impl Broker {
                 }
             }
             Start::RolledBack { reason, pause } => {
-                self.restart.last = last("upgrade", pause, self.peers.len());
+                self.restart.last = last("upgrade", pause, self.roster.len());
                 if let Some((caller, serial)) = self.take_upgrade_caller() {
                     self.send_late_error(caller, serial, UPGRADE_ROLLED_BACK, &reason);
                 }
@@ -119,7 +119,7 @@ impl Broker {
                 self.restart.recoveries = self.restart.recoveries.saturating_add(1);
                 self.restart.last = LastRestart {
                     quarantined,
-                    ..last("crash", pause, self.peers.len())
+                    ..last("crash", pause, self.roster.len())
                 };
             }
         }
@@ -128,7 +128,7 @@ impl Broker {
     /// What a peer sent killed the worker and is left out. If it began with a call, that is answered.
     pub(super) fn quarantined(&mut self, id: PeerId, begins_with: &[u8]) {
         let is_between = self
-            .peers
+            .roster
             .get(id)
             .is_some_and(|peer| peer.is_active() && peer.framer.partial_bytes() == 0);
         // Only the fixed part of the header is looked at, by hand: who knows what of the rest is deadly.

@@ -12,12 +12,13 @@ use super::connect::max_message_size;
 use super::deliver::SHARED;
 use super::event::{Credentials, PeerId};
 use super::frozen::{Blob, BrokerState, GlobalV1, IdentityV1, NameV1, PeerV1, PhaseV1, PieceV1, RestartV1};
-use super::name::{Name, NameFlags, Owner};
+use super::name::NameFlags;
+use super::outgoing::Outgoing;
 use super::peer::{Peaks, Peer, Phase, Unique};
-use super::reply::{DISCONNECTED, NO_REPLY, OpenCalls};
+use super::record_fault::RecordFault;
+use super::reply::{DISCONNECTED, NO_REPLY};
 use super::restart::{LastRestart, Restart};
-use super::timer::Deadline;
-use super::{Broker, Identity, Seeded};
+use super::{Broker, Identity, Seeded, Violation};
 use crate::config::Config;
 
 /// More peers than any machine has descriptors for: an index beyond this is nonsense.
@@ -40,9 +41,12 @@ pub struct Dropped {
 /// Why a state cannot be restored at all.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RestoreError {
+    /// The state has given out every unique name that there is: it is damaged.
+    #[error("the restored state is inconsistent: no unique name is left")]
+    NoUniqueNameLeft,
     /// The part that belongs to no single peer contradicts itself, or this program is at fault.
     #[error("the restored state is inconsistent: {0}")]
-    Inconsistent(String),
+    Inconsistent(#[from] Violation),
 }
 
 impl Broker {
@@ -102,34 +106,35 @@ impl Broker {
         };
         let mut broker = Self::new(identity, Arc::new(Config::from(config)), now);
         if next_unique > MAX_COUNT {
-            return Err(RestoreError::Inconsistent("no unique name is left".to_owned()));
+            return Err(RestoreError::NoUniqueNameLeft);
         }
-        broker.next_unique = next_unique;
-        broker.driver_serial = driver_serial;
+        broker
+            .roster
+            .resume(next_unique, is_accepting_stopped, roster.len());
+        broker.outgoing = Outgoing::new(driver_serial);
         broker.restart = restore_restart(restart);
         broker.reload_callers = reload_callers;
         broker.activation_environment = activation_environment.into_iter().collect();
 
         let mut dropped = Vec::new();
-        broker.unique.reserve(roster.len());
-        let mut calls = Vec::with_capacity(roster.len());
+        let mut kept = Vec::with_capacity(roster.len());
         let mut owned = HashSet::with_hasher(Seeded::default());
         for record in peers {
             let id = record.id;
             let fds = fds_of(&record);
             match broker.restore_peer(record, shared, &mut owned) {
-                Ok(records) => calls.push((id, records)),
-                Err(reason) => dropped.push(Dropped {
+                Ok(lists) => kept.push((id, lists)),
+                Err(fault) => dropped.push(Dropped {
                     peer: id,
-                    reason,
+                    reason: fault.to_string(),
                     fds,
                 }),
             }
         }
         let mut known: HashSet<PeerId, Seeded> = dropped.iter().map(|one| one.peer).collect();
         for (id, _) in &roster {
-            if broker.peers.get(*id).is_none() && known.insert(*id) {
-                let reason = "its record is missing".to_owned();
+            if broker.roster.get(*id).is_none() && known.insert(*id) {
+                let reason = RecordFault::Missing.to_string();
                 dropped.push(Dropped {
                     peer: *id,
                     reason,
@@ -138,21 +143,19 @@ impl Broker {
             }
         }
         let gone = Gone::new(&roster, &broker);
-        let changed = broker.restore_names(names, &gone);
-        broker.restore_calls(calls);
-        broker.stats.peak_rules = peak_rules;
-        broker.stats.peak_names = peak_names;
-        broker.note_rules();
-        broker.stats.note_names(broker.names.len() + broker.unique.len());
+        let changed = broker.restore_names(names, &kept, &gone);
+        broker.restore_calls(&kept);
+        broker.subscriptions.raise_peak(peak_rules);
+        broker.names.raise_peak(peak_names);
+        broker.names.note_peak(broker.roster.unique_count());
         broker.restart.dropped_in_restore = broker
             .restart
             .dropped_in_restore
             .saturating_add(dropped.len() as u32);
-        broker.is_accepting_stopped = is_accepting_stopped;
         broker.regulate_accepting();
         broker.announce_gone(&gone, changed);
         broker.bury_condemned();
-        broker.check_invariants().map_err(RestoreError::Inconsistent)?;
+        broker.check_invariants()?;
         Ok((broker, dropped))
     }
 
@@ -162,7 +165,7 @@ impl Broker {
         record: PeerV1,
         shared: &[Blob],
         owned: &mut HashSet<Fd, Seeded>,
-    ) -> Result<Calls, String> {
+    ) -> Result<Kept, RecordFault> {
         let fds = fds_of(&record);
         let PeerV1 {
             id,
@@ -203,50 +206,47 @@ impl Broker {
             Phase::Active | Phase::Monitor => true,
         };
         if unique.is_some() != is_named {
-            return Err("its unique name does not fit how far it has come".to_owned());
+            return Err(RecordFault::UniqueOutOfPhase);
         }
-        if unique.is_some_and(|number| number >= self.next_unique || self.unique.contains_key(&number)) {
-            return Err("its unique name is not its own".to_owned());
+        if unique.is_some_and(|number| !self.roster.is_unclaimed(number)) {
+            return Err(RecordFault::UniqueTaken);
         }
         if id.index > MAX_INDEX {
-            return Err("its index is too large".to_owned());
+            return Err(RecordFault::Index);
         }
         if input.0.len() > max_message_size(&self.config) {
-            return Err("its partial message is too long".to_owned());
+            return Err(RecordFault::Input);
         }
         // What was taken as a match rule is longer as canonical text, where it has apostrophes.
         let rules = rules
             .iter()
             .map(|text| MatchRule::parse_any_length(text))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| format!("a match rule of its cannot be read: {error}"))?;
+            .collect::<Result<Vec<_>, _>>()?;
         let mut pieces = Vec::with_capacity(output.len());
         for piece in output {
-            restore_piece(piece, shared, &mut pieces)
-                .ok_or("its output refers to bytes that are not there")?;
+            restore_piece(piece, shared, &mut pieces).ok_or(RecordFault::OutputMissing)?;
         }
         let length: u64 = pieces.iter().map(|piece| piece_length(piece) as u64).sum();
         let end = sent.saturating_add(length);
         if end > MAX_COUNT {
-            return Err("its output has no end".to_owned());
+            return Err(RecordFault::OutputEndless);
         }
         if output_fds.iter().any(|(at, _)| *at < sent || *at >= end) {
-            return Err("descriptors in its output belong to no byte".to_owned());
+            return Err(RecordFault::FdsMisplaced);
         }
         if !takes_fds && !fds.is_empty() {
-            return Err("it has descriptors and takes none".to_owned());
+            return Err(RecordFault::FdsNotTaken);
         }
         if fds.iter().any(|fd| owned.contains(fd)) {
-            return Err("a descriptor of its is another's".to_owned());
+            return Err(RecordFault::FdTaken);
         }
         let mut own = HashSet::with_hasher(Seeded::default());
         if !fds.iter().all(|fd| own.insert(*fd)) {
-            return Err("it has a descriptor twice".to_owned());
+            return Err(RecordFault::FdTwice);
         }
         let unique = unique.map(Unique::new);
         let is_monitor = matches!(phase, Phase::Monitor);
         let is_active = matches!(phase, Phase::Active);
-        let number = unique.as_ref().map(|unique| unique.number);
         let peer = Peer {
             id,
             listener,
@@ -269,13 +269,10 @@ impl Broker {
             }),
             is_condemned: false,
             is_congested,
-            is_dirty: length > 0,
+            is_dirty: false,
             is_stopped,
-            hello_deadline,
-            fds_deadline,
-            names: names.into_iter().map(Arc::from).collect(),
-            owned: Vec::new(),
-            calls: OpenCalls::new(Seeded::with_seed(self.identity.hash_seed)),
+            hello_deadline: None,
+            fds_deadline: None,
             peaks: Peaks {
                 names: peak_names,
                 rules: peak_rules,
@@ -283,43 +280,34 @@ impl Broker {
                 outgoing_fds: peak_outgoing_fds,
             },
         };
-        if !self.peers.insert(peer) {
-            return Err("its index is another's".to_owned());
+        if !self.roster.enter(peer) {
+            return Err(RecordFault::IndexTaken);
         }
         owned.extend(fds);
-        if length > 0 {
-            self.dirty.push(id);
-        }
-        if let Some(deadline) = hello_deadline {
-            self.deadlines.insert((deadline, Deadline::Hello(id)));
-        }
-        if let Some(deadline) = fds_deadline {
-            self.deadlines.insert((deadline, Deadline::Fds(id)));
-        }
-        match number {
-            None => self.stats.incomplete += 1,
-            Some(number) => {
-                self.stats.active += 1;
-                if let Some(uid) = uid {
-                    *self.users.entry(uid).or_insert(0) += 1;
-                }
-                if is_active {
-                    self.unique.insert(number, id);
-                }
+        if let Some(peer) = self.roster.get_mut(id) {
+            if length > 0 {
+                self.outgoing.mark_dirty(peer);
             }
+            self.deadlines.expect_hello(peer, hello_deadline);
+            self.deadlines.expect_fds(peer, fds_deadline);
         }
         for rule in rules {
             if is_monitor {
-                self.monitors.add(id, rule);
+                self.subscriptions.add_filter(id, rule);
             } else if is_active {
-                self.index_rule(id, rule);
+                self.subscriptions.add(id, rule);
             }
         }
-        Ok(Calls { owed, awaited })
+        Ok(Kept { names, owed, awaited })
     }
 
     /// Fills the name table with those who are still there. Returns the names whose primary owner is not, with it.
-    fn restore_names(&mut self, names: Vec<NameV1>, gone: &Gone) -> Vec<(Arc<str>, PeerId)> {
+    fn restore_names(
+        &mut self,
+        names: Vec<NameV1>,
+        kept: &[(PeerId, Kept)],
+        gone: &Gone,
+    ) -> Vec<(Arc<str>, PeerId)> {
         let mut changed = Vec::new();
         for NameV1 { name, owners } in names {
             let name: Arc<str> = name.into();
@@ -328,23 +316,13 @@ impl Broker {
             }
             let mut seen = HashSet::with_hasher(Seeded::default());
             let before = owners.first().map(|(peer, _)| *peer);
-            let owners = owners
+            let owners: Vec<(PeerId, NameFlags)> = owners
                 .into_iter()
-                .filter(|(peer, _)| self.peers.get(*peer).is_some_and(Peer::is_active) && seen.insert(*peer))
-                .map(|(peer, flags)| Owner {
-                    peer,
-                    flags: NameFlags::from_bits(flags),
-                });
-            let entry = Name {
-                name: name.clone(),
-                owners: owners.collect(),
-            };
-            let primary = entry.owners.front().map(|owner| owner.peer);
-            if self.names.insert(entry)
-                && let Some(peer) = primary.and_then(|id| self.peers.get_mut(id))
-            {
-                peer.owned.push(name.clone());
-            }
+                .filter(|(peer, _)| self.roster.get(*peer).is_some_and(Peer::is_active) && seen.insert(*peer))
+                .map(|(peer, flags)| (peer, NameFlags::from_bits(flags)))
+                .collect();
+            let primary = owners.first().map(|(peer, _)| *peer);
+            self.names.restore_queue(&name, owners);
             if let Some(before) = before
                 && primary != Some(before)
                 && gone.unique.contains_key(&before)
@@ -352,83 +330,36 @@ impl Broker {
                 changed.push((name, before));
             }
         }
-        self.agree_on_names();
+        for (id, lists) in kept {
+            self.names.restore_order(*id, &lists.names);
+        }
+        self.names.restore_rest();
         changed
     }
 
-    /// The peers' own lists of names give the order; the name table says what is true.
-    fn agree_on_names(&mut self) {
-        let held: Vec<(Arc<str>, Vec<PeerId>)> = (self.names.sorted().into_iter())
-            .map(|name| {
-                (
-                    name.name.clone(),
-                    name.owners.iter().map(|owner| owner.peer).collect(),
-                )
-            })
-            .collect();
-        let mut true_names: HashMap<PeerId, Vec<Arc<str>>, Seeded> = HashMap::with_hasher(Seeded::default());
-        for (name, owners) in held {
-            for owner in owners {
-                true_names.entry(owner).or_default().push(name.clone());
-            }
-        }
-        let ids: Vec<PeerId> = self.peer_ids().collect();
-        for id in ids {
-            let mut truth = true_names.remove(&id).unwrap_or_default();
-            let Some(peer) = self.peers.get_mut(id) else {
-                continue;
-            };
-            let mut agreed = Vec::with_capacity(truth.len());
-            for name in &peer.names {
-                // Sorted, and it stays so.
-                if let Ok(place) = truth.binary_search(name) {
-                    agreed.push(truth.remove(place));
-                }
-            }
-            agreed.extend(truth);
-            peer.names = agreed;
-        }
-    }
-
     /// A call is open if both ends say so. A caller whose callee does not know of it is told that there is no answer.
-    fn restore_calls(&mut self, records: Vec<(PeerId, Calls)>) {
-        let awaited: HashSet<(PeerId, PeerId, u32), Seeded> = records
+    fn restore_calls(&mut self, kept: &[(PeerId, Kept)]) {
+        let awaited: HashSet<(PeerId, PeerId, u32), Seeded> = kept
             .iter()
-            .flat_map(|(caller, calls)| {
-                calls
+            .flat_map(|(caller, lists)| {
+                lists
                     .awaited
                     .iter()
                     .map(|(callee, serial)| (*callee, *caller, *serial))
             })
             .collect();
-        for (callee, calls) in &records {
-            for (caller, serial, deadline) in &calls.owed {
+        for (callee, lists) in kept {
+            for (caller, serial, deadline) in &lists.owed {
                 if !awaited.contains(&(*callee, *caller, *serial)) {
                     continue;
                 }
-                if let Some(peer) = self.peers.get_mut(*callee) {
-                    peer.calls.owe(*caller, *serial, *deadline);
-                }
-                if let Some(peer) = self.peers.get_mut(*caller) {
-                    peer.calls.wait(*callee, *serial);
-                }
-                if let Some(at) = deadline {
-                    let due = Deadline::Reply {
-                        callee: *callee,
-                        caller: *caller,
-                        serial: *serial,
-                    };
-                    self.deadlines.insert((*at, due));
-                }
+                self.calls
+                    .open(*callee, *caller, *serial, *deadline, &mut self.deadlines);
             }
         }
-        for (caller, calls) in &records {
-            for (callee, serial) in &calls.awaited {
-                if self
-                    .peers
-                    .get(*caller)
-                    .is_some_and(|peer| !peer.calls.awaits(*callee, *serial))
-                {
+        for (caller, lists) in kept {
+            for (callee, serial) in &lists.awaited {
+                if !self.calls.is_awaited(*callee, *caller, *serial) {
                     self.send_late_error(*caller, *serial, NO_REPLY, DISCONNECTED);
                 }
             }
@@ -443,7 +374,7 @@ impl Broker {
             };
             let owner = self.names.owner(&name);
             let new = owner
-                .and_then(|id| self.peers.get(id))
+                .and_then(|id| self.roster.get(id))
                 .map(|peer| peer.unique_name().to_owned());
             self.broadcast_driver_signal("NameOwnerChanged", |w| {
                 w.str(&name);
@@ -466,8 +397,9 @@ impl Broker {
     }
 }
 
-/// The open calls of one record.
-struct Calls {
+/// The lists of one record that only make sense together with those of others.
+struct Kept {
+    names: Vec<String>,
     owed: Vec<(PeerId, u32, Option<super::Millis>)>,
     awaited: Vec<(PeerId, u32)>,
 }
@@ -486,7 +418,7 @@ impl Gone {
         };
         for (id, number) in roster {
             if let Some(number) = number
-                && broker.peers.get(*id).is_none()
+                && broker.roster.get(*id).is_none()
             {
                 let unique = Unique::new(*number);
                 gone.in_order.push(unique.clone());

@@ -4,15 +4,15 @@ use bus_wire::{Message, MessageType, stitch_header};
 use bytes::Bytes;
 
 use super::deliver::{SHARED, Transit};
+use super::disconnect::{Breach, Disconnect, Excess};
 use super::event::{Fds, PeerId};
 use super::monitor::Addressee;
 use super::peer::Phase;
 use super::reply::{DISCONNECTED, NO_REPLY};
 use super::speak::LIMITS_EXCEEDED;
-use super::timer::Deadline;
-use super::{Broker, DRIVER, System};
+use super::subscriptions::Audience;
+use super::{Broker, DRIVER, System, driver};
 use crate::config::Traffic;
-use crate::driver;
 
 const ACCESS_DENIED: &str = "org.freedesktop.DBus.Error.AccessDenied";
 const NAME_HAS_NO_OWNER: &str = "org.freedesktop.DBus.Error.NameHasNoOwner";
@@ -24,7 +24,7 @@ const PEER_INTERFACE: &str = "org.freedesktop.DBus.Peer";
 
 impl Broker {
     pub(super) fn receive(&mut self, id: PeerId, data: Bytes, fds: Fds, system: &mut dyn System) {
-        let Some(peer) = self.peers.get_mut(id) else {
+        let Some(peer) = self.roster.get_mut(id) else {
             return self.close_fds(fds);
         };
         if matches!(peer.phase, Phase::Authenticating(_)) {
@@ -32,21 +32,19 @@ impl Broker {
         }
         if !fds.is_empty() && !peer.takes_fds {
             self.close_fds(fds);
-            let reason = "it sent file descriptors without having negotiated it (NEGOTIATE_UNIX_FD)";
-            return self.disconnect(id, reason.to_owned(), true);
+            return self.disconnect(id, Breach::FdsNotNegotiated.into());
         }
         peer.framer.push(data, fds);
         self.route_input(id, system);
     }
 
     pub(super) fn receive_large(&mut self, id: PeerId, prefix: Bytes, fds: Fds, system: &mut dyn System) {
-        let Some(peer) = self.peers.get_mut(id) else {
+        let Some(peer) = self.roster.get_mut(id) else {
             return self.close_fds(fds);
         };
         if !fds.is_empty() && !peer.takes_fds {
             self.close_fds(fds);
-            let reason = "it sent file descriptors without having negotiated it (NEGOTIATE_UNIX_FD)";
-            return self.disconnect(id, reason.to_owned(), true);
+            return self.disconnect(id, Breach::FdsNotNegotiated.into());
         }
         peer.framer.push_large(prefix, fds);
         self.route_input(id, system);
@@ -55,13 +53,13 @@ impl Broker {
     /// Routes every message that has arrived completely.
     fn route_input(&mut self, id: PeerId, system: &mut dyn System) {
         loop {
-            let Some(peer) = self.peers.get_mut(id) else {
+            let Some(peer) = self.roster.get_mut(id) else {
                 return;
             };
             match peer.framer.next() {
                 Ok(Some(framed)) => self.dispatch(id, &framed.message, framed.fds, system),
                 Ok(None) => break,
-                Err(error) => return self.disconnect(id, error.to_string(), true),
+                Err(error) => return self.disconnect(id, Breach::from(error).into()),
             }
             self.bury_condemned();
         }
@@ -70,30 +68,26 @@ impl Broker {
 
     /// Descriptors whose message has not arrived completely are limited in number and time.
     fn watch_pending_fds(&mut self, id: PeerId) {
-        let deadline = self.later(self.config.limits.pending_fd_timeout);
-        let Some(peer) = self.peers.get_mut(id) else {
+        let deadline = self.deadlines.later(self.config.limits.pending_fd_timeout);
+        let Some(peer) = self.roster.get_mut(id) else {
             return;
         };
         let pending = peer.framer.pending_fds() as u64;
         if pending > self.config.limits.max_incoming_unix_fds {
-            return self.disconnect(id, format!("{pending} file descriptors without a message"), true);
+            return self.disconnect(id, Excess::PendingFds(pending).into());
         }
         match (pending > 0, peer.fds_deadline) {
             (true, None) => {
-                peer.fds_deadline = Some(deadline);
-                self.deadlines.insert((deadline, Deadline::Fds(id)));
+                self.deadlines.expect_fds(peer, Some(deadline));
             }
-            (false, Some(deadline)) => {
-                peer.fds_deadline = None;
-                self.deadlines.remove(&(deadline, Deadline::Fds(id)));
-            }
+            (false, Some(_)) => self.deadlines.expect_fds(peer, None),
             (true, Some(_)) | (false, None) => {}
         }
     }
 
     /// Deals with one message, completely.
     fn dispatch(&mut self, id: PeerId, message: &Message, fds: Fds, system: &mut dyn System) {
-        let Some(peer) = self.peers.get(id) else {
+        let Some(peer) = self.roster.get(id) else {
             return self.close_fds(fds);
         };
         if let MessageType::Unknown(_) = message.message_type() {
@@ -102,7 +96,7 @@ impl Broker {
         }
         if let Err(reason) = self.may_send(&peer.phase, message) {
             self.close_fds(fds);
-            return self.disconnect(id, reason, true);
+            return self.disconnect(id, reason);
         }
         if self.config.traffic == Traffic::Nothing {
             return self.close_fds(fds);
@@ -122,8 +116,9 @@ impl Broker {
                 &*expected
             }
         };
-        let is_copied =
-            !matches!(addressee, Addressee::Driver) || !self.monitors.is_empty() || self.may_eavesdrop();
+        let is_copied = !matches!(addressee, Addressee::Driver)
+            || !self.subscriptions.is_empty(Audience::Monitors)
+            || self.may_eavesdrop();
         let stitched = if is_copied {
             stitch_header(message, sender, &mut head)
         } else {
@@ -153,21 +148,21 @@ impl Broker {
     }
 
     /// What a peer may not send at all.
-    fn may_send(&self, phase: &Phase, message: &Message) -> Result<(), String> {
+    fn may_send(&self, phase: &Phase, message: &Message) -> Result<(), Disconnect> {
         let is_hello = message.message_type() == MessageType::MethodCall
             && message.destination() == Some(DRIVER)
             && message.member() == Some("Hello")
             && message.interface().is_none_or(|interface| interface == DRIVER);
         match phase {
             Phase::Authenticating(_) | Phase::Greeting if !is_hello => {
-                return Err("its first message was not Hello".to_owned());
+                return Err(Breach::NotHello.into());
             }
-            Phase::Monitor => return Err("it is a monitor, and sent a message".to_owned()),
+            Phase::Monitor => return Err(Breach::MonitorSpoke.into()),
             Phase::Authenticating(_) | Phase::Greeting | Phase::Active => {}
         }
         let limit = self.config.limits.max_message_unix_fds;
         if u64::from(message.unix_fds()) > limit {
-            return Err(format!("a message with more than {limit} file descriptors"));
+            return Err(Excess::MessageFds(limit).into());
         }
         Ok(())
     }
@@ -198,7 +193,13 @@ impl Broker {
             Addressee::All => match message.message_type() {
                 MessageType::Signal => {
                     let mut receivers = std::mem::take(&mut self.scratch.receivers);
-                    self.collect(&self.matches, Some(id), addressee, message, &mut receivers);
+                    self.collect(
+                        Audience::Subscribers,
+                        Some(id),
+                        addressee,
+                        message,
+                        &mut receivers,
+                    );
                     self.push_copies(&receivers, transit, &fds, system);
                     receivers.clear();
                     self.scratch.receivers = receivers;
@@ -235,11 +236,7 @@ impl Broker {
             .then(|| message.reply_serial())
             .flatten();
         if message.message_type().is_reply() {
-            let is_awaited = replies_to.is_some_and(|serial| {
-                self.peers
-                    .get(id)
-                    .is_some_and(|peer| peer.calls.owes(to, serial.get()))
-            });
+            let is_awaited = replies_to.is_some_and(|serial| self.calls.is_open(id, to, serial.get()));
             if !is_awaited && !self.config.unrequested_replies_allowed {
                 return self.close_fds(fds);
             }
@@ -248,7 +245,7 @@ impl Broker {
             self.close_fds(fds);
             if message.message_type().is_reply() && name == LIMITS_EXCEEDED {
                 // It would wait for ever for the answer it asked for.
-                self.condemn(to, "it does not read the replies to its calls".to_owned());
+                self.condemn(to, Excess::UnreadReply.into());
             } else if let Some(serial) = replies_to {
                 // So would it here; the call is answered with the reason.
                 if self.close_call(id, to, serial.get()) {
@@ -262,7 +259,7 @@ impl Broker {
         if let Some(serial) = replies_to {
             self.close_call(id, to, serial.get());
         } else if super::speak::expects_reply(message) {
-            self.open_call(id, to, serial);
+            self.open_call(to, id, serial);
         }
         // The eavesdroppers' copies are made while the descriptors are still known.
         let kept = if self.may_eavesdrop() {
@@ -282,7 +279,7 @@ impl Broker {
         message: &Message,
         fds: &Fds,
     ) -> Result<(), (&'static str, &'static str)> {
-        let Some(receiver) = self.peers.get(to) else {
+        let Some(receiver) = self.roster.get(to) else {
             return Ok(());
         };
         if receiver.is_condemned {
@@ -296,16 +293,13 @@ impl Broker {
         }
         if super::speak::expects_reply(message) {
             let limit = self.config.limits.max_replies_per_connection;
-            let Some(sender) = self.peers.get(id) else {
-                return Ok(());
-            };
-            if receiver.calls.owes(id, message.serial().get()) {
+            if self.calls.is_open(to, id, message.serial().get()) {
                 return Err((
                     ACCESS_DENIED,
                     "Message has the same reply serial as a currently-outstanding existing method call",
                 ));
             }
-            if sender.calls.awaited_count() as u64 >= limit {
+            if self.calls.awaited_count(id) as u64 >= limit {
                 return Err((
                     LIMITS_EXCEEDED,
                     "The maximum number of pending replies per connection has been reached",
@@ -321,7 +315,7 @@ impl Broker {
 
     /// One line in the log each time that messages for a peer begin to be refused.
     fn note_congested(&mut self, id: PeerId) {
-        let Some(peer) = self.peers.get_mut(id) else {
+        let Some(peer) = self.roster.get_mut(id) else {
             return;
         };
         if !peer.is_congested {
@@ -336,7 +330,7 @@ impl Broker {
 
     /// Whether anybody may see unicast messages of others by a match rule.
     fn may_eavesdrop(&self) -> bool {
-        self.config.eavesdrop_allowed && !self.eavesdroppers.is_empty()
+        self.config.eavesdrop_allowed && !self.subscriptions.is_empty(Audience::Eavesdroppers)
     }
 
     /// Copies of a unicast message for those whose match rule says `eavesdrop='true'`.
@@ -354,7 +348,7 @@ impl Broker {
         }
         let mut receivers = std::mem::take(&mut self.scratch.receivers);
         self.collect(
-            &self.eavesdroppers,
+            Audience::Eavesdroppers,
             Some(id),
             addressee,
             transit.message,

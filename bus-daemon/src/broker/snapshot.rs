@@ -13,7 +13,6 @@ use super::frozen::{
 };
 use super::name::{Name, Owner};
 use super::peer::{Peaks, Peer, Phase};
-use super::quota::Stats;
 use super::restart::{LastRestart, Restart};
 use super::{Broker, Identity, Seeded};
 use crate::config::Config;
@@ -59,7 +58,7 @@ impl Broker {
     pub fn save(&self) -> BrokerState {
         let mut shared = SharedBodies::new();
         let peers = self
-            .peers
+            .roster
             .iter()
             .map(|peer| self.save_one(peer, &mut shared))
             .collect();
@@ -72,13 +71,13 @@ impl Broker {
 
     /// The record of one peer. Bodies that its queue shares are added to `shared`.
     pub fn save_peer(&self, id: PeerId, shared: &mut SharedBodies) -> Option<PeerV1> {
-        self.peers.get(id).map(|peer| self.save_one(peer, shared))
+        self.roster.get(id).map(|peer| self.save_one(peer, shared))
     }
 
     /// What belongs to no single peer.
     pub fn save_global(&self) -> GlobalV1 {
         let roster = self
-            .peers
+            .roster
             .iter()
             .map(|peer| (peer.id, peer.unique.as_ref().map(|unique| unique.number)));
         self.save_bus().complete(self.save_lists(), roster.collect())
@@ -96,31 +95,21 @@ impl Broker {
     pub fn save_bus(&self) -> GlobalV1 {
         let Self {
             identity,
-            now,
-            next_unique,
-            driver_serial,
+            roster,
+            names,
+            subscriptions,
+            deadlines,
+            outgoing,
             restart,
             reload_callers,
             activation_environment,
-            stats,
-            is_accepting_stopped,
             // In the lists.
             config: _,
-            names: _,
-            peers: _,
             // Only says what the next checkpoint must write.
             is_config_changed: _,
-            // Rebuilt from the peers.
-            unique: _,
-            matches: _,
-            eavesdroppers: _,
-            monitors: _,
-            deadlines: _,
-            users: _,
-            dirty: _,
-            // Empty between events, or without meaning.
-            actions: _,
-            condemned: _,
+            // In the records of the peers at both ends.
+            calls: _,
+            // Without meaning.
             scratch: _,
         } = self;
         let Identity {
@@ -131,12 +120,7 @@ impl Broker {
             own_uid,
             hash_seed,
         } = identity.clone();
-        let Stats {
-            active: _,
-            incomplete: _,
-            peak_rules,
-            peak_names,
-        } = *stats;
+        let (next_unique, is_accepting_stopped) = roster.save();
         GlobalV1 {
             identity: IdentityV1 {
                 guid,
@@ -147,17 +131,17 @@ impl Broker {
                 hash_seed,
             },
             config: ConfigV1::from(&Config::default()),
-            now: *now,
-            next_unique: *next_unique,
-            driver_serial: *driver_serial,
+            now: deadlines.now(),
+            next_unique,
+            driver_serial: outgoing.save(),
             roster: Vec::new(),
             names: Vec::new(),
             restart: save_restart(restart),
             reload_callers: reload_callers.clone(),
             activation_environment: activation_environment.clone().into_iter().collect(),
-            peak_rules,
-            peak_names,
-            is_accepting_stopped: *is_accepting_stopped,
+            peak_rules: subscriptions.peak(),
+            peak_names: names.peak(),
+            is_accepting_stopped,
         }
     }
 
@@ -176,14 +160,11 @@ impl Broker {
             is_stopped,
             hello_deadline,
             fds_deadline,
-            names,
-            calls,
             peaks,
             // Empty between events.
             is_condemned: _,
-            // Rebuilt: a peer with output is dirty; it owns what the name table says.
+            // Rebuilt: a peer with output is dirty.
             is_dirty: _,
-            owned: _,
         } = peer;
         let Credentials { uid, gid, pid } = *credentials;
         let FramerState {
@@ -225,14 +206,14 @@ impl Broker {
             is_stopped: *is_stopped,
             hello_deadline: *hello_deadline,
             fds_deadline: *fds_deadline,
-            names: names.iter().map(|name| name.to_string()).collect(),
+            names: self.names.held_by(*id).map(|name| name.to_string()).collect(),
             rules: self.rules_of(*id).map(ToString::to_string).collect(),
-            owed: calls
-                .owed()
+            owed: (self.calls)
+                .owed_by(*id)
                 .into_iter()
                 .map(|((caller, serial), deadline)| (caller, serial, deadline))
                 .collect(),
-            awaited: calls.awaited(),
+            awaited: self.calls.awaited_by(*id),
             peak_names,
             peak_rules,
             peak_outgoing_bytes: outgoing_bytes,
@@ -266,8 +247,20 @@ fn save_output(pieces: Vec<PieceState>, shared: &mut SharedBodies) -> Vec<PieceV
 }
 
 fn save_name(name: &Name) -> NameV1 {
-    let Name { name, owners } = name;
-    let owners = owners.iter().map(|Owner { peer, flags }| (*peer, flags.bits()));
+    let Name {
+        name,
+        owners,
+        // Rebuilt from the peers' lists.
+        owned_at: _,
+    } = name;
+    let owners = owners.iter().map(|owner| {
+        let Owner {
+            peer,
+            flags,
+            held_at: _,
+        } = owner;
+        (*peer, flags.bits())
+    });
     NameV1 {
         name: name.to_string(),
         owners: owners.collect(),

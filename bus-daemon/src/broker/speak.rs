@@ -6,6 +6,7 @@ use bytes::Bytes;
 use super::deliver::Transit;
 use super::event::{Fds, PeerId};
 use super::monitor::Addressee;
+use super::subscriptions::Audience;
 use super::{Broker, DRIVER, System};
 
 /// How a peer that has no name yet is addressed, so that monitors see whom an answer was for. As dbus-daemon does.
@@ -59,7 +60,7 @@ impl Broker {
         body: impl FnOnce(&mut BodyWriter),
     ) {
         let Some(peer) = self
-            .peers
+            .roster
             .get(caller)
             .filter(|peer| peer.takes_fds && expects_reply(call))
         else {
@@ -70,7 +71,7 @@ impl Broker {
             .destination(&destination)
             .sender(DRIVER)
             .flags(Flags::NO_REPLY_EXPECTED)
-            .serial(self.next_driver_serial())
+            .serial(self.outgoing.next_serial())
             .unix_fds(fds.len() as u32)
             .body(body)
             .build()
@@ -139,8 +140,10 @@ impl Broker {
         member: &str,
         body: impl FnOnce(&mut BodyWriter),
     ) {
-        let serial = self.next_driver_serial();
-        if self.matches.is_empty() && self.monitors.is_empty() {
+        let serial = self.outgoing.next_serial();
+        if self.subscriptions.is_empty(Audience::Subscribers)
+            && self.subscriptions.is_empty(Audience::Monitors)
+        {
             return;
         }
         let built = MessageBuilder::signal(DRIVER_PATH, interface, member)
@@ -154,7 +157,13 @@ impl Broker {
             Ok(message) => {
                 self.capture_own(Addressee::All, &message);
                 let mut receivers = std::mem::take(&mut self.scratch.receivers);
-                self.collect(&self.matches, None, Addressee::All, &message, &mut receivers);
+                self.collect(
+                    Audience::Subscribers,
+                    None,
+                    Addressee::All,
+                    &message,
+                    &mut receivers,
+                );
                 for receiver in receivers.drain(..) {
                     self.push_own(receiver, message.bytes());
                 }
@@ -164,21 +173,16 @@ impl Broker {
         }
     }
 
-    pub(super) fn next_driver_serial(&mut self) -> u32 {
-        self.driver_serial = self.driver_serial.checked_add(1).unwrap_or(1);
-        self.driver_serial
-    }
-
     /// Completes a message for one peer and queues it, with copies for the monitors.
     fn speak(&mut self, to: PeerId, message: MessageBuilder<'_>) -> Result<(), MessageError> {
-        let Some(peer) = self.peers.get(to) else {
+        let Some(peer) = self.roster.get(to) else {
             return Ok(());
         };
         let destination = match &peer.unique {
             Some(unique) => unique.name.clone(),
             None => NOT_ACTIVE_YET.into(),
         };
-        let serial = self.next_driver_serial();
+        let serial = self.outgoing.next_serial();
         let mut speech = std::mem::take(&mut self.scratch.speech);
         speech.clear();
         let built = message
@@ -188,7 +192,7 @@ impl Broker {
             .serial(serial)
             .build_into(&mut speech);
         if built.is_ok() {
-            if !self.monitors.is_empty()
+            if !self.subscriptions.is_empty(Audience::Monitors)
                 && let Ok(message) = Message::parse(Bytes::copy_from_slice(&speech))
             {
                 self.capture_own(Addressee::Peer(to), &message);

@@ -54,7 +54,7 @@ pub fn main_from(arguments: Vec<OsString>) -> ExitCode {
                 env!("CARGO_PKG_VERSION")
             ));
         }
-        Ok(Command::Introspect) => return start::print(&crate::driver::introspection()),
+        Ok(Command::Introspect) => return start::print(&crate::broker::introspection()),
         Err(error) => return fail(&error.to_string()),
     };
     crate::runtime::logging::start();

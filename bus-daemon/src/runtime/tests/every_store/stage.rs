@@ -381,7 +381,10 @@ impl Stage {
                 recovered.in_doubt, recovered.quarantined
             ));
         }
-        recovered.broker.check_invariants()?;
+        recovered
+            .broker
+            .check_invariants()
+            .map_err(|violation| violation.to_string())?;
         let mut taken = BTreeMap::new();
         let mut known = Vec::new();
         for peer in recovered.broker.peer_ids() {

@@ -7,7 +7,7 @@ use crate::broker::{Broker, Peer, System};
 
 /// Numbers of one kind for the whole bus: a key each, as in the reference implementation.
 pub(super) fn bus(broker: &mut Broker, call: Call<'_>, system: &mut dyn System) -> Result<(), Fault> {
-    let stats = *broker.stats();
+    let stats = broker.stats();
     let memory = system.journal_memory().unwrap_or_default();
     let bytes = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
     let peaks = broker.peers().map(|peer| &peer.peaks);
@@ -23,10 +23,10 @@ pub(super) fn bus(broker: &mut Broker, call: Call<'_>, system: &mut dyn System) 
         ("ListMemPoolAllocatedBytes", 0),
         ("ActiveConnections", stats.active),
         ("IncompleteConnections", stats.incomplete),
-        ("MatchRules", count(broker.rule_count())),
+        ("MatchRules", stats.rules),
         ("PeakMatchRules", stats.peak_rules),
         ("PeakMatchRulesPerConnection", peak_rules),
-        ("BusNames", count(broker.names().len() + broker.unique_count())),
+        ("BusNames", stats.names),
         ("PeakBusNames", stats.peak_names),
         ("PeakBusNamesPerConnection", peak_names + 1),
         ("org.busdaemon.JournalLogBytes", bytes(memory.log)),
@@ -76,7 +76,7 @@ fn numbers_of(broker: &Broker, peer: &Peer) -> ([Number; 5], [Number; 10]) {
         ("Serial", broker.driver_serial()),
         ("MatchRules", count(broker.rules_of(peer.id).count())),
         ("PeakMatchRules", peaks.rules),
-        ("BusNames", count(peer.names.len() + 1)),
+        ("BusNames", count(broker.names().held_count(peer.id) + 1)),
         ("PeakBusNames", peaks.names + 1),
     ];
     let traffic = [

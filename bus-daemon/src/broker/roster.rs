@@ -1,0 +1,293 @@
+//! Who is here: the peers, their unique names, and how many there are of each kind.
+
+use bus_wire::SaslDone;
+use hashbrown::HashMap;
+
+use super::event::PeerId;
+use super::invariants::Violation;
+use super::peer::{Peer, Peers, Phase, Unique};
+use super::{Action, Seeded};
+
+/// All peers, and what is counted and found by their phase.
+///
+/// A peer's phase, unique name and user change only in here, so that the counts and the table of unique names agree
+/// with the peers.
+#[derive(Debug)]
+pub(super) struct Roster {
+    peers: Peers,
+    /// The active peers, by the number of their unique name.
+    unique: HashMap<u64, PeerId, Seeded>,
+    /// The number of the next unique name; never used again, not even over an upgrade.
+    next_unique: u64,
+    /// Peers that have not said Hello.
+    incomplete: u32,
+    /// Peers that have said Hello, monitors among them.
+    active: u32,
+    /// How many of the latter are of each user.
+    users: HashMap<u32, u32, Seeded>,
+    /// Whether the runtime was told to stop accepting, because too many peers are incomplete.
+    is_accepting_stopped: bool,
+}
+
+impl Roster {
+    pub(super) fn new(hasher: Seeded) -> Self {
+        Self {
+            peers: Peers::default(),
+            unique: HashMap::with_hasher(hasher.clone()),
+            next_unique: 0,
+            incomplete: 0,
+            active: 0,
+            users: HashMap::with_hasher(hasher),
+            is_accepting_stopped: false,
+        }
+    }
+
+    /// Goes on with what [`save`](Self::save) gave, and with room for so many peers.
+    pub(super) fn resume(&mut self, next_unique: u64, is_accepting_stopped: bool, count: usize) {
+        self.next_unique = next_unique;
+        self.is_accepting_stopped = is_accepting_stopped;
+        self.unique.reserve(count);
+    }
+
+    /// What is saved besides the peers: the number of the next unique name, and whether accepting is stopped.
+    pub(super) fn save(&self) -> (u64, bool) {
+        let Self {
+            next_unique,
+            is_accepting_stopped,
+            // A record each.
+            peers: _,
+            // Rebuilt from the peers.
+            unique: _,
+            incomplete: _,
+            active: _,
+            users: _,
+        } = self;
+        (*next_unique, *is_accepting_stopped)
+    }
+
+    pub(super) fn get(&self, id: PeerId) -> Option<&Peer> {
+        self.peers.get(id)
+    }
+
+    /// The peer is marked as changed.
+    pub(super) fn get_mut(&mut self, id: PeerId) -> Option<&mut Peer> {
+        self.peers.get_mut(id)
+    }
+
+    /// The peer that has an index now.
+    pub(super) fn at(&self, index: u32) -> Option<&Peer> {
+        self.peers.at(index)
+    }
+
+    /// All peers, in the order of their index.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Peer> {
+        self.peers.iter()
+    }
+
+    /// How many peers there are.
+    pub(super) fn len(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// What belongs to a peer and is kept elsewhere has changed.
+    pub(super) fn mark_changed(&mut self, id: PeerId) {
+        self.peers.mark_changed(id);
+    }
+
+    /// How many indexes are marked as changed.
+    pub(super) fn changed_count(&self) -> usize {
+        self.peers.changed_count()
+    }
+
+    /// Moves to `out` the marked indexes, each once: at most `most` of them, those that have waited longest.
+    pub(super) fn take_changed(&mut self, most: usize, out: &mut Vec<u32>) {
+        self.peers.take_changed(most, out);
+    }
+
+    /// The active peer whose unique name has this number.
+    pub(super) fn by_unique(&self, number: u64) -> Option<PeerId> {
+        self.unique.get(&number).copied()
+    }
+
+    /// How many unique names can be reached.
+    pub(super) fn unique_count(&self) -> usize {
+        self.unique.len()
+    }
+
+    /// How many peers have not said Hello.
+    pub(super) fn incomplete(&self) -> u32 {
+        self.incomplete
+    }
+
+    /// How many peers have said Hello, monitors among them.
+    pub(super) fn active(&self) -> u32 {
+        self.active
+    }
+
+    /// How many of these are of a user.
+    pub(super) fn of_user(&self, uid: u32) -> u32 {
+        self.users.get(&uid).copied().unwrap_or(0)
+    }
+
+    /// The unique name that the next Hello will be answered with.
+    pub(super) fn next_unique(&self) -> Unique {
+        Unique::new(self.next_unique)
+    }
+
+    /// Whether a number can be that of a restored peer: it was given out, and no active peer has it.
+    pub(super) fn is_unclaimed(&self, number: u64) -> bool {
+        number < self.next_unique && !self.unique.contains_key(&number)
+    }
+
+    /// Takes in a new or a restored peer. False, and the peer is dropped, where its index is in use.
+    pub(super) fn enter(&mut self, peer: Peer) -> bool {
+        let (id, uid, is_active) = (peer.id, peer.credentials.uid, peer.is_active());
+        let number = peer.unique.as_ref().map(|unique| unique.number);
+        if !self.peers.insert(peer) {
+            return false;
+        }
+        match number {
+            None => self.incomplete += 1,
+            Some(number) => {
+                self.count_in(uid);
+                if is_active {
+                    self.unique.insert(number, id);
+                }
+            }
+        }
+        true
+    }
+
+    /// The peer has authenticated: it is known who it is, and it may say Hello.
+    pub(super) fn admit(&mut self, id: PeerId, done: &SaslDone) {
+        if let Some(peer) = self.peers.get_mut(id) {
+            peer.credentials.uid = done.uid;
+            peer.takes_fds = done.fds;
+            peer.phase = Phase::Greeting;
+        }
+    }
+
+    /// The peer said Hello: it gets the next unique name, by which it can be reached.
+    pub(super) fn activate(&mut self, id: PeerId) -> Option<(&mut Peer, Unique)> {
+        let unique = self.next_unique();
+        let peer = self.peers.get_mut(id).filter(|peer| peer.is_incomplete())?;
+        peer.phase = Phase::Active;
+        peer.unique = Some(unique.clone());
+        let uid = peer.credentials.uid;
+        self.next_unique += 1;
+        self.unique.insert(unique.number, id);
+        self.incomplete -= 1;
+        self.count_in(uid);
+        Some((self.peers.get_mut(id)?, unique))
+    }
+
+    /// The peer cannot be reached by its unique name any more. The name, if it could be until now.
+    ///
+    /// To be followed by [`begin_monitoring`](Self::begin_monitoring) or [`remove`](Self::remove).
+    pub(super) fn retire(&mut self, id: PeerId) -> Option<Unique> {
+        let unique = self.peers.get(id)?.unique.as_ref()?;
+        self.unique.remove(&unique.number).map(|_| unique.clone())
+    }
+
+    /// The peer, which was [retired](Self::retire), is a monitor from now on. False if it is gone.
+    pub(super) fn begin_monitoring(&mut self, id: PeerId) -> bool {
+        let peer = self.peers.get_mut(id);
+        peer.map(|peer| peer.phase = Phase::Monitor).is_some()
+    }
+
+    /// Takes out a peer, which was [retired](Self::retire).
+    pub(super) fn remove(&mut self, id: PeerId) -> Option<Box<Peer>> {
+        let peer = self.peers.remove(id)?;
+        if peer.is_incomplete() {
+            self.incomplete -= 1;
+        } else {
+            self.count_out(peer.credentials.uid);
+        }
+        Some(peer)
+    }
+
+    /// Stops and resumes accepting, with `max_incomplete_connections`. What the runtime is to be told, if anything.
+    pub(super) fn regulate_accepting(&mut self, max_incomplete: u64) -> Option<Action> {
+        let is_full = u64::from(self.incomplete) >= max_incomplete;
+        if is_full == self.is_accepting_stopped {
+            return None;
+        }
+        self.is_accepting_stopped = is_full;
+        Some(if is_full {
+            Action::StopAccepting
+        } else {
+            Action::ResumeAccepting
+        })
+    }
+
+    /// Whether the runtime was told to stop accepting.
+    pub(super) fn is_accepting_stopped(&self) -> bool {
+        self.is_accepting_stopped
+    }
+
+    /// Every count and the table of unique names agree with the peers.
+    pub(super) fn check(&self) -> Result<(), Violation> {
+        let (mut active, mut incomplete, mut reachable) = (0, 0, 0);
+        let mut users: HashMap<u32, u32, Seeded> = HashMap::with_hasher(Seeded::default());
+        for peer in self.peers.iter() {
+            let id = peer.id;
+            match (&peer.unique, peer.is_incomplete()) {
+                (None, true) => incomplete += 1,
+                (Some(unique), false) => {
+                    active += 1;
+                    if let Some(uid) = peer.credentials.uid {
+                        *users.entry(uid).or_insert(0) += 1;
+                    }
+                    let found = self.by_unique(unique.number);
+                    if found != peer.is_active().then_some(id) {
+                        let text = format!("{} leads to {found:?}, not to {id:?}", unique.name);
+                        return Err(Violation::new(text));
+                    }
+                    reachable += usize::from(peer.is_active());
+                    if unique.number >= self.next_unique {
+                        return Err(Violation::new(format!("{} was never given out", unique.name)));
+                    }
+                }
+                (Some(_), true) | (None, false) => {
+                    let text = format!("{id:?} has a unique name that does not fit its phase");
+                    return Err(Violation::new(text));
+                }
+            }
+        }
+        if reachable != self.unique.len() {
+            let text = format!("{} unique names for {reachable} peers", self.unique.len());
+            return Err(Violation::new(text));
+        }
+        let counted = (active, incomplete);
+        if counted != (self.active, self.incomplete) {
+            return Err(Violation::new(format!(
+                "active and incomplete peers: {counted:?}, and not {:?}",
+                (self.active, self.incomplete)
+            )));
+        }
+        if users != self.users {
+            let text = format!("peers per user: {users:?}, and not {:?}", self.users);
+            return Err(Violation::new(text));
+        }
+        Ok(())
+    }
+
+    fn count_in(&mut self, uid: Option<u32>) {
+        self.active += 1;
+        if let Some(uid) = uid {
+            *self.users.entry(uid).or_insert(0) += 1;
+        }
+    }
+
+    fn count_out(&mut self, uid: Option<u32>) {
+        self.active -= 1;
+        if let Some(uid) = uid
+            && let Some(count) = self.users.get_mut(&uid)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.users.remove(&uid);
+            }
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Match rules of peers, and what monitors want to see.
+
+use bus_wire::MatchRule;
+
+use super::event::PeerId;
+use super::invariants::Violation;
+use super::{Broker, Facts, MatchIndex};
+
+/// Who listens to what.
+///
+/// A peer that is active has match rules, a monitor has filters, and nobody has both. A rule with `eavesdrop='true'` is
+/// in two indexes: with its peer's other rules, for messages without a destination, and among the eavesdroppers', for
+/// messages that have one.
+#[derive(Debug)]
+pub(super) struct Subscriptions {
+    /// Every match rule of the active peers, for messages without a destination.
+    matches: MatchIndex,
+    /// The match rules with `eavesdrop='true'`, for messages that have a destination.
+    eavesdroppers: MatchIndex,
+    /// The filters of the monitors, for everything.
+    monitors: MatchIndex,
+    /// The highest count of rules and filters so far.
+    peak: u32,
+}
+
+/// Which of the listeners are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Audience {
+    /// Peers with a match rule, for a message without a destination.
+    Subscribers,
+    /// Peers with a match rule that has `eavesdrop='true'`, for a message with a destination.
+    Eavesdroppers,
+    /// Monitors, for any message.
+    Monitors,
+}
+
+impl Subscriptions {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            matches: MatchIndex::new(seed),
+            eavesdroppers: MatchIndex::new(seed),
+            monitors: MatchIndex::new(seed),
+            peak: 0,
+        }
+    }
+
+    /// Whether nobody in the audience listens to anything: then nothing needs to be looked up.
+    pub(super) fn is_empty(&self, audience: Audience) -> bool {
+        self.index(audience).is_empty()
+    }
+
+    /// Moves to `receivers`, in ascending order, who in the audience listens to a message.
+    pub(super) fn listeners(&self, audience: Audience, facts: &Facts<'_>, receivers: &mut Vec<PeerId>) {
+        self.index(audience).matching(facts, receivers);
+    }
+
+    /// Adds a match rule to those of an active peer.
+    pub(super) fn add(&mut self, peer: PeerId, rule: MatchRule) {
+        if rule.eavesdrop {
+            self.eavesdroppers.add(peer, rule.clone());
+        }
+        self.matches.add(peer, rule);
+        self.raise_peak(self.len() as u32);
+    }
+
+    /// Removes one equal match rule from those of a peer. False if the peer has none.
+    pub(super) fn remove(&mut self, peer: PeerId, rule: &MatchRule) -> bool {
+        if rule.eavesdrop {
+            self.eavesdroppers.remove(peer, rule);
+        }
+        self.matches.remove(peer, rule)
+    }
+
+    /// Adds a filter to those of a monitor, which has no match rules.
+    pub(super) fn add_filter(&mut self, monitor: PeerId, filter: MatchRule) {
+        self.monitors.add(monitor, filter);
+        self.raise_peak(self.len() as u32);
+    }
+
+    /// Removes all match rules and filters of a peer.
+    pub(super) fn drop_peer(&mut self, peer: PeerId) {
+        self.matches.remove_peer(peer);
+        self.eavesdroppers.remove_peer(peer);
+        self.monitors.remove_peer(peer);
+    }
+
+    /// How many match rules a peer has, repeated ones included.
+    pub(super) fn count(&self, peer: PeerId) -> usize {
+        self.matches.count(peer)
+    }
+
+    /// The match rules of a peer, or the filters of a monitor, in the order in which they were added.
+    pub(super) fn rules_of(&self, peer: PeerId) -> impl Iterator<Item = &MatchRule> {
+        self.matches.rules_of(peer).chain(self.monitors.rules_of(peer))
+    }
+
+    /// How many match rules and filters there are.
+    pub(super) fn len(&self) -> usize {
+        self.matches.len() + self.monitors.len()
+    }
+
+    /// The highest count of rules and filters so far.
+    pub(super) fn peak(&self) -> u32 {
+        self.peak
+    }
+
+    /// The count of rules and filters has been as high as this.
+    pub(super) fn raise_peak(&mut self, count: u32) {
+        self.peak = self.peak.max(count);
+    }
+
+    /// The indexes agree, the match rules belong to `active` peers and the filters to `monitors`.
+    pub(super) fn check(&self, active: &[PeerId], monitors: &[PeerId]) -> Result<(), Violation> {
+        let (mut rules, mut eavesdropping) = (0, 0);
+        for peer in active {
+            rules += self.matches.count(*peer);
+            eavesdropping += self.eavesdroppers.count(*peer);
+            let expected = self.matches.rules_of(*peer).filter(|rule| rule.eavesdrop);
+            if !expected.eq(self.eavesdroppers.rules_of(*peer)) {
+                let text = format!("{peer:?} eavesdrops by other rules than its own");
+                return Err(Violation::new(text));
+            }
+        }
+        let filters: usize = monitors.iter().map(|peer| self.monitors.count(*peer)).sum();
+        let counted = (rules, eavesdropping, filters);
+        let indexed = (self.matches.len(), self.eavesdroppers.len(), self.monitors.len());
+        if counted != indexed {
+            return Err(Violation::new(format!(
+                "rules of peers, eavesdropping, of monitors: {counted:?}, and not {indexed:?}"
+            )));
+        }
+        Ok(())
+    }
+
+    fn index(&self, audience: Audience) -> &MatchIndex {
+        match audience {
+            Audience::Subscribers => &self.matches,
+            Audience::Eavesdroppers => &self.eavesdroppers,
+            Audience::Monitors => &self.monitors,
+        }
+    }
+}
+
+/// The peer is at `max_match_rules_per_connection`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TooManyRules;
+
+impl Broker {
+    /// `AddMatch`. Equal rules are counted: each needs a `RemoveMatch` of its own.
+    ///
+    /// A rule with `eavesdrop='true'` is always taken, as by dbus-daemon; where the policy does not let peers eavesdrop
+    /// it matches no more than it would without.
+    pub(crate) fn add_match(&mut self, id: PeerId, rule: MatchRule) -> Result<(), TooManyRules> {
+        let limit = self.config.limits.max_match_rules_per_connection;
+        let count = self.subscriptions.count(id);
+        if count as u64 >= limit {
+            return Err(TooManyRules);
+        }
+        let Some(peer) = self.roster.get_mut(id) else {
+            return Ok(());
+        };
+        peer.peaks.rules = peer.peaks.rules.max(count as u32 + 1);
+        self.subscriptions.add(id, rule);
+        Ok(())
+    }
+
+    /// `RemoveMatch`: one equal rule of this peer. False if it has none.
+    pub(crate) fn remove_match(&mut self, id: PeerId, rule: &MatchRule) -> bool {
+        self.roster.mark_changed(id);
+        self.subscriptions.remove(id, rule)
+    }
+
+    /// `BecomeMonitor`: the peer loses its names, match rules and open calls, and sees from now on all that matches one
+    /// of `rules` (everything, if there is none), whatever its destination (specification,
+    /// "org.freedesktop.DBus.Monitoring.BecomeMonitor").
+    /// The number of rules must be within `max_match_rules_per_connection`.
+    pub(crate) fn begin_monitoring(&mut self, id: PeerId, rules: Vec<MatchRule>) {
+        self.drop_rules(id);
+        // The peer still hears that its own names are lost, as a peer and not as a monitor: so does dbus-daemon.
+        self.release_all_names(id);
+        self.drop_calls(id);
+        // An answer to a monitor would come twice: to the caller, and as what the monitor sees.
+        self.forget_caller(id);
+        if !self.roster.begin_monitoring(id) {
+            return;
+        }
+        let rules = if rules.is_empty() {
+            vec![MatchRule::default()]
+        } else {
+            rules
+        };
+        for rule in rules {
+            self.subscriptions.add_filter(id, rule);
+        }
+    }
+
+    /// The match rules of a peer, or the filters of a monitor, in the order in which they were added.
+    pub(crate) fn rules_of(&self, id: PeerId) -> impl Iterator<Item = &MatchRule> {
+        self.subscriptions.rules_of(id)
+    }
+
+    pub(super) fn drop_rules(&mut self, id: PeerId) {
+        self.roster.mark_changed(id);
+        self.subscriptions.drop_peer(id);
+    }
+}
