@@ -3,6 +3,7 @@
 use bus_wire::Fd;
 use bytes::Bytes;
 
+use super::errand::Errand;
 use super::event::{Fds, PeerId};
 
 /// A request to the runtime. In replay nothing of this is carried out.
@@ -30,14 +31,16 @@ pub enum Action {
     StopAccepting,
     /// Accept connections again.
     ResumeAccepting,
-    /// Read the configuration again, and report [`Event::ConfigLoaded`](super::Event::ConfigLoaded) or
-    /// [`Event::ConfigRefused`](super::Event::ConfigRefused).
-    ReloadConfig,
-    /// Begin an upgrade in place; the caller is noted in the broker.
-    Upgrade {
-        /// Path of the new binary; empty = the path this one was started from.
-        binary: String,
+    /// Have an errand done, and report its end with [`Event::ErrandEnded`](super::Event::ErrandEnded).
+    RunErrand {
+        /// Its number.
+        id: u64,
+        /// What to do.
+        errand: Errand,
     },
+    /// Hand the state over to the binary that has passed its trial; where that cannot be done, report
+    /// [`Event::UpgradeFailed`](super::Event::UpgradeFailed).
+    HandOver,
     /// A warning for the log.
     Warn(String),
 }
@@ -56,12 +59,8 @@ pub struct JournalMemory {
 /// What the broker must know of the system in the middle of an event. The runtime records each answer in the event
 /// log, so that replay reads it back.
 pub trait System {
-    /// Group ids of the peer's process (`SO_PEERGROUPS`, with the primary one), if the kernel tells.
-    fn peer_groups(&mut self, peer: PeerId) -> Option<Vec<u32>>;
-    /// Security label (`SO_PEERSEC`), without a terminating nul.
-    fn peer_label(&mut self, peer: PeerId) -> Option<Vec<u8>>;
-    /// A new descriptor of the peer's process (`SO_PEERPIDFD`). The broker owns it.
-    fn peer_pidfd(&mut self, peer: PeerId) -> Option<Fd>;
+    /// A new descriptor of the process at the other end of this socket (`SO_PEERPIDFD`). The broker owns it.
+    fn peer_pidfd(&mut self, socket: Fd) -> Option<Fd>;
     /// Bytes of memory that the journal uses; `None` where there is no journal.
     fn journal_memory(&mut self) -> Option<JournalMemory> {
         None

@@ -1,8 +1,10 @@
 //! What a checkpoint needs: the parts of the broker that may have changed since the one before.
 
 use super::Broker;
+use super::errand::Errand;
 use super::event::PeerId;
-use super::frozen::{Blob, PeerV1};
+use super::frozen::{Blob, PeerV2};
+use super::restart::Upgrade;
 use super::snapshot::SharedBodies;
 
 impl Broker {
@@ -17,14 +19,28 @@ impl Broker {
         self.roster.take_changed(most, out);
     }
 
-    /// Whether what `save_lists` saves may have changed since this was last asked.
-    pub fn take_changed_lists(&mut self) -> bool {
-        let config = std::mem::take(&mut self.is_config_changed);
-        self.names.take_changed() || config
+    /// Whether any name may have changed since all were last saved.
+    pub fn are_names_changed(&self) -> bool {
+        self.names.is_changed()
+    }
+
+    /// All names are saved.
+    pub fn note_names_saved(&mut self) {
+        self.names.note_saved();
+    }
+
+    /// Whether another configuration may be in force than the one that was last saved.
+    pub fn is_config_changed(&self) -> bool {
+        self.is_config_changed
+    }
+
+    /// The configuration is saved.
+    pub fn note_config_saved(&mut self) {
+        self.is_config_changed = false;
     }
 
     /// The record of the peer that has this index, if any, and the bodies that its output refers to.
-    pub fn save_at(&self, index: u32) -> Option<(PeerV1, Vec<Blob>)> {
+    pub fn save_at(&self, index: u32) -> Option<(PeerV2, Vec<Blob>)> {
         let id = self.roster.at(index)?.id;
         let mut bodies = SharedBodies::new();
         let record = self.save_peer(id, &mut bodies)?;
@@ -58,13 +74,21 @@ impl Broker {
         self.restart.dropped_in_restore = self.restart.dropped_in_restore.saturating_add(peers);
     }
 
-    /// An upgrade was begun and has not ended.
-    pub fn is_upgrading(&self) -> bool {
-        self.restart.is_upgrading
+    /// Whether the state was about to be handed over.
+    pub fn is_handing_over(&self) -> bool {
+        matches!(self.restart.upgrade, Upgrade::HandingOver { .. })
     }
 
-    /// Somebody waits for the answer of ReloadConfig.
-    pub fn is_reloading(&self) -> bool {
-        !self.reload_callers.is_empty()
+    /// The errands that are under way, or were asked for by a worker that died before it could pass them on.
+    pub fn open_errands(&self) -> Vec<(u64, Errand)> {
+        let mut open = Vec::new();
+        if let Some(reading) = self.reload.reading() {
+            open.push((reading.errand, Errand::LoadConfiguration));
+        }
+        if let Upgrade::Trying { errand, binary, .. } = &self.restart.upgrade {
+            let binary = binary.clone();
+            open.push((*errand, Errand::TryBinary { binary }));
+        }
+        open
     }
 }

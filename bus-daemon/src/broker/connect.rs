@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use bus_wire::{Framer, Message, SaslConfig, SaslDone, SaslServer, SendQueue};
+use bus_wire::{Fd, Framer, Message, SaslConfig, SaslDone, SaslServer, SendQueue};
 use bytes::Bytes;
 
 use super::disconnect::{Breach, Disconnect, Excess, Refusal};
-use super::event::{Credentials, Fds, PeerId};
+use super::event::{Attested, Fds, PeerId};
 use super::peer::{Peaks, Peer, Phase};
 use super::quota::ACCEPT_SLACK;
 use super::speak::{FAILED, LIMITS_EXCEEDED, NOT_ACTIVE_YET};
@@ -14,7 +14,7 @@ use super::{Action, Broker, System};
 use crate::config::{Config, Connect};
 
 impl Broker {
-    pub(super) fn accept(&mut self, id: PeerId, listener: u32, credentials: Credentials, can_pass_fds: bool) {
+    pub(super) fn accept(&mut self, id: PeerId, listener: u32, socket: Fd, attested: Attested) {
         let limit = self
             .config
             .limits
@@ -29,22 +29,29 @@ impl Broker {
             });
             return;
         }
+        let Attested {
+            credentials,
+            groups,
+            label,
+        } = if self.identity.transport(listener).attests() {
+            attested
+        } else {
+            Attested::default()
+        };
         let sasl = SaslConfig {
-            guid: self
-                .identity
-                .listener_guids
-                .get(listener as usize)
-                .copied()
-                .unwrap_or(self.identity.guid),
+            guid: self.identity.listener_guid(listener),
             mechanisms: self.config.auth.clone(),
-            can_pass_fds,
+            can_pass_fds: self.identity.transport(listener).passes_fds(),
         };
         let deadline = self.deadlines.later(self.config.limits.auth_timeout);
         let peer = Peer {
             id,
             listener,
+            socket: Some(socket),
+            taken: 0,
             credentials,
-            can_pass_fds,
+            groups,
+            label,
             takes_fds: false,
             phase: Phase::Authenticating(Box::new(SaslServer::new(sasl, credentials.uid))),
             unique: None,
@@ -225,44 +232,26 @@ impl Broker {
 
     /// Nobody is answered any more who waits for the runtime.
     pub(super) fn forget_caller(&mut self, id: PeerId) {
-        self.reload_callers.retain(|(caller, _)| *caller != id);
-        self.restart.upgrade_caller.take_if(|(caller, _)| *caller == id);
+        self.reload.forget(id);
+        self.restart.upgrade.forget_caller(id);
     }
 
-    /// Notes a caller of ReloadConfig, who is answered when the runtime has reported the outcome. `serial` is that of
-    /// the call, 0 if it wants no answer.
-    pub(crate) fn request_reload(&mut self, caller: PeerId, serial: u32) {
-        if serial != 0 {
-            self.reload_callers.push((caller, serial));
-        }
-        self.outgoing.ask(Action::ReloadConfig);
+    /// The peer's link is gone. What the peer has sent of a message so far is kept, and so is what it was not sent.
+    pub(super) fn detach(&mut self, id: PeerId) {
+        let socket = self.roster.get_mut(id).and_then(|peer| peer.socket.take());
+        self.close_fds(socket);
     }
 
-    pub(super) fn config_loaded(&mut self, config: Arc<Config>) {
-        let services_changed = config.services != self.config.services;
-        self.config = config;
-        self.is_config_changed = true;
-        let max_message_size = max_message_size(&self.config);
-        let ids: Vec<PeerId> = self.peer_ids().collect();
-        for id in ids {
-            if let Some(peer) = self.roster.get_mut(id) {
-                peer.framer.set_max_message_size(max_message_size);
-            }
-            self.regulate(id);
+    /// The peer has a link again.
+    pub(super) fn attach(&mut self, id: PeerId, socket: Fd) {
+        let Some(peer) = self.roster.get_mut(id) else {
+            return self.close_fds([socket]);
+        };
+        let old = peer.socket.replace(socket);
+        if !peer.out.is_empty() {
+            self.outgoing.mark_dirty(peer);
         }
-        self.regulate_accepting();
-        if services_changed {
-            self.broadcast_driver_signal("ActivatableServicesChanged", |_| {});
-        }
-        for (caller, serial) in std::mem::take(&mut self.reload_callers) {
-            self.send_late_reply(caller, serial, |_| {});
-        }
-    }
-
-    pub(super) fn config_refused(&mut self, reason: &str) {
-        for (caller, serial) in std::mem::take(&mut self.reload_callers) {
-            self.send_late_error(caller, serial, FAILED, reason);
-        }
+        self.close_fds(old);
     }
 }
 

@@ -19,6 +19,8 @@ pub(super) enum Deadline {
         caller: PeerId,
         serial: u32,
     },
+    /// The configuration is to be read again.
+    Reload,
 }
 
 /// The present, and all that is due later. A peer's own deadlines are also in the [`Peer`], those of calls also in the

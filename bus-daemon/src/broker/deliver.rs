@@ -109,6 +109,7 @@ impl Broker {
         let Some(peer) = self.roster.get_mut(to) else {
             return;
         };
+        self.outgoing.note_work(1);
         let queued = peer.out.len();
         peer.peaks.outgoing_bytes = peer.peaks.outgoing_bytes.max(queued);
         peer.peaks.outgoing_fds = peer.peaks.outgoing_fds.max(peer.out.queued_fds() as u32);
@@ -123,9 +124,12 @@ impl Broker {
         self.note_pushed(id);
     }
 
-    /// The socket of a peer took bytes.
-    pub(super) fn drained(&mut self, id: PeerId, bytes: u64) {
+    /// The link of a peer took bytes up to this absolute offset.
+    pub(super) fn sent(&mut self, id: PeerId, upto: u64) {
         let Some(peer) = self.roster.get_mut(id) else {
+            return;
+        };
+        let Some(bytes) = upto.checked_sub(peer.out.sent()).filter(|bytes| *bytes > 0) else {
             return;
         };
         let gone = peer.out.advance(bytes);

@@ -18,6 +18,9 @@ pub(crate) enum Disconnect {
     /// The bus could not get the peer a descriptor: its own table is full.
     #[error("no file descriptors are left for a message to it")]
     NoDescriptorsLeft,
+    /// The bus lost bytes of the peer's stream: a fault of its own.
+    #[error("{0} bytes of its stream are missing in the bus")]
+    InputMissing(u64),
     /// The transport ended: end of file, or an error of the socket. The peer did nothing wrong.
     #[error("{0}")]
     Transport(&'static str),
@@ -27,7 +30,11 @@ impl Disconnect {
     /// Whether the disconnection is worth a warning: the link did not simply end.
     pub(super) fn is_fault(&self) -> bool {
         match self {
-            Self::Breach(_) | Self::Refusal(_) | Self::Excess(_) | Self::NoDescriptorsLeft => true,
+            Self::Breach(_)
+            | Self::Refusal(_)
+            | Self::Excess(_)
+            | Self::NoDescriptorsLeft
+            | Self::InputMissing(_) => true,
             Self::Transport(_) => false,
         }
     }

@@ -1,13 +1,11 @@
 //! What goes into the broker: every input that can change an output.
 
-use std::sync::Arc;
-
 use bus_wire::Fd;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use crate::config::Config;
+use super::errand::ErrandOutcome;
 
 /// Milliseconds on the clock that the runtime chose (`CLOCK_BOOTTIME`); the broker only compares them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash, Serialize, Deserialize)]
@@ -40,7 +38,7 @@ impl PeerId {
     }
 }
 
-/// What the kernel says of the process at the other end when it is accepted.
+/// Who is at the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Credentials {
     /// User id; `None` where the transport has none (TCP).
@@ -49,6 +47,44 @@ pub struct Credentials {
     pub gid: Option<u32>,
     /// Process id.
     pub pid: Option<u32>,
+}
+
+/// What the kernel tells of the process at the other end when it is accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Attested {
+    /// `SO_PEERCRED`
+    pub credentials: Credentials,
+    /// All group ids (`SO_PEERGROUPS`, with the primary one), ascending.
+    pub groups: Option<Vec<u32>>,
+    /// Security label (`SO_PEERSEC`), without a terminating nul.
+    pub label: Option<Vec<u8>>,
+}
+
+/// What carries the links of a listener, and so what a link can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Transport {
+    /// A unix socket: passes descriptors, and the kernel tells who is at the other end.
+    Unix,
+    /// TCP: neither.
+    Tcp,
+}
+
+impl Transport {
+    /// Whether file descriptors can be passed.
+    pub fn passes_fds(self) -> bool {
+        match self {
+            Self::Unix => true,
+            Self::Tcp => false,
+        }
+    }
+
+    /// Whether the kernel tells of the process at the other end.
+    pub fn attests(self) -> bool {
+        match self {
+            Self::Unix => true,
+            Self::Tcp => false,
+        }
+    }
 }
 
 /// The file descriptors that came with one read, in order.
@@ -63,15 +99,29 @@ pub enum Event {
         peer: PeerId,
         /// Which listener accepted it (index in the order of the config).
         listener: u32,
+        /// The handle of its socket, which the broker owns.
+        socket: Fd,
         /// What the kernel knows of it.
-        credentials: Credentials,
-        /// Whether file descriptors can be passed over this transport.
-        can_pass_fds: bool,
+        attested: Attested,
+    },
+    /// A peer's link is gone, and the peer stays: what is for it waits until it has a link again.
+    Detached {
+        /// Whose.
+        peer: PeerId,
+    },
+    /// A peer that was parked has a link again.
+    Attached {
+        /// Whose.
+        peer: PeerId,
+        /// The handle of the new link's socket, which the broker owns.
+        socket: Fd,
     },
     /// Bytes arrived, in a chunk of their own.
     Received {
         /// From whom.
         peer: PeerId,
+        /// Absolute offset in the peer's stream behind the last of these bytes. What was taken before is ignored.
+        upto: u64,
         /// At least one byte.
         data: Bytes,
         /// Descriptors that came with them.
@@ -86,12 +136,12 @@ pub enum Event {
         /// Descriptors that came with the newest part.
         fds: Fds,
     },
-    /// The peer's socket took bytes from the head of its send queue.
-    Drained {
+    /// The peer's link took bytes from the head of its send queue.
+    Sent {
         /// Whose.
         peer: PeerId,
-        /// How many bytes since the last such event.
-        bytes: u64,
+        /// Absolute offset in the stream to the peer behind the last byte taken. Less than is known already says nothing new.
+        upto: u64,
     },
     /// Bytes arrived that killed the worker, and are left out. The link is closed once the peer has been told.
     Quarantined {
@@ -100,33 +150,34 @@ pub enum Event {
         /// The first 16 of them, or fewer: perhaps the beginning of a call, which is then answered.
         begins_with: Bytes,
     },
-    /// The link is gone: end of file, or an error of the socket.
+    /// The link is gone, and the peer with it: end of file, or an error of the socket.
     Closed {
         /// Whose.
         peer: PeerId,
         /// For the log: `"end of file"`, or the system's error.
         reason: &'static str,
     },
-    /// Time has passed.
+    /// Time has passed. It never goes backwards.
     Tick {
         /// The present.
         now: Millis,
     },
-    /// A configuration was loaded (at start, or by a reload).
-    ConfigLoaded {
-        /// The new one, complete.
-        config: Arc<Config>,
-    },
-    /// A reload failed; the configuration in force stays. Answers the callers of ReloadConfig.
-    ConfigRefused {
-        /// What, where, whose fault.
-        reason: String,
-    },
-    /// An upgrade was asked for by a signal; nobody waits for an answer.
+    /// The configuration is to be read again (SIGHUP).
+    ReloadRequested,
+    /// An upgrade to the binary at the path that this one was started from (SIGUSR2).
     UpgradeRequested,
-    /// The preflight of an upgrade said no.
-    UpgradeRefused {
-        /// Why.
+    /// An errand has ended, however it ended.
+    ErrandEnded {
+        /// Its number.
+        errand: u64,
+        /// How.
+        outcome: ErrandOutcome,
+        /// The memfd that holds the outcome, which the broker owns.
+        payload: Option<Fd>,
+    },
+    /// The upgrade that was about to happen did not.
+    UpgradeFailed {
+        /// Why, for the caller.
         reason: String,
     },
     /// This process image serves from now on. After an upgrade that succeeded or was rolled back it answers the caller.

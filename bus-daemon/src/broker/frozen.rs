@@ -1,4 +1,5 @@
-//! The saved form of the broker, version 1. These structs never change: what is new gets a new version.
+//! The saved form of the broker, version 2. These structs never change: what is new gets a new version, and the one before
+//! it is still read.
 //!
 //! They are apart from the live types on purpose, hold plain owned data, and are read as hostile input.
 
@@ -10,24 +11,26 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::event::{Millis, PeerId};
 
 mod config;
+mod v1;
 
-pub(super) use config::ConfigV1;
+pub use config::ConfigV1;
+pub use v1::{GlobalV1, PeerV1};
 
 /// Everything that [`Broker::save`](super::Broker::save) knows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BrokerState {
     /// What belongs to no single peer.
-    pub global: GlobalV1,
+    pub global: GlobalV2,
     /// One record per peer.
-    pub peers: Vec<PeerV1>,
+    pub peers: Vec<PeerV2>,
     /// Bodies that wait in send queues, each once however many queues it is in.
     pub shared: Vec<Blob>,
 }
 
 /// What belongs to no single peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GlobalV1 {
-    pub(super) identity: IdentityV1,
+pub struct GlobalV2 {
+    pub(super) identity: IdentityV2,
     pub(super) config: ConfigV1,
     pub(super) now: Millis,
     pub(super) next_unique: u64,
@@ -36,26 +39,20 @@ pub struct GlobalV1 {
     pub(super) roster: Vec<(PeerId, Option<u64>)>,
     /// Sorted by name.
     pub(super) names: Vec<NameV1>,
-    pub(super) restart: RestartV1,
-    pub(super) reload_callers: Vec<(PeerId, u32)>,
+    pub(super) restart: RestartV2,
+    pub(super) reload: ReloadV1,
+    /// The number of the next errand.
+    pub(super) next_errand: u64,
     pub(super) activation_environment: Vec<(String, String)>,
     pub(super) peak_rules: u32,
     pub(super) peak_names: u32,
     pub(super) is_accepting_stopped: bool,
 }
 
-/// The part of [`GlobalV1`] that grows with the bus and seldom changes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ListsV1 {
-    pub(super) config: ConfigV1,
-    pub(super) names: Vec<NameV1>,
-}
-
-impl GlobalV1 {
+impl GlobalV2 {
     /// What [`Broker::save_bus`](super::Broker::save_bus) left out, put back. `roster` is every peer, with the number
     /// of its unique name.
-    pub fn complete(self, lists: ListsV1, roster: Vec<(PeerId, Option<u64>)>) -> Self {
-        let ListsV1 { config, names } = lists;
+    pub fn complete(self, config: ConfigV1, names: Vec<NameV1>, roster: Vec<(PeerId, Option<u64>)>) -> Self {
         Self {
             config,
             names,
@@ -67,18 +64,32 @@ impl GlobalV1 {
 
 /// What distinguishes the bus.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct IdentityV1 {
+pub(super) struct IdentityV2 {
     pub(super) guid: Guid,
-    pub(super) listener_guids: Vec<Guid>,
+    pub(super) listeners: Vec<ListenerV1>,
     pub(super) machine_id: String,
     pub(super) keeper_pid: u32,
     pub(super) own_uid: u32,
     pub(super) hash_seed: u64,
 }
 
+/// A listener as the peers that came through it know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ListenerV1 {
+    pub(super) guid: Guid,
+    pub(super) transport: TransportV1,
+}
+
+/// What carries the links of a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum TransportV1 {
+    Unix,
+    Tcp,
+}
+
 /// A well-known name, with the primary owner and those who wait.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct NameV1 {
+pub struct NameV1 {
     pub(super) name: String,
     /// With the flags of RequestName.
     pub(super) owners: Vec<(PeerId, u32)>,
@@ -86,7 +97,7 @@ pub(super) struct NameV1 {
 
 /// The daemon's own life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct RestartV1 {
+pub(super) struct RestartV2 {
     pub(super) generation: u32,
     pub(super) recoveries: u32,
     pub(super) worker_pid: u32,
@@ -95,24 +106,55 @@ pub(super) struct RestartV1 {
     pub(super) last_carried: u32,
     pub(super) last_dropped: u32,
     pub(super) last_quarantined: u32,
-    pub(super) is_upgrading: bool,
-    pub(super) upgrade_caller: Option<(PeerId, u32)>,
+    pub(super) upgrade: UpgradeV1,
     pub(super) dropped_in_restore: u32,
+}
+
+/// How far an upgrade has come. A caller is a peer and the serial of its call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum UpgradeV1 {
+    None,
+    Trying {
+        errand: u64,
+        binary: String,
+        caller: Option<(PeerId, u32)>,
+    },
+    HandingOver {
+        caller: Option<(PeerId, u32)>,
+    },
+}
+
+/// Who waits for the configuration to be read again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ReloadV1 {
+    /// The first and the last request for the next reading, if there is one to come.
+    pub(super) wanted: Option<(Millis, Millis)>,
+    /// Who is answered after it.
+    pub(super) callers: Vec<(PeerId, u32)>,
+    /// The errand that reads it now, if one does, and who is answered when it has ended.
+    pub(super) reading: Option<(u64, Vec<(PeerId, u32)>)>,
 }
 
 /// One peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PeerV1 {
+pub struct PeerV2 {
     pub(super) id: PeerId,
     pub(super) listener: u32,
+    /// The handle of its link's socket; `None`: it is parked.
+    pub(super) socket: Option<Fd>,
     pub(super) uid: Option<u32>,
     pub(super) gid: Option<u32>,
     pub(super) pid: Option<u32>,
-    pub(super) can_pass_fds: bool,
+    /// `SO_PEERGROUPS`.
+    pub(super) groups: Option<Vec<u32>>,
+    /// `SO_PEERSEC`.
+    pub(super) label: Option<Vec<u8>>,
     pub(super) takes_fds: bool,
     pub(super) phase: PhaseV1,
     /// The number of its unique name.
     pub(super) unique: Option<u64>,
+    /// Absolute offset of the first byte of its stream that was not taken.
+    pub(super) taken: u64,
     /// Input that is not a whole message yet.
     pub(super) input: Blob,
     /// Descriptors that came with it.
@@ -141,7 +183,32 @@ pub struct PeerV1 {
     pub(super) peak_outgoing_fds: u32,
 }
 
-impl PeerV1 {
+impl GlobalV2 {
+    /// The present is `now`. Returns what it was.
+    pub fn move_to(&mut self, now: Millis) -> Millis {
+        let before = std::mem::replace(&mut self.now, now);
+        if let Some((first, last)) = &mut self.reload.wanted {
+            (*first, *last) = (now, now);
+        }
+        before
+    }
+}
+
+impl PeerV2 {
+    /// What is due is as far from `to` as it was from `from`.
+    #[must_use]
+    pub fn moved(mut self, from: Millis, to: Millis) -> Self {
+        let place = |at: &mut Millis| *at = Millis(to.0.saturating_add(at.0.saturating_sub(from.0)));
+        self.hello_deadline.iter_mut().for_each(place);
+        self.fds_deadline.iter_mut().for_each(place);
+        let owed = self
+            .owed
+            .iter_mut()
+            .filter_map(|(_, _, deadline)| deadline.as_mut());
+        owed.for_each(place);
+        self
+    }
+
     /// Whose record it is.
     pub fn id(&self) -> PeerId {
         self.id

@@ -43,6 +43,7 @@ impl Broker {
 
     fn check_deadlines(&self) -> Result<(), Violation> {
         let mut expected: BTreeSet<_> = self.calls.deadlines().collect();
+        expected.extend(self.reload.due().map(|at| (at, Deadline::Reload)));
         for peer in self.roster.iter() {
             expected.extend(peer.hello_deadline.map(|at| (at, Deadline::Hello(peer.id))));
             expected.extend(peer.fds_deadline.map(|at| (at, Deadline::Fds(peer.id))));

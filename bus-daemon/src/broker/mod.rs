@@ -12,6 +12,7 @@ mod deadline;
 mod deliver;
 mod disconnect;
 mod driver;
+mod errand;
 mod event;
 mod frozen;
 mod holdings;
@@ -25,6 +26,7 @@ mod peer;
 mod per_peer;
 mod quota;
 mod record_fault;
+mod reload;
 mod reply;
 mod restart;
 mod restore;
@@ -43,8 +45,9 @@ use bus_wire::{Fd, Guid, LargeMessage, SendQueue};
 use serde::{Deserialize, Serialize};
 
 pub use action::{Action, JournalMemory, System};
-pub use event::{Credentials, Event, Fds, Millis, PeerId, Start};
-pub use frozen::{Blob, BrokerState, GlobalV1, ListsV1, PeerV1};
+pub use errand::{ConfigRefusal, Errand, ErrandOutcome};
+pub use event::{Attested, Credentials, Event, Fds, Millis, PeerId, Start, Transport};
+pub use frozen::{Blob, BrokerState, ConfigV1, GlobalV1, GlobalV2, NameV1, PeerV1, PeerV2};
 pub use invariants::Violation;
 pub use restore::{Dropped, RestoreError};
 pub use snapshot::SharedBodies;
@@ -55,7 +58,7 @@ pub(crate) use match_index::{Facts, MatchIndex};
 pub(crate) use name::{NameFlags, NameTable};
 pub(crate) use peer::Peer;
 pub(crate) use restart::{LastRestart, Restart, STATE_VERSION};
-pub(crate) use speak::expects_reply;
+pub(crate) use speak::{LIMITS_EXCEEDED, expects_reply};
 pub(crate) use subscriptions::TooManyRules;
 
 use crate::config::Config;
@@ -63,6 +66,7 @@ use call_table::CallTable;
 use deadline::Deadlines;
 use disconnect::Disconnect;
 use outgoing::Outgoing;
+use reload::Reload;
 use roster::Roster;
 use scratch::Scratch;
 use subscriptions::Subscriptions;
@@ -78,8 +82,8 @@ pub(crate) const DRIVER: &str = "org.freedesktop.DBus";
 pub struct Identity {
     /// What `GetId` answers.
     pub guid: Guid,
-    /// The guid of each listener, in the order of the config; SASL tells it to the peers that came through it.
-    pub listener_guids: Vec<Guid>,
+    /// The listeners, in the order of the config.
+    pub listeners: Vec<ListenerIdentity>,
     /// What `org.freedesktop.DBus.Peer.GetMachineId` answers: 32 hex digits.
     pub machine_id: String,
     /// The process that is known as the bus.
@@ -88,6 +92,29 @@ pub struct Identity {
     pub own_uid: u32,
     /// Seeds the hash tables against chosen collisions.
     pub hash_seed: u64,
+}
+
+/// A listener, as the peers that come through it know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerIdentity {
+    /// SASL tells it to them.
+    pub guid: Guid,
+    /// What carries their links.
+    pub transport: Transport,
+}
+
+impl Identity {
+    /// The guid that peers of a listener are told.
+    fn listener_guid(&self, listener: u32) -> Guid {
+        let listener = self.listeners.get(listener as usize);
+        listener.map_or(self.guid, |listener| listener.guid)
+    }
+
+    /// What carries the links of a listener.
+    fn transport(&self, listener: u32) -> Transport {
+        let listener = self.listeners.get(listener as usize);
+        listener.map_or(Transport::Tcp, |listener| listener.transport)
+    }
 }
 
 /// The bus, without its sockets.
@@ -112,8 +139,12 @@ pub struct Broker {
     /// What waits to go out.
     outgoing: Outgoing,
     restart: Restart,
-    /// Who waits for the answer of ReloadConfig, with the serial of the call.
-    reload_callers: Vec<(PeerId, u32)>,
+    /// Who waits for the configuration to be read again.
+    reload: Reload,
+    /// The memfd that the configuration in force came in, if it came in one.
+    config_source: Option<Fd>,
+    /// The number of the next errand.
+    next_errand: u64,
     /// What UpdateActivationEnvironment has set, for services that are started.
     activation_environment: BTreeMap<String, String>,
     scratch: Scratch,
@@ -133,7 +164,9 @@ impl Broker {
             deadlines: Deadlines::new(now),
             outgoing: Outgoing::new(0),
             restart: Restart::default(),
-            reload_callers: Vec::new(),
+            reload: Reload::default(),
+            config_source: None,
+            next_errand: 1,
             activation_environment: BTreeMap::new(),
             scratch: Scratch::default(),
             identity,
@@ -146,21 +179,38 @@ impl Broker {
             Event::Accepted {
                 peer,
                 listener,
-                credentials,
-                can_pass_fds,
+                socket,
+                attested,
             } => {
-                self.accept(peer, listener, credentials, can_pass_fds);
+                self.accept(peer, listener, socket, attested);
             }
-            Event::Received { peer, data, fds } => self.receive(peer, data, fds, system),
+            Event::Detached { peer } => self.detach(peer),
+            Event::Attached { peer, socket } => self.attach(peer, socket),
+            Event::Received {
+                peer,
+                upto,
+                data,
+                fds,
+            } => self.received(peer, upto, data, fds, system),
             Event::ReceivedLarge { peer, prefix, fds } => self.receive_large(peer, prefix, fds, system),
-            Event::Drained { peer, bytes } => self.drained(peer, bytes),
+            Event::Sent { peer, upto } => self.sent(peer, upto),
             Event::Quarantined { peer, begins_with } => self.quarantined(peer, &begins_with),
             Event::Closed { peer, reason } => self.disconnect(peer, Disconnect::Transport(reason)),
             Event::Tick { now } => self.tick(now),
-            Event::ConfigLoaded { config } => self.config_loaded(config),
-            Event::ConfigRefused { reason } => self.config_refused(&reason),
+            Event::ReloadRequested => self.request_reload(None),
             Event::UpgradeRequested => self.upgrade_requested(),
-            Event::UpgradeRefused { reason } => self.upgrade_refused(&reason),
+            Event::ErrandEnded {
+                errand,
+                outcome,
+                payload,
+            } => match outcome {
+                ErrandOutcome::Configuration(result) => self.configuration_read(errand, result, payload),
+                ErrandOutcome::Trial(verdict) => {
+                    self.close_fds(payload);
+                    self.binary_tried(errand, verdict);
+                }
+            },
+            Event::UpgradeFailed { reason } => self.upgrade_failed(&reason),
             Event::Serving { worker_pid, start } => self.serving(worker_pid, start),
         }
         self.bury_condemned();
@@ -176,7 +226,7 @@ impl Broker {
         self.outgoing.take_dirty(&mut self.roster, out);
     }
 
-    /// What waits to be written to a peer. What was written is reported with [`Event::Drained`].
+    /// What waits to be written to a peer. What was written is reported with [`Event::Sent`].
     pub fn send_queue(&self, peer: PeerId) -> Option<&SendQueue> {
         self.roster.get(peer).map(|peer| &peer.out)
     }
@@ -210,10 +260,32 @@ impl Broker {
         self.roster.iter().map(|peer| peer.id)
     }
 
-    /// Every received descriptor that the broker holds: in partial input, and in send queues. The manifest.
+    /// The handle of a peer's socket, if the peer has a link.
+    pub fn socket(&self, peer: PeerId) -> Option<Fd> {
+        self.roster.get(peer)?.socket
+    }
+
+    /// How many bytes of a peer's stream were taken.
+    pub fn taken(&self, peer: PeerId) -> u64 {
+        self.roster.get(peer).map_or(0, |peer| peer.taken)
+    }
+
+    /// The user that a peer belongs to, as far as is known.
+    pub fn uid(&self, peer: PeerId) -> Option<u32> {
+        self.roster.get(peer)?.credentials.uid
+    }
+
+    /// Units of work done by this process: a message, 4 KiB of one, a delivery. The runtime shares its turns by them.
+    pub fn work(&self) -> u64 {
+        self.outgoing.work()
+    }
+
+    /// Every descriptor that the broker owns: sockets of links, received ones in partial input and in send queues, and
+    /// where the configuration came from. The manifest tells their numbers.
     pub fn owned_fds(&self) -> Vec<Fd> {
-        let mut all = Vec::new();
+        let mut all: Vec<Fd> = self.config_source.into_iter().collect();
         for peer in self.roster.iter() {
+            all.extend(peer.socket);
             all.extend(peer.framer.fds());
             all.extend(peer.out.fds());
         }

@@ -88,7 +88,7 @@ pub(crate) struct NameTable {
     holdings: Holdings,
     /// The highest count of names so far, unique names among them.
     peak: u32,
-    /// Whether any name may have changed since [`take_changed`](Self::take_changed) was last called.
+    /// Whether any name may have changed since [`note_saved`](Self::note_saved) was last called.
     changed: bool,
 }
 
@@ -102,9 +102,14 @@ impl NameTable {
         }
     }
 
-    /// Whether any name may have changed since this was last asked.
-    pub(crate) fn take_changed(&mut self) -> bool {
-        std::mem::take(&mut self.changed)
+    /// Whether any name may have changed since all were last saved.
+    pub(crate) fn is_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// All are saved.
+    pub(crate) fn note_saved(&mut self) {
+        self.changed = false;
     }
 
     /// How many names have an owner.

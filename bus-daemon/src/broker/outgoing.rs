@@ -22,6 +22,8 @@ pub(super) struct Outgoing {
     condemned: VecDeque<(PeerId, Disconnect)>,
     /// The serial of the driver's last message.
     serial: u32,
+    /// Work done since this process began, in units: a message, 4 KiB of one, a delivery. Only for sharing time fairly.
+    work: u64,
 }
 
 impl Outgoing {
@@ -32,6 +34,7 @@ impl Outgoing {
             dirty: Vec::new(),
             condemned: VecDeque::new(),
             serial,
+            work: 0,
         }
     }
 
@@ -97,6 +100,17 @@ impl Outgoing {
         self.serial
     }
 
+    /// Counts units of work.
+    #[inline]
+    pub(super) fn note_work(&mut self, units: u64) {
+        self.work += units;
+    }
+
+    /// Units of work done so far.
+    pub(super) fn work(&self) -> u64 {
+        self.work
+    }
+
     /// What is saved of it: the serial of the driver's last message.
     pub(super) fn save(&self) -> u32 {
         let Self {
@@ -106,6 +120,8 @@ impl Outgoing {
             // Empty between events, or carried out.
             actions: _,
             condemned: _,
+            // Of this process alone.
+            work: _,
         } = self;
         *serial
     }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bus_wire::{Framer, SaslServer, SendQueue};
+use bus_wire::{Fd, Framer, SaslServer, SendQueue};
 
 use super::event::{Credentials, Millis, PeerId};
 
@@ -30,10 +30,16 @@ pub(crate) enum Phase {
 pub(crate) struct Peer {
     pub(crate) id: PeerId,
     pub(crate) listener: u32,
+    /// The handle of its link's socket; `None`: it is parked, and what is for it waits.
+    pub(crate) socket: Option<Fd>,
+    /// Absolute offset of the first byte of its stream that was not taken.
+    pub(crate) taken: u64,
     /// What the kernel said when it was accepted. The uid is the authenticated one from BEGIN on.
     pub(crate) credentials: Credentials,
-    /// Whether the transport can pass file descriptors.
-    pub(crate) can_pass_fds: bool,
+    /// Its groups, as the kernel told them when it was accepted.
+    pub(crate) groups: Option<Vec<u32>>,
+    /// Its security label, likewise.
+    pub(crate) label: Option<Vec<u8>>,
     /// Whether it negotiated to (specification, "NEGOTIATE_UNIX_FD").
     pub(crate) takes_fds: bool,
     pub(crate) phase: Phase,

@@ -1,10 +1,11 @@
 //! What `org.busdaemon.Restart1` tells of the daemon's own life, and who waits for the end of an upgrade.
 
+use super::errand::Errand;
 use super::event::{PeerId, Start};
 use super::{Action, Broker};
 
-/// The state's version: what `StateVersion` answers, and the `V1` of the frozen structs.
-pub(crate) const STATE_VERSION: u32 = 1;
+/// The state's version: what `StateVersion` answers.
+pub(crate) const STATE_VERSION: u32 = 2;
 
 const UPGRADE_REFUSED: &str = "org.busdaemon.Error.UpgradeRefused";
 const QUARANTINED: &str = "org.busdaemon.Error.Quarantined";
@@ -19,12 +20,53 @@ pub(crate) struct Restart {
     pub(crate) recoveries: u32,
     pub(crate) worker_pid: u32,
     pub(crate) last: LastRestart,
-    /// Whether an upgrade is under way, by a call or by a signal.
-    pub(crate) is_upgrading: bool,
-    /// Who called Upgrade and waits for the answer, with the serial of the call.
-    pub(crate) upgrade_caller: Option<(PeerId, u32)>,
+    pub(crate) upgrade: Upgrade,
     /// Peers that were lost since the last restart was complete.
     pub(crate) dropped_in_restore: u32,
+}
+
+/// How far an upgrade has come. The caller is whoever called Upgrade and waits for the answer, with the serial of the
+/// call; there is none after a signal.
+///
+/// ```text
+/// None ──a call, a signal──> Trying ──the binary can take over──> HandingOver ──whoever serves next──> None
+///   ^────────────────it cannot──┘                                      │
+///   ^──────────────────────────────────the state cannot be handed over─┘
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Upgrade {
+    None,
+    /// A child of the keeper tries the binary.
+    Trying {
+        /// The errand's number.
+        errand: u64,
+        /// Path of the binary; empty = the path this one was started from.
+        binary: String,
+        caller: Option<(PeerId, u32)>,
+    },
+    /// The worker hands its state over, and does nothing else any more.
+    HandingOver {
+        caller: Option<(PeerId, u32)>,
+    },
+}
+
+impl Upgrade {
+    /// It is over, one way or the other: who waits for the answer.
+    fn end(&mut self) -> Option<(PeerId, u32)> {
+        match std::mem::replace(self, Self::None) {
+            Self::None => None,
+            Self::Trying { caller, .. } | Self::HandingOver { caller } => caller,
+        }
+    }
+
+    pub(super) fn forget_caller(&mut self, id: PeerId) {
+        match self {
+            Self::None => {}
+            Self::Trying { caller, .. } | Self::HandingOver { caller } => {
+                caller.take_if(|(peer, _)| *peer == id);
+            }
+        }
+    }
 }
 
 /// The property `LastRestart`.
@@ -49,40 +91,71 @@ impl Default for Restart {
             recoveries: 0,
             worker_pid: 0,
             last: LastRestart::default(),
-            is_upgrading: false,
-            upgrade_caller: None,
+            upgrade: Upgrade::None,
             dropped_in_restore: 0,
         }
     }
 }
 
 impl Broker {
-    /// `Upgrade`: notes the caller, who is answered by whoever serves next, and asks the runtime. `serial` is that of
-    /// the call, 0 if it wants no answer. False if an upgrade is under way already.
-    pub(crate) fn request_upgrade(&mut self, caller: PeerId, serial: u32, binary: String) -> bool {
-        if self.restart.is_upgrading {
-            return false;
-        }
-        self.restart.is_upgrading = true;
-        self.restart.upgrade_caller = (serial != 0).then_some((caller, serial));
-        self.outgoing.ask(Action::Upgrade { binary });
-        true
+    /// `Upgrade`: the caller is answered by whoever serves next. `serial` is that of the call, 0 if it wants no answer.
+    /// False if an upgrade is under way already.
+    pub(crate) fn call_upgrade(&mut self, caller: PeerId, serial: u32, binary: String) -> bool {
+        self.begin_upgrade(binary, (serial != 0).then_some((caller, serial)))
     }
 
     /// The same by a signal: nobody is answered.
     pub(super) fn upgrade_requested(&mut self) {
-        if self.restart.is_upgrading {
+        if !self.begin_upgrade(String::new(), None) {
             self.warn("an upgrade is under way already".to_owned());
-            return;
         }
-        self.restart.is_upgrading = true;
-        self.outgoing.ask(Action::Upgrade {
-            binary: String::new(),
-        });
     }
 
-    pub(super) fn upgrade_refused(&mut self, reason: &str) {
-        if let Some((caller, serial)) = self.take_upgrade_caller() {
+    fn begin_upgrade(&mut self, binary: String, caller: Option<(PeerId, u32)>) -> bool {
+        if self.restart.upgrade != Upgrade::None {
+            return false;
+        }
+        let errand = self.next_errand;
+        self.next_errand += 1;
+        self.outgoing.ask(Action::RunErrand {
+            id: errand,
+            errand: Errand::TryBinary {
+                binary: binary.clone(),
+            },
+        });
+        self.restart.upgrade = Upgrade::Trying {
+            errand,
+            binary,
+            caller,
+        };
+        true
+    }
+
+    /// The trial of a binary has ended.
+    pub(super) fn binary_tried(&mut self, errand: u64, verdict: Result<(), String>) {
+        match &mut self.restart.upgrade {
+            Upgrade::Trying {
+                errand: under_way,
+                caller,
+                ..
+            } if *under_way == errand => {
+                let caller = caller.take();
+                self.restart.upgrade = Upgrade::HandingOver { caller };
+                match verdict {
+                    Ok(()) => self.outgoing.ask(Action::HandOver),
+                    Err(reason) => self.upgrade_failed(&reason),
+                }
+            }
+            // Of an upgrade that is over.
+            Upgrade::None | Upgrade::Trying { .. } | Upgrade::HandingOver { .. } => {}
+        }
+    }
+
+    pub(super) fn upgrade_failed(&mut self, reason: &str) {
+        if self.restart.upgrade != Upgrade::None {
+            self.warn(format!("upgrade refused: {reason}"));
+        }
+        if let Some((caller, serial)) = self.restart.upgrade.end() {
             self.send_late_error(caller, serial, UPGRADE_REFUSED, reason);
         }
     }
@@ -103,7 +176,7 @@ impl Broker {
                 self.restart.generation = self.restart.generation.saturating_add(1);
                 self.restart.last = last("upgrade", pause, self.roster.len());
                 let generation = self.restart.generation;
-                if let Some((caller, serial)) = self.take_upgrade_caller() {
+                if let Some((caller, serial)) = self.restart.upgrade.end() {
                     self.send_late_reply(caller, serial, |w| {
                         w.u32(generation);
                     });
@@ -111,7 +184,7 @@ impl Broker {
             }
             Start::RolledBack { reason, pause } => {
                 self.restart.last = last("upgrade", pause, self.roster.len());
-                if let Some((caller, serial)) = self.take_upgrade_caller() {
+                if let Some((caller, serial)) = self.restart.upgrade.end() {
                     self.send_late_error(caller, serial, UPGRADE_ROLLED_BACK, &reason);
                 }
             }
@@ -143,11 +216,5 @@ impl Broker {
                 self.send_late_error(id, serial, QUARANTINED, "This message ended the message bus's worker process; it is kept for analysis, and you are disconnected");
             }
         }
-    }
-
-    /// The upgrade is over, one way or the other.
-    fn take_upgrade_caller(&mut self) -> Option<(PeerId, u32)> {
-        self.restart.is_upgrading = false;
-        self.restart.upgrade_caller.take()
     }
 }

@@ -9,16 +9,21 @@ use hashbrown::{HashMap, HashSet};
 use thiserror::Error;
 
 use super::connect::max_message_size;
+use super::deadline::Deadline;
 use super::deliver::SHARED;
-use super::event::{Credentials, PeerId};
-use super::frozen::{Blob, BrokerState, GlobalV1, IdentityV1, NameV1, PeerV1, PhaseV1, PieceV1, RestartV1};
+use super::event::{Credentials, PeerId, Transport};
+use super::frozen::{
+    Blob, BrokerState, GlobalV2, IdentityV2, ListenerV1, NameV1, PeerV2, PhaseV1, PieceV1, ReloadV1,
+    RestartV2, TransportV1, UpgradeV1,
+};
 use super::name::NameFlags;
 use super::outgoing::Outgoing;
 use super::peer::{Peaks, Peer, Phase, Unique};
 use super::record_fault::RecordFault;
+use super::reload::{Callers, Reading, Reload, Wanted};
 use super::reply::{DISCONNECTED, NO_REPLY};
-use super::restart::{LastRestart, Restart};
-use super::{Broker, Identity, Seeded, Violation};
+use super::restart::{LastRestart, Restart, Upgrade};
+use super::{Broker, Identity, ListenerIdentity, Seeded, Violation};
 use crate::config::Config;
 
 /// More peers than any machine has descriptors for: an index beyond this is nonsense.
@@ -69,11 +74,11 @@ impl Broker {
     /// # Errors
     /// As [`restore`](Self::restore).
     pub fn restore_from(
-        global: GlobalV1,
-        peers: impl IntoIterator<Item = PeerV1>,
+        global: GlobalV2,
+        peers: impl IntoIterator<Item = PeerV2>,
         shared: &[Blob],
     ) -> Result<(Self, Vec<Dropped>), RestoreError> {
-        let GlobalV1 {
+        let GlobalV2 {
             identity,
             config,
             now,
@@ -82,15 +87,16 @@ impl Broker {
             roster,
             names,
             restart,
-            reload_callers,
+            reload,
+            next_errand,
             activation_environment,
             peak_rules,
             peak_names,
             is_accepting_stopped,
         } = global;
-        let IdentityV1 {
+        let IdentityV2 {
             guid,
-            listener_guids,
+            listeners,
             machine_id,
             keeper_pid,
             own_uid,
@@ -98,7 +104,7 @@ impl Broker {
         } = identity;
         let identity = Identity {
             guid,
-            listener_guids,
+            listeners: listeners.into_iter().map(restore_listener).collect(),
             machine_id,
             keeper_pid,
             own_uid,
@@ -113,7 +119,10 @@ impl Broker {
             .resume(next_unique, is_accepting_stopped, roster.len());
         broker.outgoing = Outgoing::new(driver_serial);
         broker.restart = restore_restart(restart);
-        broker.reload_callers = reload_callers;
+        broker.reload = restore_reload(reload);
+        let due = broker.reload.due();
+        broker.deadlines.change(Deadline::Reload, None, due);
+        broker.next_errand = next_errand.max(1);
         broker.activation_environment = activation_environment.into_iter().collect();
 
         let mut dropped = Vec::new();
@@ -162,18 +171,21 @@ impl Broker {
     /// Puts one peer into the table and all that is rebuilt from it.
     fn restore_peer(
         &mut self,
-        record: PeerV1,
+        record: PeerV2,
         shared: &[Blob],
         owned: &mut HashSet<Fd, Seeded>,
     ) -> Result<Kept, RecordFault> {
         let fds = fds_of(&record);
-        let PeerV1 {
+        let PeerV2 {
             id,
             listener,
             uid,
             gid,
             pid,
-            can_pass_fds,
+            socket,
+            groups,
+            label,
+            taken,
             takes_fds,
             phase,
             unique,
@@ -234,7 +246,7 @@ impl Broker {
         if output_fds.iter().any(|(at, _)| *at < sent || *at >= end) {
             return Err(RecordFault::FdsMisplaced);
         }
-        if !takes_fds && !fds.is_empty() {
+        if !takes_fds && fds.len() > usize::from(socket.is_some()) {
             return Err(RecordFault::FdsNotTaken);
         }
         if fds.iter().any(|fd| owned.contains(fd)) {
@@ -250,8 +262,11 @@ impl Broker {
         let peer = Peer {
             id,
             listener,
+            socket,
+            taken,
             credentials: Credentials { uid, gid, pid },
-            can_pass_fds,
+            groups,
+            label,
             takes_fds,
             phase,
             unique,
@@ -429,9 +444,10 @@ impl Gone {
     }
 }
 
-fn fds_of(record: &PeerV1) -> Vec<Fd> {
+fn fds_of(record: &PeerV2) -> Vec<Fd> {
     let output = record.output_fds.iter().flat_map(|(_, fds)| fds);
-    record.input_fds.iter().chain(output).copied().collect()
+    let received = record.input_fds.iter().chain(output);
+    received.chain(&record.socket).copied().collect()
 }
 
 /// `None` where it refers to bytes that are not there.
@@ -465,8 +481,8 @@ fn piece_length(piece: &PieceState) -> usize {
     }
 }
 
-fn restore_restart(restart: RestartV1) -> Restart {
-    let RestartV1 {
+fn restore_restart(restart: RestartV2) -> Restart {
+    let RestartV2 {
         generation,
         recoveries,
         worker_pid,
@@ -475,8 +491,7 @@ fn restore_restart(restart: RestartV1) -> Restart {
         last_carried,
         last_dropped,
         last_quarantined,
-        is_upgrading,
-        upgrade_caller,
+        upgrade,
         dropped_in_restore,
     } = restart;
     let last = LastRestart {
@@ -491,10 +506,57 @@ fn restore_restart(restart: RestartV1) -> Restart {
         recoveries,
         worker_pid,
         last,
-        is_upgrading,
-        upgrade_caller,
+        upgrade: match upgrade {
+            UpgradeV1::None => Upgrade::None,
+            UpgradeV1::Trying {
+                errand,
+                binary,
+                caller,
+            } => Upgrade::Trying {
+                errand,
+                binary,
+                caller,
+            },
+            UpgradeV1::HandingOver { caller } => Upgrade::HandingOver { caller },
+        },
         dropped_in_restore,
     }
+}
+
+fn restore_listener(listener: ListenerV1) -> ListenerIdentity {
+    let ListenerV1 { guid, transport } = listener;
+    ListenerIdentity {
+        guid,
+        transport: match transport {
+            TransportV1::Unix => Transport::Unix,
+            TransportV1::Tcp => Transport::Tcp,
+        },
+    }
+}
+
+fn restore_reload(reload: ReloadV1) -> Reload {
+    let ReloadV1 {
+        wanted,
+        callers,
+        reading,
+    } = reload;
+    let by_peer = |flat: Vec<(PeerId, u32)>| {
+        let mut callers = Callers::new();
+        for (peer, serial) in flat {
+            callers.entry(peer).or_default().push(serial);
+        }
+        callers
+    };
+    let wanted = wanted.map(|(first, last)| Wanted {
+        first,
+        last,
+        callers: by_peer(callers),
+    });
+    let reading = reading.map(|(errand, callers)| Reading {
+        errand,
+        callers: by_peer(callers),
+    });
+    Reload::new(wanted, reading)
 }
 
 #[cfg(test)]

@@ -23,6 +23,32 @@ const UNKNOWN_METHOD: &str = "org.freedesktop.DBus.Error.UnknownMethod";
 const PEER_INTERFACE: &str = "org.freedesktop.DBus.Peer";
 
 impl Broker {
+    /// Input of a peer that ends at an absolute offset of its stream. What was taken already is left out.
+    pub(super) fn received(
+        &mut self,
+        id: PeerId,
+        upto: u64,
+        mut data: Bytes,
+        fds: Fds,
+        system: &mut dyn System,
+    ) {
+        let Some(peer) = self.roster.get_mut(id) else {
+            return self.close_fds(fds);
+        };
+        let from = upto.saturating_sub(data.len() as u64);
+        match peer.taken.checked_sub(from) {
+            None => {
+                let missing = from - peer.taken;
+                self.close_fds(fds);
+                return self.disconnect(id, Disconnect::InputMissing(missing));
+            }
+            Some(known) if known >= data.len() as u64 => return self.close_fds(fds),
+            Some(known) => drop(data.split_to(known as usize)),
+        }
+        peer.taken = upto;
+        self.receive(id, data, fds, system);
+    }
+
     pub(super) fn receive(&mut self, id: PeerId, data: Bytes, fds: Fds, system: &mut dyn System) {
         let Some(peer) = self.roster.get_mut(id) else {
             return self.close_fds(fds);
@@ -46,6 +72,8 @@ impl Broker {
             self.close_fds(fds);
             return self.disconnect(id, Breach::FdsNotNegotiated.into());
         }
+        let had = peer.framer.partial().len();
+        peer.taken += prefix.len().saturating_sub(had) as u64;
         peer.framer.push_large(prefix, fds);
         self.route_input(id, system);
     }
@@ -101,6 +129,7 @@ impl Broker {
         if self.config.traffic == Traffic::Nothing {
             return self.close_fds(fds);
         }
+        self.outgoing.note_work(1 + message.bytes().len() as u64 / 4096);
         let addressee = match message.destination() {
             None => Addressee::All,
             Some(DRIVER) => Addressee::Driver,

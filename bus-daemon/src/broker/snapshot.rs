@@ -2,19 +2,21 @@
 //!
 //! A snapshot is taken between events, with the actions carried out.
 
-use bus_wire::{FramerState, PieceState, SendQueueState};
+use bus_wire::{Fd, FramerState, PieceState, SendQueueState};
 use bytes::Bytes;
 use hashbrown::HashMap;
 
 use super::deliver::SHARED;
-use super::event::{Credentials, PeerId};
+use super::event::{Credentials, PeerId, Transport};
 use super::frozen::{
-    Blob, BrokerState, ConfigV1, GlobalV1, IdentityV1, ListsV1, NameV1, PeerV1, PhaseV1, PieceV1, RestartV1,
+    Blob, BrokerState, ConfigV1, GlobalV2, IdentityV2, ListenerV1, NameV1, PeerV2, PhaseV1, PieceV1,
+    ReloadV1, RestartV2, TransportV1, UpgradeV1,
 };
 use super::name::{Name, Owner};
 use super::peer::{Peaks, Peer, Phase};
-use super::restart::{LastRestart, Restart};
-use super::{Broker, Identity, Seeded};
+use super::reload::{Callers, Reload};
+use super::restart::{LastRestart, Restart, Upgrade};
+use super::{Broker, Identity, ListenerIdentity, Seeded};
 use crate::config::Config;
 
 /// The bodies that send queues share, each once.
@@ -70,29 +72,49 @@ impl Broker {
     }
 
     /// The record of one peer. Bodies that its queue shares are added to `shared`.
-    pub fn save_peer(&self, id: PeerId, shared: &mut SharedBodies) -> Option<PeerV1> {
+    pub fn save_peer(&self, id: PeerId, shared: &mut SharedBodies) -> Option<PeerV2> {
         self.roster.get(id).map(|peer| self.save_one(peer, shared))
     }
 
     /// What belongs to no single peer.
-    pub fn save_global(&self) -> GlobalV1 {
+    pub fn save_global(&self) -> GlobalV2 {
         let roster = self
             .roster
             .iter()
             .map(|peer| (peer.id, peer.unique.as_ref().map(|unique| unique.number)));
-        self.save_bus().complete(self.save_lists(), roster.collect())
+        self.save_bus()
+            .complete(self.save_config(), self.save_names(), roster.collect())
     }
 
-    /// The lists in it that grow with the bus, apart from the peers.
-    pub fn save_lists(&self) -> ListsV1 {
-        ListsV1 {
-            config: ConfigV1::from(&*self.config),
-            names: self.names.sorted().into_iter().map(save_name).collect(),
+    /// Every well-known name, sorted.
+    pub fn save_names(&self) -> Vec<NameV1> {
+        self.names.sorted().into_iter().map(save_name).collect()
+    }
+
+    /// The configuration in force.
+    pub fn save_config(&self) -> ConfigV1 {
+        ConfigV1::from(&*self.config)
+    }
+
+    /// The memfd that the configuration in force came in, if it came in one.
+    pub fn config_source(&self) -> Option<Fd> {
+        self.config_source
+    }
+
+    /// What the kernel tells of a peer that was carried over from a version that did not save it.
+    pub fn set_attested(&mut self, peer: PeerId, groups: Option<Vec<u32>>, label: Option<Vec<u8>>) {
+        if let Some(peer) = self.roster.get_mut(peer) {
+            (peer.groups, peer.label) = (groups, label);
         }
     }
 
-    /// What belongs to no single peer, without those lists: see [`GlobalV1::complete`].
-    pub fn save_bus(&self) -> GlobalV1 {
+    /// The configuration of a restored broker lies in this memfd, as before.
+    pub fn set_config_source(&mut self, source: Option<Fd>) {
+        self.config_source = source;
+    }
+
+    /// What belongs to no single peer, without names and configuration: see [`GlobalV2::complete`].
+    pub fn save_bus(&self) -> GlobalV2 {
         let Self {
             identity,
             roster,
@@ -101,10 +123,13 @@ impl Broker {
             deadlines,
             outgoing,
             restart,
-            reload_callers,
+            reload,
+            next_errand,
             activation_environment,
             // In the lists.
             config: _,
+            // A handle, and the configuration is saved whole.
+            config_source: _,
             // Only says what the next checkpoint must write.
             is_config_changed: _,
             // In the records of the peers at both ends.
@@ -114,17 +139,17 @@ impl Broker {
         } = self;
         let Identity {
             guid,
-            listener_guids,
+            listeners,
             machine_id,
             keeper_pid,
             own_uid,
             hash_seed,
         } = identity.clone();
         let (next_unique, is_accepting_stopped) = roster.save();
-        GlobalV1 {
-            identity: IdentityV1 {
+        GlobalV2 {
+            identity: IdentityV2 {
                 guid,
-                listener_guids,
+                listeners: listeners.into_iter().map(save_listener).collect(),
                 machine_id,
                 keeper_pid,
                 own_uid,
@@ -137,7 +162,8 @@ impl Broker {
             roster: Vec::new(),
             names: Vec::new(),
             restart: save_restart(restart),
-            reload_callers: reload_callers.clone(),
+            reload: save_reload(reload),
+            next_errand: *next_errand,
             activation_environment: activation_environment.clone().into_iter().collect(),
             peak_rules: subscriptions.peak(),
             peak_names: names.peak(),
@@ -145,12 +171,15 @@ impl Broker {
         }
     }
 
-    fn save_one(&self, peer: &Peer, shared: &mut SharedBodies) -> PeerV1 {
+    fn save_one(&self, peer: &Peer, shared: &mut SharedBodies) -> PeerV2 {
         let Peer {
             id,
             listener,
+            socket,
+            taken,
             credentials,
-            can_pass_fds,
+            groups,
+            label,
             takes_fds,
             phase,
             unique,
@@ -182,13 +211,15 @@ impl Broker {
             outgoing_bytes,
             outgoing_fds,
         } = *peaks;
-        PeerV1 {
+        PeerV2 {
             id: *id,
             listener: *listener,
+            socket: *socket,
             uid,
             gid,
             pid,
-            can_pass_fds: *can_pass_fds,
+            groups: groups.clone(),
+            label: label.clone(),
             takes_fds: *takes_fds,
             phase: match phase {
                 Phase::Authenticating(sasl) => PhaseV1::Authenticating((**sasl).clone()),
@@ -197,6 +228,7 @@ impl Broker {
                 Phase::Monitor => PhaseV1::Monitor,
             },
             unique: unique.as_ref().map(|unique| unique.number),
+            taken: *taken,
             input: Blob(partial),
             input_fds,
             sent,
@@ -267,14 +299,13 @@ fn save_name(name: &Name) -> NameV1 {
     }
 }
 
-fn save_restart(restart: &Restart) -> RestartV1 {
+fn save_restart(restart: &Restart) -> RestartV2 {
     let Restart {
         generation,
         recoveries,
         worker_pid,
         last,
-        is_upgrading,
-        upgrade_caller,
+        upgrade,
         dropped_in_restore,
     } = restart.clone();
     let LastRestart {
@@ -284,7 +315,7 @@ fn save_restart(restart: &Restart) -> RestartV1 {
         dropped,
         quarantined,
     } = last;
-    RestartV1 {
+    RestartV2 {
         generation,
         recoveries,
         worker_pid,
@@ -293,8 +324,47 @@ fn save_restart(restart: &Restart) -> RestartV1 {
         last_carried: carried,
         last_dropped: dropped,
         last_quarantined: quarantined,
-        is_upgrading,
-        upgrade_caller,
+        upgrade: match upgrade {
+            Upgrade::None => UpgradeV1::None,
+            Upgrade::Trying {
+                errand,
+                binary,
+                caller,
+            } => UpgradeV1::Trying {
+                errand,
+                binary,
+                caller,
+            },
+            Upgrade::HandingOver { caller } => UpgradeV1::HandingOver { caller },
+        },
         dropped_in_restore,
+    }
+}
+
+fn save_listener(listener: ListenerIdentity) -> ListenerV1 {
+    let ListenerIdentity { guid, transport } = listener;
+    ListenerV1 {
+        guid,
+        transport: match transport {
+            Transport::Unix => TransportV1::Unix,
+            Transport::Tcp => TransportV1::Tcp,
+        },
+    }
+}
+
+fn save_reload(reload: &Reload) -> ReloadV1 {
+    let flat = |callers: &Callers| -> Vec<(PeerId, u32)> {
+        let each = callers
+            .iter()
+            .flat_map(|(peer, serials)| serials.iter().map(|serial| (*peer, *serial)));
+        each.collect()
+    };
+    let wanted = reload.wanted();
+    ReloadV1 {
+        wanted: wanted.map(|wanted| (wanted.first, wanted.last)),
+        callers: wanted.map_or_else(Vec::new, |wanted| flat(&wanted.callers)),
+        reading: reload
+            .reading()
+            .map(|reading| (reading.errand, flat(&reading.callers))),
     }
 }

@@ -17,6 +17,7 @@ impl Broker {
                     caller,
                     serial,
                 } => self.reply_overdue(callee, caller, serial),
+                Deadline::Reload => self.begin_reload(),
             }
         }
     }

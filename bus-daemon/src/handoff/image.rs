@@ -3,14 +3,16 @@
 //! A damaged record costs the peers that it concerns, and says so; only without the record of what belongs to no
 //! single peer there is nothing to go on with.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use bus_wire::Fd;
 use serde::{Deserialize, Serialize};
 
 use super::codec::{self, CodecError};
 use super::container::{ContainerError, IfUnknown, Reader, Writer};
-use crate::broker::{Blob, Broker, Dropped, GlobalV1, PeerId, PeerV1, RestoreError, SharedBodies};
+use crate::broker::{
+    Blob, Broker, Dropped, GlobalV1, GlobalV2, Millis, PeerId, PeerV1, PeerV2, RestoreError, SharedBodies,
+};
 
 /// Record types. Never used for anything else.
 mod kind {
@@ -18,30 +20,60 @@ mod kind {
     pub(super) const GLOBAL: u16 = 11;
     pub(super) const BODY: u16 = 12;
     pub(super) const PEER: u16 = 13;
+    pub(super) const MANIFEST: u16 = 14;
 }
 
-/// What the worker knows besides the broker, in version 1.
+/// What the worker knows besides the broker, in version 2.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct WorkerV1 {
+pub struct WorkerV2 {
     /// Nanoseconds on the monotonic clock when it did its last work.
     pub stopped_at: u64,
     /// The generation of the newest link.
     pub generation: u32,
-    /// The links that are open.
-    pub links: Vec<LinkV1>,
+    /// Peers whose sockets are full, by their ids as numbers.
+    pub blocked: Vec<u64>,
+    /// Peers to whose sockets writing has failed for good.
+    pub broken: Vec<u64>,
 }
 
-/// One link, in version 1.
+/// A part of the manifest: handles, and the descriptor numbers that they stand for.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+struct ManifestV1 {
+    entries: Vec<(Fd, i32)>,
+}
+
+/// Entries in one record of the manifest: damage to one costs no more peers.
+const MANIFEST_PART: usize = 256;
+
+/// What the worker knew in version 1, when a descriptor's handle was its number.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+struct WorkerV1 {
+    stopped_at: u64,
+    generation: u32,
+    links: Vec<LinkV1>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LinkV1 {
-    /// Its peer's id as a number.
-    pub peer: u64,
-    /// It waits until the socket is writable.
-    pub blocked: bool,
-    /// Nothing is read from it for now.
-    pub stopped: bool,
-    /// Writing has failed for good.
-    pub broken: bool,
+struct LinkV1 {
+    peer: u64,
+    blocked: bool,
+    stopped: bool,
+    broken: bool,
+}
+
+impl From<WorkerV1> for WorkerV2 {
+    fn from(old: WorkerV1) -> Self {
+        let with = |is_so: fn(&LinkV1) -> bool| -> Vec<u64> {
+            let links = old.links.iter().filter(|link| is_so(link));
+            links.map(|link| link.peer).collect()
+        };
+        Self {
+            blocked: with(|link| link.blocked),
+            broken: with(|link| link.broken),
+            stopped_at: old.stopped_at,
+            generation: old.generation,
+        }
+    }
 }
 
 /// What an image gives.
@@ -49,8 +81,13 @@ pub struct LinkV1 {
 pub struct Restored {
     /// The broker, to be continued.
     pub broker: Broker,
-    /// The links.
-    pub worker: WorkerV1,
+    /// The worker's own part.
+    pub worker: WorkerV2,
+    /// Which descriptor number each handle stands for.
+    pub manifest: Vec<(Fd, i32)>,
+    /// The version that it was written in. In version 1 groups and labels were not saved, and links were registered without
+    /// EPOLLRDHUP.
+    pub version: u16,
     /// Peers that the image could not give back.
     pub dropped: Vec<Dropped>,
     /// What was wrong with the image, for the log.
@@ -87,25 +124,34 @@ struct BodyV1 {
     bytes: Blob,
 }
 
-/// More descriptors than any machine has: a link beyond this is nonsense.
-const MOST_LINKS: u32 = 1 << 22;
-
-/// Writes an image.
+/// Writes an image. `number` tells which descriptor number a handle stands for.
 ///
 /// # Errors
 /// When a value is too long for a record.
-pub fn save(broker: &Broker, worker: &WorkerV1) -> Result<Vec<u8>, CodecError> {
+pub fn save(
+    broker: &Broker,
+    worker: &WorkerV2,
+    number: impl Fn(Fd) -> Option<i32>,
+) -> Result<Vec<u8>, CodecError> {
     let salt = crc32c::crc32c(&broker.identity().hash_seed.to_le_bytes());
     let mut writer = Writer::new(salt);
-    writer.record(kind::WORKER, 1, IfUnknown::Refuse, worker)?;
-    writer.record(kind::GLOBAL, 1, IfUnknown::Refuse, &broker.save_global())?;
+    writer.record(kind::WORKER, 2, IfUnknown::Refuse, worker)?;
+    writer.record(kind::GLOBAL, 2, IfUnknown::Refuse, &broker.save_global())?;
+    let handles = broker.owned_fds();
+    for part in handles.chunks(MANIFEST_PART) {
+        let entries = part.iter().filter_map(|handle| Some((*handle, number(*handle)?)));
+        let part = ManifestV1 {
+            entries: entries.collect(),
+        };
+        writer.record(kind::MANIFEST, 1, IfUnknown::Refuse, &part)?;
+    }
     let mut shared = SharedBodies::new();
     // One after the other: each needs the memory of the one before it.
     for peer in broker
         .peer_ids()
         .filter_map(|id| broker.save_peer(id, &mut shared))
     {
-        writer.record(kind::PEER, 1, IfUnknown::Refuse, &peer)?;
+        writer.record(kind::PEER, 2, IfUnknown::Refuse, &peer)?;
     }
     for (index, bytes) in (0..).zip(shared.into_bodies()) {
         writer.record(kind::BODY, 1, IfUnknown::Refuse, &BodyV1 { index, bytes })?;
@@ -113,57 +159,137 @@ pub fn save(broker: &Broker, worker: &WorkerV1) -> Result<Vec<u8>, CodecError> {
     Ok(writer.finish())
 }
 
-/// Reads an image and continues the broker in it.
+/// The records of an image, as far as they can be read.
+#[derive(Default)]
+struct Records<'a> {
+    worker: Option<WorkerV2>,
+    global: Option<GlobalV2>,
+    /// With their versions.
+    peers: Vec<(u16, &'a [u8])>,
+    bodies: Vec<BodyV1>,
+    manifest: Vec<(Fd, i32)>,
+    version: u16,
+    damage: Vec<String>,
+}
+
+impl<'a> Records<'a> {
+    fn read(bytes: &'a [u8]) -> Result<Self, ImageError> {
+        let mut all = Self::default();
+        for record in Reader::new(bytes)? {
+            let record = match record {
+                Ok(record) => record,
+                Err(error) => {
+                    all.damage.push(error.to_string());
+                    continue;
+                }
+            };
+            if record.kind == kind::GLOBAL || record.kind == kind::PEER {
+                all.version = all.version.max(record.version);
+            }
+            let body = record.body;
+            let outcome = match (record.kind, record.version) {
+                (kind::WORKER, 1) => {
+                    codec::decode::<WorkerV1>(body).map(|value| all.worker = Some(value.into()))
+                }
+                (kind::WORKER, 2) => codec::decode(body).map(|value| all.worker = Some(value)),
+                (kind::GLOBAL, 1) => {
+                    codec::decode::<GlobalV1>(body).map(|value| all.global = Some(value.into()))
+                }
+                (kind::GLOBAL, 2) => codec::decode(body).map(|value| all.global = Some(value)),
+                (kind::BODY, 1) => codec::decode(body).map(|value| all.bodies.push(value)),
+                (kind::MANIFEST, 1) => {
+                    codec::decode::<ManifestV1>(body).map(|value| all.manifest.extend(value.entries))
+                }
+                (kind::PEER, 1 | 2) => {
+                    all.peers.push((record.version, body));
+                    Ok(())
+                }
+                (kind, version) => match record.if_unknown {
+                    IfUnknown::Refuse => return Err(ImageError::Unknown { kind, version }),
+                    IfUnknown::Skip => Ok(()),
+                },
+            };
+            if let Err(error) = outcome {
+                all.damage.push(unreadable(record.kind, &error));
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Reads an image and continues the broker in it. `now` is the present on the monotonic clock: version 1 counted time
+/// on another clock, and its deadlines are as far from the present as they were.
 ///
 /// # Errors
 /// See [`ImageError`]. Damage that concerns single peers only is none: they are in [`Restored::dropped`].
-pub fn load(bytes: &[u8]) -> Result<Restored, ImageError> {
-    let mut worker: Option<WorkerV1> = None;
-    let mut global: Option<GlobalV1> = None;
-    let mut peers: Vec<&[u8]> = Vec::new();
-    let mut bodies: Vec<BodyV1> = Vec::new();
-    let mut damage = Vec::new();
-    for record in Reader::new(bytes)? {
-        let record = match record {
-            Ok(record) => record,
-            Err(error) => {
-                damage.push(error.to_string());
-                continue;
-            }
-        };
-        let outcome = match (record.kind, record.version) {
-            (kind::WORKER, 1) => codec::decode(record.body).map(|value| worker = Some(value)),
-            (kind::GLOBAL, 1) => codec::decode(record.body).map(|value| global = Some(value)),
-            (kind::BODY, 1) => codec::decode(record.body).map(|value| bodies.push(value)),
-            (kind::PEER, 1) => {
-                peers.push(record.body);
-                Ok(())
-            }
-            (kind, version) => match record.if_unknown {
-                IfUnknown::Refuse => return Err(ImageError::Unknown { kind, version }),
-                IfUnknown::Skip => Ok(()),
-            },
-        };
-        if let Err(error) = outcome {
-            damage.push(unreadable(record.kind, &error));
-        }
-    }
-    let global = global.ok_or(ImageError::NoGlobal)?;
+pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
+    let Records {
+        worker,
+        global,
+        peers,
+        bodies,
+        mut manifest,
+        version,
+        mut damage,
+    } = Records::read(bytes)?;
+    let mut global = global.ok_or(ImageError::NoGlobal)?;
+    let saved_at = if version == 1 { global.move_to(now) } else { now };
     let shared = table(bodies, &mut damage);
-    let peers = peers.into_iter().filter_map(|record| {
-        codec::decode::<PeerV1>(record)
-            .map_err(|error| damage.push(unreadable(kind::PEER, &error)))
+    let peers = peers.into_iter().filter_map(|(version, record)| {
+        let peer = match version {
+            1 => codec::decode::<PeerV1>(record).map(|peer| PeerV2::from(peer).moved(saved_at, now)),
+            _ => codec::decode::<PeerV2>(record),
+        };
+        peer.map_err(|error| damage.push(unreadable(kind::PEER, &error)))
             .ok()
     });
     let (broker, mut dropped) = Broker::restore_from(global, peers, &shared)?;
     tidy_dropped(&broker, &mut dropped, &mut damage);
-    let worker = agree_on_links(&broker, &dropped, worker, &mut damage);
+    if version == 1 {
+        // A handle was the number; what peers had whose records are lost is known by their indexes.
+        let lost = dropped.iter().flat_map(|one| {
+            let socket = i32::try_from(one.peer.index)
+                .ok()
+                .filter(|index| *index <= MOST_FDS);
+            one.fds.iter().copied().chain(socket.map(Fd))
+        });
+        manifest = broker
+            .owned_fds()
+            .into_iter()
+            .chain(lost)
+            .map(|fd| (fd, fd.0))
+            .collect();
+    }
+    let worker = worker.unwrap_or_else(|| {
+        damage.push("there is no readable record of the worker".into());
+        without_record(&broker, &dropped)
+    });
     Ok(Restored {
         broker,
         worker,
+        manifest,
+        version,
         dropped,
         damage,
     })
+}
+
+/// More descriptors than any machine has: a number beyond this is nonsense.
+const MOST_FDS: i32 = 1 << 22;
+
+/// What the worker's record must have said, as far as the broker knows.
+fn without_record(broker: &Broker, dropped: &[Dropped]) -> WorkerV2 {
+    let known = broker.peer_ids().chain(dropped.iter().map(|one| one.peer));
+    let newest = known.map(|peer| peer.generation).max().unwrap_or(0);
+    let has_output = |peer: &PeerId| broker.send_queue(*peer).is_some_and(|queue| !queue.is_empty());
+    WorkerV2 {
+        stopped_at: 0,
+        // Those of peers of whom nothing is left count as well.
+        generation: newest.saturating_add(1 << 16),
+        // Whatever waits for a peer, its socket did not take.
+        blocked: broker.peer_ids().filter(has_output).map(PeerId::to_u64).collect(),
+        broken: Vec::new(),
+    }
 }
 
 fn unreadable(kind: u16, error: &CodecError) -> String {
@@ -211,71 +337,5 @@ fn tidy_dropped(broker: &Broker, dropped: &mut Vec<Dropped>, damage: &mut Vec<St
     });
     for one in dropped {
         one.fds.retain(|fd| !owned.contains(fd));
-    }
-}
-
-/// One link for each peer that is there, and one to be closed for each that was dropped; what is missing in the
-/// worker's record is as it must have been, as far as the broker knows.
-fn agree_on_links(
-    broker: &Broker,
-    dropped: &[Dropped],
-    saved: Option<WorkerV1>,
-    damage: &mut Vec<String>,
-) -> WorkerV1 {
-    let saved = match saved {
-        // Both are in the order of the index.
-        Some(saved)
-            if dropped.is_empty()
-                && saved
-                    .links
-                    .iter()
-                    .map(|link| link.peer)
-                    .eq(broker.peer_ids().map(PeerId::to_u64)) =>
-        {
-            return saved;
-        }
-        other => other,
-    };
-    // By the descriptor: whoever is there has it, and of those who are not the first.
-    let mut links: BTreeMap<u32, LinkV1> = BTreeMap::new();
-    let expected = broker.peer_ids().chain(dropped.iter().map(|one| one.peer));
-    for peer in expected.filter(|peer| peer.index <= MOST_LINKS) {
-        links.entry(peer.index).or_insert_with(|| LinkV1 {
-            peer: peer.to_u64(),
-            // Whatever waits for a peer, its socket did not take.
-            blocked: broker.send_queue(peer).is_some_and(|queue| !queue.is_empty()),
-            stopped: broker.peer(peer).is_some_and(|peer| peer.is_stopped),
-            broken: false,
-        });
-    }
-    let expected = links.len();
-    let mut told = BTreeSet::new();
-    let mut generation = links
-        .values()
-        .map(|link| PeerId::from_u64(link.peer).generation)
-        .max()
-        .unwrap_or(0);
-    // Those of peers of whom nothing is left count as well.
-    generation = generation.saturating_add(1 << 16);
-    let mut stopped_at = 0;
-    if let Some(saved) = saved {
-        (generation, stopped_at) = (saved.generation, saved.stopped_at);
-        for link in saved.links {
-            match links.get_mut(&PeerId::from_u64(link.peer).index) {
-                Some(place) if place.peer == link.peer && told.insert(link.peer) => *place = link,
-                _ => damage.push(format!("the link of peer {} leads nowhere", link.peer as u32)),
-            }
-        }
-    }
-    if told.len() < expected {
-        damage.push(format!(
-            "{} links are told of by the records of their peers alone",
-            expected - told.len()
-        ));
-    }
-    WorkerV1 {
-        stopped_at,
-        generation,
-        links: links.into_values().collect(),
     }
 }

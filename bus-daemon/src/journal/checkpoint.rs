@@ -61,8 +61,6 @@ impl Version {
 #[repr(C)]
 struct Entry {
     versions: [Version; 2],
-    /// The kernel's cookie of the socket that was accepted under this index, not part of any checkpoint.
-    cookie: u64,
 }
 
 /// What the caller keeps of a used entry.
@@ -210,23 +208,6 @@ impl Checkpoints {
             None => {}
         }
         Ok(())
-    }
-
-    /// Notes which socket was accepted under an index.
-    pub(crate) fn set_cookie(&mut self, index: usize, cookie: u64) {
-        if index < ENTRIES {
-            // SAFETY: an entry in the table, aligned.
-            unsafe { (*self.entry(index)).cookie = cookie };
-        }
-    }
-
-    /// Which socket was last accepted under an index.
-    pub(crate) fn cookie(&self, index: usize) -> u64 {
-        if index >= ENTRIES {
-            return 0;
-        }
-        // SAFETY: an entry in the table, aligned.
-        unsafe { (*self.entry(index)).cookie }
     }
 
     /// Completes the checkpoint: from here on it is what a replay begins with, at this place in the log.

@@ -14,17 +14,17 @@ use crate::broker::PeerId;
 impl Journal {
     /// As if these bytes had been received.
     #[expect(unsafe_code, reason = "writes into the log's room")]
-    pub(crate) fn pretend_received(&mut self, peer: PeerId, bytes: &[u8]) -> Bytes {
+    pub(crate) fn pretend_received(&mut self, peer: PeerId, taken: u64, bytes: &[u8]) -> Bytes {
         let room = self.log.room();
         let len = bytes.len().min(room.len);
         // SAFETY: room for that many bytes, which nobody looks at.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), room.start, len) };
-        self.log.finish_read(peer.to_u64(), len, &[])
+        self.log.finish_read(peer.to_u64(), taken + len as u64, len, &[])
     }
 
-    /// As if a socket had taken so many bytes.
-    pub(crate) fn pretend_drained(&mut self, peer: PeerId, len: u64) {
-        self.log.append(Kind::Drained, (peer.to_u64(), len, 0, 0), &[]);
+    /// As if a socket had taken all bytes up to this absolute offset.
+    pub(crate) fn pretend_sent(&mut self, peer: PeerId, upto: u64) {
+        self.log.append(Kind::Sent, (peer.to_u64(), upto, 0, 0), &[]);
     }
 }
 
@@ -50,7 +50,7 @@ impl Remains {
     pub(crate) fn flip_a_bit(&self, mut choose: impl FnMut(usize) -> usize) -> Flip {
         let (what, offset) = match choose(4) {
             0 => ("header", choose(HEADER_LEN)),
-            1 => ("table", choose(128 * 96)),
+            1 => ("table", choose(128 * 80)),
             2 => ("arena", super::checkpoint::ARENA as usize + choose(64 << 10)),
             _ => ("log", HEADER_LEN + choose(1 << 20)),
         };
@@ -67,7 +67,7 @@ impl Remains {
     pub(crate) fn flip(&self, region: u8, offset: usize, bits: u8) -> Flip {
         let (what, offset) = match region % 4 {
             0 => ("header", offset % HEADER_LEN),
-            1 => ("table", offset % (128 * 96)),
+            1 => ("table", offset % (128 * 80)),
             2 => ("arena", super::checkpoint::ARENA as usize + offset % (64 << 10)),
             _ => ("log", HEADER_LEN + offset % (1 << 20)),
         };

@@ -40,7 +40,8 @@ pub(crate) struct Slot {
     pub(crate) peer: AtomicU64,
     /// The number that the record of this call gets.
     pub(crate) sequence: AtomicU64,
-    /// `Send`: absolute offset of the first byte offered. `ReceiveLarge`: offset of the extent in its memfd.
+    /// `Receive`, `Send`: absolute offset in the link's stream of the first byte. `ReceiveLarge`: offset of the extent in its
+    /// memfd.
     pub(crate) offset: AtomicU64,
     /// `ReceiveLarge`: bytes of the message that had arrived before.
     pub(crate) filled: AtomicU64,

@@ -51,15 +51,16 @@ pub(crate) enum Read {
 /// What one write did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Written {
-    /// Bytes the socket took.
-    pub(crate) len: u64,
+    /// Absolute offset behind the last byte of the link's stream that the socket took.
+    pub(crate) upto: u64,
     /// It took less than was offered: it is full.
     pub(crate) blocked: bool,
 }
 
 impl Journal {
-    /// Reads from a link into the log. The record is written when this returns [`Read::Data`].
-    pub(crate) fn receive(&mut self, socket: RawFd, peer: PeerId) -> Result<Read> {
+    /// Reads from a link into the log; `taken` bytes of its stream were read before. The record is written when this
+    /// returns [`Read::Data`].
+    pub(crate) fn receive(&mut self, socket: RawFd, peer: PeerId, taken: u64) -> Result<Read> {
         #[cfg(feature = "bench-hooks")]
         if super::plain::is_wanted() {
             return self.receive_plain(socket);
@@ -69,14 +70,17 @@ impl Journal {
             iov_base: room.start.cast(),
             iov_len: room.len,
         };
-        let Some((len, fds, lost_fds)) = self.call_receive(socket, peer, InFlight::Receive)? else {
+        self.header.slot.offset.store(taken, Ordering::Relaxed);
+        let Some((len, numbers, lost_fds)) = self.call_receive(socket, peer, InFlight::Receive)? else {
             return Ok(Read::Empty);
         };
         if len == 0 {
             self.header.slot.disarm();
             return Ok(Read::End);
         }
-        let bytes = self.log.finish_read(peer.to_u64(), len, &fds);
+        let fds = self.assign_all(&numbers);
+        let lost_fds = lost_fds || fds.len() < numbers.len();
+        let bytes = self.log.finish_read(peer.to_u64(), taken + len as u64, len, &fds);
         self.header.slot.disarm();
         let full = len == room.len || !fds.is_empty();
         Ok(Read::Data {
@@ -108,13 +112,15 @@ impl Journal {
             .slot
             .class
             .store(u32::from(extent.class()), Ordering::Relaxed);
-        let Some((len, fds, lost_fds)) = self.call_receive(socket, peer, InFlight::ReceiveLarge)? else {
+        let Some((len, numbers, lost_fds)) = self.call_receive(socket, peer, InFlight::ReceiveLarge)? else {
             return Ok(Read::Empty);
         };
         if len == 0 {
             self.header.slot.disarm();
             return Ok(Read::End);
         }
+        let fds = self.assign_all(&numbers);
+        let lost_fds = lost_fds || fds.len() < numbers.len();
         let place = (
             peer.to_u64(),
             extent.offset(),
@@ -155,7 +161,8 @@ impl Journal {
             message.msg_control = ptr::null_mut();
             message.msg_controllen = 0;
         } else {
-            let len = put_fds(&mut slot.control.0, fds);
+            let manifest = &self.manifest;
+            let len = put_fds(&mut slot.control.0, fds, |handle| manifest.number(handle));
             message.msg_control = slot.control.0.as_mut_ptr().cast();
             message.msg_controllen = len as _;
         }
@@ -169,7 +176,7 @@ impl Journal {
             let is_full = matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted);
             return if is_full {
                 Ok(Written {
-                    len: 0,
+                    upto: queue.sent(),
                     blocked: true,
                 })
             } else {
@@ -177,12 +184,13 @@ impl Journal {
             };
         }
         let len = u64::from(slot.message.msg_len);
+        let upto = queue.sent() + len;
         if len > 0 {
-            self.log.append(Kind::Drained, (peer.to_u64(), len, 0, 0), &[]);
+            self.log.append(Kind::Sent, (peer.to_u64(), upto, 0, 0), &[]);
         }
         self.header.slot.disarm();
         Ok(Written {
-            len,
+            upto,
             blocked: len < offered,
         })
     }
@@ -193,7 +201,7 @@ impl Journal {
         socket: RawFd,
         peer: PeerId,
         what: InFlight,
-    ) -> Result<Option<(usize, Fds, bool)>> {
+    ) -> Result<Option<(usize, Numbers, bool)>> {
         let slot = &mut self.header.slot;
         slot.peer.store(peer.to_u64(), Ordering::Relaxed);
         slot.sequence.store(self.log.sequence(), Ordering::Relaxed);
@@ -238,7 +246,7 @@ impl Journal {
         let flags = slot.message.msg_hdr.msg_flags;
         let control = slot.message.msg_hdr.msg_controllen.min(CONTROL);
         let fds = if control == 0 {
-            Fds::new()
+            Numbers::new()
         } else {
             take_fds(&slot.control.0[..control])
         };
@@ -252,9 +260,12 @@ impl Journal {
 
 const CMSG_HEADER: usize = size_of::<libc::cmsghdr>();
 
+/// Descriptors by their numbers in the process's table.
+pub(super) type Numbers = SmallVec<[RawFd; 2]>;
+
 /// The descriptors in received control data.
-pub(crate) fn take_fds(mut control: &[u8]) -> Fds {
-    let mut fds = Fds::new();
+pub(super) fn take_fds(mut control: &[u8]) -> Numbers {
+    let mut fds = Numbers::new();
     while control.len() >= CMSG_HEADER {
         // SAFETY: any bytes are a cmsghdr; the slice is long enough; no alignment is assumed.
         let header = unsafe { control.as_ptr().cast::<libc::cmsghdr>().read_unaligned() };
@@ -267,7 +278,7 @@ pub(crate) fn take_fds(mut control: &[u8]) -> Fds {
             fds.extend(
                 numbers
                     .filter_map(|bytes| bytes.try_into().ok())
-                    .map(|b| Fd(i32::from_ne_bytes(b))),
+                    .map(i32::from_ne_bytes),
             );
         }
         let next = len
@@ -278,8 +289,12 @@ pub(crate) fn take_fds(mut control: &[u8]) -> Fds {
     fds
 }
 
-/// Writes control data that carries `fds`; its length.
-pub(super) fn put_fds(control: &mut [u8; CONTROL], fds: &[Fd]) -> usize {
+/// Writes control data that carries `fds`, of which `number` tells the numbers; its length.
+pub(super) fn put_fds(
+    control: &mut [u8; CONTROL],
+    fds: &[Fd],
+    number: impl Fn(Fd) -> Option<RawFd>,
+) -> usize {
     let fds = &fds[..fds.len().min(MAX_FDS)];
     let len = CMSG_HEADER + 4 * fds.len();
     // SAFETY: zeroes are a cmsghdr.
@@ -295,7 +310,8 @@ pub(super) fn put_fds(control: &mut [u8; CONTROL], fds: &[Fd]) -> usize {
             .write_unaligned(header)
     };
     for (place, fd) in control[CMSG_HEADER..].chunks_exact_mut(4).zip(fds) {
-        place.copy_from_slice(&fd.0.to_ne_bytes());
+        // A handle without a number is a fault of ours; the system refuses to send it.
+        place.copy_from_slice(&number(*fd).unwrap_or(-1).to_ne_bytes());
     }
     len.next_multiple_of(8)
 }

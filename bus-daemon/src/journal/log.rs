@@ -177,6 +177,11 @@ impl Log {
         self.is_incomplete = true;
     }
 
+    /// Whether something has happened that is not in the log: nothing may be sent before a checkpoint has it.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.is_incomplete
+    }
+
     /// Whether a replay from the last checkpoint would take long.
     pub(crate) fn wants_checkpoint(&self) -> bool {
         self.is_incomplete || self.sequence - self.checkpoint >= RECORDS || self.retained.len() > RETAINED
@@ -231,9 +236,10 @@ impl Log {
     }
 
     /// The last [`room`](Self::room) took `len` bytes and these descriptors.
-    pub(crate) fn finish_read(&mut self, peer: u64, len: usize, fds: &[Fd]) -> Bytes {
+    /// `upto` is the absolute offset in the peer's stream that was reached.
+    pub(crate) fn finish_read(&mut self, peer: u64, upto: u64, len: usize, fds: &[Fd]) -> Bytes {
         let start = self.offset + RECORD_HEADER;
-        self.publish(Kind::Received, (peer, 0, 0, 0), len, fds);
+        self.publish(Kind::Received, (peer, upto, 0, 0), len, fds);
         let data = self.active.slice(start..start + len);
         if self.current == SPARE {
             Bytes::copy_from_slice(&data)
@@ -256,7 +262,7 @@ impl Log {
     }
 
     /// Appends a record with data of at most [`Log::MOST_DATA`] bytes.
-    pub(crate) fn append_data(&mut self, kind: Kind, peer: u64, data: &[u8]) {
+    pub(crate) fn append_data(&mut self, kind: Kind, peer: u64, number: u64, data: &[u8]) {
         assert!(data.len() <= Self::MOST_DATA);
         if self.offset + RECORD_HEADER + data.len() + READ_TAIL > SEGMENT {
             self.next_segment();
@@ -264,7 +270,7 @@ impl Log {
         let place = self.place(self.offset + RECORD_HEADER, data.len());
         // SAFETY: `place` is room for that many bytes, past everything that was handed out.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), place, data.len()) };
-        self.publish(kind, (peer, 0, 0, 0), data.len(), &[]);
+        self.publish(kind, (peer, number, 0, 0), data.len(), &[]);
     }
 
     /// Most bytes of data in one record of [`append_data`](Self::append_data).

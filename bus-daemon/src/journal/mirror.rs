@@ -91,6 +91,10 @@ impl Mirror {
         for range in journal.log.visited() {
             copy_range(self.live.log, self.copy.log, range);
         }
+        self.copy.manifest.release_range(0, self.copy.manifest.len());
+        for range in data_ranges(self.live.manifest.fd())? {
+            copy_range(self.live.manifest, self.copy.manifest, range);
+        }
         journal.extents.unmap_all();
         self.copy_extents()
     }
@@ -143,10 +147,11 @@ impl Mirror {
         }
     }
 
-    fn pairs(&self) -> [(Region, Region); 2] {
+    fn pairs(&self) -> [(Region, Region); 3] {
         [
             (self.live.log, self.copy.log),
             (self.live.checkpoints, self.copy.checkpoints),
+            (self.live.manifest, self.copy.manifest),
         ]
     }
 
@@ -184,9 +189,9 @@ impl Remains {
         self.checkpoints.offset_of(address).is_some()
     }
 
-    /// The two mappings that every worker has from its beginning: address and length.
-    pub(crate) fn mappings(&self) -> [(usize, usize); 2] {
-        [self.log, self.checkpoints].map(|region| (region.at(0, 0) as usize, region.len()))
+    /// The mappings that every worker has from its beginning: address and length.
+    pub(crate) fn mappings(&self) -> [(usize, usize); 3] {
+        [self.log, self.checkpoints, self.manifest].map(|region| (region.at(0, 0) as usize, region.len()))
     }
 }
 

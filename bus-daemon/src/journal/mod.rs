@@ -12,8 +12,10 @@ mod extent;
 mod header;
 mod io;
 mod log;
+mod manifest;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod mirror;
+mod outcome;
 #[cfg(feature = "bench-hooks")]
 mod plain;
 mod record;
@@ -21,14 +23,16 @@ mod replay;
 mod snapshot;
 mod view;
 
+use std::collections::BTreeSet;
 use std::io::Result;
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bus_wire::Fd;
 use serde::{Deserialize, Serialize};
 
-use crate::broker::{Credentials, JournalMemory, PeerId, Start};
-use crate::config::Config;
+use crate::broker::{Attested, Fds, JournalMemory, PeerId, Start};
+use crate::os::descriptor;
 
 use checkpoint::Checkpoints;
 #[cfg(any(test, feature = "test-hooks"))]
@@ -40,10 +44,12 @@ pub(crate) use io::Read;
 use log::Log;
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use log::Position;
+use manifest::Manifest;
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use mirror::{Mirror, Sabotage};
+pub(crate) use outcome::read_outcome;
 use record::Kind;
-pub(crate) use replay::{Remains, UnitAtWork};
+pub(crate) use replay::{Recorded, Remains, UnitAtWork};
 
 /// An event that is too rare to have a record layout of its own.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -52,30 +58,29 @@ pub(crate) enum RareEvent {
     Accepted {
         /// The listener's index.
         listener: u32,
-        /// As the kernel told them.
-        credentials: Credentials,
-        /// Whether the transport passes descriptors.
-        can_pass_fds: bool,
+        /// Its socket.
+        socket: Fd,
+        /// What the kernel told of the process at the other end.
+        attested: Attested,
     },
     /// [`Event::Closed`](crate::broker::Event::Closed).
     Closed {
         /// The reason given.
         reason: String,
     },
-    /// [`Event::ConfigLoaded`](crate::broker::Event::ConfigLoaded).
-    ConfigLoaded {
-        /// The new one.
-        config: Box<Config>,
-    },
-    /// [`Event::ConfigRefused`](crate::broker::Event::ConfigRefused).
-    ConfigRefused {
-        /// The reason given.
-        reason: String,
-    },
+    /// [`Event::ReloadRequested`](crate::broker::Event::ReloadRequested).
+    ReloadRequested,
     /// [`Event::UpgradeRequested`](crate::broker::Event::UpgradeRequested).
     UpgradeRequested,
-    /// [`Event::UpgradeRefused`](crate::broker::Event::UpgradeRefused).
-    UpgradeRefused {
+    /// [`Event::ErrandEnded`](crate::broker::Event::ErrandEnded).
+    ErrandEnded {
+        /// Its number.
+        errand: u64,
+        /// The memfd with the outcome.
+        payload: Fd,
+    },
+    /// [`Event::UpgradeFailed`](crate::broker::Event::UpgradeFailed).
+    UpgradeFailed {
         /// The reason given.
         reason: String,
     },
@@ -91,10 +96,6 @@ pub(crate) enum RareEvent {
 /// What the system answered to the broker in the middle of an event.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Answer {
-    /// Group ids.
-    Groups(Option<Vec<u32>>),
-    /// Security label.
-    Label(Option<Vec<u8>>),
     /// A descriptor that the broker now owns.
     Descriptor(Option<Fd>),
     /// The journal's own memory.
@@ -117,6 +118,7 @@ pub(crate) struct Journal {
     log: Log,
     extents: ExtentPool,
     checkpoints: Checkpoints,
+    manifest: Manifest,
     header: &'static mut Header,
     /// Indexes of peers that are being written; those that could not be are for the next checkpoint.
     changed: Vec<u32>,
@@ -124,6 +126,10 @@ pub(crate) struct Journal {
     is_checkpoint_begun: bool,
     /// The log is being read, after a death.
     is_reading: bool,
+    /// Something that a replay needs is not in the log.
+    is_answer_missing: bool,
+    /// The number of the newest entry of the keeper's outbox that is in the log or the state before it.
+    heard: u64,
 }
 
 impl Journal {
@@ -134,10 +140,13 @@ impl Journal {
             log,
             extents: ExtentPool::create()?,
             checkpoints: Checkpoints::create()?,
+            manifest: Manifest::create()?,
             header,
             changed: Vec::new(),
             is_checkpoint_begun: false,
             is_reading: false,
+            is_answer_missing: false,
+            heard: 0,
         })
     }
 
@@ -146,9 +155,76 @@ impl Journal {
         self.append_encoded(Kind::Rare, peer, event);
     }
 
+    /// Notes an event that the keeper told of with the entry of this number.
+    pub(crate) fn note_told(&mut self, number: u64, event: &RareEvent) {
+        self.append_numbered(Kind::Rare, None, number, event);
+        self.heard = number;
+    }
+
+    /// The number of the newest entry that was noted.
+    pub(crate) fn heard(&self) -> u64 {
+        self.heard
+    }
+
+    /// Entries up to this number are part of the state that the journal goes on from.
+    pub(crate) fn has_heard(&mut self, number: u64) {
+        self.heard = self.heard.max(number);
+    }
+
     /// Notes what the system answered in the middle of the newest event.
-    pub(crate) fn note_answer(&mut self, peer: PeerId, answer: &Answer) {
-        self.append_encoded(Kind::Answer, Some(peer), answer);
+    pub(crate) fn note_answer(&mut self, answer: &Answer) {
+        self.append_encoded(Kind::Answer, None, answer);
+    }
+
+    /// A handle for a descriptor that comes with the next record. `None`: there are no more handles.
+    pub(crate) fn assign(&mut self, number: RawFd) -> Option<Fd> {
+        self.manifest.assign(number, self.log.sequence())
+    }
+
+    /// The number that a handle stands for.
+    pub(crate) fn number(&self, handle: Fd) -> Option<RawFd> {
+        self.manifest.number(handle)
+    }
+
+    /// Closes a descriptor; its handle is free again.
+    pub(crate) fn close(&mut self, handle: Fd) {
+        if let Some(number) = self.number(handle) {
+            descriptor::close(number);
+            self.manifest.forget(handle);
+        }
+    }
+
+    /// Which descriptor numbers the log's records and the state before them tell of.
+    pub(crate) fn known_numbers(&self) -> BTreeSet<RawFd> {
+        self.manifest.known(self.log.sequence())
+    }
+
+    /// Only these handles are in use from now on.
+    pub(crate) fn settle_handles(&mut self, owned: &BTreeSet<Fd>) {
+        self.manifest.settle(owned);
+    }
+
+    /// A handle of a state that another process image saved, and the number that it stands for there as here.
+    pub(crate) fn restore_handle(&mut self, handle: Fd, number: RawFd) -> bool {
+        self.manifest.restore(handle, number)
+    }
+
+    /// The number of a handle of the state that was recovered. `None`: the manifest is damaged there.
+    pub(crate) fn verified_number(&self, handle: Fd) -> Option<RawFd> {
+        self.manifest.verified(handle)
+    }
+
+    /// Handles for descriptors that the system has just given, to come with the next record. Those for which there is none
+    /// are closed.
+    fn assign_all(&mut self, numbers: &[RawFd]) -> Fds {
+        let mut handles = Fds::new();
+        for &number in numbers {
+            match self.assign(number) {
+                Some(handle) => handles.push(handle),
+                None => descriptor::close(number),
+            }
+        }
+        handles
     }
 
     /// Notes that time passed.
@@ -168,6 +244,11 @@ impl Journal {
         self.extents.give_back(extent);
     }
 
+    /// Whether something has happened that is not in the log: nothing may be sent before a checkpoint has it.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.log.is_incomplete()
+    }
+
     /// Bytes of shared memory in use.
     pub(crate) fn memory(&self) -> JournalMemory {
         JournalMemory {
@@ -183,9 +264,14 @@ impl Journal {
     }
 
     fn append_encoded(&mut self, kind: Kind, peer: Option<PeerId>, value: &impl Serialize) {
+        self.append_numbered(kind, peer, 0, value);
+    }
+
+    fn append_numbered(&mut self, kind: Kind, peer: Option<PeerId>, number: u64, value: &impl Serialize) {
         match crate::handoff::codec::encode(value) {
             Ok(data) if data.len() <= Log::MOST_DATA => {
-                self.log.append_data(kind, peer.map_or(0, PeerId::to_u64), &data);
+                self.log
+                    .append_data(kind, peer.map_or(0, PeerId::to_u64), number, &data);
             }
             // A replay cannot know of it, and need not once a checkpoint does.
             Ok(data) => {

@@ -47,7 +47,7 @@ impl Journal {
         if len == 0 {
             return Ok(Read::End);
         }
-        let fds = take_fds(&control.0[..message.msg_controllen.min(CONTROL)]);
+        let fds = self.assign_all(&take_fds(&control.0[..message.msg_controllen.min(CONTROL)]));
         let bytes = self.log.plain_read(len);
         let full = len == room.len || !fds.is_empty();
         Ok(Read::Data {
@@ -69,7 +69,7 @@ impl Journal {
         message.msg_iov = slices.as_mut_ptr().cast();
         message.msg_iovlen = slices.len();
         if !fds.is_empty() {
-            message.msg_controllen = put_fds(&mut control.0, fds);
+            message.msg_controllen = put_fds(&mut control.0, fds, |handle| self.manifest.number(handle));
             message.msg_control = control.0.as_mut_ptr().cast();
         }
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
@@ -77,14 +77,14 @@ impl Journal {
         let len = unsafe { libc::sendmsg(socket, &raw const message, flags) };
         match u64::try_from(len) {
             Ok(len) => Ok(Written {
-                len,
+                upto: queue.sent() + len,
                 blocked: len < offered,
             }),
             Err(_) => {
                 let error = Error::last_os_error();
                 if error.kind() == ErrorKind::WouldBlock {
                     Ok(Written {
-                        len: 0,
+                        upto: queue.sent(),
                         blocked: true,
                     })
                 } else {

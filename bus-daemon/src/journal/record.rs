@@ -10,8 +10,8 @@ pub(crate) enum Kind {
     Received = 1,
     /// [`Event::ReceivedLarge`](crate::broker::Event::ReceivedLarge): the data is in an extent.
     ReceivedLarge = 2,
-    /// [`Event::Drained`](crate::broker::Event::Drained).
-    Drained = 3,
+    /// [`Event::Sent`](crate::broker::Event::Sent).
+    Sent = 3,
     /// [`Event::Tick`](crate::broker::Event::Tick).
     Tick = 4,
     /// Any other event: an encoded [`RareEvent`](super::RareEvent).
@@ -25,7 +25,7 @@ impl Kind {
         [
             Self::Received,
             Self::ReceivedLarge,
-            Self::Drained,
+            Self::Sent,
             Self::Tick,
             Self::Rare,
             Self::Answer,
@@ -43,7 +43,9 @@ pub(crate) struct RecordHeader {
     pub(crate) sequence: u64,
     /// Whose; 0 where no peer is concerned.
     pub(crate) peer: u64,
-    /// `Drained`: bytes. `Tick`: milliseconds. `ReceivedLarge`: offset of the extent.
+    /// `Received`, `Sent`: absolute offset in the peer's stream that was reached. `Tick`: milliseconds. `Rare`: the number of
+    /// the entry in the keeper's outbox that told of it, if one did. `ReceivedLarge`: offset
+    /// of the extent.
     pub(crate) number: u64,
     /// `ReceivedLarge`: bytes of the message that have arrived.
     pub(crate) filled: u64,

@@ -3,19 +3,17 @@
 #![allow(unsafe_code, reason = "reads what the kernel wrote into the in-flight slot")]
 
 use std::io::Result as IoResult;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
-use bus_wire::Fd;
 
 use super::checkpoint::Checkpoints;
 use super::extent::{Extent, ExtentPool, ExtentRange};
 use super::header::{CONTROL, Header, InFlight};
 use super::io::take_fds;
 use super::log::{Log, Position, Record};
+use super::manifest::Manifest;
 use super::record::Kind;
 use super::{Answer, Journal, RareEvent, Serving};
-use crate::broker::{Event, Fds, Millis, PeerId};
+use crate::broker::{Event, Millis, PeerId};
 use crate::handoff::codec;
 
 /// What is known of a journal without the process that wrote it: kept by the keeper for the next worker.
@@ -23,14 +21,20 @@ use crate::handoff::codec;
 pub(crate) struct Remains {
     pub(super) log: crate::os::region::Region,
     pub(super) checkpoints: crate::os::region::Region,
+    pub(super) manifest: crate::os::region::Region,
     pub(super) extents: std::os::fd::RawFd,
     pub(super) header: &'static Header,
 }
 
 impl Remains {
     /// The descriptors of the shared memory.
-    pub(crate) fn fds(&self) -> [std::os::fd::RawFd; 3] {
-        [self.log.fd(), self.checkpoints.fd(), self.extents]
+    pub(crate) fn fds(&self) -> [std::os::fd::RawFd; 4] {
+        [
+            self.log.fd(),
+            self.checkpoints.fd(),
+            self.manifest.fd(),
+            self.extents,
+        ]
     }
 
     /// Lets go of it all: nobody goes on from it.
@@ -40,6 +44,7 @@ impl Remains {
         }
         self.log.unmap();
         self.checkpoints.unmap();
+        self.manifest.unmap();
     }
 
     /// Whether there is a checkpoint to go on from.
@@ -87,12 +92,23 @@ impl UnitAtWork {
     }
 }
 
+/// What the log has of an answer that the system gave in the middle of an event.
+pub(crate) enum Recorded {
+    /// The answer.
+    Answer(Answer),
+    /// It was never given: the system is to be asked.
+    AskNow,
+    /// It is not where it must be. The system must not be asked again, since it may answer something else.
+    Missing,
+}
+
 impl Journal {
     /// What the keeper keeps.
     pub(crate) fn remains(&self) -> Remains {
         Remains {
             log: self.log.region(),
             checkpoints: self.checkpoints.region(),
+            manifest: self.manifest.region(),
             extents: self.extents.fd(),
             header: self.log.header(),
         }
@@ -107,10 +123,13 @@ impl Journal {
             log,
             extents: ExtentPool::reopen(remains.extents)?,
             checkpoints: Checkpoints::reopen(remains.checkpoints),
+            manifest: Manifest::reopen(remains.manifest),
             header,
             changed: Vec::new(),
             is_checkpoint_begun: false,
             is_reading: true,
+            is_answer_missing: false,
+            heard: 0,
         })
     }
 
@@ -147,6 +166,7 @@ impl Journal {
         Ok(match kind {
             Kind::Received => Event::Received {
                 peer,
+                upto: header.number,
                 data,
                 fds: fds.into(),
             },
@@ -167,37 +187,40 @@ impl Journal {
                     fds: fds.into(),
                 }
             }
-            Kind::Drained => Event::Drained {
+            Kind::Sent => Event::Sent {
                 peer,
-                bytes: header.number,
+                upto: header.number,
             },
             Kind::Tick => Event::Tick {
                 now: Millis(header.number),
             },
             Kind::Rare => {
+                self.has_heard(header.number);
                 let event: RareEvent = codec::decode(&data)
                     .map_err(|error| format!("record {sequence} of the journal: {error}"))?;
                 match event {
                     RareEvent::Accepted {
                         listener,
-                        credentials,
-                        can_pass_fds,
+                        socket,
+                        attested,
                     } => Event::Accepted {
                         peer,
                         listener,
-                        credentials,
-                        can_pass_fds,
+                        socket,
+                        attested,
                     },
                     RareEvent::Closed { .. } => Event::Closed {
                         peer,
                         reason: "closed",
                     },
-                    RareEvent::ConfigLoaded { config } => Event::ConfigLoaded {
-                        config: Arc::new(*config),
-                    },
-                    RareEvent::ConfigRefused { reason } => Event::ConfigRefused { reason },
+                    RareEvent::ReloadRequested => Event::ReloadRequested,
                     RareEvent::UpgradeRequested => Event::UpgradeRequested,
-                    RareEvent::UpgradeRefused { reason } => Event::UpgradeRefused { reason },
+                    RareEvent::ErrandEnded { errand, payload } => Event::ErrandEnded {
+                        errand,
+                        outcome: self.read_outcome(payload),
+                        payload: Some(payload),
+                    },
+                    RareEvent::UpgradeFailed { reason } => Event::UpgradeFailed { reason },
                     RareEvent::Serving { worker_pid, start } => Event::Serving { worker_pid, start },
                 }
             }
@@ -209,19 +232,33 @@ impl Journal {
         })
     }
 
-    /// What the system answered at this point when the event was first applied. `None`: this is the first time.
-    pub(crate) fn recorded_answer(&mut self) -> Option<Answer> {
+    /// What the system answered at this point when the event was first applied.
+    pub(crate) fn recorded_answer(&mut self) -> Recorded {
         if !self.is_reading {
-            return None;
+            return Recorded::AskNow;
         }
         if !self.log.has_more() {
+            // The worker died in the newest event, before it had this answer.
             self.finish_reading();
-            return None;
+            return Recorded::AskNow;
         }
-        let record = self.log.read_next().ok()?;
-        (record.kind == Kind::Answer)
-            .then(|| codec::decode(&record.data).ok())
-            .flatten()
+        let answer = self
+            .log
+            .is_answer_next()
+            .then(|| self.log.read_next().ok())
+            .flatten();
+        match answer.and_then(|record| codec::decode(&record.data).ok()) {
+            Some(answer) => Recorded::Answer(answer),
+            None => {
+                self.is_answer_missing = true;
+                Recorded::Missing
+            }
+        }
+    }
+
+    /// Whether the log lacked an answer that the system had given: nothing after it can be trusted.
+    pub(crate) fn is_answer_missing(&self) -> bool {
+        self.is_answer_missing
     }
 
     /// Goes past what the system answered to an event that is left out. Descriptors among it belong to nobody.
@@ -254,15 +291,22 @@ impl Journal {
         let event = match what {
             InFlight::Nothing => None,
             InFlight::Receive => {
-                let fds = take_fds(&slot.control.0[..control]);
+                let numbers = take_fds(&slot.control.0[..control]);
+                let upto = slot.offset.load(Ordering::Acquire) + len as u64;
                 if len > self.log.room().len {
                     return Err("the in-flight slot is damaged".into());
                 }
-                let data = self.log.finish_read(peer.to_u64(), len, &fds);
-                Some(Event::Received { peer, data, fds })
+                let fds = self.assign_all(&numbers);
+                let data = self.log.finish_read(peer.to_u64(), upto, len, &fds);
+                Some(Event::Received {
+                    peer,
+                    upto,
+                    data,
+                    fds,
+                })
             }
             InFlight::ReceiveLarge => {
-                let fds: Fds = take_fds(&slot.control.0[..control]);
+                let numbers = take_fds(&slot.control.0[..control]);
                 let class = slot.class.load(Ordering::Acquire) as u8;
                 let filled = slot.filled.load(Ordering::Acquire) + len as u64;
                 let offset = slot.offset.load(Ordering::Acquire);
@@ -276,17 +320,15 @@ impl Journal {
                     .extents
                     .adopt(range)
                     .ok_or("the in-flight slot names no extent")?;
+                let fds = self.assign_all(&numbers);
                 self.log
                     .append(Kind::ReceivedLarge, (peer.to_u64(), offset, filled, class), &fds);
                 Some(Event::ReceivedLarge { peer, prefix, fds })
             }
             InFlight::Send => {
-                self.log
-                    .append(Kind::Drained, (peer.to_u64(), len as u64, 0, 0), &[]);
-                Some(Event::Drained {
-                    peer,
-                    bytes: len as u64,
-                })
+                let upto = slot.offset.load(Ordering::Acquire) + len as u64;
+                self.log.append(Kind::Sent, (peer.to_u64(), upto, 0, 0), &[]);
+                Some(Event::Sent { peer, upto })
             }
         };
         self.header.slot.disarm();
@@ -331,22 +373,8 @@ impl Journal {
         self.log.sequence().saturating_sub(1)
     }
 
-    /// Notes which socket was accepted as a peer; zero = none.
-    pub(crate) fn set_cookie(&mut self, peer: PeerId, cookie: u64) {
-        self.checkpoints
-            .set_cookie(PEER_COOKIES + peer.index as usize, cookie);
-    }
-
-    /// Which socket was last accepted under a descriptor number.
-    pub(crate) fn cookie(&self, fd: Fd) -> u64 {
-        usize::try_from(fd.0).map_or(0, |index| self.checkpoints.cookie(PEER_COOKIES + index))
-    }
-
     /// For the keeper: whether the worker has begun to serve.
     pub(crate) fn serving(&self) -> Serving {
         Serving(self.log.serving())
     }
 }
-
-/// Where the cookies of sockets begin in the table of entries.
-const PEER_COOKIES: usize = 16;

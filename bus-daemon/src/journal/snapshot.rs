@@ -2,6 +2,7 @@
 //!
 //! Bodies of large messages are not copied: an entry names the part of the extent that they lie in.
 
+use bus_wire::Fd;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -9,12 +10,13 @@ use super::Journal;
 use super::checkpoint::Saved;
 use super::extent::ExtentRange;
 use super::log::Position;
-use crate::broker::{Blob, Broker, BrokerState, GlobalV1, ListsV1, PeerId, PeerV1};
+use crate::broker::{Blob, Broker, BrokerState, ConfigV1, ErrandOutcome, GlobalV2, NameV1, PeerId, PeerV2};
 use crate::handoff::codec;
 
 const BUS: usize = 0;
-const LISTS: usize = 1;
+const NAMES: usize = 1;
 const WORKER: usize = 2;
+const CONFIG: usize = 3;
 /// The entry of the peer with index 0.
 const PEERS: usize = 16;
 /// Peers written ahead of a checkpoint in one go.
@@ -27,10 +29,18 @@ enum Bytes1 {
     InExtent(ExtentRange),
 }
 
+/// Where the configuration is.
+#[derive(Debug, Serialize, Deserialize)]
+enum ConfigEntry {
+    Here(Box<ConfigV1>),
+    /// The outcome of the errand that read it.
+    InMemfd(Fd),
+}
+
 /// One peer.
 #[derive(Debug, Serialize, Deserialize)]
 struct PeerEntry {
-    record: PeerV1,
+    record: PeerV2,
     /// The record's partial input, where that is in an extent.
     input: Option<ExtentRange>,
     bodies: Vec<Bytes1>,
@@ -40,6 +50,8 @@ struct PeerEntry {
 pub(crate) struct Loaded {
     /// To be restored. The roster names peers whose entries are damaged, too.
     pub(crate) state: BrokerState,
+    /// The memfd that the configuration lies in.
+    pub(crate) config_source: Option<Fd>,
     /// The generation of the newest link.
     pub(crate) generation: u32,
     /// Where the events begin that are not part of it.
@@ -77,11 +89,20 @@ impl Journal {
         self.begin_checkpoint();
         broker.take_changed_peers(usize::MAX, &mut self.changed);
         self.put_changed(broker)?;
-        if broker.take_changed_lists() {
-            self.put(LISTS, &broker.save_lists())?;
+        if broker.are_names_changed() {
+            self.put(NAMES, &broker.save_names())?;
+            broker.note_names_saved();
+        }
+        if broker.is_config_changed() {
+            let entry = match broker.config_source() {
+                Some(handle) => ConfigEntry::InMemfd(handle),
+                None => ConfigEntry::Here(Box::new(broker.save_config())),
+            };
+            self.put(CONFIG, &entry)?;
+            broker.note_config_saved();
         }
         self.put(BUS, &broker.save_bus())?;
-        self.put(WORKER, &generation)?;
+        self.put(WORKER, &(generation, self.heard))?;
         self.checkpoints.commit(self.header, self.log.end());
         self.is_checkpoint_begun = false;
         self.log.checkpointed();
@@ -153,9 +174,14 @@ impl Journal {
                 .ok_or_else(|| format!("entry {index} of the checkpoint is damaged"))
         };
         let decoded = |error: codec::CodecError| format!("the checkpoint: {error}");
-        let bus: GlobalV1 = codec::decode(whole(BUS)?).map_err(decoded)?;
-        let lists: ListsV1 = codec::decode(whole(LISTS)?).map_err(decoded)?;
-        let generation: u32 = codec::decode(whole(WORKER)?).map_err(decoded)?;
+        let bus: GlobalV2 = codec::decode(whole(BUS)?).map_err(decoded)?;
+        let names: Vec<NameV1> = codec::decode(whole(NAMES)?).map_err(decoded)?;
+        let (config, config_source) = match codec::decode(whole(CONFIG)?).map_err(decoded)? {
+            ConfigEntry::Here(config) => (*config, None),
+            ConfigEntry::InMemfd(handle) => (self.read_config(handle)?, Some(handle)),
+        };
+        let (generation, heard): (u32, u64) = codec::decode(whole(WORKER)?).map_err(decoded)?;
+        self.has_heard(heard);
         let (mut peers, mut shared, mut roster) = (Vec::new(), Vec::new(), Vec::new());
         for saved in entries.iter().filter(|saved| saved.index >= PEERS) {
             let owner = PeerId::from_u64(saved.owner[0]);
@@ -168,16 +194,17 @@ impl Journal {
         }
         Ok(Some(Loaded {
             state: BrokerState {
-                global: bus.complete(lists, roster),
+                global: bus.complete(config, names, roster),
                 peers,
                 shared,
             },
+            config_source,
             generation,
             position: commit.position(),
         }))
     }
 
-    fn load_peer(&mut self, saved: &Saved<'_>, shared: &mut Vec<Blob>) -> Result<PeerV1, String> {
+    fn load_peer(&mut self, saved: &Saved<'_>, shared: &mut Vec<Blob>) -> Result<PeerV2, String> {
         let body = saved.body.ok_or("its entry in the checkpoint is damaged")?;
         let PeerEntry {
             mut record,
@@ -198,6 +225,15 @@ impl Journal {
             });
         }
         Ok(record)
+    }
+
+    /// The configuration in the memfd of this handle.
+    fn read_config(&self, handle: Fd) -> Result<ConfigV1, String> {
+        match self.read_outcome(handle) {
+            ErrandOutcome::Configuration(Ok(config)) => Ok(ConfigV1::from(&*config)),
+            ErrandOutcome::Configuration(Err(refusal)) => Err(refusal.text),
+            ErrandOutcome::Trial(_) => Err("the memfd of the configuration holds none".into()),
+        }
     }
 
     fn adopt(&mut self, range: ExtentRange) -> Result<Bytes, String> {

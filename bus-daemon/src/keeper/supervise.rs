@@ -16,7 +16,7 @@ mod upgrade;
 use super::deaths::{Deaths, is_own_fault};
 use super::preflight::{FileIdentity, Preflight};
 use crate::config::Config;
-use crate::control::{ToKeeper, ToWorker};
+use crate::control::{Errand, Outbox, Outcome, Refusal, Request, Told};
 use crate::handoff::keeper::KeeperV1;
 use crate::journal::{Journal, Remains, Serving};
 use crate::os::clock::{self, Nanos};
@@ -50,8 +50,11 @@ pub(crate) enum Origin {
 /// The main process of the daemon.
 pub(crate) struct Keeper {
     pub(crate) record: KeeperV1,
+    outbox: Outbox,
     /// This binary, open, so that a failed upgrade can return to it wherever its path then leads.
     pub(crate) own_binary: RawFd,
+    newest_errand: u64,
+    trial: u64,
     worker: Pid,
     serving: Option<Serving>,
     preflight: Option<Preflight>,
@@ -112,9 +115,15 @@ impl Keeper {
             descriptor::set_close_on_exec(fd, true);
         }
         descriptor::set_close_on_exec(own_binary, false);
+        let Ok(outbox) = Outbox::create() else {
+            std::process::abort();
+        };
         Self {
             record,
+            outbox,
             own_binary,
+            newest_errand: 0,
+            trial: 0,
             worker: Pid::from_raw(0),
             serving: None,
             preflight: None,
@@ -179,9 +188,11 @@ impl Keeper {
     ) -> Result<(), String> {
         self.serving = Some(journal.serving());
         self.remains = Some(journal.remains());
-        self.worker =
-            runtime::process::spawn(|| runtime::run(&self.record, journal, beginning, kept.as_deref()))
-                .map_err(|error| format!("cannot start the worker: {error}"))?;
+        self.worker = {
+            let inbox = self.outbox.inbox();
+            runtime::process::spawn(|| runtime::run(&self.record, journal, inbox, beginning, kept.as_deref()))
+        }
+        .map_err(|error| format!("cannot start the worker: {error}"))?;
         Ok(())
     }
 
@@ -195,7 +206,6 @@ impl Keeper {
             self.converting = Some("its worker died three times within a minute after the upgrade".into());
         }
         self.give_up_preflight();
-        self.take_back_verdicts(is_own_fault(status));
         if remains.has_checkpoint() {
             // The worker has closed the image it began with, or the next one's sweep does.
             self.record.image = -1;
@@ -234,7 +244,12 @@ impl Keeper {
             control.worker,
         ];
         let given = self.restored_from.into_iter().chain(self.previous);
-        own.into_iter().chain(remains.fds()).chain(given).collect()
+        let outbox = self.outbox.fds();
+        own.into_iter()
+            .chain(remains.fds())
+            .chain(given)
+            .chain(outbox)
+            .collect()
     }
 
     fn watch(&mut self, signals: &SignalFd) -> End {
@@ -253,8 +268,8 @@ impl Keeper {
                         let _ = waitpid(self.worker, None);
                         return End::Stopped;
                     }
-                    Ok(Ok(Signal::SIGHUP)) => self.tell(&ToWorker::Reload),
-                    Ok(Ok(Signal::SIGUSR2)) => self.tell(&ToWorker::Upgrade),
+                    Ok(Ok(Signal::SIGHUP)) => self.tell(Told::ReloadWanted),
+                    Ok(Ok(Signal::SIGUSR2)) => self.tell(Told::UpgradeWanted),
                     _ => {}
                 }
             }
@@ -295,18 +310,56 @@ impl Keeper {
         }
     }
 
-    fn tell(&self, message: &ToWorker) {
-        if let Err(error) = self.record.control.tell_worker(message) {
-            tracing::warn!("the worker cannot be told of a request: {error}");
+    fn tell(&mut self, told: Told) {
+        self.outbox.post(told);
+        self.record.control.wake_worker();
+    }
+
+    fn tell_end(&mut self, errand: u64, outcome: &Outcome) {
+        let Ok(bytes) = crate::handoff::codec::encode(outcome) else {
+            return;
+        };
+        match crate::os::memfd::write(c"bus-outcome", &bytes) {
+            Ok(payload) => {
+                descriptor::set_close_on_exec(payload, true);
+                self.tell(Told::ErrandEnded { errand, payload });
+            }
+            Err(error) => tracing::error!("an errand's outcome: {error}"),
         }
     }
 
     fn listen_to_worker(&mut self) {
-        while let Ok(Some(message)) = self.record.control.heard_by_keeper() {
+        self.outbox.settle();
+        while let Ok(Some(message)) = self.record.control.asked() {
             match message {
-                ToKeeper::Preflight { binary, image } => self.begin_preflight(&binary, image),
+                Request::Errand { id, errand } if id <= self.newest_errand => {
+                    if let Errand::TryBinary { image, .. } = errand {
+                        descriptor::close(image);
+                    }
+                }
+                Request::Errand { id, errand } => {
+                    self.newest_errand = id;
+                    match errand {
+                        Errand::LoadConfiguration => {
+                            let loaded = crate::config::load::again(self.record.arguments());
+                            let outcome = Outcome::Configuration(
+                                loaded
+                                    .and_then(|config| {
+                                        crate::handoff::codec::encode(&crate::broker::ConfigV1::from(&config))
+                                            .map_err(|error| error.to_string())
+                                    })
+                                    .map_err(|text| Refusal {
+                                        error: "org.freedesktop.DBus.Error.Failed".into(),
+                                        text,
+                                    }),
+                            );
+                            self.tell_end(id, &outcome);
+                        }
+                        Errand::TryBinary { binary, image } => self.begin_preflight(id, &binary, image),
+                    }
+                }
                 // The worker exits now, and touches nothing on its way.
-                ToKeeper::Exec { image } => self.handed = Some(image),
+                Request::Exec { image } => self.handed = Some(image),
             }
         }
     }
@@ -390,7 +443,6 @@ impl Keeper {
         }
         tracing::error!("{why}: EVERY CONNECTION IS LOST; the bus starts anew");
         self.give_up_preflight();
-        self.take_back_verdicts(true);
         self.discard_remains();
         let config = crate::config::load::again(self.record.arguments())?;
         let control = self.record.control;

@@ -1,76 +1,148 @@
-//! The links: one socket each, by its descriptor number, which is also the index of its peer.
+//! The links: what connects a peer of the broker with a socket, or with none for now.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::os::fd::RawFd;
 
+use bus_wire::Fd;
+
+use super::rotation::UserSlot;
 use crate::broker::PeerId;
 use crate::journal::Extent;
 
-/// A link's large message under way.
-pub(crate) struct Incoming {
-    pub(crate) extent: Extent,
-    pub(crate) filled: usize,
-    pub(crate) total: usize,
+/// An open socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Socket {
+    /// As the broker's state and the log name it.
+    pub(crate) handle: Fd,
+    /// In the table of descriptors.
+    pub(crate) number: RawFd,
 }
 
-/// One connected socket.
+/// How far writing to a link has come.
+///
+/// ```text
+/// Open ──the socket is full──> Blocked ──it is writable──> Open
+/// Open ──no room for descriptors in flight──> Waiting ──a tick──> Open
+/// any  ──an error for good──> Broken
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Writing {
+    /// The socket takes bytes, as far as is known.
+    Open,
+    /// The socket is full: wait until it is writable.
+    Blocked,
+    /// The kernel has no room for more descriptors of this user in flight: try again at a tick.
+    Waiting,
+    /// A write failed for good: what is queued has nowhere to go. The read side tells of the end.
+    Broken,
+}
+
+/// One peer's link.
 pub(crate) struct Link {
     pub(crate) peer: PeerId,
-    /// The socket is full: wait until it is writable.
-    pub(crate) blocked: bool,
+    /// `None`: the peer is parked, and what is for it waits.
+    pub(crate) socket: Option<Socket>,
+    /// Whose turn it shares.
+    pub(crate) user: UserSlot,
+    /// Bytes of its stream that were read.
+    pub(crate) taken: u64,
+    pub(crate) writing: Writing,
     /// The broker wants no more from it for now.
     pub(crate) stopped: bool,
-    /// A write failed for good: what is queued has nowhere to go. The read side tells of the end.
-    pub(crate) broken: bool,
-    pub(crate) large: Option<Incoming>,
+    /// What the kernel said is ready and was not served yet: epoll's flags. 0: it is not in the rotation.
+    pub(crate) ready: u32,
+    /// Where a large message under way goes.
+    pub(crate) large: Option<Extent>,
 }
 
 impl Link {
-    pub(crate) fn new(peer: PeerId) -> Self {
+    pub(crate) fn new(peer: PeerId, socket: Option<Socket>, user: UserSlot) -> Self {
         Self {
             peer,
-            blocked: false,
+            socket,
+            user,
+            taken: 0,
+            writing: Writing::Open,
             stopped: false,
-            broken: false,
+            ready: 0,
             large: None,
         }
-    }
-
-    /// The socket.
-    pub(crate) fn socket(&self) -> RawFd {
-        socket_of(self.peer)
     }
 
     /// What to wait for.
     pub(crate) fn interest(&self) -> u32 {
         let mut events = 0;
         if !self.stopped {
-            events |= libc::EPOLLIN as u32;
+            // Without the second, an end that comes together with the last bytes would not be told of.
+            events |= (libc::EPOLLIN | libc::EPOLLRDHUP) as u32;
         }
-        if self.blocked {
+        if self.writing == Writing::Blocked {
             events |= libc::EPOLLOUT as u32;
         }
         events
     }
 }
 
-/// The socket of a peer's link.
-pub(crate) fn socket_of(peer: PeerId) -> RawFd {
-    peer.index.cast_signed()
-}
-
-/// All links.
+/// All links, by the index of their peers. The smallest free index is used next.
 #[derive(Default)]
 pub(crate) struct Links {
     slots: Vec<Option<Box<Link>>>,
+    free: BinaryHeap<Reverse<u32>>,
+    /// The generation of the newest peer.
+    generation: u32,
 }
 
 impl Links {
+    /// None yet. `generation` is that of the newest peer there ever was.
+    pub(crate) fn after(generation: u32) -> Self {
+        Self {
+            generation,
+            ..Self::default()
+        }
+    }
+
+    /// The generation of the newest peer.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// An id that nobody has had.
+    pub(crate) fn next_id(&mut self) -> PeerId {
+        // Generations begin at 1, so that no id is that of a listener in the epoll set.
+        self.generation = self.generation.checked_add(1).unwrap_or(1);
+        let index = self
+            .free
+            .pop()
+            .map_or(self.slots.len() as u32, |Reverse(index)| index);
+        PeerId {
+            index,
+            generation: self.generation,
+        }
+    }
+
+    /// An id of [`next_id`](Self::next_id) that is not used after all.
+    pub(crate) fn give_back(&mut self, id: PeerId) {
+        if (id.index as usize) < self.slots.len() {
+            self.free.push(Reverse(id.index));
+        }
+    }
+
+    /// Adds a link at its peer's index: one of [`next_id`](Self::next_id), or one that another process chose.
     pub(crate) fn insert(&mut self, link: Link) {
         let index = link.peer.index as usize;
         if index >= self.slots.len() {
+            let first = self.slots.len() as u32;
             self.slots.resize_with(index + 1, || None);
+            self.free.extend((first..index as u32).map(Reverse));
         }
         self.slots[index] = Some(Box::new(link));
+    }
+
+    /// Which indexes are free, after links of another process were added in any order.
+    pub(crate) fn settle(&mut self) {
+        let free = (0..).zip(&self.slots).filter(|(_, slot)| slot.is_none());
+        self.free = free.map(|(index, _)| Reverse(index)).collect();
     }
 
     pub(crate) fn get_mut(&mut self, peer: PeerId) -> Option<&mut Link> {
@@ -85,10 +157,51 @@ impl Links {
         if slot.as_ref()?.peer != peer {
             return None;
         }
+        self.free.push(Reverse(peer.index));
         slot.take()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Link> {
         self.slots.iter().filter_map(Option::as_deref)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_index_is_used_again_by_another_generation() {
+        let mut links = Links::after(7);
+        let ids: Vec<PeerId> = (0..4)
+            .map(|_| {
+                let id = links.next_id();
+                links.insert(Link::new(id, None, UserSlot::ACCEPTING));
+                id
+            })
+            .collect();
+        assert_eq!(ids.iter().map(|id| id.index).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        assert!(links.remove(ids[2]).is_some() && links.remove(ids[1]).is_some());
+        assert!(links.remove(ids[1]).is_none());
+        let again = links.next_id();
+        assert_eq!((again.index, again.generation), (1, 12));
+        links.insert(Link::new(again, None, UserSlot::ACCEPTING));
+        assert!(links.get_mut(ids[1]).is_none() && links.get_mut(again).is_some());
+    }
+
+    #[test]
+    fn indexes_between_those_of_another_process_are_used() {
+        let mut links = Links::after(9);
+        for index in [5, 2] {
+            let peer = PeerId { index, generation: 3 };
+            links.insert(Link::new(peer, None, UserSlot::ACCEPTING));
+        }
+        links.settle();
+        let mut next = || {
+            let id = links.next_id();
+            links.insert(Link::new(id, None, UserSlot::ACCEPTING));
+            id.index
+        };
+        assert_eq!([next(), next(), next(), next(), next()], [0, 1, 3, 4, 6]);
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod logging;
 mod poll;
 pub(crate) mod process;
 mod recover;
+mod rotation;
 mod system;
 #[cfg(test)]
 mod tests;
@@ -22,9 +23,9 @@ use bus_wire::Guid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::broker::{Broker, Identity, Millis, Start};
+use crate::broker::{Broker, Identity, ListenerIdentity, Millis, Start, Transport};
 use crate::config::Config;
-use crate::control::worker_exit;
+use crate::control::{Inbox, worker_exit};
 use crate::handoff::image;
 use crate::handoff::keeper::KeeperV1;
 use crate::journal::Journal;
@@ -56,10 +57,16 @@ pub(crate) enum Beginning {
 
 /// The life of a worker process; its exit code. `kept` is what it and the keeper have open for themselves: where it is
 /// given, whatever is open besides was left by another worker.
-pub(crate) fn run(record: &KeeperV1, journal: Journal, beginning: Beginning, kept: Option<&[RawFd]>) -> i32 {
+pub(crate) fn run(
+    record: &KeeperV1,
+    journal: Journal,
+    inbox: Inbox,
+    beginning: Beginning,
+    kept: Option<&[RawFd]>,
+) -> i32 {
     watchdog::start(journal.unit());
-    let Err(reason) =
-        prepare(record, journal, beginning, kept).and_then(|(worker, start)| serve(record, worker, start));
+    let Err(reason) = prepare(record, journal, inbox, beginning, kept)
+        .and_then(|(worker, start)| serve(record, worker, start));
     tracing::error!("the worker cannot serve: {reason}");
     worker_exit::UNABLE
 }
@@ -67,23 +74,26 @@ pub(crate) fn run(record: &KeeperV1, journal: Journal, beginning: Beginning, kep
 fn prepare(
     record: &KeeperV1,
     journal: Journal,
+    inbox: Inbox,
     beginning: Beginning,
     kept: Option<&[RawFd]>,
 ) -> Result<(Worker, Start), String> {
     match beginning {
         Beginning::Clean(config) => {
             let broker = Broker::new(identity(record)?, Arc::new(*config), now());
-            recover::sweep(&broker, kept, &record.listeners);
-            let mut worker = Worker::new(broker, journal, record.clone(), None);
+            if let Some(kept) = kept {
+                recover::sweep(kept, &record.listeners);
+            }
+            let mut worker = Worker::new(broker, journal, record.clone(), inbox, 0);
             worker.first_checkpoint()?;
             Ok((worker, Start::Clean))
         }
         Beginning::Upgraded => {
-            let (worker, pause) = restore(record, journal, kept)?;
+            let (worker, pause) = restore(record, journal, inbox, kept)?;
             Ok((worker, Start::Upgraded { pause }))
         }
         Beginning::RolledBack { reason } => {
-            let (worker, pause) = restore(record, journal, kept)?;
+            let (worker, pause) = restore(record, journal, inbox, kept)?;
             Ok((worker, Start::RolledBack { reason, pause }))
         }
         Beginning::Recovered {
@@ -91,7 +101,8 @@ fn prepare(
             skip,
             convert,
         } => {
-            let (mut worker, start) = recover(record, journal, died_at, skip, kept.unwrap_or_default())?;
+            let (mut worker, start) =
+                recover(record, journal, inbox, died_at, skip, kept.unwrap_or_default())?;
             if convert {
                 worker.dismiss_all();
                 worker.hand_over();
@@ -102,12 +113,17 @@ fn prepare(
 }
 
 /// Goes on where the worker of the binary before this one stopped. Also the pause, in microseconds.
-fn restore(record: &KeeperV1, journal: Journal, kept: Option<&[RawFd]>) -> Result<(Worker, u32), String> {
+fn restore(
+    record: &KeeperV1,
+    journal: Journal,
+    inbox: Inbox,
+    kept: Option<&[RawFd]>,
+) -> Result<(Worker, u32), String> {
     #[cfg(feature = "test-hooks")]
     crate::fault::in_restore(&record.executable());
     let bytes =
         crate::os::memfd::read(record.image).map_err(|error| format!("cannot read the state: {error}"))?;
-    let restored = image::load(&bytes).map_err(|error| error.to_string())?;
+    let restored = image::load(&bytes, now()).map_err(|error| error.to_string())?;
     for damage in &restored.damage {
         tracing::error!("the state is damaged: {damage}");
     }
@@ -118,16 +134,13 @@ fn restore(record: &KeeperV1, journal: Journal, kept: Option<&[RawFd]>) -> Resul
             dropped.reason
         );
     }
-    // Those of dropped peers are closed below, with their links.
-    let dropped = restored.dropped.iter().flat_map(|one| {
-        let fds = one.fds.iter().map(|fd| fd.0);
-        fds.chain([one.peer.index.cast_signed()])
-    });
-    let kept: Option<Vec<RawFd>> = kept.map(|kept| kept.iter().copied().chain(dropped).collect());
-    recover::sweep(&restored.broker, kept.as_deref(), &record.listeners);
+    if let Some(kept) = kept {
+        let carried = restored.manifest.iter().map(|(_, number)| *number);
+        let kept: Vec<RawFd> = kept.iter().copied().chain(carried).collect();
+        recover::sweep(&kept, &record.listeners);
+    }
     let stopped_at = clock::Nanos(restored.worker.stopped_at);
-    let mut worker = Worker::new(restored.broker, journal, record.clone(), Some(restored.worker));
-    worker.drop_links(&restored.dropped);
+    let worker = Worker::carried(restored, journal, record.clone(), inbox);
     let pause = clock::monotonic().micros_since(stopped_at);
     Ok((worker, pause))
 }
@@ -136,16 +149,18 @@ fn restore(record: &KeeperV1, journal: Journal, kept: Option<&[RawFd]>) -> Resul
 fn recover(
     record: &KeeperV1,
     mut journal: Journal,
+    inbox: Inbox,
     died_at: clock::Nanos,
     skip: Option<u64>,
     kept: &[RawFd],
 ) -> Result<(Worker, Start), String> {
     let mut recovered = recover::replay(&mut journal, record.image, skip)?;
-    let accepted = recovered.reconcile(kept, &record.listeners, &journal);
+    let accepted = recovered.reconcile(kept, &record.listeners, &mut journal);
     let quarantined = recovered.quarantined.len() as u32;
-    let mut worker = Worker::recovered(recovered, journal, record.clone(), &accepted);
-    if skip.is_some() {
-        // What is left out now must not be met again.
+    let is_damaged = recovered.is_damaged;
+    let mut worker = Worker::recovered(recovered, journal, record.clone(), inbox, &accepted);
+    if skip.is_some() || is_damaged {
+        // What is left out now, or cannot be read, must not be met again.
         worker.first_checkpoint()?;
     }
     let pause = clock::monotonic().micros_since(died_at);
@@ -165,7 +180,7 @@ fn serve(record: &KeeperV1, mut worker: Worker, start: Start) -> Result<Infallib
             .map_err(|error| format!("epoll: {error}"))?;
         worker.begin(start);
         loop {
-            worker.turn();
+            worker.turns();
             let due = worker.next_tick();
             let wait = async {
                 match due {
@@ -198,11 +213,15 @@ fn identity(record: &KeeperV1) -> Result<Identity, String> {
     crate::os::random::fill(&mut seed);
     Ok(Identity {
         guid: guid(&record.guid)?,
-        listener_guids: record
+        listeners: record
             .listeners
             .iter()
-            .map(|one| guid(&one.guid))
-            .collect::<Result<_, _>>()?,
+            .map(|one| {
+                let guid = guid(&one.guid)?;
+                let transport = Transport::Unix;
+                Ok(ListenerIdentity { guid, transport })
+            })
+            .collect::<Result<_, String>>()?,
         machine_id: record.machine_id.clone(),
         keeper_pid: nix::unistd::getppid().as_raw().cast_unsigned(),
         own_uid: nix::unistd::geteuid().as_raw(),

@@ -1,12 +1,11 @@
 //! Going on where a worker died: its checkpoint, the events since, and the system call that was under way.
 
+use std::collections::BTreeSet;
 use std::os::fd::RawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
-use bus_wire::Fd;
-
-use super::system::{Kernel, cookie, is_accepted_socket};
+use super::system::{Kernel, is_accepted_socket};
 use crate::broker::{Action, Broker, Dropped, Event, PeerId};
 use crate::handoff::image;
 use crate::handoff::keeper::Listener;
@@ -25,8 +24,6 @@ pub(super) struct Recovered {
     pub(super) quarantined: Vec<PeerId>,
     /// A part of the journal could not be read: whoever is not known any more is in doubt, too.
     pub(super) is_damaged: bool,
-    /// Peers that were accepted since the checkpoint: the dead worker may not have come to note their sockets' cookies.
-    pub(super) accepted: Vec<PeerId>,
     /// Peers that the broker had closed; their sockets may still be open.
     closed: Vec<PeerId>,
 }
@@ -37,14 +34,15 @@ pub(super) fn replay(journal: &mut Journal, image: RawFd, skip: Option<u64>) -> 
     let (broker, generation, in_doubt) = match journal.load()? {
         Some(loaded) => {
             journal.rewind(Some(loaded.position));
-            let (broker, dropped) = Broker::restore(loaded.state).map_err(|error| error.to_string())?;
+            let (mut broker, dropped) = Broker::restore(loaded.state).map_err(|error| error.to_string())?;
+            broker.set_config_source(loaded.config_source);
             (broker, loaded.generation, dropped)
         }
         None => {
             journal.rewind(None);
             let bytes =
                 memfd::read(image).map_err(|error| format!("there is no state to go on from: {error}"))?;
-            let restored = image::load(&bytes).map_err(|error| error.to_string())?;
+            let restored = image::load(&bytes, super::now()).map_err(|error| error.to_string())?;
             (restored.broker, restored.worker.generation, restored.dropped)
         }
     };
@@ -54,7 +52,6 @@ pub(super) fn replay(journal: &mut Journal, image: RawFd, skip: Option<u64>) -> 
         in_doubt,
         quarantined: Vec::new(),
         is_damaged: false,
-        accepted: Vec::new(),
         closed: Vec::new(),
     };
     let mut damage = None;
@@ -69,6 +66,10 @@ pub(super) fn replay(journal: &mut Journal, image: RawFd, skip: Option<u64>) -> 
                 damage = Some(what);
                 break;
             }
+        }
+        if journal.is_answer_missing() {
+            damage = Some("the journal lacks what the system answered".into());
+            break;
         }
     }
     if damage.is_none() {
@@ -95,7 +96,6 @@ impl Recovered {
     fn apply(&mut self, event: Event, journal: &mut Journal) {
         if let Event::Accepted { peer, .. } = &event {
             self.generation = self.generation.max(peer.generation);
-            self.accepted.push(*peer);
         }
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("recovery");
@@ -167,8 +167,9 @@ impl Recovered {
         &mut self,
         kept: &[RawFd],
         listeners: &[Listener],
-        journal: &Journal,
+        journal: &mut Journal,
     ) -> Vec<(RawFd, u32)> {
+        self.doubt_what_is_not_there(journal);
         let strays = self.strays(kept, listeners, journal);
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("recovery");
@@ -186,18 +187,40 @@ impl Recovered {
         }
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("recovery");
+        journal.settle_handles(&self.broker.owned_fds().into_iter().collect());
         tracing::debug!("{} connections were closed in the replay", self.closed.len());
         strays.accepted
+    }
+
+    /// Peers whose socket the manifest does not tell, or tells of two, cannot go on.
+    fn doubt_what_is_not_there(&mut self, journal: &Journal) {
+        let mut seen = BTreeSet::new();
+        let mut lost = Vec::new();
+        for peer in self.broker.peer_ids() {
+            let Some(handle) = self.broker.socket(peer) else {
+                continue;
+            };
+            let number = journal.verified_number(handle).filter(|number| is_open(*number));
+            if number.is_none_or(|number| !seen.insert(number)) {
+                lost.push(peer);
+            }
+        }
+        lost.retain(|peer| self.in_doubt.iter().all(|one| one.peer != *peer));
+        self.broker.note_in_doubt(lost.len() as u32);
+        self.in_doubt.extend(lost.into_iter().map(|peer| Dropped {
+            peer,
+            reason: "the manifest does not tell its socket".into(),
+            fds: Vec::new(),
+        }));
     }
 
     /// What is open and belongs to no one.
     pub(super) fn strays(&self, kept: &[RawFd], listeners: &[Listener], journal: &Journal) -> Strays {
         let mut strays = Strays::default();
-        for fd in unclaimed(&self.broker, kept, listeners) {
-            let listener = is_accepted_socket(fd, listeners);
-            let is_known = journal.cookie(Fd(fd)) == cookie(fd);
-            match listener {
-                Some(listener) if !is_known => strays.accepted.push((fd, listener)),
+        let known = journal.known_numbers();
+        for fd in unclaimed(&self.broker, kept, listeners, journal) {
+            match is_accepted_socket(fd, listeners) {
+                Some(listener) if !known.contains(&fd) => strays.accepted.push((fd, listener)),
                 Some(_) => strays.ended.push(fd),
                 None => strays.unowned.push(fd),
             }
@@ -206,29 +229,27 @@ impl Recovered {
     }
 }
 
-/// Closes whatever is open and neither in `kept` nor the broker's nor a listener; nothing where `kept` is not given.
-pub(super) fn sweep(broker: &Broker, kept: Option<&[RawFd]>, listeners: &[Listener]) {
-    let Some(kept) = kept else { return };
-    for fd in unclaimed(broker, kept, listeners) {
+/// Closes whatever is open and neither in `kept` nor a listener.
+pub(super) fn sweep(kept: &[RawFd], listeners: &[Listener]) {
+    for fd in others(kept.iter().copied(), listeners) {
         close(fd);
     }
 }
 
 /// What is open and neither in `kept` nor the broker's nor a listener.
-fn unclaimed(broker: &Broker, kept: &[RawFd], listeners: &[Listener]) -> Vec<RawFd> {
-    let links = broker.peer_ids().map(|peer| peer.index.cast_signed());
-    let owned = broker.owned_fds().into_iter().map(|fd| fd.0);
-    let mut ours: Vec<RawFd> = kept
-        .iter()
-        .copied()
-        .chain(listeners.iter().map(|one| one.fd))
-        .chain(links)
-        .chain(owned)
-        .collect();
-    ours.sort_unstable();
-    ours.dedup();
-    let others = (3..table_size()).filter(|fd| ours.binary_search(fd).is_err());
-    others.filter(|fd| is_open(*fd)).collect()
+fn unclaimed(broker: &Broker, kept: &[RawFd], listeners: &[Listener], journal: &Journal) -> Vec<RawFd> {
+    let owned = broker.owned_fds().into_iter();
+    let owned = owned.filter_map(|handle| journal.verified_number(handle));
+    others(kept.iter().copied().chain(owned), listeners)
+}
+
+/// What is open besides these, the listeners and the standard streams.
+fn others(known: impl Iterator<Item = RawFd>, listeners: &[Listener]) -> Vec<RawFd> {
+    let mut known: Vec<RawFd> = known.chain(listeners.iter().map(|one| one.fd)).collect();
+    known.sort_unstable();
+    known.dedup();
+    let unknown = (3..table_size()).filter(|fd| known.binary_search(fd).is_err());
+    unknown.filter(|fd| is_open(*fd)).collect()
 }
 
 /// Descriptors that are open and that the broker does not own.

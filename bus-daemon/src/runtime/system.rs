@@ -6,77 +6,71 @@ use std::os::fd::RawFd;
 
 use bus_wire::Fd;
 
-use super::links::socket_of;
-use crate::broker::{Credentials, JournalMemory, PeerId, System};
-use crate::journal::{Answer, Journal};
+use crate::broker::{Attested, Credentials, JournalMemory, System};
+use crate::journal::{Answer, Journal, Recorded};
+use crate::os::descriptor;
 
 /// Linux 6.5; not in the libc crate for every target.
 const SO_PEERPIDFD: i32 = 77;
 
-/// Answers the broker's questions and notes the answers.
+/// Answers the broker's questions and notes the answers. In a replay it gives the noted ones.
 pub(crate) struct Kernel<'a> {
     pub(crate) journal: &'a mut Journal,
 }
 
+impl Kernel<'_> {
+    /// A descriptor that the system makes, as a handle: the noted one, or a new one from `make`.
+    fn descriptor(&mut self, make: impl FnOnce(&Journal) -> Option<RawFd>) -> Option<Fd> {
+        match self.journal.recorded_answer() {
+            Recorded::Answer(Answer::Descriptor(handle)) => handle,
+            Recorded::Answer(Answer::Memory(_)) | Recorded::Missing => None,
+            Recorded::AskNow => {
+                let made = make(self.journal);
+                let handle = made.and_then(|number| {
+                    let handle = self.journal.assign(number);
+                    if handle.is_none() {
+                        descriptor::close(number);
+                    }
+                    handle
+                });
+                self.journal.note_answer(&Answer::Descriptor(handle));
+                handle
+            }
+        }
+    }
+}
+
 impl System for Kernel<'_> {
-    fn peer_groups(&mut self, peer: PeerId) -> Option<Vec<u32>> {
-        if let Some(Answer::Groups(groups)) = self.journal.recorded_answer() {
-            return groups;
-        }
-        let groups = groups(socket_of(peer));
-        self.journal.note_answer(peer, &Answer::Groups(groups.clone()));
-        groups
-    }
-
-    fn peer_label(&mut self, peer: PeerId) -> Option<Vec<u8>> {
-        if let Some(Answer::Label(label)) = self.journal.recorded_answer() {
-            return label;
-        }
-        let label = label(socket_of(peer));
-        self.journal.note_answer(peer, &Answer::Label(label.clone()));
-        label
-    }
-
-    fn peer_pidfd(&mut self, peer: PeerId) -> Option<Fd> {
-        if let Some(Answer::Descriptor(fd)) = self.journal.recorded_answer() {
-            return fd;
-        }
-        let fd = option::<i32>(socket_of(peer), SO_PEERPIDFD)
-            .map(Fd)
-            .inspect(|fd| keep_over_exec(fd.0));
-        self.journal.note_answer(peer, &Answer::Descriptor(fd));
-        fd
+    fn peer_pidfd(&mut self, socket: Fd) -> Option<Fd> {
+        self.descriptor(|journal| {
+            let made = option::<i32>(journal.number(socket)?, SO_PEERPIDFD)?;
+            descriptor::set_close_on_exec(made, false);
+            Some(made)
+        })
     }
 
     fn journal_memory(&mut self) -> Option<JournalMemory> {
-        if let Some(Answer::Memory(memory)) = self.journal.recorded_answer() {
-            return Some(memory);
+        match self.journal.recorded_answer() {
+            Recorded::Answer(Answer::Memory(memory)) => Some(memory),
+            Recorded::Answer(Answer::Descriptor(_)) | Recorded::Missing => None,
+            Recorded::AskNow => {
+                let memory = self.journal.memory();
+                self.journal.note_answer(&Answer::Memory(memory));
+                Some(memory)
+            }
         }
-        let memory = self.journal.memory();
-        self.journal
-            .note_answer(PeerId::from_u64(0), &Answer::Memory(memory));
-        Some(memory)
     }
 
     fn duplicate(&mut self, fd: Fd) -> Option<Fd> {
-        if let Some(Answer::Descriptor(copy)) = self.journal.recorded_answer() {
-            return copy;
-        }
-        // SAFETY: makes a new descriptor, or fails.
-        let copy = unsafe { libc::fcntl(fd.0, libc::F_DUPFD, 3) };
-        let copy = (copy >= 0).then_some(Fd(copy));
-        self.journal
-            .note_answer(PeerId::from_u64(0), &Answer::Descriptor(copy));
-        copy
+        self.descriptor(|journal| {
+            // SAFETY: makes a new descriptor, or fails.
+            let copy = unsafe { libc::fcntl(journal.number(fd)?, libc::F_DUPFD, 3) };
+            (copy >= 0).then_some(copy)
+        })
     }
 }
 
-/// The kernel's cookie of a socket, the same for its whole life and for no other.
-pub(crate) fn cookie(socket: RawFd) -> u64 {
-    option::<u64>(socket, libc::SO_COOKIE).unwrap_or(0)
-}
-
-/// Whether a descriptor is a connection that a listener of these cookies' sockets accepted: a stream socket with a
+/// Whether a descriptor is a connection that one of these listeners accepted: a stream socket with a
 /// name, which does not listen itself. Only accepted sockets have one here: what clients pass has none.
 pub(crate) fn is_accepted_socket(fd: RawFd, listeners: &[crate::handoff::keeper::Listener]) -> Option<u32> {
     use nix::sys::socket::{UnixAddr, getsockname};
@@ -91,9 +85,21 @@ pub(crate) fn is_accepted_socket(fd: RawFd, listeners: &[crate::handoff::keeper:
     listeners.iter().position(is_same).map(|index| index as u32)
 }
 
-/// SO_PEERCRED: who connected, at the time of connecting.
-pub(crate) fn credentials(socket: RawFd) -> Credentials {
-    option::<libc::ucred>(socket, libc::SO_PEERCRED).map_or(Credentials::default(), |found| Credentials {
+/// What the kernel tells of the process at the other end of a unix socket, at the time of connecting.
+pub(crate) fn attested(socket: RawFd) -> Attested {
+    let credentials = credentials(socket);
+    Attested {
+        credentials,
+        groups: groups(socket, credentials.gid),
+        label: label(socket),
+    }
+}
+
+/// SO_PEERCRED. A transport that has none says that it is nobody (uid -1).
+fn credentials(socket: RawFd) -> Credentials {
+    const NOBODY: u32 = u32::MAX;
+    let found = option::<libc::ucred>(socket, libc::SO_PEERCRED).filter(|found| found.uid != NOBODY);
+    found.map_or(Credentials::default(), |found| Credentials {
         uid: Some(found.uid),
         gid: Some(found.gid),
         pid: u32::try_from(found.pid).ok().filter(|pid| *pid != 0),
@@ -117,7 +123,8 @@ fn option<T>(socket: RawFd, name: i32) -> Option<T> {
     (result == 0 && len as usize == size_of::<T>()).then(|| unsafe { value.assume_init() })
 }
 
-fn groups(socket: RawFd) -> Option<Vec<u32>> {
+/// SO_PEERGROUPS, with the primary one.
+fn groups(socket: RawFd, primary: Option<u32>) -> Option<Vec<u32>> {
     let mut groups = vec![0_u32; 64];
     loop {
         let mut len = (groups.len() * 4) as libc::socklen_t;
@@ -134,7 +141,7 @@ fn groups(socket: RawFd) -> Option<Vec<u32>> {
         let count = len as usize / 4;
         if result == 0 {
             groups.truncate(count);
-            groups.extend(credentials(socket).gid);
+            groups.extend(primary);
             groups.sort_unstable();
             groups.dedup();
             return Some(groups);
@@ -146,8 +153,9 @@ fn groups(socket: RawFd) -> Option<Vec<u32>> {
     }
 }
 
+/// SO_PEERSEC, without a terminating nul.
 fn label(socket: RawFd) -> Option<Vec<u8>> {
-    let mut label = vec![0_u8; 4096];
+    let mut label = vec![0_u8; 256];
     let mut len = label.len() as libc::socklen_t;
     // SAFETY: room for `len` bytes.
     let result = unsafe {
@@ -167,10 +175,4 @@ fn label(socket: RawFd) -> Option<Vec<u8>> {
         label.pop();
     }
     (!label.is_empty()).then_some(label)
-}
-
-/// Takes the close-on-exec flag off a descriptor that the broker owns.
-fn keep_over_exec(fd: RawFd) {
-    // SAFETY: changes a flag of a descriptor just made.
-    unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
 }

@@ -46,12 +46,11 @@ pub(super) fn credentials(broker: &mut Broker, call: Call<'_>, system: &mut dyn 
         Named::Peer(peer) => {
             (found.pid, found.uid) = (process_id(peer), peer.credentials.uid);
             if is_local(peer) {
-                let id = peer.id;
-                found.groups = system.peer_groups(id);
-                found.label = system.peer_label(id);
+                found.groups = peer.groups.clone();
+                found.label = peer.label.clone();
                 let takes_fds = broker.peer(call.caller).is_some_and(|caller| caller.takes_fds);
-                if takes_fds && expects_reply(call.message) {
-                    found.pidfd = system.peer_pidfd(id);
+                if let Some(socket) = peer.socket.filter(|_| takes_fds && expects_reply(call.message)) {
+                    found.pidfd = system.peer_pidfd(socket);
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! The configuration, and the environment of services that are yet to be started.
 
 use super::{Call, Fault};
-use crate::broker::{Broker, expects_reply};
+use crate::broker::{Broker, LIMITS_EXCEEDED, expects_reply};
 
 /// "adds to or modifies that environment when activating services"
 pub(super) fn update(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {
@@ -32,6 +32,11 @@ pub(super) fn reload_config(broker: &mut Broker, call: Call<'_>) -> Result<(), F
     } else {
         0
     };
-    broker.request_reload(call.caller, serial);
-    Ok(())
+    if broker.call_reload(call.caller, serial) {
+        return Ok(());
+    }
+    Err(Fault::new(
+        LIMITS_EXCEEDED,
+        "The maximum number of pending replies per connection has been reached",
+    ))
 }

@@ -11,7 +11,7 @@ pub(super) fn upgrade(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> 
     } else {
         0
     };
-    if broker.request_upgrade(call.caller, serial, binary.to_owned()) {
+    if broker.call_upgrade(call.caller, serial, binary.to_owned()) {
         return Ok(());
     }
     Err(Fault::new(

@@ -7,7 +7,7 @@ use crate::config::{BusType, Config, Connect, Limits, Service, ServiceDir, Traff
 
 /// A [`Config`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(in super::super) struct ConfigV1 {
+pub struct ConfigV1 {
     bus_type: BusTypeV1,
     listen: Vec<String>,
     /// By their names on the wire.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 
 use super::{End, Keeper, Origin};
-use crate::control::ToWorker;
+use crate::control::Outcome;
 use crate::journal::Serving;
 use crate::keeper::deaths::PROBATION;
 use crate::keeper::exec;
@@ -15,7 +15,8 @@ use crate::os::clock::{self, Nanos};
 use crate::os::descriptor::{close, set_close_on_exec};
 
 impl Keeper {
-    pub(super) fn begin_preflight(&mut self, binary: &str, image: RawFd) {
+    pub(super) fn begin_preflight(&mut self, id: u64, binary: &str, image: RawFd) {
+        self.trial = id;
         self.approved = None;
         let path = if binary.is_empty() {
             self.record.executable()
@@ -39,7 +40,7 @@ impl Keeper {
             Ok(preflight) => self.preflight = Some(preflight),
             Err(reason) => {
                 close(image);
-                self.tell(&ToWorker::Preflight(Err(reason)));
+                self.tell_end(id, &Outcome::Trial(Err(reason)));
             }
         }
     }
@@ -57,7 +58,7 @@ impl Keeper {
             close(preflight.image);
             close(preflight.record);
             self.preflight = None;
-            self.tell(&ToWorker::Preflight(verdict));
+            self.tell_end(self.trial, &Outcome::Trial(verdict));
         }
     }
 
@@ -69,20 +70,6 @@ impl Keeper {
             close(preflight.record);
         }
         self.approved = None;
-    }
-
-    /// A verdict that was told and not acted on is not for the next worker. Requests are, unless acting on one of them
-    /// may be what the last one died of.
-    pub(super) fn take_back_verdicts(&self, are_requests_deadly: bool) {
-        let mut requests = Vec::new();
-        while let Ok(Some(message)) = self.record.control.heard_by_worker() {
-            if !matches!(message, ToWorker::Preflight(_)) && !are_requests_deadly {
-                requests.push(message);
-            }
-        }
-        for request in &requests {
-            self.tell(request);
-        }
     }
 
     /// If the worker has handed its state over, goes on as another process image. Handing over is the worker's last act:

@@ -1,109 +1,216 @@
 //! Connections as they come and go.
 
 use std::io::Error;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use super::{Worker, update_interest};
+use nix::sys::socket::MsgFlags;
+
+use super::Worker;
 use crate::broker::{Event, PeerId};
 use crate::journal::RareEvent;
-use crate::runtime::links::{Link, socket_of};
-use crate::runtime::poll::Source;
+use crate::os::descriptor;
+use crate::runtime::links::{Link, Socket};
+use crate::runtime::poll::{EpollSet, Source};
+use crate::runtime::rotation::{Ready, UserSlot};
 use crate::runtime::system;
 
-/// Connections accepted from one listener in one turn.
+/// Connections accepted from one listener at its turn.
 const ACCEPTS: usize = 32;
 
+/// Whether connections are accepted.
+///
+/// ```text
+/// Open ──too many have not said Hello──> Paused ──fewer──> Open
+/// Open, Paused ──the table of descriptors is full, and nobody can be turned away──> (the same, full)
+///      ──a descriptor is closed, or a tick──> (the same)
+/// ```
+pub(super) struct Acceptance {
+    gate: Gate,
+    /// There is no descriptor left, not even one to turn a client away with.
+    is_full: bool,
+    /// A descriptor kept open to be given up when the table is full.
+    reserve: Option<OwnedFd>,
+    /// Listeners in the rotation.
+    ready: Vec<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gate {
+    Open,
+    Paused,
+}
+
+impl Acceptance {
+    pub(super) fn new(may_accept: bool) -> Self {
+        Self {
+            gate: if may_accept { Gate::Open } else { Gate::Paused },
+            is_full: false,
+            reserve: reserve(),
+            ready: Vec::new(),
+        }
+    }
+
+    /// Whether not even a client that is turned away can be accepted.
+    pub(super) fn is_full(&self) -> bool {
+        self.is_full
+    }
+
+    /// A listener has connections. True: it is not in the rotation yet.
+    pub(super) fn note_ready(&mut self, listener: u32) -> bool {
+        let is_new = !self.ready.contains(&listener);
+        if is_new {
+            self.ready.push(listener);
+        }
+        is_new
+    }
+
+    /// What to wait for from listeners.
+    pub(super) fn interest(&self) -> u32 {
+        if self.gate == Gate::Open && !self.is_full {
+            libc::EPOLLIN as u32
+        } else {
+            0
+        }
+    }
+}
+
+/// Any descriptor will do; this kind needs no file system.
+fn reserve() -> Option<OwnedFd> {
+    nix::sys::eventfd::EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_CLOEXEC)
+        .ok()
+        .map(OwnedFd::from)
+}
+
 impl Worker {
-    pub(super) fn accept(&mut self, index: u32) -> bool {
-        let Some(listener) = self
+    /// Accepts what waits at a listener, up to a bound; the rest is for its next turn.
+    pub(super) fn accept(&mut self, index: u32) {
+        self.acceptance.ready.retain(|ready| *ready != index);
+        let listener = self
             .record
             .listeners
             .get(index as usize)
-            .map(|listener| listener.fd)
-        else {
-            return false;
+            .map(|listener| listener.fd);
+        let Some(listener) = listener.filter(|_| self.acceptance.interest() != 0) else {
+            return;
         };
         for _ in 0..ACCEPTS {
             match accept(listener) {
                 Ok(socket) => self.welcome(socket, index),
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EMFILE | libc::ENFILE) => {
-                        self.shed(listener);
-                        return false;
+                        if !self.turn_away(listener) {
+                            return;
+                        }
                     }
                     Some(libc::ECONNABORTED | libc::EINTR) => {}
-                    Some(libc::EAGAIN) => return false,
+                    Some(libc::EAGAIN) => return,
                     _ => {
                         tracing::warn!("accept: {error}");
-                        return false;
+                        return;
                     }
                 },
             }
         }
-        true
+        if self.acceptance.note_ready(index) {
+            self.rotation.add(UserSlot::ACCEPTING, Ready::Listener(index));
+        }
     }
 
-    pub(super) fn welcome(&mut self, socket: RawFd, listener: u32) {
-        self.generation = self.generation.checked_add(1).unwrap_or(1);
-        let peer = PeerId {
-            index: socket.cast_unsigned(),
-            generation: self.generation,
+    pub(super) fn welcome(&mut self, number: RawFd, listener: u32) {
+        let attested = system::attested(number);
+        let Some(handle) = self.journal.assign(number) else {
+            tracing::warn!("a connection was turned away: there are no more handles for descriptors");
+            return descriptor::close(number);
         };
-        let credentials = system::credentials(socket);
-        if let Err(error) = self
-            .epoll
-            .add(socket, Source::Peer(peer.to_u64()), libc::EPOLLIN as u32)
-        {
+        let peer = self.links.next_id();
+        let source = Source::Peer(peer.to_u64());
+        let user = self.rotation.user(attested.credentials.uid);
+        let link = Link::new(peer, Some(Socket { handle, number }), user);
+        if let Err(error) = self.epoll.add(number, source, link.interest()) {
             tracing::warn!("cannot wait for a new connection: {error}");
-            let _ = nix::unistd::close(socket);
-            return;
+            self.links.give_back(peer);
+            return self.journal.close(handle);
         }
-        self.links.insert(Link::new(peer));
+        self.links.insert(link);
         self.journal.note(
             Some(peer),
             &RareEvent::Accepted {
                 listener,
-                credentials,
-                can_pass_fds: true,
+                socket: handle,
+                attested: attested.clone(),
             },
         );
-        self.journal.set_cookie(peer, system::cookie(socket));
         self.apply(Event::Accepted {
             peer,
             listener,
-            credentials,
-            can_pass_fds: true,
+            socket: handle,
+            attested,
         });
     }
 
-    /// The descriptor table is full: turns one connection away, so that its client knows and the listener is not
-    /// ready for ever.
-    fn shed(&mut self, listener: RawFd) {
-        drop(self.reserve.take());
-        if let Ok(socket) = accept(listener) {
-            let _ = nix::unistd::close(socket);
+    /// The descriptor table is full: turns one connection away, so that its client knows. False: not even that can be
+    /// done now.
+    fn turn_away(&mut self, listener: RawFd) -> bool {
+        drop(self.acceptance.reserve.take());
+        let accepted = accept(listener);
+        let is_accepted = accepted.is_ok();
+        if let Ok(socket) = accepted {
+            descriptor::close(socket);
             tracing::warn!("a connection was turned away: the table of open files is full");
         }
-        self.reserve = std::fs::File::open("/dev/null").ok();
+        self.acceptance.reserve = reserve();
+        if self.acceptance.reserve.is_none() {
+            self.acceptance.is_full = true;
+            self.wait_for_connections();
+        }
+        is_accepted && !self.acceptance.is_full
+    }
+
+    /// There may be room in the descriptor table again.
+    pub(super) fn accept_again(&mut self) {
+        self.acceptance.reserve = self.acceptance.reserve.take().or_else(reserve);
+        if self.acceptance.is_full && self.acceptance.reserve.is_some() {
+            self.acceptance.is_full = false;
+            self.wait_for_connections();
+        }
     }
 
     pub(super) fn close(&mut self, peer: PeerId, reason: &str, is_fault: bool) {
         if is_fault {
-            tracing::warn!("peer {} is disconnected: {reason}", socket_of(peer));
+            tracing::warn!("peer {} is disconnected: {reason}", peer.index);
         } else {
-            tracing::debug!("peer {} is gone: {reason}", socket_of(peer));
+            tracing::debug!("peer {} is gone: {reason}", peer.index);
         }
         let Some(link) = self.links.remove(peer) else {
             return;
         };
-        if let Some(incoming) = link.large {
-            self.journal.give_back(incoming.extent);
+        if let Some(extent) = link.large {
+            self.journal.give_back(extent);
         }
-        let socket = socket_of(peer);
-        self.epoll.remove(socket);
-        // A duplicate of the descriptor elsewhere must not hide the end from the peer.
-        let _ = nix::sys::socket::shutdown(socket, nix::sys::socket::Shutdown::Both);
-        let _ = nix::unistd::close(socket);
+        if let Some(Socket { handle, number }) = link.socket {
+            self.epoll.remove(number);
+            // A duplicate of the descriptor elsewhere must not hide the end from the peer.
+            let _ = nix::sys::socket::shutdown(number, nix::sys::socket::Shutdown::Both);
+            self.close_descriptor(handle);
+        }
+    }
+
+    /// Answers of the authentication, which say what went wrong, as far as the socket takes them at once.
+    pub(super) fn say_last_words(&mut self, peer: PeerId, words: &[u8]) {
+        if let Some(socket) = self.links.get_mut(peer).and_then(|link| link.socket)
+            && !words.is_empty()
+        {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            let _ = nix::sys::socket::send(socket.number, words, flags);
+        }
+    }
+
+    /// Closes a descriptor of the state.
+    pub(super) fn close_descriptor(&mut self, handle: bus_wire::Fd) {
+        self.journal.close(handle);
+        if self.acceptance.is_full {
+            self.accept_again();
+        }
     }
 
     pub(super) fn set_stopped(&mut self, peer: PeerId, stopped: bool) {
@@ -115,8 +222,13 @@ impl Worker {
         }
     }
 
-    pub(super) fn set_accepting(&self, accepting: bool) {
-        let events = if accepting { libc::EPOLLIN as u32 } else { 0 };
+    pub(super) fn set_accepting(&mut self, accepting: bool) {
+        self.acceptance.gate = if accepting { Gate::Open } else { Gate::Paused };
+        self.wait_for_connections();
+    }
+
+    fn wait_for_connections(&self) {
+        let events = self.acceptance.interest();
         for (index, listener) in (0..).zip(&self.record.listeners) {
             if let Err(error) = self.epoll.modify(listener.fd, Source::Listener(index), events) {
                 tracing::warn!("epoll: {error}");
@@ -125,12 +237,21 @@ impl Worker {
     }
 }
 
+/// Waits for what a link is to be waited for now.
+pub(super) fn update_interest(epoll: EpollSet, link: &Link) {
+    let Some(socket) = link.socket else { return };
+    let source = Source::Peer(link.peer.to_u64());
+    if let Err(error) = epoll.modify(socket.number, source, link.interest()) {
+        tracing::error!("epoll: {error}");
+    }
+}
+
 #[expect(unsafe_code, reason = "accept4 on a descriptor by number")]
 fn accept(listener: RawFd) -> std::io::Result<RawFd> {
     // SAFETY: makes a new descriptor, or fails. It is kept over exec.
     let socket = unsafe {
         libc::accept4(
-            listener,
+            listener.as_raw_fd(),
             std::ptr::null_mut(),
             std::ptr::null_mut(),
             libc::SOCK_NONBLOCK,

@@ -1,99 +1,130 @@
-//! What the worker and the keeper have to do with each other: reloads, upgrades, and the hand-over at the end.
+//! What the worker and the keeper have to do with each other: what the keeper tells, errands, and the hand-over at the
+//! end.
 
 use std::io::Error;
 use std::os::fd::RawFd;
 
 use super::Worker;
-use crate::broker::Event;
-use crate::control::{ToKeeper, ToWorker, worker_exit};
-use crate::handoff::image::{self, LinkV1, WorkerV1};
-use crate::journal::RareEvent;
+use crate::broker::{Errand, Event};
+use crate::control::{self, Entry, Request, Told, worker_exit};
+use crate::handoff::image::{self, WorkerV2};
+use crate::journal::{RareEvent, read_outcome};
 use crate::os::clock::{self, Nanos};
-use crate::os::memfd;
-use crate::os::process;
+use crate::os::{descriptor, memfd, process};
+use crate::runtime::links::Writing;
+
+/// Most bytes of a reason that is noted: nothing that is told grows beyond a record.
+const LONGEST_REASON: usize = 4096;
+
+/// What is to be done when the turn's events are applied and sent: it is no part of any event.
+pub(super) enum FollowUp {
+    /// Ask the keeper for an errand.
+    Ask { id: u64, errand: Errand },
+    /// Hand the state over.
+    HandOver,
+}
 
 impl Worker {
+    /// Hears what the keeper has told, in order. An entry is acknowledged when it is in the journal: a death before that
+    /// leaves it to the next worker, one after it finds it in the journal.
     pub(super) fn listen_to_keeper(&mut self) {
-        let control = self.record.control;
-        // A request is taken only when its outcome is in the journal: it survives a death, at worst as two. A verdict is
-        // for this worker alone.
-        let taken = || drop(control.heard_by_worker());
-        loop {
-            match control.told_to_worker() {
-                Ok(Some(ToWorker::Reload)) => {
-                    self.reload();
-                    taken();
-                }
-                Ok(Some(ToWorker::Upgrade)) => {
-                    #[cfg(feature = "test-hooks")]
-                    crate::fault::kill_in("request");
-                    self.journal.note(None, &RareEvent::UpgradeRequested);
-                    self.apply(Event::UpgradeRequested);
-                    #[cfg(feature = "test-hooks")]
-                    crate::fault::kill_in("request");
-                    taken();
-                }
-                Ok(Some(ToWorker::Preflight(verdict))) => {
-                    taken();
-                    match verdict {
-                        Ok(()) => self.hand_over(),
-                        Err(reason) => self.refuse_upgrade(reason),
+        self.record.control.take_wakes();
+        let mut has_heard = false;
+        while let Some(entry) = self.inbox.next(self.journal.heard()) {
+            self.hear(entry);
+            has_heard = true;
+        }
+        if has_heard {
+            // There is room for what waits.
+            self.record.control.wake_keeper();
+        }
+    }
+
+    fn hear(&mut self, Entry { number, told }: Entry) {
+        #[cfg(feature = "test-hooks")]
+        crate::fault::kill_in("request");
+        let (note, event) = match told {
+            Told::ReloadWanted => (RareEvent::ReloadRequested, Event::ReloadRequested),
+            Told::UpgradeWanted => (RareEvent::UpgradeRequested, Event::UpgradeRequested),
+            Told::ErrandEnded { errand, payload } => {
+                let Some(handle) = self.journal.assign(payload) else {
+                    tracing::error!("there is no handle for the outcome of errand {errand}");
+                    return;
+                };
+                let outcome = read_outcome(payload);
+                let event = Event::ErrandEnded {
+                    errand,
+                    outcome,
+                    payload: Some(handle),
+                };
+                let payload = handle;
+                (RareEvent::ErrandEnded { errand, payload }, event)
+            }
+        };
+        self.journal.note_told(number, &note);
+        self.inbox.acknowledge(number);
+        #[cfg(feature = "test-hooks")]
+        crate::fault::kill_in("request");
+        self.apply(event);
+    }
+
+    /// What a worker before this one had been asked to do and may not have come to do. The keeper knows by their numbers
+    /// the errands that it was asked for.
+    pub(super) fn catch_up(&mut self) {
+        self.inbox.acknowledge(self.journal.heard());
+        if self.broker.is_handing_over() {
+            self.fail_upgrade("the worker died while it handed its state over; try again".into());
+        }
+        for (id, errand) in self.broker.open_errands() {
+            self.follow_ups.push_back(FollowUp::Ask { id, errand });
+        }
+    }
+
+    /// Does what the broker asked for in the course of the turn. What cannot be done now is tried again at a tick.
+    pub(super) fn follow_up(&mut self) {
+        while let Some(next) = self.follow_ups.pop_front() {
+            match next {
+                FollowUp::HandOver => self.hand_over(),
+                FollowUp::Ask { id, errand } => {
+                    if let Err(error) = self.ask(id, &errand) {
+                        tracing::warn!("the keeper cannot be asked for errand {id} now: {error}");
+                        return self.follow_ups.push_front(FollowUp::Ask { id, errand });
                     }
                 }
-                Ok(None) => return,
-                Err(error) => {
-                    tracing::error!("cannot hear the keeper: {error}");
-                    return;
+            }
+        }
+    }
+
+    fn ask(&mut self, id: u64, errand: &Errand) -> std::io::Result<()> {
+        let (errand, image) = match errand {
+            Errand::LoadConfiguration => (control::Errand::LoadConfiguration, None),
+            Errand::TryBinary { binary } => match self.save(clock::monotonic()) {
+                Ok(image) => {
+                    let binary = binary.clone();
+                    (control::Errand::TryBinary { binary, image }, Some(image))
                 }
-            }
+                Err(error) => {
+                    self.fail_upgrade(format!("the state cannot be given to the new binary: {error}"));
+                    return Ok(());
+                }
+            },
+        };
+        let asked = self.record.control.ask_keeper(&Request::Errand { id, errand });
+        if let (Err(_), Some(image)) = (&asked, image) {
+            descriptor::close(image);
         }
+        asked
     }
 
-    pub(super) fn reload(&mut self) {
-        match crate::config::load::again(self.record.arguments()) {
-            Ok(config) => {
-                self.journal.note(
-                    None,
-                    &RareEvent::ConfigLoaded {
-                        config: Box::new(config.clone()),
-                    },
-                );
-                self.apply(Event::ConfigLoaded {
-                    config: std::sync::Arc::new(config),
-                });
-            }
-            Err(reason) => {
-                tracing::error!("the configuration in force stays: {reason}");
-                self.journal.note(
-                    None,
-                    &RareEvent::ConfigRefused {
-                        reason: reason.clone(),
-                    },
-                );
-                self.apply(Event::ConfigRefused { reason });
-            }
-        }
-    }
-
-    pub(super) fn refuse_upgrade(&mut self, reason: String) {
-        tracing::warn!("upgrade refused: {reason}");
+    fn fail_upgrade(&mut self, mut reason: String) {
+        reason.truncate(reason.floor_char_boundary(LONGEST_REASON));
         self.journal.note(
             None,
-            &RareEvent::UpgradeRefused {
+            &RareEvent::UpgradeFailed {
                 reason: reason.clone(),
             },
         );
-        self.apply(Event::UpgradeRefused { reason });
-    }
-
-    pub(super) fn ask_for_preflight(&mut self, binary: String) {
-        let asked = self.save(clock::monotonic()).and_then(|image| {
-            let message = ToKeeper::Preflight { binary, image };
-            self.tell_keeper(&message, image)
-        });
-        if let Err(error) = asked {
-            self.refuse_upgrade(format!("the state cannot be given to the new binary: {error}"));
-        }
+        self.apply(Event::UpgradeFailed { reason });
     }
 
     /// The last act of this worker: its state to the keeper, which replaces the process image.
@@ -101,40 +132,32 @@ impl Worker {
         self.flush();
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("hand-over");
-        let handed = self
-            .save(clock::monotonic())
-            .and_then(|image| self.tell_keeper(&ToKeeper::Exec { image }, image));
+        let handed = self.save(clock::monotonic()).and_then(|image| {
+            let asked = self.record.control.ask_keeper(&Request::Exec { image });
+            asked.inspect_err(|_| descriptor::close(image))
+        });
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("hand-over");
         match handed {
             Ok(()) => process::exit(worker_exit::HANDED_OVER),
-            Err(error) => self.refuse_upgrade(format!("the state cannot be handed over: {error}")),
+            Err(error) => self.fail_upgrade(format!("the state cannot be handed over: {error}")),
         }
-    }
-
-    /// Hands a memfd to the keeper; it is closed where that fails.
-    fn tell_keeper(&self, message: &ToKeeper, image: RawFd) -> std::io::Result<()> {
-        let told = self.record.control.tell_keeper(message);
-        if told.is_err() {
-            let _ = nix::unistd::close(image);
-        }
-        told
     }
 
     /// All state, in a new memfd.
     fn save(&self, stopped_at: Nanos) -> std::io::Result<RawFd> {
-        let links = self.links.iter().map(|link| LinkV1 {
-            peer: link.peer.to_u64(),
-            blocked: link.blocked,
-            stopped: link.stopped,
-            broken: link.broken,
-        });
-        let worker = WorkerV1 {
-            stopped_at: stopped_at.0,
-            generation: self.generation,
-            links: links.collect(),
+        let with = |writing: Writing| -> Vec<u64> {
+            let links = self.links.iter().filter(|link| link.writing == writing);
+            links.map(|link| link.peer.to_u64()).collect()
         };
-        let bytes = image::save(&self.broker, &worker).map_err(Error::other)?;
+        let worker = WorkerV2 {
+            stopped_at: stopped_at.0,
+            generation: self.links.generation(),
+            blocked: with(Writing::Blocked),
+            broken: with(Writing::Broken),
+        };
+        let bytes =
+            image::save(&self.broker, &worker, |handle| self.journal.number(handle)).map_err(Error::other)?;
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("hand-over");
         memfd::write(c"bus-state", &bytes)

@@ -1,0 +1,190 @@
+//! Bytes in and out of a link.
+
+use super::Worker;
+use crate::broker::{Event, PeerId};
+use crate::journal::{RareEvent, Read};
+use crate::runtime::links::Writing;
+
+/// Events that tell of an end, so that a read must go on until it meets it.
+const END: u32 = (libc::EPOLLHUP | libc::EPOLLERR | libc::EPOLLRDHUP) as u32;
+/// Events that are told of even where nothing is to be read.
+const HUNG_UP: u32 = (libc::EPOLLHUP | libc::EPOLLERR) as u32;
+
+impl Worker {
+    /// Reads once; true if there may be more. `events` is why.
+    pub(super) fn read(&mut self, peer: PeerId, events: u32) -> bool {
+        let Some(link) = self.links.get_mut(peer) else {
+            return false;
+        };
+        let hung_up = events & HUNG_UP != 0;
+        let Some(socket) = link.socket.filter(|_| !link.stopped || hung_up) else {
+            return false;
+        };
+        let under_way = self.broker.large_message(peer).map(|(large, _)| large);
+        let result = match (&link.large, under_way) {
+            (Some(extent), Some(large)) => {
+                self.journal
+                    .receive_large(socket.number, peer, extent, large.have, large.total)
+            }
+            _ => self.journal.receive(socket.number, peer, link.taken),
+        };
+        match result {
+            Ok(Read::Data {
+                bytes,
+                fds,
+                len,
+                full,
+                lost_fds,
+            }) => {
+                link.taken += len as u64;
+                let event = match under_way.filter(|_| link.large.is_some()) {
+                    None => Event::Received {
+                        peer,
+                        upto: link.taken,
+                        data: bytes,
+                        fds,
+                    },
+                    Some(large) => {
+                        if large.have + len == large.total
+                            && let Some(done) = link.large.take()
+                        {
+                            self.journal.give_back(done);
+                        }
+                        Event::ReceivedLarge {
+                            peer,
+                            prefix: bytes,
+                            fds,
+                        }
+                    }
+                };
+                self.apply(event);
+                if lost_fds {
+                    self.closed(
+                        peer,
+                        "its file descriptors did not fit into the table of open files",
+                    );
+                    return false;
+                }
+                self.continue_large(peer);
+                full || events & END != 0
+            }
+            Ok(Read::End) => {
+                self.closed(peer, "end of file");
+                false
+            }
+            Ok(Read::Empty) => {
+                if hung_up
+                    && self
+                        .links
+                        .get_mut(peer)
+                        .is_some_and(|link| link.writing == Writing::Broken)
+                {
+                    self.closed(peer, "connection broken");
+                }
+                false
+            }
+            Err(error) => {
+                tracing::debug!("read from peer {}: {error}", peer.index);
+                self.closed(peer, "error of the socket");
+                false
+            }
+        }
+    }
+
+    /// A link is gone.
+    pub(super) fn closed(&mut self, peer: PeerId, reason: &'static str) {
+        self.journal.note(
+            Some(peer),
+            &RareEvent::Closed {
+                reason: reason.into(),
+            },
+        );
+        self.apply(Event::Closed { peer, reason });
+    }
+
+    /// Gives a large message that has begun an extent of its own.
+    pub(super) fn continue_large(&mut self, peer: PeerId) {
+        let Some((large, prefix)) = self.broker.large_message(peer) else {
+            return;
+        };
+        let Some(link) = self.links.get_mut(peer) else {
+            return;
+        };
+        if link.large.is_some() {
+            return;
+        }
+        match self.journal.lend_extent(large.total, prefix) {
+            Ok(extent) => link.large = Some(extent),
+            // Without one the framer puts the message together from the log, with a copy.
+            Err(error) => tracing::warn!("no extent for a message of {} bytes: {error}", large.total),
+        }
+    }
+
+    /// Writes to all peers that got something, as far as their sockets take it.
+    pub(super) fn flush(&mut self) {
+        loop {
+            let mut dirty = std::mem::take(&mut self.dirty);
+            dirty.clear();
+            self.broker.take_dirty(&mut dirty);
+            let idle = dirty.is_empty();
+            for &peer in &dirty {
+                self.write(peer);
+            }
+            self.dirty = dirty;
+            if idle {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn write(&mut self, peer: PeerId) {
+        let Some(link) = self.links.get_mut(peer) else {
+            return;
+        };
+        let Some(socket) = link.socket else { return };
+        if matches!(link.writing, Writing::Broken | Writing::Waiting) {
+            return;
+        }
+        let mut writing = Writing::Open;
+        while let Some(queue) = self.broker.send_queue(peer).filter(|queue| !queue.is_empty()) {
+            let sent = queue.sent();
+            match self.journal.send(socket.number, peer, queue) {
+                Ok(written) => {
+                    if written.upto > sent {
+                        let upto = written.upto;
+                        self.apply(Event::Sent { peer, upto });
+                    }
+                    if written.blocked {
+                        writing = Writing::Blocked;
+                        break;
+                    }
+                }
+                Err(error) if error.raw_os_error() == Some(libc::ETOOMANYREFS) => {
+                    // Too many descriptors of this user are in flight: theirs to take, and only this peer waits.
+                    writing = Writing::Waiting;
+                    self.waiting.push(peer);
+                    break;
+                }
+                Err(error) => {
+                    // Unread input may still be there: the read side tells of the end.
+                    tracing::debug!("write to peer {}: {error}", peer.index);
+                    writing = Writing::Broken;
+                    break;
+                }
+            }
+        }
+        self.set_writing(peer, writing);
+    }
+
+    fn set_writing(&mut self, peer: PeerId, writing: Writing) {
+        if let Some(link) = self.links.get_mut(peer)
+            && link.writing != writing
+        {
+            let before = link.interest();
+            link.writing = writing;
+            if link.interest() != before {
+                super::connections::update_interest(self.epoll, link);
+            }
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The turn: what is ready is served in a fair order, within a bound, and then everything that came of it is sent.
+//!
+//! Priorities: 1. the keeper; 2. timers; 3. whoever is ready, as the [rotation](crate::runtime::rotation) says, until the
+//! turn's work is used up; 4. sends; 5. the checkpoint. What is left over is served in the next turn, which then comes at
+//! once.
+//!
+//! Architecture invariant: nothing is left unheard. The runtime waits on the epoll set by its edges, so it may only wait
+//! when everything that the set told of has been taken to its end: a socket to an empty read or to one that brought less
+//! than there was room for while no end was in sight, a listener to EAGAIN. Whatever comes later is an edge of its own.
+
+use super::Worker;
+use crate::broker::{Event, Millis};
+use crate::runtime::links::Writing;
+use crate::runtime::poll::Source;
+use crate::runtime::rotation::{Ready, UserSlot};
+
+/// The broker's time goes on in steps of at least this many milliseconds.
+const TICK: u64 = 20;
+/// How long to wait before what the kernel refused for want of room is tried again, in milliseconds.
+const RETRY: u64 = 20;
+/// A deadline that is noticed so many milliseconds late was not missed by whom it concerns: the bus itself stood still
+/// (a debugger, the freezer, suspend). What arrived meanwhile is served first.
+const LATE: u64 = 250;
+/// Work of one turn, as [`Worker::serve_peer`] counts it.
+const WORK: u64 = 512;
+
+impl Worker {
+    /// When the next tick is due; `None` = not by itself.
+    pub(crate) fn next_tick(&self) -> Option<Millis> {
+        let is_retrying =
+            !self.waiting.is_empty() || !self.follow_ups.is_empty() || self.acceptance.is_full();
+        let retry = is_retrying.then_some(Millis(self.now.0 + RETRY));
+        self.broker.next_deadline().into_iter().chain(retry).min()
+    }
+
+    /// Takes turns until nothing is left to do.
+    pub(crate) fn turns(&mut self) {
+        while self.turn() {}
+    }
+
+    /// One turn. True: there is more to do at once.
+    pub(crate) fn turn(&mut self) -> bool {
+        let is_late = self.is_late();
+        if !is_late {
+            self.tick();
+        }
+        let has_more = self.look();
+        self.serve();
+        if is_late {
+            self.tick();
+        }
+        self.flush();
+        if !self.follow_ups.is_empty() {
+            self.follow_up();
+            self.flush();
+        }
+        self.keep_replay_short();
+        has_more || !self.rotation.is_empty()
+    }
+
+    /// Whether a deadline has long passed, so that it is not its owner's fault.
+    fn is_late(&self) -> bool {
+        let deadline = self.broker.next_deadline();
+        deadline.is_some_and(|deadline| crate::runtime::now().0 > deadline.0 + LATE)
+    }
+
+    /// Tells the broker what time it is, and tries again what had to wait.
+    pub(crate) fn tick(&mut self) {
+        let now = crate::runtime::now();
+        if now.0 < self.now.0 + TICK && self.broker.next_deadline().is_none_or(|deadline| now < deadline) {
+            return;
+        }
+        self.now = now;
+        self.journal.note_tick(now.0);
+        self.apply(Event::Tick { now });
+        for peer in std::mem::take(&mut self.waiting) {
+            if let Some(link) = self.links.get_mut(peer)
+                && link.writing == Writing::Waiting
+            {
+                link.writing = Writing::Open;
+                self.write(peer);
+            }
+        }
+        if self.acceptance.is_full() {
+            self.accept_again();
+        }
+    }
+
+    /// Asks the epoll set who is ready, hears the keeper, and puts the others into the rotation. True: the set may have
+    /// more to tell.
+    fn look(&mut self) -> bool {
+        let mut ready = std::mem::take(&mut self.ready);
+        ready.clear();
+        let is_all = self.epoll.take_ready(&mut ready).unwrap_or_else(|error| {
+            tracing::error!("epoll: {error}");
+            true
+        });
+        for &(source, events) in &ready {
+            match source {
+                Source::Control => self.listen_to_keeper(),
+                Source::Listener(index) => {
+                    if self.acceptance.note_ready(index) {
+                        self.rotation.add(UserSlot::ACCEPTING, Ready::Listener(index));
+                    }
+                }
+                Source::Peer(id) => self.note_ready(crate::broker::PeerId::from_u64(id), events),
+            }
+        }
+        self.ready = ready;
+        !is_all
+    }
+
+    /// A link is ready, or has more to give than it was asked for.
+    pub(super) fn note_ready(&mut self, peer: crate::broker::PeerId, events: u32) {
+        if let Some(link) = self.links.get_mut(peer) {
+            if link.ready == 0 && events != 0 {
+                self.rotation.add(link.user, Ready::Peer(peer));
+            }
+            link.ready |= events;
+        }
+    }
+
+    /// Serves the rotation until the turn's work is used up.
+    fn serve(&mut self) {
+        let end = self.broker.work() + WORK;
+        while self.broker.work() < end
+            && let Some(ready) = self.rotation.next()
+        {
+            match ready {
+                Ready::Peer(peer) => self.serve_peer(peer),
+                Ready::Listener(index) => self.accept(index),
+            }
+        }
+    }
+
+    /// One read from a peer, and the writes that it has room for again.
+    fn serve_peer(&mut self, peer: crate::broker::PeerId) {
+        let Some(link) = self.links.get_mut(peer) else {
+            return;
+        };
+        let events = std::mem::take(&mut link.ready);
+        if events & libc::EPOLLOUT as u32 != 0 {
+            self.write(peer);
+        }
+        let input = events & !(libc::EPOLLOUT as u32);
+        if input != 0 && self.read(peer, input) {
+            self.note_ready(peer, input);
+        }
+    }
+
+    /// Takes a checkpoint when a replay would take long; one that is large is written ahead in parts.
+    fn keep_replay_short(&mut self) {
+        if !self.journal.write_ahead(&mut self.broker) && self.journal.wants_checkpoint() {
+            self.take_checkpoint();
+        }
+    }
+
+    pub(super) fn take_checkpoint(&mut self) {
+        match self.journal.checkpoint(&mut self.broker, self.links.generation()) {
+            Ok(()) => {
+                if self.record.image >= 0 {
+                    // The state that this worker began with is not needed any more.
+                    crate::os::descriptor::close(self.record.image);
+                    self.record.image = -1;
+                }
+            }
+            Err(error) => tracing::error!("no checkpoint: {error}"),
+        }
+    }
+}
