@@ -10,7 +10,8 @@
 
 #![allow(unsafe_code, reason = "reads and writes entries in mapped memory")]
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -39,22 +40,22 @@ struct Entry {
 /// The table, in shared memory that outlives the worker.
 pub(crate) struct Manifest {
     region: Region,
-    /// Handles that are free again.
-    free: Vec<u32>,
+    /// Handles that are free again; the smallest is used next. `None`: not known yet, after a death.
+    free: Option<BinaryHeap<Reverse<u32>>>,
 }
 
 impl Manifest {
     /// An empty table in a new region.
     pub(crate) fn create() -> io::Result<Self> {
-        Ok(Self::reopen(Region::create(c"bus-manifest", LEN)?))
+        Ok(Self {
+            region: Region::create(c"bus-manifest", LEN)?,
+            free: Some(BinaryHeap::new()),
+        })
     }
 
-    /// The table of a worker that died. Until [`settle`](Self::settle) no handle of it is used again.
+    /// The table of a worker that died.
     pub(crate) fn reopen(region: Region) -> Self {
-        Self {
-            region,
-            free: Vec::new(),
-        }
+        Self { region, free: None }
     }
 
     /// Its memory.
@@ -64,7 +65,33 @@ impl Manifest {
 
     /// A handle for a descriptor that comes with the record of this number. `None`: there are no more handles.
     pub(crate) fn assign(&mut self, number: RawFd, record: u64) -> Option<Fd> {
-        self.put(number, record + 1)
+        let index = match self.free(record).pop() {
+            Some(Reverse(index)) => index,
+            None => {
+                let index = self.count().load(Ordering::Relaxed);
+                if index >= MOST {
+                    return None;
+                }
+                self.count().store(index + 1, Ordering::Relaxed);
+                index
+            }
+        };
+        self.write(index, number, record + 1);
+        Some(Fd(index.cast_signed()))
+    }
+
+    /// The free handles. After a death they are those that are empty, or came with records that were never written: what
+    /// the dead worker would have used next is used next.
+    fn free(&mut self, records: u64) -> &mut BinaryHeap<Reverse<u32>> {
+        let is_free = |entry: &Entry| {
+            entry.number.load(Ordering::Acquire) == 0 || entry.born.load(Ordering::Acquire) > records
+        };
+        let used = 0..self.used();
+        let region = self.region;
+        self.free.get_or_insert_with(|| {
+            let free = used.filter(|index| is_free(entry_at(region, *index as usize + 1)));
+            free.map(Reverse).collect()
+        })
     }
 
     /// A handle for a descriptor that was there before the log's first record.
@@ -75,22 +102,6 @@ impl Manifest {
         self.count().fetch_max(index + 1, Ordering::Relaxed);
         self.write(index, number, 0);
         true
-    }
-
-    fn put(&mut self, number: RawFd, born: u64) -> Option<Fd> {
-        let index = match self.free.pop() {
-            Some(index) => index,
-            None => {
-                let index = self.count().load(Ordering::Relaxed);
-                if index >= MOST {
-                    return None;
-                }
-                self.count().store(index + 1, Ordering::Relaxed);
-                index
-            }
-        };
-        self.write(index, number, born);
-        Some(Fd(index.cast_signed()))
     }
 
     fn write(&self, index: u32, number: RawFd, born: u64) {
@@ -129,7 +140,9 @@ impl Manifest {
             && index < self.used()
         {
             self.entry(index).number.store(0, Ordering::Release);
-            self.free.push(index);
+            if let Some(free) = &mut self.free {
+                free.push(Reverse(index));
+            }
         }
     }
 
@@ -145,13 +158,13 @@ impl Manifest {
 
     /// Only `owned` handles are in use, after a replay; all others are free.
     pub(crate) fn settle(&mut self, owned: &BTreeSet<Fd>) {
-        self.free.clear();
-        for index in (0..self.used()).rev() {
-            if !owned.contains(&Fd(index.cast_signed())) {
-                self.entry(index).number.store(0, Ordering::Release);
-                self.free.push(index);
-            }
+        let unowned = (0..self.used()).filter(|index| !owned.contains(&Fd(index.cast_signed())));
+        let mut free = BinaryHeap::new();
+        for index in unowned {
+            self.entry(index).number.store(0, Ordering::Release);
+            free.push(Reverse(index));
         }
+        self.free = Some(free);
     }
 
     fn used(&self) -> u32 {
@@ -160,18 +173,18 @@ impl Manifest {
 
     /// How many entries were ever used.
     fn count(&self) -> &'static AtomicU32 {
-        &self.entry_at(0).check
+        &entry_at(self.region, 0).check
     }
 
     fn entry(&self, index: u32) -> &'static Entry {
-        self.entry_at(index as usize + 1)
+        entry_at(self.region, index as usize + 1)
     }
+}
 
-    fn entry_at(&self, place: usize) -> &'static Entry {
-        // SAFETY: in range (asserted by `at`), aligned, any bits are a value of its atomics, mapped for the life of
-        // the process.
-        unsafe { &*self.region.at(place * ENTRY, ENTRY).cast::<Entry>() }
-    }
+fn entry_at(region: Region, place: usize) -> &'static Entry {
+    // SAFETY: in range (asserted by `at`), aligned, any bits are a value of its atomics, mapped for the life of the
+    // process.
+    unsafe { &*region.at(place * ENTRY, ENTRY).cast::<Entry>() }
 }
 
 fn checksum(index: u32, born: u64, number: u32) -> u32 {

@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code, reason = "copies between mapped memories")]
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Error, Result};
 use std::mem::{ManuallyDrop, offset_of};
@@ -11,9 +12,12 @@ use std::os::fd::{FromRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 
+use bus_wire::Fd;
+
 use super::Journal;
 use super::header::{Commit, HEADER_LEN, Header, Slot};
 use super::log::{LEAST_READ, Position, SEGMENT};
+use super::manifest::Manifest;
 use super::replay::Remains;
 use crate::os::region::Region;
 
@@ -33,8 +37,10 @@ pub(crate) enum Sabotage {
     Disarm,
     /// The in-flight slot lacks the kernel's count.
     LoseCount,
-    /// The slot's result is always still to be noted, whatever number the next record has.
-    NoteAgain,
+    /// The in-flight slot tells of an offset that is one too high.
+    ShiftOffset,
+    /// The manifest has lost every number.
+    LoseNumbers,
     /// The newest checkpoint's description is not whole.
     TearCommit,
 }
@@ -132,10 +138,10 @@ impl Mirror {
                 // SAFETY: a field of the header, which nothing refers to now.
                 unsafe { at(offset, 4).cast::<u32>().write(0) };
             }
-            Sabotage::NoteAgain => {
-                let records = header.records.load(Ordering::Relaxed);
-                header.slot.sequence.store(records, Ordering::Relaxed);
+            Sabotage::ShiftOffset => {
+                header.slot.offset.fetch_add(1, Ordering::Relaxed);
             }
+            Sabotage::LoseNumbers => Manifest::reopen(self.copy.manifest).settle(&BTreeSet::new()),
             Sabotage::TearCommit => {
                 let newest = header.committed.load(Ordering::Relaxed) % 2;
                 let offset = offset_of!(Header, commits)
@@ -174,6 +180,11 @@ impl Mirror {
 }
 
 impl Remains {
+    /// The descriptor number that a handle stands for.
+    pub(crate) fn number(&self, handle: Fd) -> Option<RawFd> {
+        Manifest::reopen(self.manifest).number(handle)
+    }
+
     /// Of the newest complete checkpoint.
     pub(crate) fn epoch(&self) -> u64 {
         self.header.committed.load(Ordering::Acquire)

@@ -7,6 +7,8 @@
 
 use std::sync::OnceLock;
 
+use bus_wire::Fd;
+
 use crate::broker::{Broker, Event, PeerId};
 
 /// Called after each event, with the state that it gave.
@@ -18,7 +20,7 @@ pub(super) enum Kind {
     Accepted,
     Received,
     ReceivedLarge,
-    Drained,
+    Sent,
     Closed,
     Tick,
     Other,
@@ -29,6 +31,8 @@ pub(super) enum Kind {
 pub(in crate::runtime) struct Told {
     pub(super) kind: Kind,
     pub(super) peer: Option<PeerId>,
+    /// The handle of the peer's socket before it.
+    pub(super) socket: Option<Fd>,
     /// Bytes that came with it.
     pub(super) received: u64,
     /// Descriptors that came with it.
@@ -41,24 +45,29 @@ impl Told {
         let told = |kind, peer, received: usize, fds: usize| Self {
             kind,
             peer,
+            socket: peer.and_then(|peer: PeerId| broker.socket(peer)),
             received: received as u64,
             fds: fds as u64,
         };
         match event {
             Event::Accepted { peer, .. } => told(Kind::Accepted, Some(*peer), 0, 0),
-            Event::Received { peer, data, fds } => told(Kind::Received, Some(*peer), data.len(), fds.len()),
+            Event::Received { peer, data, fds, .. } => {
+                told(Kind::Received, Some(*peer), data.len(), fds.len())
+            }
             Event::ReceivedLarge { peer, prefix, fds } => {
                 let had = broker.large_message(*peer).map_or(0, |(_, had)| had.len());
                 told(Kind::ReceivedLarge, Some(*peer), prefix.len() - had, fds.len())
             }
-            Event::Drained { peer, .. } => told(Kind::Drained, Some(*peer), 0, 0),
+            Event::Sent { peer, .. } => told(Kind::Sent, Some(*peer), 0, 0),
             Event::Closed { peer, .. } => told(Kind::Closed, Some(*peer), 0, 0),
             Event::Tick { .. } => told(Kind::Tick, None, 0, 0),
             Event::Quarantined { .. }
-            | Event::ConfigLoaded { .. }
-            | Event::ConfigRefused { .. }
+            | Event::Detached { .. }
+            | Event::Attached { .. }
+            | Event::ReloadRequested
             | Event::UpgradeRequested
-            | Event::UpgradeRefused { .. }
+            | Event::ErrandEnded { .. }
+            | Event::UpgradeFailed { .. }
             | Event::Serving { .. } => told(Kind::Other, None, 0, 0),
         }
     }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use bus_wire::PieceState;
+use bus_wire::{Fd, PieceState};
 use bytes::Bytes;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
@@ -22,10 +22,12 @@ use super::client::{self, Client};
 use super::judge::{Found, Judge};
 use super::watch::{self, Report, what};
 use crate::broker::{Broker, PeerId, Start};
+use crate::control::{Inbox, Outbox};
 use crate::handoff::keeper::KeeperV1;
 use crate::journal::{Journal, Mirror, Position, Remains, Sabotage};
+use crate::os::clock;
 use crate::runtime::worker::Worker;
-use crate::runtime::{clock, identity, recover};
+use crate::runtime::{identity, recover};
 
 /// Room for the state that the worker tells.
 const STATE_ROOM: usize = 16 << 20;
@@ -86,6 +88,7 @@ pub(super) struct Stage {
     pub(super) kills_at_accept: bool,
     pub(super) sabotage: Option<Sabotage>,
     record: KeeperV1,
+    outbox: Outbox,
     remains: Remains,
     mirror: Mirror,
     judge: Judge,
@@ -165,6 +168,7 @@ impl Stage {
             path,
             _directory: directory,
             record,
+            outbox: Outbox::create().unwrap(),
             remains,
         };
         stage.kept = open_fds(MOST_FDS).collect();
@@ -176,13 +180,13 @@ impl Stage {
     /// Starts a worker: the first one, over `journal`, or the successor of one that was killed. False: it was killed.
     fn start(&mut self, journal: Option<Journal>) -> Result<bool, String> {
         let record = self.record.clone();
-        let (remains, kept) = (self.remains, self.kept());
+        let (remains, inbox, kept) = (self.remains, self.outbox.inbox(), self.kept());
         let pipes = (self.worker_pipes.0.as_raw_fd(), self.worker_pipes.1.as_raw_fd());
         self.is_ready = false;
         self.is_watched = journal.is_none();
         let pid = crate::runtime::process::spawn(|| {
             watch::install(&remains, pipes.0, pipes.1);
-            live(record, remains, journal, &kept)
+            live(record, remains, inbox, journal, &kept)
         })
         .unwrap();
         self.worker = Some(pid);
@@ -343,13 +347,14 @@ impl Stage {
     }
 
     fn note_event(&mut self, report: &Report) -> Result<(), String> {
-        let kind = KINDS[report.first as usize];
+        let kind = KINDS[(report.first & 0xff) as usize];
+        let socket = (report.first >> 8).checked_sub(1).map(|handle| Fd(handle as i32));
         let peer = PeerId::from_u64(report.second);
         let room = STATE.load(Ordering::Relaxed);
         // SAFETY: in the mapping; the worker waits.
         let state = unsafe { std::slice::from_raw_parts(room, report.fifth as usize) }.to_vec();
         let received = matches!(kind, Kind::Received | Kind::ReceivedLarge)
-            .then(|| client::owner(peer.index.cast_signed()))
+            .then(|| client::owner(self.remains.number(socket?)?))
             .flatten()
             .map(|client| (client, report.third as u64));
         if self.is_watched {
@@ -388,9 +393,13 @@ impl Stage {
         let mut taken = BTreeMap::new();
         let mut known = Vec::new();
         for peer in recovered.broker.peer_ids() {
-            let fd = peer.index.cast_signed();
+            let fd = recovered
+                .broker
+                .socket(peer)
+                .and_then(|handle| journal.verified_number(handle))
+                .ok_or("a peer without a socket")?;
             let Some(&index) = self.sockets.get(&fd) else {
-                return Err(format!("peer {fd} has no socket"));
+                return Err(format!("peer {} has no socket", peer.index));
             };
             known.push(fd);
             let queue = recovered.broker.send_queue(peer).ok_or("a peer without output")?;
@@ -519,7 +528,7 @@ const KINDS: [Kind; 7] = [
     Kind::Accepted,
     Kind::Received,
     Kind::ReceivedLarge,
-    Kind::Drained,
+    Kind::Sent,
     Kind::Closed,
     Kind::Tick,
     Kind::Other,
@@ -534,7 +543,8 @@ fn observe(told: &Told, broker: &Broker) {
     unsafe { std::ptr::copy_nonoverlapping(state.as_ptr(), room, state.len()) };
     watch::report(Report {
         what: what::HANDLED,
-        first: KINDS.iter().position(|kind| *kind == told.kind).unwrap() as u64,
+        first: KINDS.iter().position(|kind| *kind == told.kind).unwrap() as u64
+            | told.socket.map_or(0, |handle| (handle.0 as u64 + 1) << 8),
         second: told.peer.map_or(0, PeerId::to_u64),
         third: told.received as i64,
         fourth: told.fds,
@@ -543,7 +553,7 @@ fn observe(told: &Told, broker: &Broker) {
 }
 
 /// The life of a worker.
-fn live(record: KeeperV1, remains: Remains, journal: Option<Journal>, kept: &[RawFd]) -> i32 {
+fn live(record: KeeperV1, remains: Remains, inbox: Inbox, journal: Option<Journal>, kept: &[RawFd]) -> i32 {
     let (mut worker, start) = match journal {
         Some(journal) => {
             let broker = Broker::new(
@@ -551,14 +561,14 @@ fn live(record: KeeperV1, remains: Remains, journal: Option<Journal>, kept: &[Ra
                 Arc::new(session()),
                 crate::runtime::now(),
             );
-            let mut worker = Worker::new(broker, journal, record, None);
+            let mut worker = Worker::new(broker, journal, record, inbox, 0);
             worker.first_checkpoint().unwrap();
             (worker, Start::Clean)
         }
         None => {
             watch::set_on(true);
             let journal = Journal::reopen(remains).unwrap();
-            crate::runtime::recover(&record, journal, clock::monotonic(), None, kept).unwrap()
+            crate::runtime::recover(&record, journal, inbox, clock::monotonic(), None, kept).unwrap()
         }
     };
     worker.register().unwrap();
@@ -573,7 +583,7 @@ fn live(record: KeeperV1, remains: Remains, journal: Option<Journal>, kept: &[Ra
             fifth: 0,
         };
         match watch::report(done) {
-            order::TURN => worker.turn(),
+            order::TURN => worker.turns(),
             order::CHECKPOINT => worker.first_checkpoint().unwrap(),
             order::WATCH => watch::set_on(true),
             order::LEAVE => watch::set_on(false),
