@@ -6,7 +6,7 @@ use crate::broker::Millis;
 /// A bus with everything in it; see `tests/state_image/rich.rs`.
 fn state() -> BrokerState {
     let bytes = include_bytes!("../../../tests/golden/image-v1.bin");
-    crate::handoff::image::load(bytes).unwrap().broker.save()
+    crate::handoff::image::load(bytes, Millis(5_000)).unwrap().broker.save()
 }
 
 const WATCHER: usize = 0;
@@ -157,8 +157,11 @@ fn a_roster_of_strangers_costs_nobody() {
         .global
         .roster
         .extend([(stranger, Some(u64::MAX)), (stranger, None)]);
-    changed.global.reload_callers.push((stranger, 0));
-    changed.global.restart.upgrade_caller = Some((stranger, 0));
+    changed.global.reload.callers.push((stranger, 0));
+    changed.global.reload.reading = Some((7, vec![(stranger, 3)]));
+    changed.global.restart.upgrade = UpgradeV1::HandingOver {
+        caller: Some((stranger, 0)),
+    };
     let (broker, dropped) = Broker::restore(changed).unwrap();
     assert_eq!((broker.peer_ids().count(), dropped.len()), (count, 1));
 }
