@@ -3,7 +3,8 @@
 
 mod support;
 
-use bus_daemon::broker::{Action, Credentials, Event, Start};
+use bus_daemon::broker::{Action, Attested, ConfigRefusal, Credentials, Errand, ErrandOutcome, Event, Start};
+use bus_daemon::config::Config;
 use bus_wire::{Fd, Flags, MessageBuilder};
 use support::driver::{
     MONITORING, PROPERTIES, RESTART, STATS, array, ask, dictionary, drop_ref, in_short, pairs, request,
@@ -222,9 +223,17 @@ fn monitoring_is_for_the_privileged() {
 #[test]
 fn credentials() {
     let mut bus = Bus::new();
-    let (peer, other) = (bus.join(), bus.join());
-    bus.system.groups = Some(vec![100, 7, 100, 20]);
-    bus.system.label = Some(b"unconfined".to_vec());
+    let peer = bus.join();
+    let other = bus.connect_attested(Attested {
+        credentials: Credentials {
+            uid: Some(OWN_UID),
+            gid: Some(100),
+            pid: Some(4711),
+        },
+        groups: Some(vec![100, 7, 100, 20]),
+        label: Some(b"unconfined".to_vec()),
+    });
+    bus.greet(other);
     bus.system.pidfd = Some(Fd(33));
     let reply = bus.call(peer, DRIVER, "GetConnectionCredentials", |w| {
         drop_ref(w.str(":1.1"))
@@ -436,16 +445,32 @@ fn reload_is_answered_when_it_is_done() {
     bus.actions();
     let reload = || MessageBuilder::method_call(PATH, "ReloadConfig").destination(DRIVER);
     bus.send(peer, reload());
-    assert_eq!(bus.actions(), [Action::ReloadConfig]);
-    assert_eq!(shorts(&bus.read(peer)), [""; 0]);
-    bus.handle(Event::ConfigLoaded {
-        config: session().into(),
-    });
+    assert_eq!(bus.actions(), []);
+    let read = |bus: &mut Bus, errand, result: Result<Config, ConfigRefusal>| {
+        let due = bus.broker.next_deadline().unwrap();
+        bus.handle(Event::Tick { now: due });
+        assert_eq!(
+            bus.actions(),
+            [Action::RunErrand {
+                id: errand,
+                errand: Errand::LoadConfiguration
+            }]
+        );
+        bus.handle(Event::ErrandEnded {
+            errand,
+            outcome: ErrandOutcome::Configuration(result.map(Into::into)),
+            payload: None,
+        });
+        bus.actions();
+    };
+    read(&mut bus, 1, Ok(session()));
     assert_eq!(shorts(&bus.read(peer)), ["reply 2"]);
     bus.send(peer, reload());
-    bus.handle(Event::ConfigRefused {
-        reason: "line 3".to_owned(),
-    });
+    let refusal = ConfigRefusal {
+        error: "org.freedesktop.DBus.Error.Failed".to_owned(),
+        text: "line 3".to_owned(),
+    };
+    read(&mut bus, 2, Err(refusal));
     assert_eq!(shorts(&bus.read(peer)), ["error 3 Failed"]);
 }
 
@@ -471,8 +496,11 @@ fn an_upgrade_is_answered_by_whoever_serves_next() {
     bus.send(peer, upgrade("/new"));
     assert_eq!(
         bus.actions(),
-        [Action::Upgrade {
-            binary: "/new".to_owned()
+        [Action::RunErrand {
+            id: 1,
+            errand: Errand::TryBinary {
+                binary: "/new".to_owned()
+            }
         }]
     );
     assert_eq!(shorts(&bus.read(peer)), [""; 0]);
@@ -481,14 +509,20 @@ fn an_upgrade_is_answered_by_whoever_serves_next() {
         refused.error_name(),
         Some("org.busdaemon.Error.UpgradeInProgress")
     );
-    bus.handle(Event::UpgradeRefused {
-        reason: "not a bus".to_owned(),
-    });
+    let tried = |errand, verdict| Event::ErrandEnded {
+        errand,
+        outcome: ErrandOutcome::Trial(verdict),
+        payload: None,
+    };
+    bus.handle(tried(1, Err("not a bus".to_owned())));
     assert_eq!(
         bus.read(peer)[0].error_name(),
         Some("org.busdaemon.Error.UpgradeRefused")
     );
     bus.send(peer, upgrade(""));
+    bus.actions();
+    bus.handle(tried(2, Ok(())));
+    assert_eq!(bus.actions(), [Action::HandOver]);
     bus.handle(Event::Serving {
         worker_pid: 51,
         start: Start::Upgraded { pause: 77 },
@@ -502,7 +536,7 @@ fn an_upgrade_is_answered_by_whoever_serves_next() {
             ("Recoveries", "0"),
             ("KeeperPID", "42"),
             ("WorkerPID", "51"),
-            ("StateVersion", "1"),
+            ("StateVersion", "2"),
             ("LastRestart", "<(stuuu)>"),
         ]
     );
@@ -560,9 +594,13 @@ fn upgrades_are_for_the_privileged_and_local() {
     });
     bus.greet(root);
     bus.send(root, upgrade(""));
-    assert!(bus.actions().contains(&Action::Upgrade {
-        binary: String::new()
-    }));
+    let trial = Errand::TryBinary {
+        binary: String::new(),
+    };
+    assert!(
+        bus.actions()
+            .contains(&Action::RunErrand { id: 1, errand: trial })
+    );
 }
 
 #[test]

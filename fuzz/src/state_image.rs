@@ -1,6 +1,8 @@
 //! Any bytes as a saved state.
 
-use bus_daemon::broker::{Broker, Credentials, Event, Fds, Millis, PeerId, Start, System};
+use bus_daemon::broker::{
+    Attested, Broker, Credentials, ErrandOutcome, Event, Fds, Millis, PeerId, Start, System,
+};
 use bus_daemon::handoff::image;
 use bus_wire::Fd;
 use bytes::Bytes;
@@ -20,15 +22,7 @@ pub fn state_image(data: &[u8]) {
 struct Anything;
 
 impl System for Anything {
-    fn peer_groups(&mut self, _: PeerId) -> Option<Vec<u32>> {
-        None
-    }
-
-    fn peer_label(&mut self, _: PeerId) -> Option<Vec<u8>> {
-        None
-    }
-
-    fn peer_pidfd(&mut self, _: PeerId) -> Option<Fd> {
+    fn peer_pidfd(&mut self, _: Fd) -> Option<Fd> {
         None
     }
 
@@ -39,23 +33,21 @@ impl System for Anything {
 
 /// Loads an image; if that can be done, the bus must be whole, be saved as it is, and go on without a panic.
 pub fn survives(bytes: &[u8]) -> bool {
-    let Ok(restored) = image::load(bytes) else {
+    let now = Millis(50_000);
+    let Ok(restored) = image::load(bytes, now) else {
         return false;
     };
     let mut broker = restored.broker;
     broker.check_invariants().expect("whole");
-    let mut worker = restored.worker;
-    // It closes the links of those who were dropped.
-    worker
-        .links
-        .retain(|link| broker.send_queue(PeerId::from_u64(link.peer)).is_some());
-    let again = image::save(&broker, &worker).expect("whole");
-    let second = image::load(&again).expect("whole");
+    let worker = restored.worker;
+    let number = |handle: Fd| Some(handle.0);
+    let again = image::save(&broker, &worker, number).expect("whole");
+    let second = image::load(&again, now).expect("whole");
     assert_eq!(
         (second.dropped.as_slice(), second.damage.as_slice()),
         (&[][..], &[][..])
     );
-    assert!(image::save(&second.broker, &second.worker).expect("whole") == again);
+    assert!(image::save(&second.broker, &second.worker, number).expect("whole") == again);
     live(&mut broker);
     true
 }
@@ -83,8 +75,11 @@ fn live(broker: &mut Broker) {
     step(Event::Accepted {
         peer: newcomer,
         listener: 0,
-        credentials,
-        can_pass_fds: true,
+        socket: Fd(i32::MAX),
+        attested: Attested {
+            credentials,
+            ..Attested::default()
+        },
     });
     let hello = bus_wire::MessageBuilder::method_call("/org/freedesktop/DBus", "Hello")
         .interface("org.freedesktop.DBus")
@@ -93,6 +88,7 @@ fn live(broker: &mut Broker) {
         .build()
         .expect("whole");
     let ids: Vec<PeerId> = broker.peer_ids().collect();
+    let taken: Vec<(PeerId, u64)> = ids.iter().map(|peer| (*peer, broker.taken(*peer))).collect();
     let mut step = |event| {
         broker.handle(event, &mut Anything);
         broker.actions().clear();
@@ -101,20 +97,39 @@ fn live(broker: &mut Broker) {
     let auth = b"\0AUTH EXTERNAL 31303030\r\nBEGIN\r\n";
     step(Event::Received {
         peer: newcomer,
+        upto: auth.len() as u64,
         data: Bytes::from_static(auth),
         fds: Fds::new(),
     });
+    for errand in 0..4 {
+        step(Event::ErrandEnded {
+            errand,
+            outcome: ErrandOutcome::Trial(Err(String::new())),
+            payload: None,
+        });
+    }
     for peer in &ids {
+        step(Event::Detached { peer: *peer });
+    }
+    for (peer, taken) in taken {
+        let upto = if peer == newcomer {
+            auth.len() as u64
+        } else {
+            taken
+        };
         step(Event::Received {
-            peer: *peer,
+            peer,
+            upto: upto + hello.len() as u64,
             data: hello.clone().into(),
             fds: Fds::new(),
         });
     }
     for peer in &ids {
-        let waits = broker.send_queue(*peer).map_or(0, |queue| queue.len());
-        for bytes in [waits / 2, waits - waits / 2] {
-            broker.handle(Event::Drained { peer: *peer, bytes }, &mut Anything);
+        let (sent, end) = broker
+            .send_queue(*peer)
+            .map_or((0, 0), |queue| (queue.sent(), queue.end()));
+        for upto in [sent + (end - sent) / 2, sent, end, end] {
+            broker.handle(Event::Sent { peer: *peer, upto }, &mut Anything);
             broker.check_invariants().expect("whole");
         }
     }

@@ -2,6 +2,10 @@
 
 use std::sync::Arc;
 
+use bus_wire::Fd;
+
+use super::Broker;
+use super::speak::FAILED;
 use crate::config::Config;
 
 /// Something that the broker wants done. A worker that replaces a dead one asks again for those that are open, under the
@@ -34,3 +38,29 @@ pub struct ConfigRefusal {
     /// What is wrong, with file and line.
     pub text: String,
 }
+
+impl Broker {
+    /// An errand has ended. Its number says what it was: an outcome that cannot be read may claim to be of another kind,
+    /// and then the errand has failed.
+    pub(super) fn errand_ended(&mut self, errand: u64, outcome: ErrandOutcome, payload: Option<Fd>) {
+        if self.is_trial(errand) {
+            self.close_fds(payload);
+            let verdict = match outcome {
+                ErrandOutcome::Trial(verdict) => verdict,
+                ErrandOutcome::Configuration(Err(refusal)) => Err(refusal.text),
+                ErrandOutcome::Configuration(Ok(_)) => Err(MIXED_UP.to_owned()),
+            };
+            return self.binary_tried(errand, verdict);
+        }
+        let result = match outcome {
+            ErrandOutcome::Configuration(result) => result,
+            ErrandOutcome::Trial(_) => Err(ConfigRefusal {
+                error: FAILED.to_owned(),
+                text: MIXED_UP.to_owned(),
+            }),
+        };
+        self.configuration_read(errand, result, payload);
+    }
+}
+
+const MIXED_UP: &str = "the outcome is that of another errand";

@@ -203,13 +203,7 @@ impl Broker {
                 errand,
                 outcome,
                 payload,
-            } => match outcome {
-                ErrandOutcome::Configuration(result) => self.configuration_read(errand, result, payload),
-                ErrandOutcome::Trial(verdict) => {
-                    self.close_fds(payload);
-                    self.binary_tried(errand, verdict);
-                }
-            },
+            } => self.errand_ended(errand, outcome, payload),
             Event::UpgradeFailed { reason } => self.upgrade_failed(&reason),
             Event::Serving { worker_pid, start } => self.serving(worker_pid, start),
         }

@@ -131,6 +131,11 @@ impl Broker {
         true
     }
 
+    /// Whether this errand is the trial under way.
+    pub(super) fn is_trial(&self, errand: u64) -> bool {
+        matches!(&self.restart.upgrade, Upgrade::Trying { errand: trial, .. } if *trial == errand)
+    }
+
     /// The trial of a binary has ended.
     pub(super) fn binary_tried(&mut self, errand: u64, verdict: Result<(), String>) {
         match &mut self.restart.upgrade {

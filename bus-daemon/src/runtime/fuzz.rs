@@ -2,13 +2,15 @@
 
 use std::sync::{Arc, Mutex, OnceLock};
 
-use bus_wire::MessageBuilder;
+use bus_wire::{Fd, MessageBuilder};
 
 use super::recover;
 use super::system::Kernel;
-use crate::broker::{Broker, Credentials, Event, Fds, Identity, Millis, PeerId};
+use crate::broker::{
+    Attested, Broker, Credentials, Event, Fds, Identity, ListenerIdentity, Millis, PeerId, Transport,
+};
 use crate::config::{Config, Connect, Limits, Traffic};
-use crate::handoff::image::{self, WorkerV1};
+use crate::handoff::image::{self, WorkerV2};
 use crate::journal::{Flip, Journal, RareEvent, Remains};
 
 /// The journal's memory, and the state that it gives as long as nothing is damaged.
@@ -44,9 +46,7 @@ pub fn journal(data: &[u8]) {
     if let Ok(recovered) = outcome {
         assert_eq!(recovered.broker.check_invariants(), Ok(()));
         if flips.is_empty() {
-            assert!(
-                image::save(&recovered.broker, &WorkerV1::default()).is_ok_and(|state| state == whole.state)
-            );
+            assert!(saved(&recovered.broker).is_some_and(|state| state == whole.state));
         }
     }
     for flip in flips.iter().rev() {
@@ -62,7 +62,10 @@ fn build() -> Whole {
     let guid = bus_wire::Guid::from_bytes([7; 16]);
     let identity = Identity {
         guid,
-        listener_guids: vec![guid],
+        listeners: vec![ListenerIdentity {
+            guid,
+            transport: Transport::Unix,
+        }],
         machine_id: guid.to_string(),
         keeper_pid: 1,
         own_uid: 0,
@@ -88,20 +91,28 @@ fn build() -> Whole {
             gid: Some(0),
             pid: Some(1),
         };
+        let attested = Attested {
+            credentials,
+            ..Attested::default()
+        };
+        // The number of no descriptor: it is never looked at.
+        let Some(socket) = journal.assign(1 << 20) else {
+            panic!("no handle for a socket")
+        };
         journal.note(
             Some(peer),
             &RareEvent::Accepted {
                 listener: 0,
-                credentials,
-                can_pass_fds: true,
+                socket,
+                attested: attested.clone(),
             },
         );
         broker.handle(
             Event::Accepted {
                 peer,
                 listener: 0,
-                credentials,
-                can_pass_fds: true,
+                socket,
+                attested,
             },
             &mut Kernel {
                 journal: &mut journal,
@@ -136,10 +147,11 @@ fn build() -> Whole {
             panic!("a call cannot be built");
         }
         input.extend_from_slice(b"l\x01\0\x01half a message");
-        let data = journal.pretend_received(peer, &input);
+        let data = journal.pretend_received(peer, 0, &input);
         broker.handle(
             Event::Received {
                 peer,
+                upto: input.len() as u64,
                 data,
                 fds: Fds::new(),
             },
@@ -148,9 +160,9 @@ fn build() -> Whole {
             },
         );
         let queued = broker.send_queue(peer).map_or(0, |queue| queue.len() / 2);
-        journal.pretend_drained(peer, queued);
+        journal.pretend_sent(peer, queued);
         broker.handle(
-            Event::Drained { peer, bytes: queued },
+            Event::Sent { peer, upto: queued },
             &mut Kernel {
                 journal: &mut journal,
             },
@@ -162,13 +174,18 @@ fn build() -> Whole {
             panic!("{error}");
         }
     }
-    let Ok(state) = image::save(&broker, &WorkerV1::default()) else {
+    let Some(state) = saved(&broker) else {
         panic!("the state cannot be saved")
     };
     Whole {
         remains: journal.remains(),
         state,
     }
+}
+
+/// The state as an image; handles stand for themselves.
+fn saved(broker: &Broker) -> Option<Vec<u8>> {
+    image::save(broker, &WorkerV2::default(), |handle: Fd| Some(handle.0)).ok()
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use std::io::IoSlice;
 use std::sync::Arc;
 
 use bus_daemon::broker::{
-    Action, Broker, BrokerState, Credentials, Event, Fds, Identity, Millis, PeerId, Start, System,
+    Action, Attested, Broker, BrokerState, ConfigRefusal, Credentials, Errand, ErrandOutcome, Event, Fds,
+    Identity, ListenerIdentity, Millis, PeerId, Start, System, Transport,
 };
 use bus_daemon::config::{Config, Connect, Limits, Traffic};
 use bus_wire::{BodyWriter, Fd, Flags, Framer, Guid, Message, MessageBuilder, MessageType};
@@ -15,7 +16,15 @@ pub const DRIVER: &str = "org.freedesktop.DBus";
 pub const PATH: &str = "/org/freedesktop/DBus";
 pub const UID: u32 = 1000;
 
-/// Plays the script on two buses, one of which is restarted all the time, and compares what the clients got.
+/// The listeners, by their index.
+pub const UNIX: u32 = 0;
+pub const TCP: u32 = 1;
+
+/// Handles of sockets are numbered from here on.
+const SOCKETS: i32 = 1_000_000;
+
+/// Plays the script on two buses, and compares what the clients got. One of the two is restarted all the time, is told
+/// everything twice, and loses and gets back each link before anything arrives on it.
 #[track_caller]
 pub fn check(script: impl Fn(&mut Bus)) {
     check_with(&config(), script);
@@ -51,6 +60,8 @@ pub fn config() -> Config {
 pub struct Descriptors {
     next: i32,
     pub open: BTreeSet<Fd>,
+    /// Those of sockets, apart from the others.
+    pub sockets: BTreeSet<Fd>,
     pub is_exhausted: bool,
 }
 
@@ -60,18 +71,22 @@ impl Descriptors {
         self.open.insert(Fd(self.next));
         Fd(self.next)
     }
+
+    pub fn make_socket(&mut self) -> Fd {
+        self.next += 1;
+        self.sockets.insert(Fd(SOCKETS + self.next));
+        Fd(SOCKETS + self.next)
+    }
+
+    fn close(&mut self, fd: Fd) {
+        let is_open = self.open.remove(&fd) || self.sockets.remove(&fd);
+        assert!(is_open, "{fd:?} is closed twice");
+    }
 }
 
 impl System for Descriptors {
-    fn peer_groups(&mut self, _: PeerId) -> Option<Vec<u32>> {
-        None
-    }
-
-    fn peer_label(&mut self, _: PeerId) -> Option<Vec<u8>> {
-        None
-    }
-
-    fn peer_pidfd(&mut self, _: PeerId) -> Option<Fd> {
+    fn peer_pidfd(&mut self, socket: Fd) -> Option<Fd> {
+        assert!(self.sockets.contains(&socket), "{socket:?} is not open");
         (!self.is_exhausted).then(|| self.make())
     }
 
@@ -88,6 +103,11 @@ struct Client {
     framer: Framer,
     serial: u32,
     is_open: bool,
+    /// Its link; `None`: it is parked, or gone.
+    socket: Option<Fd>,
+    /// How many bytes the bus was given of what it wrote, and how many it was sent.
+    written: u64,
+    taken: u64,
 }
 
 pub struct Bus {
@@ -110,7 +130,12 @@ impl Bus {
     pub fn new(config: Config, restarts: bool) -> Self {
         let identity = Identity {
             guid: Guid::from_bytes([7; 16]),
-            listener_guids: vec![Guid::from_bytes([8; 16])],
+            listeners: [Transport::Unix, Transport::Tcp]
+                .map(|transport| ListenerIdentity {
+                    guid: Guid::from_bytes([8; 16]),
+                    transport,
+                })
+                .into(),
             machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
             keeper_pid: 1,
             own_uid: UID,
@@ -139,13 +164,17 @@ impl Bus {
             match action {
                 Action::CloseFds(fds) => {
                     for fd in fds {
-                        assert!(self.descriptors.open.remove(&fd), "{fd:?} is closed twice");
+                        self.descriptors.close(fd);
                     }
                 }
                 other => {
                     if let Action::Close { peer, .. } = &other {
                         let client = self.clients.iter_mut().find(|client| client.peer == *peer);
-                        client.unwrap().is_open = false;
+                        let client = client.unwrap();
+                        client.is_open = false;
+                        if let Some(socket) = client.socket.take() {
+                            self.descriptors.close(socket);
+                        }
                     }
                     self.transcript.push(format!("{other:?}"));
                     self.asked.push(other);
@@ -154,7 +183,8 @@ impl Bus {
         }
         self.broker.check_invariants().unwrap();
         let owned: BTreeSet<Fd> = self.broker.owned_fds().into_iter().collect();
-        assert_eq!(owned, self.descriptors.open, "descriptors leaked");
+        let open = self.descriptors.open.union(&self.descriptors.sockets);
+        assert_eq!(owned, open.copied().collect(), "descriptors leaked");
         if self.restarts {
             self.restart();
         }
@@ -167,8 +197,9 @@ impl Bus {
         let (read, used): (BrokerState, usize) =
             bincode::serde::decode_from_slice(&bytes, bincode::config::standard()).unwrap();
         assert_eq!(used, bytes.len());
-        let (restored, dropped) = Broker::restore(read).unwrap();
+        let (mut restored, dropped) = Broker::restore(read).unwrap();
         assert_eq!(dropped, []);
+        restored.set_config_source(self.broker.config_source());
         assert!(restored.save() == state, "saved again it is something else");
         self.broker = restored;
     }
@@ -183,6 +214,15 @@ impl Bus {
     }
 
     pub fn accept_as(&mut self, credentials: Credentials) -> Who {
+        let attested = Attested {
+            credentials,
+            ..Attested::default()
+        };
+        self.accept_from(UNIX, attested)
+    }
+
+    /// A connection through one of the listeners.
+    pub fn accept_from(&mut self, listener: u32, attested: Attested) -> Who {
         let who = self.clients.len();
         let peer = PeerId {
             index: who as u32,
@@ -193,14 +233,45 @@ impl Bus {
             framer: Framer::new(1 << 27),
             serial: 0,
             is_open: true,
+            socket: None,
+            written: 0,
+            taken: 0,
         });
+        let socket = self.descriptors.make_socket();
+        self.clients[who].socket = Some(socket);
         self.event(Event::Accepted {
             peer,
-            listener: 0,
-            credentials,
-            can_pass_fds: true,
+            listener,
+            socket,
+            attested,
         });
         who
+    }
+
+    /// The client's link is gone, and the client stays.
+    pub fn detach(&mut self, who: Who) {
+        self.clients[who].socket = None;
+        let peer = self.peer(who);
+        self.event(Event::Detached { peer });
+    }
+
+    /// Whoever restored the bus has closed the link of a client that could not be restored.
+    pub fn lose(&mut self, who: Who) {
+        let client = &mut self.clients[who];
+        client.is_open = false;
+        if let Some(socket) = client.socket.take() {
+            self.descriptors.close(socket);
+        }
+    }
+
+    /// The client has a link again.
+    pub fn attach(&mut self, who: Who) {
+        let socket = self.descriptors.make_socket();
+        if self.is_open(who) {
+            self.clients[who].socket = Some(socket);
+        }
+        let peer = self.peer(who);
+        self.event(Event::Attached { peer, socket });
     }
 
     /// A client that has authenticated, with descriptors negotiated, and not said Hello.
@@ -248,10 +319,11 @@ impl Bus {
 
     /// Bytes arrive from a client.
     pub fn bytes(&mut self, who: Who, bytes: &[u8], fds: &[Fd]) {
-        let peer = self.peer(who);
         let cut = if self.restarts { bytes.len() / 2 } else { 0 };
         let (first, rest) = bytes.split_at(cut);
         let mut fds: Fds = fds.iter().copied().collect();
+        // They are on their way, and the bus has none of them.
+        self.descriptors.open.retain(|fd| !fds.contains(fd));
         // Descriptors come with the first bytes after BEGIN at the earliest.
         if !first.is_empty() {
             let with_first = if first.starts_with(b"\0") {
@@ -259,17 +331,64 @@ impl Bus {
             } else {
                 std::mem::take(&mut fds)
             };
-            self.event(Event::Received {
-                peer,
-                data: Bytes::copy_from_slice(first),
-                fds: with_first,
-            });
+            self.arrive(who, first, with_first);
         }
+        self.arrive(who, rest, fds);
+    }
+
+    /// One read.
+    fn arrive(&mut self, who: Who, bytes: &[u8], fds: Fds) {
+        if self.restarts {
+            self.detach(who);
+            self.attach(who);
+        }
+        self.descriptors.open.extend(fds.iter().copied());
+        let client = &mut self.clients[who];
+        let peer = client.peer;
+        client.written += bytes.len() as u64;
+        let upto = client.written;
         self.event(Event::Received {
             peer,
-            data: Bytes::copy_from_slice(rest),
+            upto,
+            data: Bytes::copy_from_slice(bytes),
             fds,
         });
+        if self.restarts {
+            self.receive(who, upto, bytes);
+        }
+    }
+
+    /// Bytes that end at this offset of the client's stream, whatever the bus was given before.
+    pub fn receive(&mut self, who: Who, upto: u64, bytes: &[u8]) {
+        self.event(Event::Received {
+            peer: self.peer(who),
+            upto,
+            data: Bytes::copy_from_slice(bytes),
+            fds: Fds::new(),
+        });
+    }
+
+    /// The client's socket took so many bytes.
+    pub fn take(&mut self, who: Who, bytes: u64) {
+        let client = &mut self.clients[who];
+        let peer = client.peer;
+        client.taken += bytes;
+        let upto = client.taken;
+        self.event(Event::Sent { peer, upto });
+        if self.restarts {
+            self.event(Event::Sent { peer, upto });
+            self.event(Event::Sent { peer, upto: upto / 2 });
+        }
+    }
+
+    /// How many bytes the client was sent.
+    pub fn taken(&self, who: Who) -> u64 {
+        self.clients[who].taken
+    }
+
+    /// How many bytes the client has written.
+    pub fn written(&self, who: Who) -> u64 {
+        self.clients[who].written
     }
 
     /// Sends a message with the client's next serial, which is returned.
@@ -369,10 +488,7 @@ impl Bus {
                 break;
             }
             taken.0.extend(iov.iter().flat_map(|slice| slice.iter().copied()));
-            self.event(Event::Drained {
-                peer,
-                bytes: length as u64,
-            });
+            self.take(who, length as u64);
         }
         taken
     }
@@ -409,6 +525,39 @@ impl Bus {
     /// What was asked of the system since this was last called.
     pub fn asked(&mut self) -> Vec<Action> {
         std::mem::take(&mut self.asked)
+    }
+
+    /// The errands that were asked for since this was last called; everything else that was asked is forgotten.
+    pub fn errands(&mut self) -> Vec<(u64, Errand)> {
+        let errand = |action| match action {
+            Action::RunErrand { id, errand } => Some((id, errand)),
+            _ => None,
+        };
+        self.asked().into_iter().filter_map(errand).collect()
+    }
+
+    /// An errand ends with a configuration, which comes in a memfd, or with the reason why there is none.
+    pub fn end_reading(&mut self, errand: u64, result: Result<Config, &str>) {
+        let payload = Some(self.descriptors.make());
+        let result = result.map(Arc::new).map_err(|reason| ConfigRefusal {
+            error: "org.freedesktop.DBus.Error.Failed".to_owned(),
+            text: reason.to_owned(),
+        });
+        self.event(Event::ErrandEnded {
+            errand,
+            outcome: ErrandOutcome::Configuration(result),
+            payload,
+        });
+    }
+
+    /// An errand ends with what was found out about a binary.
+    pub fn end_trial(&mut self, errand: u64, verdict: Result<(), &str>) {
+        let payload = Some(self.descriptors.make());
+        self.event(Event::ErrandEnded {
+            errand,
+            outcome: ErrandOutcome::Trial(verdict.map_err(str::to_owned)),
+            payload,
+        });
     }
 
     /// The reason for which a client was disconnected, if it was since this was last asked.

@@ -70,6 +70,7 @@ fn who_did_not_negotiate_may_send_none() {
         let message = call(":1.0").serial(5u32).unix_fds(1).build().unwrap();
         bus.event(bus_daemon::broker::Event::Received {
             peer: bus.peer(sender),
+            upto: bus.written(sender) + message.len() as u64,
             data: message.into(),
             fds: fds.into(),
         });

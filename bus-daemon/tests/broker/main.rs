@@ -1,7 +1,7 @@
 //! The broker core, driven with bytes: what peers send, and what they get.
 //!
-//! Every script runs twice: as it is, and with the broker saved and restored after each event and every input cut in
-//! two. Both must give the same bytes.
+//! Every script runs twice: as it is, and with the broker saved and restored after each event, every input cut in two and
+//! told twice, and every link replaced before each input. Both must give the same bytes.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,6 +17,11 @@ mod fds;
 mod limits;
 mod monitoring;
 mod names;
+mod offsets;
+mod parked;
 mod random;
+mod reloads;
 mod restarts;
 mod signals;
+mod transports;
+mod upgrades;

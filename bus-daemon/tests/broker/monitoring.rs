@@ -1,4 +1,3 @@
-use bus_daemon::broker::Event;
 use bus_wire::MessageBuilder;
 
 use crate::bus::{check, one_way};
@@ -39,9 +38,8 @@ fn a_monitor_is_not_answered_any_more() {
         bus.driver(who, "ReloadConfig", |_| ());
         bus.become_monitor(who, &[]);
         bus.read(who);
-        bus.event(Event::ConfigRefused {
-            reason: "no".to_owned(),
-        });
+        bus.wait(250);
+        bus.end_reading(1, Err("no"));
         bus.expect(who, &[]);
     });
 }

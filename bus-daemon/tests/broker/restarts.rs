@@ -1,104 +1,7 @@
-use std::sync::Arc;
-
-use bus_daemon::broker::{Broker, BrokerState, Event, Start};
+use bus_daemon::broker::{Broker, BrokerState};
 use bus_wire::MessageBuilder;
 
-use crate::bus::{Bus, DRIVER, PATH, check, config, describe};
-
-fn upgrade(bus: &mut Bus, who: usize) -> u32 {
-    let call = MessageBuilder::method_call(PATH, "Upgrade")
-        .interface("org.busdaemon.Restart1")
-        .destination(DRIVER)
-        .body(|w| {
-            w.str("");
-        });
-    bus.send(who, call)
-}
-
-#[test]
-fn whoever_serves_next_answers_the_upgrade() {
-    let starts = [
-        (Start::Upgraded { pause: 5 }, "return (2) from bus to :1.0 re 2"),
-        (
-            Start::RolledBack {
-                reason: "it died".to_owned(),
-                pause: 5,
-            },
-            "error org.busdaemon.Error.UpgradeRolledBack(it died) from bus to :1.0 re 2",
-        ),
-    ];
-    for (start, answer) in starts {
-        check(|bus| {
-            let (who, other) = (bus.connect(), bus.connect());
-            upgrade(bus, who);
-            bus.expect(who, &[]);
-            upgrade(bus, other);
-            assert!(bus.read(other)[0].starts_with("error org.busdaemon.Error.UpgradeInProgress("));
-            bus.restart();
-            bus.event(Event::Serving {
-                worker_pid: 3,
-                start: start.clone(),
-            });
-            bus.expect(who, &[answer]);
-        });
-    }
-}
-
-#[test]
-fn a_refused_upgrade_is_answered() {
-    check(|bus| {
-        let who = bus.connect();
-        upgrade(bus, who);
-        bus.event(Event::UpgradeRefused {
-            reason: "no such file".to_owned(),
-        });
-        bus.expect(
-            who,
-            &["error org.busdaemon.Error.UpgradeRefused(no such file) from bus to :1.0 re 2"],
-        );
-        bus.asked();
-        upgrade(bus, who);
-        assert_eq!(bus.asked().len(), 1);
-    });
-}
-
-#[test]
-fn a_death_of_the_worker_does_not_end_an_upgrade() {
-    check(|bus| {
-        let who = bus.connect();
-        upgrade(bus, who);
-        bus.event(Event::Serving {
-            worker_pid: 3,
-            start: Start::Recovered {
-                pause: 1,
-                quarantined: 0,
-            },
-        });
-        bus.event(Event::Serving {
-            worker_pid: 4,
-            start: Start::Upgraded { pause: 1 },
-        });
-        bus.expect(who, &["return (2) from bus to :1.0 re 2"]);
-    });
-}
-
-#[test]
-fn a_reload_is_answered() {
-    check(|bus| {
-        let who = bus.connect();
-        bus.driver(who, "ReloadConfig", |_| {});
-        bus.expect(who, &[]);
-        bus.event(Event::ConfigLoaded {
-            config: Arc::new(config()),
-        });
-        bus.expect(who, &["return () from bus to :1.0 re 2"]);
-        bus.driver(who, "ReloadConfig", |_| {});
-        bus.event(Event::ConfigRefused {
-            reason: "line 3".to_owned(),
-        });
-        bus.expect(who, &["error Failed(line 3) from bus to :1.0 re 3"]);
-    });
-}
+use crate::bus::{Bus, config, describe};
 
 /// A bus of four: 0 watches, 1 owns x.y and was called by 2, which waits for x.y, 3 is in mid-message.
 fn crowded() -> (Bus, BrokerState) {
@@ -128,6 +31,7 @@ fn a_peer_whose_record_is_missing_is_gone_and_nobody_else() {
     let (restored, dropped) = Broker::restore(state).unwrap();
     assert_eq!(dropped.iter().map(|one| one.peer).collect::<Vec<_>>(), [lost]);
     bus.broker = restored;
+    bus.lose(1);
     bus.expect(
         0,
         &[
@@ -212,10 +116,7 @@ fn output_that_waits_is_sent_from_where_it_stopped() {
         bus.broker.send_queue(peer).unwrap().next_write(&mut iov, 64);
         let all: Vec<u8> = iov.iter().flat_map(|slice| slice.iter().copied()).collect();
         got.extend_from_slice(&all[..step]);
-        bus.event(Event::Drained {
-            peer,
-            bytes: step as u64,
-        });
+        bus.take(receiver, step as u64);
         bus.restart();
     }
     got.extend(bus.drain(receiver).0);

@@ -30,7 +30,7 @@ fn the_corpus_of_fuzzing_is_survived() {
 fn write_seeds() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/state_image");
     std::fs::create_dir_all(&dir).unwrap();
-    let write = |name: &str, bytes: &[u8]| std::fs::write(dir.join(name), bytes).unwrap();
+    let write = |name: &str, bytes: &[u8]| std::fs::write(dir.join(format!("{name}-v2")), bytes).unwrap();
     let mut bus = Bus::new(config(), false);
     write("empty-bus", &save(&bus.broker));
     bus.accept();
@@ -45,6 +45,7 @@ fn write_seeds() {
     let fd: Fd = bus.descriptors.make();
     bus.event(Event::Received {
         peer: bus.peer(other),
+        upto: bus.written(other) + 4,
         data: vec![b'l', 1, 0, 1].into(),
         fds: [fd].into_iter().collect(),
     });

@@ -6,10 +6,12 @@ use std::hash::{BuildHasher, Hasher};
 use bus_daemon::broker::{Broker, PeerId};
 use bus_daemon::handoff::codec;
 use bus_daemon::handoff::container::{IfUnknown, Reader, Writer};
-use bus_daemon::handoff::image::{self, ImageError, Restored};
+use bus_daemon::handoff::image::{ImageError, Restored};
+use bus_wire::Fd;
 
 use crate::image::{
-    BODY, CONTAINER_HEADER, GLOBAL, PEER, Place, decode_peer, peer_records, places, save, worker,
+    self, BODY, CONTAINER_HEADER, GLOBAL, MANIFEST, PEER, Place, decode_peer, number, peer_records, places,
+    save, worker,
 };
 use crate::rich::{ALONE, rich};
 
@@ -34,18 +36,16 @@ pub fn next(state: &mut u64) -> u64 {
 fn load(bytes: &[u8]) -> Result<Restored, ImageError> {
     let restored = image::load(bytes)?;
     restored.broker.check_invariants().unwrap();
-    let links: Vec<PeerId> = restored
-        .worker
-        .links
-        .iter()
-        .map(|link| PeerId::from_u64(link.peer))
-        .collect();
-    for peer in restored
-        .broker
-        .peer_ids()
-        .chain(restored.dropped.iter().map(|one| one.peer))
-    {
-        assert!(links.contains(&peer), "{peer:?} has no link");
+    let worker = &restored.worker;
+    let newest = restored.broker.peer_ids().map(|peer| peer.generation).max();
+    assert!(newest.is_none_or(|newest| newest <= worker.generation));
+    for peer in restored.broker.peer_ids() {
+        let has_output = restored
+            .broker
+            .send_queue(peer)
+            .is_some_and(|queue| !queue.is_empty());
+        let is_blocked = worker.blocked.contains(&peer.to_u64());
+        assert!(has_output || !is_blocked, "{peer:?} waits with nothing");
     }
     Ok(restored)
 }
@@ -67,23 +67,34 @@ fn saved_again_it_is_the_same() {
         places(&bytes).iter().filter(|place| place.kind == BODY).count(),
         2
     );
-    assert_eq!(rich.bus.broker.owned_fds().len(), 5);
+    // Three messages have descriptors, and every peer has a socket but one.
+    let owned = rich.bus.broker.owned_fds();
+    assert_eq!(owned.len(), 5 + rich.roles.len() - 1);
+    assert_eq!(restored.manifest, numbered(&owned));
+}
+
+/// The manifest of these handles.
+fn numbered(handles: &[Fd]) -> Vec<(Fd, i32)> {
+    handles.iter().map(|handle| (*handle, number(*handle))).collect()
 }
 
 /// What is left without the records at some places, if the image is otherwise whole.
 struct Oracle {
     bytes: Vec<u8>,
     places: Vec<Place>,
+    manifest: Vec<(Fd, i32)>,
     lost: HashMap<usize, Vec<Vec<u8>>>,
 }
 
 impl Oracle {
     fn new() -> Self {
-        let bytes = save(&rich().bus.broker);
+        let broker = rich().bus.broker;
+        let bytes = save(&broker);
         let places = places(&bytes);
         Self {
             bytes,
             places,
+            manifest: numbered(&broker.owned_fds()),
             lost: HashMap::new(),
         }
     }
@@ -91,7 +102,7 @@ impl Oracle {
     /// The records of the peers that a bus restored without the record at `place` has.
     fn without(&mut self, place: usize) -> &Vec<Vec<u8>> {
         self.lost.entry(place).or_insert_with(|| {
-            let broker = image::load(&self.bytes).unwrap().broker;
+            let broker = load(&self.bytes).unwrap().broker;
             let mut state = broker.save();
             match self.places[place].kind {
                 PEER => {
@@ -139,12 +150,62 @@ fn a_flipped_bit_costs_at_most_the_peers_concerned() {
         );
         let expected = oracle.without(place.unwrap_or(0));
         assert!(peer_records(&restored.broker) == *expected, "{at}");
+        if kind != Some(MANIFEST) {
+            assert_eq!(restored.manifest, oracle.manifest, "{at}");
+        }
         match kind {
             Some(PEER) => assert_eq!(restored.dropped.len(), 1, "{at}"),
             Some(BODY) => assert!(restored.dropped.len() <= 2, "{at}"),
+            // Nobody is lost here: it is for the runtime to do without the numbers.
+            Some(MANIFEST) => {
+                assert_eq!((restored.dropped.len(), restored.manifest.len()), (0, 0), "{at}");
+            }
             _ => assert_eq!(restored.dropped, [], "{at}"),
         }
     }
+}
+
+/// More descriptors than one record of the manifest holds: damage to one of them costs no other their numbers.
+#[test]
+fn a_damaged_part_of_the_manifest_costs_the_numbers_in_it() {
+    let mut bus = crate::bus::Bus::new(crate::bus::config(), false);
+    for _ in 0..600 {
+        bus.connect();
+    }
+    let bytes = save(&bus.broker);
+    let whole = numbered(&bus.broker.owned_fds());
+    let parts: Vec<Place> = places(&bytes)
+        .into_iter()
+        .filter(|place| place.kind == MANIFEST)
+        .collect();
+    assert_eq!((parts.len(), whole.len()), (3, 600));
+    for (lost, part) in parts.iter().enumerate() {
+        let mut damaged = bytes.clone();
+        damaged[part.span.end - 1] ^= 1;
+        let restored = load(&damaged).unwrap();
+        assert_eq!((restored.dropped.len(), restored.damage.len()), (0, 1));
+        assert_eq!(restored.broker.peer_ids().count(), 600);
+        let left: Vec<_> = whole
+            .chunks(256)
+            .enumerate()
+            .filter(|(part, _)| *part != lost)
+            .flat_map(|(_, entries)| entries.to_vec())
+            .collect();
+        assert_eq!(restored.manifest, left);
+    }
+}
+
+#[test]
+fn handles_without_a_number_are_left_out_of_the_manifest() {
+    let broker = rich().bus.broker;
+    let even = |handle: Fd| (handle.0 % 2 == 0).then_some(number(handle));
+    let bytes = bus_daemon::handoff::image::save(&broker, &worker(&broker), even).unwrap();
+    let expected: Vec<_> = numbered(&broker.owned_fds())
+        .into_iter()
+        .filter(|(handle, _)| handle.0 % 2 == 0)
+        .collect();
+    assert!(!expected.is_empty());
+    assert_eq!(load(&bytes).unwrap().manifest, expected);
 }
 
 #[test]

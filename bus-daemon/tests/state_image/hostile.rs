@@ -3,11 +3,10 @@
 use bus_daemon::broker::BrokerState;
 use bus_daemon::handoff::codec;
 use bus_daemon::handoff::container::{IfUnknown, Writer};
-use bus_daemon::handoff::image;
 
 use crate::damage::{next, seed};
 use crate::fuzz::{repair, survives};
-use crate::image::{PEER, RECORD_HEADER, places, save};
+use crate::image::{self, PEER, RECORD_HEADER, places, save};
 use crate::rich::rich;
 
 #[test]

@@ -2,14 +2,16 @@
 
 use std::ops::Range;
 
-use bus_daemon::broker::{Broker, PeerV1};
+use bus_daemon::broker::{Broker, Millis, PeerId, PeerV2};
 use bus_daemon::handoff::codec;
 use bus_daemon::handoff::container::Reader;
-use bus_daemon::handoff::image::{self, LinkV1, WorkerV1};
+use bus_daemon::handoff::image::{self, ImageError, Restored, WorkerV2};
+use bus_wire::Fd;
 
 pub const GLOBAL: u16 = 11;
 pub const BODY: u16 = 12;
 pub const PEER: u16 = 13;
+pub const MANIFEST: u16 = 14;
 pub const END: u16 = 0xffff;
 pub const RECORD_HEADER: usize = 24;
 pub const CONTAINER_HEADER: usize = 48;
@@ -21,23 +23,31 @@ pub struct Place {
     pub span: Range<usize>,
 }
 
+/// When images are loaded; those of version 2 do not care.
+pub const NOW: Millis = Millis(50_000);
+
 /// What the worker would say of its links.
-pub fn worker(broker: &Broker) -> WorkerV1 {
-    let links = broker.peer_ids().map(|peer| LinkV1 {
-        peer: peer.to_u64(),
-        blocked: broker.send_queue(peer).is_some_and(|queue| !queue.is_empty()),
-        stopped: false,
-        broken: false,
-    });
-    WorkerV1 {
+pub fn worker(broker: &Broker) -> WorkerV2 {
+    let has_output = |peer: &PeerId| broker.send_queue(*peer).is_some_and(|queue| !queue.is_empty());
+    WorkerV2 {
         stopped_at: 77,
         generation: 1000,
-        links: links.collect(),
+        blocked: broker.peer_ids().filter(has_output).map(PeerId::to_u64).collect(),
+        broken: Vec::new(),
     }
 }
 
+/// The number that a handle stands for.
+pub fn number(handle: Fd) -> i32 {
+    handle.0 % 1_000 + 3
+}
+
 pub fn save(broker: &Broker) -> Vec<u8> {
-    image::save(broker, &worker(broker)).unwrap()
+    image::save(broker, &worker(broker), |handle| Some(number(handle))).unwrap()
+}
+
+pub fn load(bytes: &[u8]) -> Result<Restored, ImageError> {
+    image::load(bytes, NOW)
 }
 
 /// The records of a whole image, its end among them.
@@ -71,6 +81,6 @@ pub fn peer_records(broker: &Broker) -> Vec<Vec<u8>> {
         .collect()
 }
 
-pub fn decode_peer(bytes: &[u8], place: &Place) -> PeerV1 {
+pub fn decode_peer(bytes: &[u8], place: &Place) -> PeerV2 {
     codec::decode(&bytes[place.span.start + RECORD_HEADER..place.span.end]).unwrap()
 }

@@ -62,7 +62,7 @@ pub fn rich() -> Rich {
         bus.send(owner, big);
     }
     // One of the two has taken a part of the first already.
-    take(&mut bus, sender, 700);
+    bus.take(sender, 700);
     bus.call(waiter, "x.y", "Question");
     bus.call(waiter, "x.y", "Again");
     let caller = join(&mut bus, "waits for an upgrade");
@@ -80,9 +80,12 @@ pub fn rich() -> Rich {
     bus.add_match(long, "eavesdrop='true',member='Whispered'");
     bus.add_match(long, "eavesdrop='true',member='Whispered'");
     bus.read(long);
+    let parked = join(&mut bus, "parked");
+    bus.add_match(parked, "member='Big'");
     let monitor = join(&mut bus, "monitor");
     bus.become_monitor(monitor, &["member='Big'", "type='error'"]);
     join(&mut bus, "nobody");
+    bus.detach(parked);
     roles.extend(["nul", "mid-line", "waiting for begin", "greeting"]);
     bus.accept();
     let line = bus.accept();
@@ -94,10 +97,4 @@ pub fn rich() -> Rich {
     bus.wait(1234);
     bus.asked();
     Rich { bus, roles }
-}
-
-/// The socket takes so many bytes.
-fn take(bus: &mut Bus, who: usize, bytes: u64) {
-    let peer = bus.peer(who);
-    bus.event(bus_daemon::broker::Event::Drained { peer, bytes });
 }

@@ -7,7 +7,10 @@ use std::collections::HashMap;
 use std::io::IoSlice;
 use std::sync::Arc;
 
-use bus_daemon::broker::{Action, Broker, Credentials, Event, Fds, Identity, Millis, PeerId, System};
+use bus_daemon::broker::{
+    Action, Attested, Broker, Credentials, Event, Fds, Identity, ListenerIdentity, Millis, PeerId, System,
+    Transport,
+};
 use bus_daemon::config::{BusType, Config, Connect, Limits, Traffic};
 use bus_wire::{BodyWriter, Fd, Framer, Guid, Message, MessageBuilder};
 use bytes::Bytes;
@@ -42,29 +45,18 @@ struct Link {
     framer: Framer,
     serial: u32,
     fds: Vec<Fd>,
+    written: u64,
 }
 
 /// What the system would say.
 #[derive(Default)]
 pub struct Machine {
-    pub groups: Option<Vec<u32>>,
-    pub label: Option<Vec<u8>>,
     pub pidfd: Option<Fd>,
     pub asked: u32,
 }
 
 impl System for Machine {
-    fn peer_groups(&mut self, _: PeerId) -> Option<Vec<u32>> {
-        self.asked += 1;
-        self.groups.clone()
-    }
-
-    fn peer_label(&mut self, _: PeerId) -> Option<Vec<u8>> {
-        self.asked += 1;
-        self.label.clone()
-    }
-
-    fn peer_pidfd(&mut self, _: PeerId) -> Option<Fd> {
+    fn peer_pidfd(&mut self, _: Fd) -> Option<Fd> {
         self.asked += 1;
         self.pidfd
     }
@@ -83,7 +75,10 @@ impl Bus {
         let guid = Guid::from_bytes([0xab; 16]);
         let identity = Identity {
             guid,
-            listener_guids: vec![Guid::from_bytes([0xcd; 16])],
+            listeners: vec![ListenerIdentity {
+                guid: Guid::from_bytes([0xcd; 16]),
+                transport: Transport::Unix,
+            }],
             machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
             keeper_pid: 42,
             own_uid: OWN_UID,
@@ -112,6 +107,14 @@ impl Bus {
     }
 
     pub fn connect_as(&mut self, credentials: Credentials) -> PeerId {
+        self.connect_attested(Attested {
+            credentials,
+            ..Attested::default()
+        })
+    }
+
+    pub fn connect_attested(&mut self, attested: Attested) -> PeerId {
+        let credentials = attested.credentials;
         let peer = PeerId {
             index: self.next_peer,
             generation: 1,
@@ -123,13 +126,14 @@ impl Bus {
                 framer: Framer::new(1 << 27),
                 serial: 0,
                 fds: Vec::new(),
+                written: 0,
             },
         );
         self.handle(Event::Accepted {
             peer,
             listener: 0,
-            credentials,
-            can_pass_fds: true,
+            socket: Fd(1_000_000 + peer.index as i32),
+            attested,
         });
         let uid: String = credentials
             .uid
@@ -164,8 +168,12 @@ impl Bus {
     }
 
     pub fn send_bytes(&mut self, peer: PeerId, bytes: &[u8]) {
+        let link = self.links.get_mut(&peer).unwrap();
+        link.written += bytes.len() as u64;
+        let upto = link.written;
         self.handle(Event::Received {
             peer,
+            upto,
             data: Bytes::copy_from_slice(bytes),
             fds: Fds::new(),
         });
@@ -230,11 +238,9 @@ impl Bus {
             let fds = queue.next_write(&mut slices, 16).to_vec();
             let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
             all.extend_from_slice(&bytes);
+            let upto = queue.sent() + bytes.len() as u64;
             self.links.get_mut(&peer).unwrap().fds.extend(fds);
-            self.handle(Event::Drained {
-                peer,
-                bytes: bytes.len() as u64,
-            });
+            self.handle(Event::Sent { peer, upto });
         }
         all
     }
