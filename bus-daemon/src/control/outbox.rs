@@ -151,6 +151,21 @@ impl Outbox {
         }
     }
 
+    /// Whether a request to read the configuration, and one for an upgrade, are unheard.
+    pub(crate) fn unheard_requests(&mut self) -> (bool, bool) {
+        self.settle();
+        let has = |told| self.unheard.iter().any(|entry| entry.told == told);
+        (has(Told::ReloadWanted), has(Told::UpgradeWanted))
+    }
+
+    /// Whether the end of this errand has not been heard yet.
+    pub(crate) fn is_unheard(&mut self, errand: u64) -> bool {
+        self.settle();
+        self.unheard
+            .iter()
+            .any(|entry| matches!(entry.told, Told::ErrandEnded { errand: ended, .. } if ended == errand))
+    }
+
     /// The signal that this worker says it is dying of.
     pub(crate) fn fault_of(&self, worker: i32) -> Option<i32> {
         let sheet = sheet(self.region);
@@ -197,6 +212,8 @@ impl Inbox {
     /// This process is dying of a signal. Callable from a signal handler.
     pub(crate) fn note_fault(&self, signal: i32, process: i32) {
         let sheet = sheet(self.0);
+        // In this order: a signal never stands beside another process.
+        sheet.fault.store(0, Ordering::Release);
         sheet.faulty.store(process, Ordering::Release);
         sheet.fault.store(signal, Ordering::Release);
     }
