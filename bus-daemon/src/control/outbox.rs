@@ -60,6 +60,8 @@ struct Sheet {
     written: AtomicU64,
     /// The number of the newest entry that a worker has in its journal.
     heard: AtomicU64,
+    /// 1 where the keeper has a binary that passed its trial, and the newest worker may hand its state over to it.
+    approved: AtomicU32,
     /// The signal that a worker is dying of, if one said so.
     fault: AtomicI32,
     /// The process that said so.
@@ -151,6 +153,13 @@ impl Outbox {
         }
     }
 
+    /// For the worker that is about to be started: whether there is a binary to hand its state over to.
+    pub(crate) fn set_approved(&self, is_approved: bool) {
+        sheet(self.region)
+            .approved
+            .store(u32::from(is_approved), Ordering::Release);
+    }
+
     /// Whether a request to read the configuration, and one for an upgrade, are unheard.
     pub(crate) fn unheard_requests(&mut self) -> (bool, bool) {
         self.settle();
@@ -202,6 +211,11 @@ impl Inbox {
     /// The number of the newest acknowledged entry: where a worker that has no journal to go on from begins.
     pub(crate) fn heard(&self) -> u64 {
         sheet(self.0).heard.load(Ordering::Acquire)
+    }
+
+    /// Whether the keeper had a binary that passed its trial when this worker was started.
+    pub(crate) fn is_approved(&self) -> bool {
+        sheet(self.0).approved.load(Ordering::Acquire) != 0
     }
 
     /// The entry of this number, and all before it, are in the journal.

@@ -202,9 +202,14 @@ impl Errands {
         self.approved.take()
     }
 
-    /// A worker has died. If it had heard that a binary passed, it did not come to hand its state over: the next one
-    /// asks for another trial.
-    pub(crate) fn note_death(&mut self, outbox: &mut Outbox) {
+    /// Whether there is a binary that passed its trial.
+    pub(crate) fn has_approved(&self) -> bool {
+        self.approved.is_some()
+    }
+
+    /// A worker has died by its own fault. If it had heard that a binary passed, it may have died of handing its state
+    /// over: that is not tried again.
+    pub(crate) fn note_fault(&mut self, outbox: &mut Outbox) {
         self.approved
             .take_if(|approved| !outbox.is_unheard(approved.errand));
     }

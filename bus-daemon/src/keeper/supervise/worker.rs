@@ -80,6 +80,7 @@ impl Keeper {
     ) -> Result<(), KeeperError> {
         let (remains, serving) = (journal.remains(), journal.serving());
         let memory_kills = self.memory_group.kills();
+        self.outbox.set_approved(self.errands.has_approved());
         let inbox = self.outbox.inbox();
         let record = &self.record;
         let pid =
@@ -146,9 +147,11 @@ impl Keeper {
         if matches!(self.life, Life::HandingOver { .. }) {
             return self.take_over();
         }
-        self.errands.note_death(&mut self.outbox);
         let how = describe(status);
         let cause = self.cause_of(status);
+        if cause == Cause::OwnFault {
+            self.errands.note_fault(&mut self.outbox);
+        }
         if !matches!(self.life, Life::Restoring { .. }) {
             tracing::error!("the worker {how}; going on where it was");
             return self
