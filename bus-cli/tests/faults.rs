@@ -157,7 +157,7 @@ fn an_upgrade_that_fails_and_then_a_death_cost_nobody_the_connection() {
     load.go().unwrap();
     let mut control = bus.caller();
     assert!(upgrade(&mut control, &changing(directory.path())).is_err());
-    bus.wait_for_log("was replaced after it had been checked");
+    bus.wait_for_log("was changed after it had been tried");
     assert_eq!(generation(&mut control), 1);
     let report = load.finish().unwrap();
     assert!(report.is_clean(), "{report}");

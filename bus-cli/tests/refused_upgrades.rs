@@ -98,7 +98,7 @@ fn nothing_is_left_of_an_upgrade_that_was_refused() {
 }
 
 #[test]
-fn a_daemon_that_stops_leaves_no_preflight_behind() {
+fn a_daemon_that_stops_leaves_no_trial_behind() {
     let bus = Bus::start();
     let notes = tempfile::tempdir().unwrap();
     let asked = notes.path().join("asked");
@@ -118,7 +118,7 @@ fn a_daemon_that_stops_leaves_no_preflight_behind() {
             body.str(&slow);
         },
     );
-    wait_until("the preflight has begun", || asked.exists());
+    wait_until("the trial has begun", || asked.exists());
     let pid = std::fs::read_to_string(&asked).unwrap();
     let process = Path::new("/proc").join(pid.trim());
     assert!(process.exists());
@@ -160,38 +160,105 @@ fn of_two_upgrades_at_once_the_second_is_told_so() {
     assert!(report.is_clean(), "{report}");
 }
 
-/// The worker dies with a verdict in its ear: the next one does not act on it.
+/// The worker is killed with a verdict in its ear: the next one acts on it.
 #[test]
-fn a_verdict_that_was_not_heard_is_not_for_the_next_worker() {
+fn a_verdict_that_was_not_heard_is_for_the_next_worker() {
     let bus = Bus::start();
     let directory = bus.directory.path();
     let script = format!(
-        "#!/bin/sh\ntouch '{0}/asked'\nwhile [ ! -e '{0}/answer' ]; do sleep 0.01; done\n\
+        "#!/bin/sh\ncase \"$*\" in *--check-upgrade=*) ;; *) exec '{1}' \"$@\" ;; esac\n\
+         touch '{0}/asked'\nwhile [ ! -e '{0}/answer' ]; do sleep 0.01; done\n\
          '{1}' \"$@\" && touch '{0}/approved'\n",
         directory.display(),
         binary().display()
     );
     let slow = file(directory, "slow", script.as_bytes(), 0o755);
-    std::thread::scope(|scope| {
+    let answer = std::thread::scope(|scope| {
         let asked = scope.spawn(|| upgrade(&mut bus.caller(), &slow));
-        wait_until("the preflight has begun", || directory.join("asked").exists());
+        wait_until("the trial has begun", || directory.join("asked").exists());
         let worker = Pid::from_raw(bus.worker().unwrap() as i32);
         kill(worker, Signal::SIGSTOP).unwrap();
         write(directory.join("answer"), b"").unwrap();
-        wait_until("the preflight has ended", || directory.join("approved").exists());
+        wait_until("the trial has ended", || directory.join("approved").exists());
         std::thread::sleep(std::time::Duration::from_millis(300));
         kill(worker, Signal::SIGKILL).unwrap();
-        match asked.join().unwrap() {
-            Err(CallError::Reply { name, .. }) => assert_eq!(name, "org.busdaemon.Error.UpgradeRefused"),
-            other => panic!("{other:?}"),
-        }
+        asked.join().unwrap()
     });
-    assert_eq!(upgrade(&mut bus.caller(), "").unwrap(), 2);
+    assert_eq!(answer.unwrap(), 2);
+    assert_eq!(upgrade(&mut bus.caller(), binary().to_str().unwrap()).unwrap(), 3);
     assert!(
         !bus.log().contains("after the worker had stopped"),
         "{}",
         bus.log()
     );
+}
+
+/// What others than the bus and root can change, or own, is not executed.
+#[test]
+fn a_binary_that_others_could_change_is_refused() {
+    let bus = Bus::start();
+    let directory = bus.directory.path();
+    let whole = read(binary()).unwrap();
+    let path = file(directory, "binary", &whole, 0o755);
+    let mut control = bus.caller();
+    assert_eq!(upgrade(&mut control, &path).unwrap(), 2);
+    for (mode, who) in [(0o757, "everybody"), (0o777, "everybody")] {
+        set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        let reason = refused(&bus, &path);
+        assert!(reason.contains(who) && reason.contains(&path), "{reason}");
+    }
+    let own = nix::unistd::geteuid();
+    if own.is_root() {
+        // A group that is not the owner's own, and another owner.
+        let other = Some(nix::unistd::Gid::from_raw(12_345));
+        nix::unistd::chown(path.as_str(), None, other).unwrap();
+        set_permissions(&path, Permissions::from_mode(0o775)).unwrap();
+        let reason = refused(&bus, &path);
+        assert!(reason.contains("a group") && reason.contains(&path), "{reason}");
+        set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        let other = Some(nix::unistd::Uid::from_raw(12_345));
+        nix::unistd::chown(path.as_str(), other, None).unwrap();
+        let reason = refused(&bus, &path);
+        assert!(reason.contains("12345") && reason.contains(&path), "{reason}");
+        nix::unistd::chown(path.as_str(), Some(own), None).unwrap();
+    }
+    set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(upgrade(&mut control, &path).unwrap(), 3);
+}
+
+/// Nobody ever writes to a fifo, and a device may be anything.
+#[test]
+fn what_is_no_regular_file_is_refused_at_once() {
+    let bus = Bus::start();
+    let path = bus.directory.path().join("fifo");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o755)).unwrap();
+    let path = path.to_str().unwrap();
+    let begun = std::time::Instant::now();
+    for (path, what) in [(path, "a fifo"), ("/dev/null", "a device"), ("/tmp", "a directory")] {
+        let reason = refused(&bus, path);
+        assert!(reason.contains(path) && reason.contains(what), "{reason}");
+    }
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5));
+    assert_eq!(upgrade(&mut bus.caller(), "").unwrap(), 2);
+}
+
+/// Paths of any length and kind are answered, and lock nothing.
+#[test]
+fn odd_paths_are_answered_and_upgrades_are_possible_afterwards() {
+    let bus = Bus::start();
+    let mut caller = bus.caller();
+    let long = |len: usize| format!("/{}", "a".repeat(len - 1));
+    for path in [&long(4096), &long(65_000), &long(1 << 20), "relative", "./x", "~"] {
+        match upgrade(&mut caller, path) {
+            Err(CallError::Reply { name, .. }) => {
+                assert_eq!(name, "org.freedesktop.DBus.Error.InvalidArgs", "{} bytes", path.len());
+            }
+            other => panic!("{} bytes: {other:?}", path.len()),
+        }
+    }
+    refused(&bus, &long(4095));
+    refused(&bus, "/\u{fffd}\n\u{7f}");
+    assert_eq!(upgrade(&mut caller, "").unwrap(), 2);
 }
 
 #[test]

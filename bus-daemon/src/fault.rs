@@ -63,3 +63,9 @@ pub(crate) fn poison(event: &Event) {
         std::hint::spin_loop();
     }
 }
+
+/// How long an errand may take, from `BUS_TEST_PATIENCE`, in milliseconds.
+pub(crate) fn patience() -> Option<crate::os::clock::Nanos> {
+    let milliseconds: u64 = std::env::var("BUS_TEST_PATIENCE").ok()?.parse().ok()?;
+    Some(crate::os::clock::Nanos(milliseconds * 1_000_000))
+}

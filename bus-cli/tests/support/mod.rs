@@ -57,18 +57,29 @@ impl Bus {
     /// Starts the binary under test as a session bus with this in its configuration.
     pub fn start_with(configuration: &str) -> Bus {
         let directory = directory();
-        let file = directory.path().join("bus.conf");
-        let text = format!(
-            "<!DOCTYPE busconfig PUBLIC '-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN'\n \
-             'http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd'>\n\
-             <busconfig><type>session</type><listen>unix:path=/replaced/by/the/command/line</listen>\n\
-             <auth>EXTERNAL</auth><policy context='default'><allow send_destination='*' eavesdrop='true'/>\n\
-             <allow eavesdrop='true'/><allow own='*'/></policy>{configuration}</busconfig>"
-        );
-        std::fs::write(&file, text).unwrap();
+        let file = write_configuration(directory.path(), configuration);
         Bus::start_in(
             directory,
             binary(),
+            &[format!("--config-file={}", file.display())],
+        )
+    }
+
+    /// The same, with errands that may take only so long.
+    pub fn start_patient(configuration: &str, patience: Duration) -> Bus {
+        let directory = directory();
+        let file = write_configuration(directory.path(), configuration);
+        let script = directory.path().join("patient");
+        let text = format!(
+            "#!/bin/sh\nBUS_TEST_PATIENCE={} exec '{}' \"$@\"\n",
+            patience.as_millis(),
+            binary().display()
+        );
+        std::fs::write(&script, text).unwrap();
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Bus::start_in(
+            directory,
+            &script,
             &[format!("--config-file={}", file.display())],
         )
     }
@@ -176,6 +187,20 @@ impl Bus {
             .output()
             .unwrap()
     }
+}
+
+/// Writes a session bus's configuration with this in it.
+fn write_configuration(directory: &Path, configuration: &str) -> PathBuf {
+    let file = directory.join("bus.conf");
+    let text = format!(
+        "<!DOCTYPE busconfig PUBLIC '-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN'\n \
+         'http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd'>\n\
+         <busconfig><type>session</type><listen>unix:path=/replaced/by/the/command/line</listen>\n\
+         <auth>EXTERNAL</auth><policy context='default'><allow send_destination='*' eavesdrop='true'/>\n\
+         <allow eavesdrop='true'/><allow own='*'/></policy>{configuration}</busconfig>"
+    );
+    std::fs::write(&file, text).unwrap();
+    file
 }
 
 fn directory() -> tempfile::TempDir {

@@ -60,6 +60,8 @@ struct Sheet {
     written: AtomicU64,
     /// The number of the newest entry that a worker has in its journal.
     heard: AtomicU64,
+    /// 1 where the keeper has a binary that passed its trial, and the newest worker may hand its state over to it.
+    approved: AtomicU32,
     /// The signal that a worker is dying of, if one said so.
     fault: AtomicI32,
     /// The process that said so.
@@ -151,6 +153,28 @@ impl Outbox {
         }
     }
 
+    /// For the worker that is about to be started: whether there is a binary to hand its state over to.
+    pub(crate) fn set_approved(&self, is_approved: bool) {
+        sheet(self.region)
+            .approved
+            .store(u32::from(is_approved), Ordering::Release);
+    }
+
+    /// Whether a request to read the configuration, and one for an upgrade, are unheard.
+    pub(crate) fn unheard_requests(&mut self) -> (bool, bool) {
+        self.settle();
+        let has = |told| self.unheard.iter().any(|entry| entry.told == told);
+        (has(Told::ReloadWanted), has(Told::UpgradeWanted))
+    }
+
+    /// Whether the end of this errand has not been heard yet.
+    pub(crate) fn is_unheard(&mut self, errand: u64) -> bool {
+        self.settle();
+        self.unheard
+            .iter()
+            .any(|entry| matches!(entry.told, Told::ErrandEnded { errand: ended, .. } if ended == errand))
+    }
+
     /// The signal that this worker says it is dying of.
     pub(crate) fn fault_of(&self, worker: i32) -> Option<i32> {
         let sheet = sheet(self.region);
@@ -189,6 +213,11 @@ impl Inbox {
         sheet(self.0).heard.load(Ordering::Acquire)
     }
 
+    /// Whether the keeper had a binary that passed its trial when this worker was started.
+    pub(crate) fn is_approved(&self) -> bool {
+        sheet(self.0).approved.load(Ordering::Acquire) != 0
+    }
+
     /// The entry of this number, and all before it, are in the journal.
     pub(crate) fn acknowledge(&self, number: u64) {
         sheet(self.0).heard.store(number, Ordering::Release);
@@ -197,6 +226,8 @@ impl Inbox {
     /// This process is dying of a signal. Callable from a signal handler.
     pub(crate) fn note_fault(&self, signal: i32, process: i32) {
         let sheet = sheet(self.0);
+        // In this order: a signal never stands beside another process.
+        sheet.fault.store(0, Ordering::Release);
         sheet.faulty.store(process, Ordering::Release);
         sheet.fault.store(signal, Ordering::Release);
     }

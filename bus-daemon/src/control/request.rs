@@ -45,7 +45,7 @@ pub(crate) enum Errand {
 /// How an errand ended: what stands in its payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Outcome {
-    /// The configuration, as [`saved_config`](crate::broker::saved_config) writes it.
+    /// The configuration, encoded, or why there is none.
     Configuration(std::result::Result<Vec<u8>, Refusal>),
     /// The binary can take over, or why not.
     Trial(std::result::Result<(), String>),

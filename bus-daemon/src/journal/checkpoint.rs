@@ -17,8 +17,10 @@ const ENTRIES: usize = 1 << 20;
 const ENTRY: usize = size_of::<Entry>();
 /// Where the arena begins.
 pub(super) const ARENA: u64 = (ENTRIES * ENTRY) as u64;
-/// Bytes of the arena's address space. Pages come as they are written.
+/// Bytes of the arena's address space, where that is not limited. Pages come as they are written.
 const ARENA_LEN: u64 = 8 << 30;
+/// Bytes of it at least.
+const LEAST_ARENA_LEN: u64 = 32 << 20;
 /// Smallest block.
 const LEAST: usize = 256;
 /// Blocks from this size on give their pages back when they are freed.
@@ -115,7 +117,7 @@ impl Checkpoints {
     pub(crate) fn create() -> io::Result<Self> {
         let region = Region::create(
             c"bus-checkpoint",
-            usize::try_from(ARENA + ARENA_LEN).map_err(io::Error::other)?,
+            usize::try_from(ARENA + arena_len(address_space())).map_err(io::Error::other)?,
         )?;
         Ok(Self {
             region,
@@ -241,7 +243,7 @@ impl Checkpoints {
     pub(crate) fn read(&mut self, commit: &Commit) -> Vec<Saved<'static>> {
         self.epoch = commit.epoch;
         self.used = usize::try_from(commit.entries).unwrap_or(0).min(ENTRIES);
-        self.arena_end = commit.arena_end.clamp(ARENA, ARENA + ARENA_LEN);
+        self.arena_end = commit.arena_end.clamp(ARENA, self.region.len() as u64);
         self.current = vec![Current::default(); self.used];
         self.digest = 0;
         let mut blocks: Vec<Block> = Vec::new();
@@ -350,7 +352,7 @@ impl Checkpoints {
         }
         let offset = self.arena_end;
         let end = offset + size as u64;
-        if end > ARENA + ARENA_LEN {
+        if end > self.region.len() as u64 {
             return Err("the checkpoint's arena is full".into());
         }
         self.arena_end = end;
@@ -360,6 +362,19 @@ impl Checkpoints {
     fn entry(&self, index: usize) -> *mut Entry {
         self.region.at(index * ENTRY, ENTRY).cast()
     }
+}
+
+/// The address space that this process may use (`RLIMIT_AS`); `None` = as much as there is.
+fn address_space() -> Option<u64> {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+    let (soft, _) = getrlimit(Resource::RLIMIT_AS).ok()?;
+    (soft != RLIM_INFINITY).then_some(soft)
+}
+
+/// How much of it the arena gets: a quarter of what is limited. The length of the region says it to those who come after.
+fn arena_len(address_space: Option<u64>) -> u64 {
+    let share = address_space.map_or(ARENA_LEN, |limit| limit / 4 / 4096 * 4096);
+    share.clamp(LEAST_ARENA_LEN, ARENA_LEN)
 }
 
 fn size_of_block(len: usize) -> usize {
@@ -375,4 +390,17 @@ fn digest_of(index: usize, crc: u32) -> u64 {
 
 fn class_of(size: usize) -> usize {
     size.ilog2() as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arena_takes_a_quarter_of_a_limited_address_space() {
+        assert_eq!(arena_len(None), 8 << 30);
+        assert_eq!(arena_len(Some(1 << 40)), 8 << 30);
+        assert_eq!(arena_len(Some(512 << 20)), 128 << 20);
+        assert_eq!(arena_len(Some(1)), 32 << 20);
+    }
 }

@@ -133,6 +133,11 @@ impl Journal {
         })
     }
 
+    /// Whether nothing has been noted: the worker died before it served.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.header.records.load(Ordering::Acquire) == 0
+    }
+
     /// Goes to where the events begin that are not part of the checkpoint; the log's first one, if there is none.
     pub(crate) fn rewind(&mut self, to: Option<Position>) {
         self.log.rewind(to.unwrap_or(Position {

@@ -1,10 +1,11 @@
-//! What deaths of the worker say: whether an event kills it, and whether it makes progress between them.
+//! What deaths of the worker say: whether received input kills it, whether it makes progress, whether its binary is bad.
 
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 
+use super::error::KeeperError;
 use crate::journal::Remains;
 use crate::os::clock::Nanos;
 
@@ -12,120 +13,167 @@ use crate::os::clock::Nanos;
 const FUTILE: u32 = 32;
 /// Records that a worker notes before it serves anybody: the time, that it serves, what its predecessor left undone.
 const BEGINNING: u64 = 4;
-/// Deaths by its own fault at no event after which the next worker is started later and later.
+/// Deaths by its own fault at no received unit after which the next worker is started later and later.
 const IN_A_ROW: u32 = 8;
 /// How late at most, in milliseconds; deaths that are further apart are not in a row.
 const LONGEST_DELAY: u64 = 1000;
-/// How long a new binary is on probation.
-pub(crate) const PROBATION: Nanos = Nanos(60_000_000_000);
-/// Deaths by its own fault that it may not have in that time.
+/// Deaths by its own fault that a binary may not have while it is on probation.
 const PROBATION_FAULTS: u32 = 3;
+/// Deaths of one kind at the same received unit, after which it is left out.
+const EVIDENCE: u32 = 2;
 
-/// The deaths since the worker last made progress.
+/// Whose doing a death is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// The worker's own: a signal that nobody outside sends, a panic, an exit.
+    OwnFault,
+    /// The kernel killed it for want of memory in its control group.
+    OutOfMemory,
+    /// It used up time that others' state costs (the watchdog in a unit that is not input, a limit of CPU time).
+    OutOfTime,
+    /// Somebody else's.
+    Outside,
+}
+
+impl Cause {
+    /// `out_of_memory`: the control group has lost a process for want of memory since the worker was started.
+    pub(crate) fn of(status: WaitStatus, out_of_memory: bool) -> Self {
+        if matches!(status, WaitStatus::Exited(..)) {
+            return Self::OwnFault;
+        }
+        let WaitStatus::Signaled(_, signal, _) = status else {
+            return Self::Outside;
+        };
+        match signal {
+            Signal::SIGSEGV
+            | Signal::SIGABRT
+            | Signal::SIGBUS
+            | Signal::SIGILL
+            | Signal::SIGFPE
+            | Signal::SIGSYS
+            | Signal::SIGTRAP => Self::OwnFault,
+            Signal::SIGXCPU => Self::OutOfTime,
+            Signal::SIGKILL if out_of_memory => Self::OutOfMemory,
+            _ => Self::Outside,
+        }
+    }
+}
+
+/// The deaths of this process image's workers.
 #[derive(Debug, Default)]
 pub(crate) struct Deaths {
-    /// Events noted when it died last.
+    /// Records noted when it died last.
     records: u64,
-    /// The event being applied when it died last.
-    event: Option<u64>,
-    /// Deaths at that event.
-    at_event: u32,
-    /// Those of them by its own fault.
-    faults_at_event: u32,
+    suspicion: Suspicion,
     /// Deaths by its own fault since an event was last noted.
     futile: u32,
-    /// Deaths by its own fault at no event, in a row.
+    /// Deaths by its own fault at no received unit, in a row.
     in_a_row: u32,
-    /// The event that is not to be applied again.
+    /// Whether the last one delays the next worker.
+    is_delaying: bool,
+    /// The received unit that is not to be applied again.
     left_out: Option<u64>,
-    /// When it died last.
+    /// When it died last by its own fault.
     at: Nanos,
     /// Deaths by its own fault since this process image began.
     faults: u32,
 }
 
+/// The evidence against one received unit.
+#[derive(Debug, Default)]
+struct Suspicion {
+    unit: Option<u64>,
+    faults: u32,
+    out_of_memory: u32,
+}
+
 impl Deaths {
-    /// Whether a binary that began at `started` is on probation and has failed: three deaths by its own fault in its first
-    /// minute.
-    pub(crate) fn are_too_many(&self, now: Nanos, started: Nanos) -> bool {
-        self.faults >= PROBATION_FAULTS && now <= started + PROBATION
+    /// Whether a binary that is on probation has failed.
+    pub(crate) fn are_too_many(&self) -> bool {
+        self.faults >= PROBATION_FAULTS
     }
 
     /// How long to wait before the next worker: one that dies again and again leaves the machine to others meanwhile.
     pub(crate) fn delay(&self) -> Duration {
         match self.in_a_row.saturating_sub(IN_A_ROW) {
-            0 => Duration::ZERO,
-            over => Duration::from_millis((1 << over.min(10)).min(LONGEST_DELAY)),
+            over @ 1.. if self.is_delaying => Duration::from_millis((1 << over.min(10)).min(LONGEST_DELAY)),
+            _ => Duration::ZERO,
         }
     }
 
-    /// Takes note of a death. The event that is not to be applied again: the worker has died there twice by its own
-    /// fault, or three times in all.
+    /// Takes note of a death. The received unit that is not to be applied again: the worker has died there twice by its
+    /// own fault, or twice of it for want of memory.
     pub(crate) fn note(
         &mut self,
-        status: WaitStatus,
+        cause: Cause,
         now: Nanos,
         remains: &Remains,
-    ) -> Result<Option<u64>, String> {
-        let skip = self.note_at(is_own_fault(status), now, remains.records(), remains.suspect())?;
-        Ok(self.leave_out(skip, |event| remains.is_replayed(event)))
+    ) -> Result<Option<u64>, KeeperError> {
+        let guilty = self.note_at(cause, now, remains.records(), remains.suspect())?;
+        Ok(self.leave_out(guilty, |unit| remains.is_replayed(unit)))
     }
 
     /// What is left out stays so until a checkpoint passes it, however often the workers die before that.
-    fn leave_out(&mut self, event: Option<u64>, is_replayed: impl Fn(u64) -> bool) -> Option<u64> {
-        self.left_out = event.or(self.left_out.filter(|event| is_replayed(*event)));
+    fn leave_out(&mut self, unit: Option<u64>, is_replayed: impl Fn(u64) -> bool) -> Option<u64> {
+        self.left_out = unit.or(self.left_out.filter(|unit| is_replayed(*unit)));
         self.left_out
     }
 
-    /// The next worker begins with a journal of its own, and events are counted anew.
+    /// The next worker begins with a journal of its own, and units are counted anew.
     pub(crate) fn begin_journal(&mut self) {
-        (self.event, self.left_out) = (None, None);
+        (self.suspicion, self.left_out) = (Suspicion::default(), None);
     }
 
     fn note_at(
         &mut self,
-        fault: bool,
+        cause: Cause,
         now: Nanos,
         records: u64,
-        event: Option<u64>,
-    ) -> Result<Option<u64>, String> {
-        if event != self.event || event.is_none() {
-            (self.at_event, self.faults_at_event) = (0, 0);
-        }
+        unit: Option<u64>,
+    ) -> Result<Option<u64>, KeeperError> {
         if records.abs_diff(self.records) > BEGINNING {
             self.futile = 0;
         }
-        if event.is_some() || now > self.at + Nanos(2 * LONGEST_DELAY * 1_000_000) {
-            self.in_a_row = 0;
-        }
-        (self.records, self.event, self.at) = (records, event, now);
-        self.at_event += 1;
-        if fault {
-            self.faults_at_event += 1;
+        self.records = records;
+        self.is_delaying = cause == Cause::OwnFault;
+        if cause == Cause::OwnFault {
+            if unit.is_some() || now > self.at + Nanos(2 * LONGEST_DELAY * 1_000_000) {
+                self.in_a_row = 0;
+            }
+            self.at = now;
             self.futile += 1;
             self.faults += 1;
-            self.in_a_row += u32::from(event.is_none());
+            self.in_a_row += u32::from(unit.is_none());
         }
         if self.futile > FUTILE {
-            return Err("the worker dies again and again without any progress".into());
+            return Err(KeeperError::Futile);
         }
-        Ok(event.filter(|_| self.faults_at_event >= 2 || self.at_event >= 3))
+        Ok(unit.filter(|unit| self.suspicion.proves(*unit, cause)))
     }
 }
 
-/// Whether a process ended by its own fault: nobody outside sends these signals.
-pub(crate) fn is_own_fault(status: WaitStatus) -> bool {
-    const FAULTS: [Signal; 7] = [
-        Signal::SIGSEGV,
-        Signal::SIGABRT,
-        Signal::SIGBUS,
-        Signal::SIGILL,
-        Signal::SIGFPE,
-        Signal::SIGSYS,
-        Signal::SIGTRAP,
-    ];
-    matches!(status, WaitStatus::Exited(..))
-        || matches!(status, WaitStatus::Signaled(_, signal, _) if FAULTS.contains(&signal))
+impl Suspicion {
+    /// Whether the unit is guilty, now that the worker has died at it.
+    fn proves(&mut self, unit: u64, cause: Cause) -> bool {
+        let is_evidence = matches!(cause, Cause::OwnFault | Cause::OutOfMemory);
+        if is_evidence && self.unit != Some(unit) {
+            *self = Self {
+                unit: Some(unit),
+                ..Self::default()
+            };
+        }
+        match cause {
+            Cause::OwnFault => {
+                self.faults += 1;
+                self.faults >= EVIDENCE
+            }
+            Cause::OutOfMemory => {
+                self.out_of_memory += 1;
+                self.out_of_memory >= EVIDENCE
+            }
+            Cause::OutOfTime | Cause::Outside => false,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -136,14 +184,52 @@ mod tests {
         Nanos(milliseconds * 1_000_000)
     }
 
+    /// The verdicts of deaths, one after the other, at one unit each.
+    #[track_caller]
+    fn check(deaths: &[(Cause, Option<u64>)], guilty: &[Option<u64>]) {
+        let mut noted = Deaths::default();
+        let verdicts = (0..).zip(deaths).map(|(index, (cause, unit))| {
+            // Each makes progress.
+            noted.note_at(*cause, at(index), 10 * index, *unit).unwrap()
+        });
+        assert_eq!(verdicts.collect::<Vec<_>>(), guilty, "{deaths:?}");
+    }
+
     #[test]
-    fn an_event_is_left_out_at_the_second_fault_or_the_third_death() {
-        let mut deaths = Deaths::default();
-        assert_eq!(deaths.note_at(true, at(0), 10, Some(9)), Ok(None));
-        assert_eq!(deaths.note_at(true, at(1), 10, Some(9)), Ok(Some(9)));
-        assert_eq!(deaths.note_at(false, at(2), 20, Some(19)), Ok(None));
-        assert_eq!(deaths.note_at(false, at(3), 20, Some(19)), Ok(None));
-        assert_eq!(deaths.note_at(false, at(4), 20, Some(19)), Ok(Some(19)));
+    fn a_unit_is_guilty_at_the_second_death_by_own_fault_or_the_second_of_memory() {
+        use Cause::{OutOfMemory, OutOfTime, Outside, OwnFault};
+        check(&[(OwnFault, Some(9)), (OwnFault, Some(9))], &[None, Some(9)]);
+        check(&[(OwnFault, Some(9)), (OwnFault, Some(11))], &[None, None]);
+        check(
+            &[(OutOfMemory, Some(9)), (OutOfMemory, Some(9))],
+            &[None, Some(9)],
+        );
+        check(&[(OutOfMemory, Some(9)), (OwnFault, Some(9))], &[None, None]);
+        check(&[(OwnFault, None), (OwnFault, None)], &[None, None]);
+        check(&[(OutOfTime, Some(9)), (OutOfTime, Some(9))], &[None, None]);
+        // A kill in between, anywhere, takes nothing away, and a thousand prove nothing.
+        check(
+            &[
+                (OwnFault, Some(9)),
+                (Outside, None),
+                (Outside, Some(4)),
+                (OwnFault, Some(9)),
+            ],
+            &[None, None, None, Some(9)],
+        );
+        check(&[(Outside, Some(9)); 1000], &[None; 1000]);
+    }
+
+    #[test]
+    fn a_kill_is_for_want_of_memory_only_if_the_control_group_says_so() {
+        let pid = nix::unistd::Pid::from_raw(1);
+        let by = |signal| WaitStatus::Signaled(pid, signal, false);
+        assert_eq!(Cause::of(by(Signal::SIGKILL), false), Cause::Outside);
+        assert_eq!(Cause::of(by(Signal::SIGKILL), true), Cause::OutOfMemory);
+        assert_eq!(Cause::of(by(Signal::SIGTERM), true), Cause::Outside);
+        assert_eq!(Cause::of(by(Signal::SIGXCPU), false), Cause::OutOfTime);
+        assert_eq!(Cause::of(by(Signal::SIGABRT), false), Cause::OwnFault);
+        assert_eq!(Cause::of(WaitStatus::Exited(pid, 0), false), Cause::OwnFault);
     }
 
     #[test]
@@ -151,7 +237,7 @@ mod tests {
         let mut deaths = Deaths::default();
         assert_eq!(deaths.leave_out(None, |_| true), None);
         assert_eq!(deaths.leave_out(Some(9), |_| true), Some(9));
-        assert_eq!(deaths.leave_out(None, |event| event == 9), Some(9));
+        assert_eq!(deaths.leave_out(None, |unit| unit == 9), Some(9));
         assert_eq!(deaths.leave_out(Some(12), |_| true), Some(12));
         assert_eq!(deaths.leave_out(None, |_| false), None);
         deaths.leave_out(Some(3), |_| true);
@@ -163,15 +249,42 @@ mod tests {
     fn only_deaths_by_its_own_fault_without_progress_end_the_daemon() {
         let mut deaths = Deaths::default();
         for death in 0..10_000 {
-            assert_eq!(deaths.note_at(false, at(death), 10, None), Ok(None));
+            for cause in [Cause::Outside, Cause::OutOfTime, Cause::OutOfMemory] {
+                assert_eq!(deaths.note_at(cause, at(death), 10, None).ok(), Some(None));
+            }
         }
-        // It gets as far as to serve, and no further.
-        let mut noted = (1..).map(|death| deaths.note_at(true, at(10_000), 10 + 2 * death, None));
+        // It gets as far as to serve, and no further. Kills in between do not help, and are not counted.
+        let mut noted = (1..).map(|death| {
+            let _ = deaths.note_at(Cause::Outside, at(10_000), 10 + 2 * death, None);
+            deaths.note_at(Cause::OwnFault, at(10_000), 10 + 2 * death, None)
+        });
         assert_eq!(noted.position(|verdict| verdict.is_err()), Some(FUTILE as usize));
         let mut deaths = Deaths::default();
         for death in 0..10_000 {
-            assert_eq!(deaths.note_at(true, at(death), 10 * death, None), Ok(None));
+            assert!(
+                deaths
+                    .note_at(Cause::OwnFault, at(death), 10 * death, None)
+                    .is_ok()
+            );
         }
+    }
+
+    #[test]
+    fn only_faults_of_its_own_are_held_against_a_binary() {
+        let mut deaths = Deaths::default();
+        for death in 0..1000 {
+            for cause in [Cause::Outside, Cause::OutOfTime, Cause::OutOfMemory] {
+                deaths.note_at(cause, at(death), 10 * death, Some(death)).unwrap();
+            }
+        }
+        assert!(!deaths.are_too_many());
+        for death in 0..3 {
+            assert!(!deaths.are_too_many());
+            deaths
+                .note_at(Cause::OwnFault, at(death), 10 * death, None)
+                .unwrap();
+        }
+        assert!(deaths.are_too_many());
     }
 
     #[test]
@@ -179,12 +292,19 @@ mod tests {
         let mut deaths = Deaths::default();
         let mut delays = Vec::new();
         for death in 0..30 {
-            deaths.note_at(true, at(death), 10 * death, None).unwrap();
+            deaths
+                .note_at(Cause::OwnFault, at(death), 10 * death, None)
+                .unwrap();
             delays.push(deaths.delay().as_millis());
         }
         assert_eq!(delays[..10], [0, 0, 0, 0, 0, 0, 0, 0, 2, 4]);
         assert_eq!(delays[29], u128::from(LONGEST_DELAY));
-        deaths.note_at(true, at(10_000), 1_000, None).unwrap();
+        // A kill from outside is followed by a worker at once.
+        deaths.note_at(Cause::Outside, at(30), 500, None).unwrap();
+        assert!(deaths.delay().is_zero());
+        deaths.note_at(Cause::OwnFault, at(31), 600, None).unwrap();
+        assert_eq!(deaths.delay().as_millis(), u128::from(LONGEST_DELAY));
+        deaths.note_at(Cause::OwnFault, at(10_000), 1_000, None).unwrap();
         assert!(deaths.delay().is_zero());
     }
 }

@@ -7,20 +7,24 @@
 //! thousands would take longer than the exec itself); whatever is spawned sets it on all that it does not need
 //! ([`close_on_exec_from`](crate::os::descriptor::close_on_exec_from)).
 
+mod announcement;
+mod binary;
 mod check;
+mod configuration;
 mod deaths;
+mod errands;
+mod error;
 mod exec;
+mod helper;
+mod life;
 mod listen;
-mod preflight;
+mod memory_group;
 mod start;
 mod supervise;
+mod trial;
 
 use std::ffi::OsString;
-use std::os::fd::IntoRawFd;
 use std::process::ExitCode;
-
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
 
 use crate::config::options::{self, Command};
 
@@ -29,9 +33,9 @@ use crate::config::options::{self, Command};
 /// Call it before the process has a second thread.
 pub fn main_from(arguments: Vec<OsString>) -> ExitCode {
     // First of all: where this binary is, before its path or the right to ask changes.
-    let own_binary = match open("/proc/self/exe", OFlag::O_PATH, Mode::empty()) {
-        Ok(fd) => fd.into_raw_fd(),
-        Err(errno) => return fail(&format!("cannot open the daemon's own binary: {errno}")),
+    let own_binary = match start::OwnBinary::find() {
+        Ok(own_binary) => own_binary,
+        Err(error) => return fail(&error.to_string()),
     };
     // Both binaries of the project are replaced by either: only one of them needs the subcommand.
     let mut arguments = arguments;
@@ -59,7 +63,11 @@ pub fn main_from(arguments: Vec<OsString>) -> ExitCode {
     };
     crate::runtime::logging::start();
     let outcome = if let Some(fd) = options.check_upgrade_fd {
-        check::check(fd, &options).map(|approval| start::print(&approval))
+        let checked = check::check(fd, &options);
+        return match checked {
+            Ok(approval) => start::print(&approval),
+            Err(error) => fail(&error.to_string()),
+        };
     } else if let Some(fd) = options.restore_fd {
         start::restored(fd, own_binary, options.rolled_back.clone())
     } else {
@@ -67,7 +75,7 @@ pub fn main_from(arguments: Vec<OsString>) -> ExitCode {
     };
     match outcome {
         Ok(code) => code,
-        Err(reason) => fail(&reason),
+        Err(error) => fail(&error.to_string()),
     }
 }
 

@@ -1,19 +1,26 @@
 //! How a keeper begins: afresh, or in the place of another process image.
 
-use std::ffi::OsString;
-use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, open};
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
-use nix::unistd::{ForkResult, Gid, Uid, User};
+use nix::sys::stat::Mode;
+use nix::unistd::{Gid, Uid, User};
 
+use super::announcement::{Announcement, Side, leave_foreground};
+use super::error::KeeperError;
 use super::listen::{fresh_guid, listen_on_all};
 use super::supervise::{Keeper, Origin, block_signals};
+use super::{binary, configuration};
+use crate::config::Config;
 use crate::config::options::Options;
 use crate::control::Control;
-use crate::handoff::keeper::KeeperV1;
+use crate::handoff::keeper::{KeeperV1, Listener};
 use crate::os::descriptor;
 
 /// Prints to standard output.
@@ -29,65 +36,42 @@ pub(crate) fn print(text: &str) -> ExitCode {
 pub(crate) fn clean(
     arguments: &[OsString],
     options: &Options,
-    own_binary: RawFd,
-) -> Result<ExitCode, String> {
+    own_binary: OwnBinary,
+) -> Result<ExitCode, KeeperError> {
     // What was inherited is not for children; it is not closed, since the configuration may be one of them.
     descriptor::close_on_exec_from(3)
-        .map_err(|error| format!("cannot mark inherited descriptors: {error}"))?;
-    let config = crate::config::load::load(options).map_err(|error| error.to_string())?;
-    let executable = std::fs::read_link("/proc/self/exe")
-        .map_err(|error| format!("cannot tell where the daemon's own binary is: {error}"))?;
+        .map_err(|error| KeeperError::system("cannot mark inherited descriptors", error))?;
+    let config = crate::config::load::load(options)?;
     raise_descriptor_limit();
     if config.listen.is_empty() {
-        return Err("the configuration names no address to listen on (<listen>, or --address)".into());
+        return Err(KeeperError::NoAddress);
     }
     let pid_file = config.pid_file.clone();
-    if let Some(path) = pid_file
-        .as_ref()
-        .filter(|path| std::path::Path::new(path).exists())
-    {
-        return Err(format!(
-            "the pid file {path} exists: another daemon may be running; remove it if not"
-        ));
+    if let Some(path) = pid_file.clone().filter(|path| Path::new(path).exists()) {
+        return Err(KeeperError::PidFileExists { path });
     }
-    let listeners = listen_on_all(&config.listen).map_err(|error| error.to_string())?;
-    let addresses: Vec<&str> = listeners
-        .iter()
-        .map(|listener| listener.address.as_str())
-        .collect();
-    let addresses = addresses.join(";");
-
-    if config.fork && fork_to_background(config.keep_umask)?.is_parent() {
-        return Ok(ExitCode::SUCCESS);
-    }
-    if let Some(path) = &pid_file {
-        std::fs::write(path, format!("{}\n", std::process::id()))
-            .map_err(|error| format!("cannot write the pid file {path}: {error}"))?;
-    }
-    if let Some(fd) = options.print_address {
-        tell(fd, &addresses)?;
-    }
-    if let Some(fd) = options.print_pid {
-        tell(fd, &std::process::id().to_string())?;
-    }
-    for fd in [options.print_address, options.print_pid]
-        .into_iter()
-        .flatten()
-        .filter(|fd| *fd > 2)
-    {
-        // Whoever reads there reads to the end. The same descriptor may have been given for both.
-        let _ = nix::unistd::close(fd);
-    }
-    background_ready();
-
+    let listeners = listen_on_all(&config.listen)?;
+    let foreground = if config.fork {
+        match leave_foreground(config.keep_umask)? {
+            Side::Foreground => return Ok(ExitCode::SUCCESS),
+            Side::Daemon(foreground) => Some(foreground),
+        }
+    } else {
+        None
+    };
+    let announcement = announcement(&listeners, &config, options)?.with_foreground(foreground);
     if let Some(user) = &config.user {
         become_user(user)?;
     }
-    let epoll = Epoll::new(EpollCreateFlags::empty()).map_err(|errno| format!("epoll: {errno}"))?;
-    let control = Control::create().map_err(|error| format!("socketpair: {error}"))?;
+    let system = |what: &str| {
+        let what = what.to_owned();
+        move |error: std::io::Error| KeeperError::system(what, error)
+    };
+    let epoll = Epoll::new(EpollCreateFlags::empty()).map_err(|errno| KeeperError::system("epoll", errno))?;
+    let control = Control::create().map_err(system("socketpair"))?;
     let record = KeeperV1::new(
         arguments,
-        &executable,
+        &own_binary.path,
         listeners,
         fresh_guid().to_string(),
         machine_id(),
@@ -95,42 +79,123 @@ pub(crate) fn clean(
         control,
         pid_file,
     );
-    let signals = block_signals().map_err(|errno| format!("signals: {errno}"))?;
-    become_subreaper();
-    Ok(Keeper::new(record, own_binary, signals.as_raw_fd(), None)
-        .run(&signals, Origin::Clean(Box::new(config))))
+    let encoded = configuration::encoded(&config)
+        .map_err(|error| KeeperError::NoState(format!("the configuration: {error}")))?;
+    run(
+        record,
+        own_binary.fd,
+        Origin::Clean {
+            config: encoded,
+            announcement,
+        },
+    )
+}
+
+/// What is to be said once the bus serves.
+fn announcement(
+    listeners: &[Listener],
+    config: &Config,
+    options: &Options,
+) -> Result<Announcement, KeeperError> {
+    let addresses: Vec<&str> = listeners
+        .iter()
+        .map(|listener| listener.address.as_str())
+        .collect();
+    let announcement = Announcement::new(addresses.join(";"), options.print_address, options.print_pid);
+    match &config.pid_file {
+        None => Ok(announcement),
+        Some(path) => {
+            let loses_rights = config.user.is_some() && nix::unistd::geteuid().is_root();
+            announcement.with_pid_file(Path::new(path), loses_rights)
+        }
+    }
 }
 
 /// Takes the place of another process image of the daemon.
 pub(crate) fn restored(
     fd: RawFd,
-    own_binary: RawFd,
+    own_binary: OwnBinary,
     rolled_back: Option<String>,
-) -> Result<ExitCode, String> {
-    let record = KeeperV1::load(fd)?;
-    let signals = block_signals().map_err(|errno| format!("signals: {errno}"))?;
-    become_subreaper();
-    let keeper = match rolled_back {
-        None => {
-            Keeper::new(record, own_binary, signals.as_raw_fd(), Some(fd)).run(&signals, Origin::Upgraded)
-        }
+) -> Result<ExitCode, KeeperError> {
+    binary::close_script();
+    let record = KeeperV1::load(fd).map_err(KeeperError::Record)?;
+    match rolled_back {
+        None => run(record, own_binary.fd, Origin::Upgraded { restored_from: fd }),
         Some(reason) => {
             // Nobody else can be returned to.
-            let _ = nix::unistd::close(fd);
-            Keeper::new(record.taken_back(), own_binary, signals.as_raw_fd(), None)
-                .run(&signals, Origin::RolledBack { reason })
+            descriptor::close(fd);
+            run(record.taken_back(), own_binary.fd, Origin::RolledBack { reason })
         }
-    };
-    Ok(keeper)
+    }
 }
 
-fn tell(fd: RawFd, line: &str) -> Result<(), String> {
-    #[expect(unsafe_code, reason = "a descriptor given by number")]
-    // SAFETY: ManuallyDrop keeps it open here; it is closed once both lines are written.
-    let mut file = std::mem::ManuallyDrop::new(unsafe { std::fs::File::from_raw_fd(fd) });
-    // In one write: some launchers read only once.
-    file.write_all(format!("{line}\n").as_bytes())
-        .map_err(|error| format!("cannot write to descriptor {fd}: {error}"))
+fn run(record: KeeperV1, own_binary: RawFd, origin: Origin) -> Result<ExitCode, KeeperError> {
+    name_process(&record.executable());
+    let signals = block_signals().map_err(|errno| KeeperError::system("signals", errno))?;
+    become_subreaper();
+    Ok(Keeper::new(record, own_binary, signals.as_raw_fd(), origin)?.run(&signals))
+}
+
+/// The binary of this process image.
+pub(crate) struct OwnBinary {
+    /// Open, to be returned to.
+    pub(crate) fd: RawFd,
+    /// Where it was found.
+    path: PathBuf,
+}
+
+impl OwnBinary {
+    /// Found while its path and the right to ask are as they were at the start. Without `/proc` it is where the system
+    /// was told to look.
+    pub(crate) fn find() -> Result<Self, KeeperError> {
+        let open = |path: &Path| open(path, OFlag::O_PATH, Mode::empty());
+        let link = Path::new("/proc/self/exe");
+        let (fd, path) = match (open(link), std::fs::read_link(link)) {
+            (Ok(fd), Ok(path)) => (fd, path),
+            _ => {
+                let path = executed_path().and_then(std::path::absolute);
+                let path =
+                    path.map_err(|error| KeeperError::system("cannot tell where the binary is", error))?;
+                let fd = open(&path).map_err(|errno| {
+                    KeeperError::system(format!("cannot open the binary {}", path.display()), errno)
+                })?;
+                (fd, path)
+            }
+        };
+        Ok(Self {
+            fd: fd.into_raw_fd(),
+            path,
+        })
+    }
+}
+
+/// The path that this process image was executed by, as the kernel noted it.
+#[expect(
+    unsafe_code,
+    reason = "reads a string that the kernel has put beside the stack"
+)]
+fn executed_path() -> std::io::Result<PathBuf> {
+    // SAFETY: asks for a value only.
+    let address = unsafe { libc::getauxval(libc::AT_EXECFN) };
+    if address == 0 {
+        return Err(std::io::ErrorKind::NotFound.into());
+    }
+    // SAFETY: the kernel's string stays there for the life of the process image.
+    let path = unsafe { std::ffi::CStr::from_ptr(address as *const libc::c_char) };
+    let path = Path::new(OsStr::from_bytes(path.to_bytes())).to_owned();
+    // Executed by a descriptor, it has the name that the daemon before this one gave it.
+    match std::env::args_os().next() {
+        Some(name) if path.starts_with("/dev/fd") => Ok(PathBuf::from(name)),
+        _ => Ok(path),
+    }
+}
+
+/// The name in lists of processes: one that was executed by a descriptor would be called by its number.
+fn name_process(executable: &Path) {
+    let name = executable.file_name().map(OsStr::as_bytes).unwrap_or_default();
+    if let Ok(name) = std::ffi::CString::new(name) {
+        let _ = nix::sys::prctl::set_name(&name);
+    }
 }
 
 fn raise_descriptor_limit() {
@@ -149,56 +214,7 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// Writing end of the pipe on which the parent waits until the daemon is ready.
-static READY: std::sync::OnceLock<RawFd> = std::sync::OnceLock::new();
-
-/// Leaves the foreground; the parent returns only when the child is ready or has failed.
-#[expect(unsafe_code, reason = "fork of a single-threaded process")]
-fn fork_to_background(keep_umask: bool) -> Result<ForkResult, String> {
-    let pipe = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| format!("pipe: {errno}"))?;
-    // SAFETY: the process has one thread.
-    match unsafe { nix::unistd::fork() }.map_err(|errno| format!("fork: {errno}"))? {
-        parent @ ForkResult::Parent { .. } => {
-            drop(pipe.1);
-            let mut answer = Vec::new();
-            let read = std::fs::File::from(pipe.0).read_to_end(&mut answer);
-            if read.is_ok() && answer == b"ready" {
-                Ok(parent)
-            } else {
-                Err("the daemon did not become ready in the background".into())
-            }
-        }
-        child @ ForkResult::Child => {
-            drop(pipe.0);
-            let _ = READY.set(pipe.1.into_raw_fd());
-            let _ = nix::unistd::setsid();
-            if !keep_umask {
-                nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-            }
-            // The working directory stays: a reload finds a configuration file named relative to it.
-            Ok(child)
-        }
-    }
-}
-
-/// The daemon listens and has said where: the parent may go, and the terminal is let go of.
-fn background_ready() {
-    let Some(&ready) = READY.get() else { return };
-    if let Ok(null) = nix::fcntl::open("/dev/null", OFlag::O_RDWR, nix::sys::stat::Mode::empty()) {
-        let _ = nix::unistd::dup2_stdin(&null);
-        let _ = nix::unistd::dup2_stdout(&null);
-        let _ = nix::unistd::dup2_stderr(&null);
-        if null.as_raw_fd() <= 2 {
-            let _ = null.into_raw_fd();
-        }
-    }
-    #[expect(unsafe_code, reason = "takes the descriptor back")]
-    // SAFETY: made by `fork_to_background` and used only here.
-    let mut pipe = unsafe { std::fs::File::from_raw_fd(ready) };
-    let _ = pipe.write_all(b"ready");
-}
-
-fn become_user(name: &str) -> Result<(), String> {
+fn become_user(name: &str) -> Result<(), KeeperError> {
     if !nix::unistd::geteuid().is_root() {
         // Started as somebody already: stay.
         return Ok(());
@@ -207,15 +223,15 @@ fn become_user(name: &str) -> Result<(), String> {
         Ok(uid) => User::from_uid(Uid::from_raw(uid)),
         Err(_) => User::from_name(name),
     }
-    .map_err(|errno| format!("cannot look up the user {name}: {errno}"))?
-    .ok_or_else(|| format!("the configuration's <user> {name} does not exist"))?;
+    .map_err(|errno| KeeperError::system(format!("cannot look up the user {name}"), errno))?
+    .ok_or_else(|| KeeperError::NoUser(name.to_owned()))?;
     let change = || -> nix::Result<()> {
         let c_name = std::ffi::CString::new(user.name.clone()).unwrap_or_default();
         nix::unistd::initgroups(&c_name, user.gid)?;
         nix::unistd::setresgid(user.gid, user.gid, Gid::from_raw(user.gid.as_raw()))?;
         nix::unistd::setresuid(user.uid, user.uid, user.uid)
     };
-    change().map_err(|errno| format!("cannot become the user {name}: {errno}"))
+    change().map_err(|errno| KeeperError::system(format!("cannot become the user {name}"), errno))
 }
 
 #[expect(unsafe_code, reason = "a system call without a wrapper")]

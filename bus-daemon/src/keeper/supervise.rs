@@ -1,45 +1,55 @@
-//! The keeper's loop: signals, what the worker says, and the end of processes.
+//! The keeper's loop: signals, what the worker says, errands, and the end of processes.
+
+mod upgrade;
+mod worker;
 
 use std::os::fd::{AsFd, RawFd};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SigSet, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
-mod upgrade;
-
-use super::deaths::{Deaths, is_own_fault};
-use super::preflight::{FileIdentity, Preflight};
-use crate::config::Config;
-use crate::control::{Errand, Outbox, Outcome, Refusal, Request, Told};
+use super::announcement::Announcement;
+use super::deaths::Deaths;
+use super::errands::Errands;
+use super::error::KeeperError;
+use super::life::{Life, PROBATION, Standing};
+use super::memory_group::MemoryGroup;
+use crate::control::{Outbox, Request, Told};
 use crate::handoff::keeper::KeeperV1;
-use crate::journal::{Journal, Remains, Serving};
 use crate::os::clock::{self, Nanos};
-use crate::os::descriptor::{self, borrow};
-use crate::runtime::{self, Beginning};
+use crate::os::descriptor::{borrow, set_close_on_exec};
+use worker::WorkerProcess;
 
-/// Workers that are started with the same state before it is given up.
-const TRIES: u32 = 4;
+/// Messages of a worker that are looked at in one go; the next turn looks at the rest.
+const MESSAGES: usize = 64;
 
 /// Why the supervision ends.
 enum End {
     /// Asked to stop.
     Stopped,
     /// Cannot go on.
-    Failed(String),
+    Failed(KeeperError),
 }
 
 /// How this process image came to be.
 pub(crate) enum Origin {
     /// Started afresh.
-    Clean(Box<Config>),
+    Clean {
+        /// The configuration, encoded.
+        config: Vec<u8>,
+        /// What is to be said when the bus serves.
+        announcement: Announcement,
+    },
     /// Put in the place of another by an upgrade.
-    Upgraded,
+    Upgraded {
+        /// The memfd with the keeper's record; for the way back.
+        restored_from: RawFd,
+    },
     /// The new binary failed; this is the old one again.
     RolledBack {
         /// What was wrong with the new one.
@@ -49,41 +59,21 @@ pub(crate) enum Origin {
 
 /// The main process of the daemon.
 pub(crate) struct Keeper {
-    pub(crate) record: KeeperV1,
-    outbox: Outbox,
+    record: KeeperV1,
     /// This binary, open, so that a failed upgrade can return to it wherever its path then leads.
-    pub(crate) own_binary: RawFd,
-    newest_errand: u64,
-    trial: u64,
-    worker: Pid,
-    serving: Option<Serving>,
-    preflight: Option<Preflight>,
-    /// What passed the preflight, and may be executed.
-    approved: Option<(PathBuf, FileIdentity)>,
-    /// The memfd of a worker that is about to exit for an upgrade.
-    handed: Option<RawFd>,
-    /// What the worker leaves when it dies.
-    remains: Option<Remains>,
-    deaths: Deaths,
-    /// When this process image began.
-    started_at: Nanos,
-    /// Why the worker is to convert the state for the binary before this one, while it does.
-    converting: Option<String>,
-    /// Why an upgrade was rolled back to this binary, if one was.
-    rolled_back: Option<String>,
-    /// Workers started with the state that this process image was given.
-    tries: u32,
-    /// This process image took over connections.
-    is_restored: bool,
-    /// A worker of this process image has served: what it was given to begin with is out of date.
-    has_served: bool,
-    /// The bus has begun anew once, since it could not go on.
-    is_afresh: bool,
+    own_binary: RawFd,
     /// The keeper's descriptor for signals.
     signals: RawFd,
-    /// The memfd this process image was told to restore; for the way back.
-    restored_from: Option<RawFd>,
-    previous: Option<RawFd>,
+    life: Life,
+    standing: Standing,
+    /// The newest worker; `None` before the first.
+    worker: Option<WorkerProcess>,
+    deaths: Deaths,
+    memory_group: MemoryGroup,
+    outbox: Outbox,
+    errands: Errands,
+    /// What is still to be said when the bus serves.
+    announcement: Option<Announcement>,
 }
 
 /// The signals the keeper answers, blocked and to be read from a descriptor.
@@ -107,50 +97,49 @@ impl Keeper {
         record: KeeperV1,
         own_binary: RawFd,
         signals: RawFd,
-        restored_from: Option<RawFd>,
-    ) -> Self {
-        // What this image was given is not for the one after it; its own binary is, to return to.
-        let previous = restored_from.map(|_| record.previous);
-        for fd in restored_from.into_iter().chain(previous).chain([record.image]) {
-            descriptor::set_close_on_exec(fd, true);
-        }
-        descriptor::set_close_on_exec(own_binary, false);
-        let Ok(outbox) = Outbox::create() else {
-            std::process::abort();
+        origin: Origin,
+    ) -> Result<Self, KeeperError> {
+        let (standing, config, announcement) = match origin {
+            Origin::Clean { config, announcement } => (Standing::First, Some(config), Some(announcement)),
+            Origin::Upgraded { restored_from } => {
+                let standing = Standing::OnProbation {
+                    previous: record.previous,
+                    restored_from,
+                    until: clock::monotonic() + PROBATION,
+                };
+                (standing, None, None)
+            }
+            Origin::RolledBack { reason } => (Standing::RolledBack { reason }, None, None),
         };
-        Self {
-            record,
-            outbox,
-            own_binary,
-            newest_errand: 0,
-            trial: 0,
-            worker: Pid::from_raw(0),
-            serving: None,
-            preflight: None,
-            approved: None,
-            handed: None,
-            remains: None,
-            deaths: Deaths::default(),
-            started_at: clock::monotonic(),
-            converting: None,
-            rolled_back: None,
-            tries: 0,
-            is_restored: false,
-            has_served: false,
-            is_afresh: false,
-            signals,
-            restored_from,
-            previous,
+        // What this image was given is not for the one after it; its own binary is, to return to.
+        for fd in standing.fds().into_iter().chain([record.image]) {
+            set_close_on_exec(fd, true);
         }
+        set_close_on_exec(own_binary, false);
+        let outbox =
+            Outbox::create().map_err(|error| KeeperError::system("no memory for the outbox", error))?;
+        Ok(Self {
+            record,
+            own_binary,
+            signals,
+            life: Life::Restoring { tries: 0 },
+            standing,
+            worker: None,
+            deaths: Deaths::default(),
+            memory_group: MemoryGroup::own(),
+            outbox,
+            errands: Errands::new(config),
+            announcement,
+        })
     }
 
     /// Starts the worker and watches over it until the daemon is to stop.
-    pub(crate) fn run(mut self, signals: &SignalFd, origin: Origin) -> ExitCode {
-        let end = match self.start_worker(origin) {
+    pub(crate) fn run(mut self, signals: &SignalFd) -> ExitCode {
+        let end = match self.start_given() {
             Ok(()) => self.watch(signals),
             Err(error) => End::Failed(error),
         };
-        self.give_up_preflight();
+        self.errands.abandon();
         self.remove_files();
         match end {
             End::Stopped => ExitCode::SUCCESS,
@@ -161,79 +150,127 @@ impl Keeper {
         }
     }
 
-    fn start_worker(&mut self, origin: Origin) -> Result<(), String> {
-        self.is_restored = !matches!(origin, Origin::Clean(_));
-        self.tries += 1;
-        let is_first = self.remains.is_none();
-        self.discard_remains();
-        let journal = Journal::create().map_err(|error| format!("no memory for the journal: {error}"))?;
-        // The first worker of a process image finds nothing that another has left open.
-        let kept = (!is_first).then(|| self.kept(&journal.remains()));
-        let beginning = match origin {
-            Origin::Clean(config) => Beginning::Clean(config),
-            Origin::Upgraded => Beginning::Upgraded,
-            Origin::RolledBack { reason } => {
-                self.rolled_back = Some(reason.clone());
-                Beginning::RolledBack { reason }
+    fn watch(&mut self, signals: &SignalFd) -> End {
+        loop {
+            // First of all: the worker before an upgrade may have ended before this process image could be told.
+            if let Err(end) = self.turn(signals) {
+                return end;
             }
-        };
-        self.spawn_worker(journal, beginning, kept)
+            if let Err(errno) = self.wait(signals) {
+                return End::Failed(KeeperError::system("cannot wait for events", errno));
+            }
+        }
     }
 
-    fn spawn_worker(
-        &mut self,
-        journal: Journal,
-        beginning: Beginning,
-        kept: Option<Vec<RawFd>>,
-    ) -> Result<(), String> {
-        self.serving = Some(journal.serving());
-        self.remains = Some(journal.remains());
-        self.worker = {
-            let inbox = self.outbox.inbox();
-            runtime::process::spawn(|| runtime::run(&self.record, journal, inbox, beginning, kept.as_deref()))
+    /// Deals with whatever has happened. Each part is bounded, and none waits for anybody.
+    fn turn(&mut self, signals: &SignalFd) -> Result<(), End> {
+        self.read_signals(signals)?;
+        self.note_serving()?;
+        self.listen_to_worker();
+        self.take_over()?;
+        self.note_fault()?;
+        self.reap()?;
+        self.end_probation();
+        let may_open = self.is_serving();
+        let has_told = self
+            .errands
+            .follow(&self.record, self.own_binary, may_open, &mut self.outbox);
+        // What did not fit before may fit now.
+        if self.outbox.settle() || has_told {
+            self.record.control.wake_worker();
         }
-        .map_err(|error| format!("cannot start the worker: {error}"))?;
         Ok(())
     }
 
-    /// Starts a worker where the last one died.
-    fn respawn(&mut self, status: WaitStatus) -> Result<(), String> {
-        let died_at = clock::monotonic();
-        let remains = self.remains.ok_or("there was no worker")?;
-        let skip = self.deaths.note(status, died_at, &remains)?;
-        std::thread::sleep(self.deaths.delay());
-        if self.previous.is_some() && self.deaths.are_too_many(died_at, self.started_at) {
-            self.converting = Some("its worker died three times within a minute after the upgrade".into());
+    fn read_signals(&mut self, signals: &SignalFd) -> Result<(), End> {
+        while let Ok(Some(signal)) = signals.read_signal() {
+            match i32::try_from(signal.ssi_signo).map(Signal::try_from) {
+                Ok(Ok(Signal::SIGTERM | Signal::SIGINT)) => {
+                    if let Some(worker) = &self.worker {
+                        let _ = kill(worker.pid, Signal::SIGKILL);
+                        let _ = waitpid(worker.pid, None);
+                    }
+                    return Err(End::Stopped);
+                }
+                Ok(Ok(Signal::SIGHUP)) => self.outbox.post(Told::ReloadWanted),
+                Ok(Ok(Signal::SIGUSR2)) => self.outbox.post(Told::UpgradeWanted),
+                _ => {}
+            }
         }
-        self.give_up_preflight();
-        if remains.has_checkpoint() {
-            // The worker has closed the image it began with, or the next one's sweep does.
-            self.record.image = -1;
-        }
-        let kept = self.kept(&remains);
-        let journal = Journal::reopen(remains).map_err(|error| format!("the journal: {error}"))?;
-        self.spawn_worker(
-            journal,
-            Beginning::Recovered {
-                died_at,
-                skip,
-                convert: self.converting.is_some(),
-            },
-            Some(kept),
-        )
+        Ok(())
     }
 
-    /// Nobody goes on from what the last worker left: it has handed its state over, or never came to use it.
-    fn discard_remains(&mut self) {
-        self.serving = None;
-        if let Some(remains) = self.remains.take() {
-            remains.discard();
+    fn wait(&self, signals: &SignalFd) -> nix::Result<()> {
+        let mut fds = vec![
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(borrow(self.record.control.keeper), PollFlags::POLLIN),
+        ];
+        let sources = self.errands.sources(self.is_serving());
+        fds.extend(
+            sources
+                .iter()
+                .map(|fd| PollFd::new(borrow(*fd), PollFlags::POLLIN)),
+        );
+        let now = clock::monotonic();
+        let due = self
+            .errands
+            .due()
+            .into_iter()
+            .chain(self.probation_due(now))
+            .min();
+        let timeout = due.map_or(PollTimeout::NONE, |due| {
+            let left = due.0.saturating_sub(now.0) / 1_000_000 + 1;
+            PollTimeout::try_from(left.min(60_000)).unwrap_or(PollTimeout::ZERO)
+        });
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno),
         }
-        self.deaths.begin_journal();
     }
 
-    /// What this process and a worker with this journal have open, besides listeners and what the broker owns.
-    fn kept(&self, remains: &Remains) -> Vec<RawFd> {
+    fn is_serving(&self) -> bool {
+        self.life == Life::Serving && self.worker.as_ref().is_some_and(WorkerProcess::is_serving)
+    }
+
+    fn listen_to_worker(&mut self) {
+        for _ in 0..MESSAGES {
+            match self.record.control.asked() {
+                Ok(None) => return,
+                Ok(Some(Request::Errand { id, errand })) => self.errands.ask(id, errand),
+                Ok(Some(Request::Exec { image })) => {
+                    let back = match &mut self.life {
+                        Life::Converting { reason } => Some(std::mem::take(reason)),
+                        _ => None,
+                    };
+                    // The worker exits now, and touches nothing on its way.
+                    self.life = Life::HandingOver { image, back };
+                }
+                Err(error) => tracing::error!("the worker cannot be understood: {error}"),
+            }
+        }
+    }
+
+    /// Takes note of processes that ended.
+    fn reap(&mut self) -> Result<(), End> {
+        loop {
+            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+            let Ok(status @ (WaitStatus::Exited(ended, _) | WaitStatus::Signaled(ended, _, _))) =
+                waitid(Id::All, flags)
+            else {
+                return Ok(());
+            };
+            if !self.errands.note_end(ended, status) && self.is_worker(ended) {
+                self.worker_died(status)?;
+            }
+        }
+    }
+
+    fn is_worker(&self, process: Pid) -> bool {
+        self.worker.as_ref().is_some_and(|worker| worker.pid == process)
+    }
+
+    /// What this process has open, besides listeners, the worker's memory and what the broker owns.
+    fn own_fds(&mut self) -> Vec<RawFd> {
         let control = self.record.control;
         let own = [
             self.own_binary,
@@ -243,227 +280,22 @@ impl Keeper {
             control.keeper,
             control.worker,
         ];
-        let given = self.restored_from.into_iter().chain(self.previous);
-        let outbox = self.outbox.fds();
-        own.into_iter()
-            .chain(remains.fds())
-            .chain(given)
-            .chain(outbox)
-            .collect()
-    }
-
-    fn watch(&mut self, signals: &SignalFd) -> End {
-        // The worker before an upgrade may have ended before this process image could be told.
-        if let Some(end) = self.reap() {
-            return end;
-        }
-        loop {
-            if let Err(error) = self.wait(signals) {
-                return End::Failed(format!("cannot wait for events: {error}"));
-            }
-            while let Ok(Some(signal)) = signals.read_signal() {
-                match i32::try_from(signal.ssi_signo).map(Signal::try_from) {
-                    Ok(Ok(Signal::SIGTERM | Signal::SIGINT)) => {
-                        let _ = nix::sys::signal::kill(self.worker, Signal::SIGKILL);
-                        let _ = waitpid(self.worker, None);
-                        return End::Stopped;
-                    }
-                    Ok(Ok(Signal::SIGHUP)) => self.tell(Told::ReloadWanted),
-                    Ok(Ok(Signal::SIGUSR2)) => self.tell(Told::UpgradeWanted),
-                    _ => {}
-                }
-            }
-            self.end_probation();
-            self.listen_to_worker();
-            if let Some(end) = self.take_over().or_else(|| {
-                self.follow_preflight();
-                self.reap()
-            }) {
-                return end;
-            }
-        }
-    }
-
-    fn wait(&self, signals: &SignalFd) -> nix::Result<()> {
-        let control = borrow(self.record.control.keeper);
-        let mut fds = vec![
-            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(control, PollFlags::POLLIN),
-        ];
-        let preflight_end = self.preflight.as_ref().map(Preflight::deadline);
-        let now = clock::monotonic();
-        let due = preflight_end.into_iter().chain(self.probation_due(now)).min();
-        let timeout = due.map_or(PollTimeout::NONE, |due| {
-            let left = due.0.saturating_sub(now.0) / 1_000_000 + 1;
-            PollTimeout::try_from(left.min(60_000)).unwrap_or(PollTimeout::ZERO)
-        });
-        if let Some(preflight) = &self.preflight {
-            fds.extend(
-                preflight
-                    .output_fd()
-                    .map(|fd| PollFd::new(borrow(fd), PollFlags::POLLIN)),
-            );
-        }
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(errno) => Err(errno),
-        }
-    }
-
-    fn tell(&mut self, told: Told) {
-        self.outbox.post(told);
-        self.record.control.wake_worker();
-    }
-
-    fn tell_end(&mut self, errand: u64, outcome: &Outcome) {
-        let Ok(bytes) = crate::handoff::codec::encode(outcome) else {
-            return;
-        };
-        match crate::os::memfd::write(c"bus-outcome", &bytes) {
-            Ok(payload) => {
-                descriptor::set_close_on_exec(payload, true);
-                self.tell(Told::ErrandEnded { errand, payload });
-            }
-            Err(error) => tracing::error!("an errand's outcome: {error}"),
-        }
-    }
-
-    fn listen_to_worker(&mut self) {
         self.outbox.settle();
-        while let Ok(Some(message)) = self.record.control.asked() {
-            match message {
-                Request::Errand { id, errand } if id <= self.newest_errand => {
-                    if let Errand::TryBinary { image, .. } = errand {
-                        descriptor::close(image);
-                    }
-                }
-                Request::Errand { id, errand } => {
-                    self.newest_errand = id;
-                    match errand {
-                        Errand::LoadConfiguration => {
-                            let loaded = crate::config::load::again(self.record.arguments());
-                            let outcome = Outcome::Configuration(
-                                loaded
-                                    .and_then(|config| {
-                                        crate::handoff::codec::encode(&crate::broker::ConfigV1::from(&config))
-                                            .map_err(|error| error.to_string())
-                                    })
-                                    .map_err(|text| Refusal {
-                                        error: "org.freedesktop.DBus.Error.Failed".into(),
-                                        text,
-                                    }),
-                            );
-                            self.tell_end(id, &outcome);
-                        }
-                        Errand::TryBinary { binary, image } => self.begin_preflight(id, &binary, image),
-                    }
-                }
-                // The worker exits now, and touches nothing on its way.
-                Request::Exec { image } => self.handed = Some(image),
-            }
-        }
+        let mut fds = own.to_vec();
+        fds.extend(self.standing.fds());
+        fds.extend(self.outbox.fds());
+        fds.extend(self.errands.fds());
+        fds.extend(self.announcement.iter().flat_map(Announcement::fds));
+        fds
     }
 
-    /// Takes note of processes that ended.
-    fn reap(&mut self) -> Option<End> {
-        loop {
-            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-            let ended = match waitid(Id::All, flags) {
-                Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) => pid,
-                _ => return None,
-            };
-            if self
-                .preflight
-                .as_ref()
-                .is_some_and(|preflight| preflight.pid() == ended)
-            {
-                self.follow_preflight();
-                continue;
-            }
-            let Ok(status) = waitpid(ended, Some(WaitPidFlag::WNOHANG)) else {
-                return None;
-            };
-            if ended == self.worker
-                && let Some(end) = self.worker_ended(status)
-            {
-                return Some(end);
-            }
+    /// When to look whether the probation of this binary has ended, if it is on probation.
+    fn probation_due(&self, now: Nanos) -> Option<Nanos> {
+        match self.standing {
+            // One that does not serve even then is asked again from time to time.
+            Standing::OnProbation { until, .. } => Some(until.max(now + Nanos(1_000_000_000))),
+            _ => None,
         }
-    }
-
-    fn worker_ended(&mut self, status: WaitStatus) -> Option<End> {
-        self.listen_to_worker();
-        if self.handed.is_some() {
-            return self.take_over();
-        }
-        self.converting = None;
-        let how = describe(status);
-        self.has_served |= self.serving.as_ref().is_none_or(Serving::get);
-        if let (false, Some(record), Some(previous)) = (self.has_served, self.restored_from, self.previous) {
-            if !is_own_fault(status) {
-                tracing::warn!("the worker {how} before it served; starting it again");
-                return self.start_worker(Origin::Upgraded).err().map(End::Failed);
-            }
-            let reason = format!("the new binary's worker {how} before it served");
-            tracing::error!("{reason}; returning to the old binary");
-            descriptor::set_close_on_exec(self.record.image, false);
-            let error = self.execute_previous(previous, record, &reason);
-            return Some(End::Failed(format!("cannot return to the old binary: {error}")));
-        }
-        if !self.has_served && !self.is_restored {
-            if is_own_fault(status) {
-                return Some(End::Failed(format!("the worker {how} before it served")));
-            }
-            tracing::warn!("the worker {how} before it served; starting it again");
-            let again = crate::config::load::again(self.record.arguments())
-                .and_then(|config| self.start_worker(Origin::Clean(Box::new(config))));
-            return again.err().map(End::Failed);
-        }
-        let went_on = if self.has_served {
-            tracing::error!("the worker {how}; going on where it was");
-            self.respawn(status)
-        } else if self.tries < TRIES || !is_own_fault(status) {
-            // The state that it was to begin with is as it was.
-            tracing::error!("the worker {how} before it served; trying again");
-            let reason = self.rolled_back.clone();
-            self.start_worker(reason.map_or(Origin::Upgraded, |reason| Origin::RolledBack { reason }))
-        } else {
-            Err(format!("the worker {how} before it served"))
-        };
-        went_on
-            .or_else(|why| self.start_afresh(&why))
-            .err()
-            .map(End::Failed)
-    }
-
-    /// There is no way to go on with the connections: they are closed, and the bus begins anew at the same addresses.
-    fn start_afresh(&mut self, why: &str) -> Result<(), String> {
-        if std::mem::replace(&mut self.is_afresh, true) {
-            return Err(why.to_owned());
-        }
-        tracing::error!("{why}: EVERY CONNECTION IS LOST; the bus starts anew");
-        self.give_up_preflight();
-        self.discard_remains();
-        let config = crate::config::load::again(self.record.arguments())?;
-        let control = self.record.control;
-        let mut kept = vec![
-            self.own_binary,
-            self.signals,
-            self.record.epoll,
-            control.keeper,
-            control.worker,
-        ];
-        kept.extend(self.record.listeners.iter().map(|listener| listener.fd));
-        kept.sort_unstable();
-        let mut from = 3;
-        for fd in kept {
-            descriptor::close_range(from, fd - 1);
-            from = fd + 1;
-        }
-        descriptor::close_range(from, RawFd::MAX);
-        (self.restored_from, self.previous) = (None, None);
-        (self.deaths, self.record.image, self.has_served) = (Deaths::default(), -1, false);
-        self.start_worker(Origin::Clean(Box::new(config)))
     }
 
     fn remove_files(&self) {
@@ -476,14 +308,4 @@ impl Keeper {
             let _ = std::fs::remove_file(path);
         }
     }
-}
-
-fn describe(status: WaitStatus) -> String {
-    if let WaitStatus::Exited(_, code) = status {
-        return format!("exited with code {code}");
-    }
-    if let WaitStatus::Signaled(_, signal, _) = status {
-        return format!("was ended by {signal}");
-    }
-    format!("changed to {status:?}")
 }

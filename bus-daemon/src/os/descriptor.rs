@@ -39,6 +39,7 @@ pub(crate) fn set_close_on_exec(fd: RawFd, close: bool) {
 
 /// Closes one descriptor. A number that is not open is left alone.
 pub(crate) fn close(fd: RawFd) {
+    // -1 stands for none.
     let _ = nix::unistd::close(fd);
 }
 
@@ -67,4 +68,16 @@ pub(crate) fn table_size() -> RawFd {
         let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
         limit.map_or(RawFd::MAX, |(_, hard)| hard.try_into().unwrap_or(RawFd::MAX))
     })
+}
+
+/// Closes every descriptor from 3 on, except for these.
+pub(crate) fn close_all_but(kept: &[RawFd]) {
+    let mut kept: Vec<RawFd> = kept.iter().copied().filter(|fd| *fd >= 3).collect();
+    kept.sort_unstable();
+    let mut from = 3;
+    for fd in kept {
+        close_range(from, fd - 1);
+        from = fd + 1;
+    }
+    close_range(from, RawFd::MAX);
 }

@@ -14,6 +14,19 @@ pub(crate) fn write(name: &CStr, bytes: &[u8]) -> Result<RawFd> {
     Ok(file.into_raw_fd())
 }
 
+/// Puts these bytes in the place of all that a memfd holds. It stays open.
+#[expect(unsafe_code, reason = "a descriptor by number")]
+pub(crate) fn replace(fd: RawFd, bytes: &[u8]) -> Result<()> {
+    use std::os::unix::fs::FileExt;
+    if fd < 0 {
+        return Err(std::io::ErrorKind::NotFound.into());
+    }
+    // SAFETY: ManuallyDrop keeps the borrowed descriptor from being closed here.
+    let file = std::mem::ManuallyDrop::new(unsafe { std::fs::File::from_raw_fd(fd) });
+    file.set_len(0)?;
+    file.write_all_at(bytes, 0)
+}
+
 /// All bytes of a memfd, which stays open. Nobody writes to it any more, or shortens it.
 #[expect(unsafe_code, reason = "maps a descriptor by number")]
 pub(crate) fn read(fd: RawFd) -> Result<Mapped> {

@@ -21,6 +21,16 @@ pub(crate) fn reset_signals() -> Result<()> {
     Ok(())
 }
 
+/// For a child: it is killed when its parent ends. Called after a change of user, which undoes it.
+pub(crate) fn die_with_parent() -> Result<()> {
+    // SAFETY: plain system call.
+    if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
+}
+
 /// Leaves at once, without destructors: they would close descriptors of a table that is shared.
 pub(crate) fn exit(code: i32) -> ! {
     // SAFETY: ends the process.

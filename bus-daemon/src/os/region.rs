@@ -140,7 +140,6 @@ impl Region {
     }
 
     /// Bytes of the mapping.
-    #[cfg(all(test, target_arch = "x86_64"))]
     pub(crate) fn len(&self) -> usize {
         self.len
     }

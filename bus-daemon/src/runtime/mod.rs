@@ -2,6 +2,7 @@
 
 #[cfg(feature = "test-hooks")]
 pub(crate) mod fuzz;
+mod last_word;
 mod links;
 pub(crate) mod logging;
 mod poll;
@@ -48,7 +49,7 @@ pub(crate) enum Beginning {
     Recovered {
         /// When its death was noticed.
         died_at: clock::Nanos,
-        /// The number of an event that killed it more than once.
+        /// The number of a received unit that killed it more than once.
         skip: Option<u64>,
         /// Only save the state, for the binary before this one, and exit.
         convert: bool,
@@ -64,6 +65,7 @@ pub(crate) fn run(
     beginning: Beginning,
     kept: Option<&[RawFd]>,
 ) -> i32 {
+    last_word::arrange(inbox, record.control);
     watchdog::start(journal.unit());
     let Err(reason) = prepare(record, journal, inbox, beginning, kept)
         .and_then(|(worker, start)| serve(record, worker, start));

@@ -43,6 +43,12 @@ pub(super) fn replay(journal: &mut Journal, image: RawFd, skip: Option<u64>) -> 
             let bytes =
                 memfd::read(image).map_err(|error| format!("there is no state to go on from: {error}"))?;
             let restored = image::load(&bytes, super::now()).map_err(|error| error.to_string())?;
+            if journal.is_empty() {
+                // The dead worker may not have come to take over the manifest.
+                for (handle, number) in &restored.manifest {
+                    journal.restore_handle(*handle, *number);
+                }
+            }
             (restored.broker, restored.worker.generation, restored.dropped)
         }
     };

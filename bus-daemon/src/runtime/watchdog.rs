@@ -1,6 +1,8 @@
-//! A worker that hangs in one event ends itself, by its own fault. Input of a peer that does it twice is then left out.
+//! A worker that hangs in one event ends itself: in input of a peer by its own fault, so that input which does it twice
+//! is then left out.
 //!
 //! Anything else is given far more time, since it is never left out: a departure that takes long is better waited for.
+//! Its cost is nobody's guilt, so the death is one by resources (`SIGXCPU`), which says nothing against a binary.
 //! A timer on the CPU time of the process ticks: an idle worker is never woken, and one that waits is not blamed.
 
 #![allow(unsafe_code, reason = "a signal handler and a timer")]
@@ -59,7 +61,15 @@ extern "C" fn tick(_signal: libc::c_int) {
     } else {
         TICKS.swap(0, Ordering::Relaxed)
     };
-    if same && ticks >= patience {
+    if !same || ticks < patience {
+        return;
+    }
+    if is_input {
         std::process::abort();
+    }
+    // SAFETY: plain system calls; the default disposition ends the process.
+    unsafe {
+        libc::signal(libc::SIGXCPU, libc::SIG_DFL);
+        libc::raise(libc::SIGXCPU);
     }
 }

@@ -237,8 +237,11 @@ impl Worker {
 
     /// From here on the worker does I/O: the way back to the state it was given is closed.
     pub(crate) fn begin(&mut self, start: Start) {
+        #[cfg(feature = "test-hooks")]
         let is_recovered = matches!(start, Start::Recovered { .. });
+        let is_continued = start != Start::Clean;
         self.journal.mark_serving();
+        self.record.control.wake_keeper();
         self.tick();
         let worker_pid = std::process::id();
         #[cfg(feature = "test-hooks")]
@@ -254,7 +257,7 @@ impl Worker {
         );
         self.apply(Event::Serving { worker_pid, start });
         self.dismiss_lost();
-        if is_recovered {
+        if is_continued {
             self.catch_up();
         }
         // What was on its way when the last worker stopped.

@@ -72,8 +72,12 @@ impl Worker {
     /// the errands that it was asked for.
     pub(super) fn catch_up(&mut self) {
         self.inbox.acknowledge(self.journal.heard());
-        if self.broker.is_handing_over() {
-            self.fail_upgrade("the worker died while it handed its state over; try again".into());
+        if self.broker.is_handing_over() && self.inbox.is_approved() {
+            self.follow_ups.push_back(FollowUp::HandOver);
+        } else if self.broker.is_handing_over() {
+            self.fail_upgrade(
+                "the worker died by its own fault while it handed its state over; try again".into(),
+            );
         }
         for (id, errand) in self.broker.open_errands() {
             self.follow_ups.push_back(FollowUp::Ask { id, errand });

@@ -1,0 +1,262 @@
+//! The errands that the worker asks for: numbered, begun while the worker serves, carried out by children, and their
+//! outcomes told in the outbox.
+
+use std::collections::VecDeque;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use nix::sys::wait::WaitStatus;
+use nix::unistd::Pid;
+
+use super::binary::Binary;
+use super::configuration::Reading;
+use super::trial::Trial;
+use crate::control::{Errand, Outbox, Outcome, Refusal, Told};
+use crate::handoff::codec;
+use crate::handoff::keeper::KeeperV1;
+use crate::os::clock::{self, Nanos};
+use crate::os::descriptor::close;
+use crate::os::memfd;
+
+/// How long to wait until something is tried again for which there was no room.
+const RETRY: Nanos = Nanos(100_000_000);
+
+/// All errands of this process image.
+pub(crate) struct Errands {
+    /// The number of the newest one that was asked for.
+    newest: u64,
+    /// Asked for, and not begun: between the start of a worker and the moment when it serves, nothing may be opened.
+    waiting: VecDeque<(u64, Errand)>,
+    /// When to try again to begin the first of them, since there was no descriptor or no memory for it.
+    retry: Option<Nanos>,
+    reading: Option<(u64, Reading)>,
+    trial: Option<(u64, RawFd, Trial)>,
+    approved: Option<Approved>,
+    /// The newest configuration that was read without a mistake, encoded.
+    config: Option<Vec<u8>>,
+}
+
+/// A binary that passed its trial, and may be executed.
+pub(crate) struct Approved {
+    errand: u64,
+    pub(crate) binary: Binary,
+}
+
+impl Errands {
+    /// None yet. `config`: the configuration in force, where it is known.
+    pub(crate) fn new(config: Option<Vec<u8>>) -> Self {
+        Self {
+            newest: 0,
+            retry: None,
+            waiting: VecDeque::new(),
+            reading: None,
+            trial: None,
+            approved: None,
+            config,
+        }
+    }
+
+    /// The worker asks for one. It may have been asked for by a worker before it, which died.
+    pub(crate) fn ask(&mut self, id: u64, errand: Errand) {
+        if id > self.newest {
+            self.newest = id;
+            self.waiting.push_back((id, errand));
+        } else {
+            release(&errand);
+        }
+    }
+
+    /// Goes on with all of them. `may_open`: the worker serves, so that this process may open descriptors. True if the
+    /// worker has been told something.
+    pub(crate) fn follow(
+        &mut self,
+        record: &KeeperV1,
+        own_binary: RawFd,
+        may_open: bool,
+        outbox: &mut Outbox,
+    ) -> bool {
+        let mut has_told = false;
+        self.retry = None;
+        while may_open && let Some((errand, what)) = self.waiting.pop_front() {
+            match memfd::write(c"bus-outcome", &[]) {
+                Ok(payload) => has_told |= self.begin(errand, payload, what, record, own_binary, outbox),
+                Err(error) => {
+                    tracing::warn!("errand {errand} waits: there is no memory for its outcome: {error}");
+                    self.waiting.push_front((errand, what));
+                    self.retry = Some(clock::monotonic() + RETRY);
+                    break;
+                }
+            }
+        }
+        if let Some((errand, reading)) = &mut self.reading
+            && let Some(read) = reading.follow()
+        {
+            if let Ok(config) = read.config {
+                self.config = Some(config);
+            }
+            outbox.post(Told::ErrandEnded {
+                errand: *errand,
+                payload: read.payload,
+            });
+            self.reading = None;
+            has_told = true;
+        }
+        if let Some((errand, payload, trial)) = &mut self.trial
+            && let Some(verdict) = trial.follow(may_open)
+        {
+            let (errand, payload) = (*errand, *payload);
+            self.trial = None;
+            let verdict = verdict.map(|binary| self.approved = Some(Approved { errand, binary }));
+            tell(errand, payload, Outcome::Trial(verdict), outbox);
+            has_told = true;
+        }
+        has_told
+    }
+
+    /// True if it has ended already. `payload` is an empty memfd for the outcome.
+    fn begin(
+        &mut self,
+        errand: u64,
+        payload: RawFd,
+        what: Errand,
+        record: &KeeperV1,
+        own_binary: RawFd,
+        outbox: &mut Outbox,
+    ) -> bool {
+        let failed = match what {
+            Errand::LoadConfiguration => match Reading::start(record.arguments(), payload) {
+                Ok(reading) => {
+                    self.reading = Some((errand, reading));
+                    return false;
+                }
+                Err(error) => Outcome::Configuration(Err(Refusal {
+                    error: "org.freedesktop.DBus.Error.NoMemory".into(),
+                    text: format!("no process can be started that reads the configuration: {error}"),
+                })),
+            },
+            Errand::TryBinary { binary, image } => {
+                self.give_up_trial();
+                let path = if binary.is_empty() {
+                    record.executable()
+                } else {
+                    PathBuf::from(binary)
+                };
+                match Trial::start(&path, record, own_binary, image) {
+                    Ok(trial) => {
+                        self.trial = Some((errand, payload, trial));
+                        return false;
+                    }
+                    Err(error) => Outcome::Trial(Err(format!("cannot try {}: {error}", path.display()))),
+                }
+            }
+        };
+        tell(errand, payload, failed, outbox);
+        true
+    }
+
+    fn give_up_trial(&mut self) {
+        if let Some((_, payload, _)) = self.trial.take() {
+            close(payload);
+        }
+        self.approved = None;
+    }
+
+    /// Takes note of the end of a process, if it is one of theirs.
+    pub(crate) fn note_end(&mut self, ended: Pid, status: WaitStatus) -> bool {
+        let reading = self.reading.as_mut();
+        let trial = self.trial.as_mut();
+        reading.is_some_and(|(_, reading)| reading.note_end(ended, status))
+            || trial.is_some_and(|(_, _, trial)| trial.note_end(ended, status))
+    }
+
+    /// What this process has open for them: a worker's sweep keeps it.
+    pub(crate) fn fds(&self) -> Vec<RawFd> {
+        let waiting = self.waiting.iter().filter_map(|(_, errand)| image_of(errand));
+        let reading = self.reading.iter().map(|(_, reading)| reading.fd());
+        let approved = self.approved.iter().map(|approved| approved.binary.fd());
+        let mut fds: Vec<RawFd> = waiting.chain(reading).chain(approved).collect();
+        if let Some((_, payload, trial)) = &self.trial {
+            fds.push(*payload);
+            fds.extend(trial.fds());
+        }
+        fds
+    }
+
+    /// Readable when there is something to do.
+    pub(crate) fn sources(&self, may_open: bool) -> Vec<RawFd> {
+        self.trial
+            .iter()
+            .flat_map(|(_, _, trial)| trial.sources(may_open))
+            .collect()
+    }
+
+    /// When to look at them at the latest.
+    pub(crate) fn due(&self) -> Option<Nanos> {
+        let reading = self.reading.iter().filter_map(|(_, reading)| reading.due());
+        let trial = self.trial.iter().filter_map(|(_, _, trial)| trial.due());
+        reading.chain(trial).chain(self.retry).min()
+    }
+
+    /// The binary that passed its trial.
+    pub(crate) fn take_approved(&mut self) -> Option<Approved> {
+        self.approved.take()
+    }
+
+    /// Whether there is a binary that passed its trial.
+    pub(crate) fn has_approved(&self) -> bool {
+        self.approved.is_some()
+    }
+
+    /// A worker has died by its own fault. If it had heard that a binary passed, it may have died of handing its state
+    /// over: that is not tried again.
+    pub(crate) fn note_fault(&mut self, outbox: &mut Outbox) {
+        self.approved
+            .take_if(|approved| !outbox.is_unheard(approved.errand));
+    }
+
+    /// The newest configuration that was read without a mistake, encoded.
+    pub(crate) fn config(&self) -> Option<&[u8]> {
+        self.config.as_deref()
+    }
+
+    /// A configuration that was read without a mistake, encoded.
+    pub(crate) fn take_config(&mut self, config: Vec<u8>) {
+        self.config = Some(config);
+    }
+
+    /// Nobody waits for any outcome.
+    pub(crate) fn abandon(&mut self) {
+        for (_, errand) in self.waiting.drain(..) {
+            release(&errand);
+        }
+        self.reading = None;
+        self.give_up_trial();
+        // Whoever asks again for one of those wants it to be done.
+        self.newest = 0;
+    }
+}
+
+/// Puts an outcome into its payload, and that into the outbox.
+fn tell(errand: u64, payload: RawFd, outcome: Outcome, outbox: &mut Outbox) {
+    let written = codec::encode(&outcome)
+        .map_err(std::io::Error::other)
+        .and_then(|bytes| memfd::replace(payload, &bytes));
+    if let Err(error) = written {
+        // The worker finds that there is none.
+        tracing::error!("no memory for the outcome of an errand: {error}");
+    }
+    outbox.post(Told::ErrandEnded { errand, payload });
+}
+
+fn image_of(errand: &Errand) -> Option<RawFd> {
+    match errand {
+        Errand::LoadConfiguration => None,
+        Errand::TryBinary { image, .. } => Some(*image),
+    }
+}
+
+fn release(errand: &Errand) {
+    if let Some(image) = image_of(errand) {
+        close(image);
+    }
+}
