@@ -46,7 +46,11 @@ fn knows(caller: &mut Caller, name: &str) -> bool {
 
 /// A bus whose configuration names a directory of service files.
 fn with_services() -> (Bus, PathBuf) {
-    let services = tempfile::Builder::new().prefix("bus-test-").tempdir().unwrap().keep();
+    let services = tempfile::Builder::new()
+        .prefix("bus-test-")
+        .tempdir()
+        .unwrap()
+        .keep();
     let bus = Bus::start_with(&format!("<servicedir>{}</servicedir>", services.display()));
     (bus, services)
 }
@@ -72,7 +76,11 @@ fn a_configuration_that_cannot_be_read_in_time_stops_nobody() {
         while !deadline.passed() {
             let begun = Instant::now();
             assert_eq!(bystander.ask("GetNameOwner", DRIVER).unwrap(), DRIVER);
-            assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
+            assert!(
+                begun.elapsed() < Duration::from_millis(500),
+                "{:?}",
+                begun.elapsed()
+            );
             calls += 1;
         }
         assert!(calls > 100, "{calls}");
@@ -108,7 +116,10 @@ fn a_configuration_that_is_missing_or_wrong_is_an_error_with_its_name() {
     match reload(&mut caller) {
         Err(CallError::Reply { name, message }) => {
             assert_eq!(name, "org.freedesktop.DBus.Error.Failed");
-            assert!(message.contains("bus.conf") && message.contains("nonsense"), "{message}");
+            assert!(
+                message.contains("bus.conf") && message.contains("nonsense"),
+                "{message}"
+            );
         }
         other => panic!("{other:?}"),
     }

@@ -234,7 +234,11 @@ fn what_is_no_regular_file_is_refused_at_once() {
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o755)).unwrap();
     let path = path.to_str().unwrap();
     let begun = std::time::Instant::now();
-    for (path, what) in [(path, "a fifo"), ("/dev/null", "a device"), ("/tmp", "a directory")] {
+    for (path, what) in [
+        (path, "a fifo"),
+        ("/dev/null", "a device"),
+        ("/tmp", "a directory"),
+    ] {
         let reason = refused(&bus, path);
         assert!(reason.contains(path) && reason.contains(what), "{reason}");
     }
@@ -251,7 +255,12 @@ fn odd_paths_are_answered_and_upgrades_are_possible_afterwards() {
     for path in [&long(4096), &long(65_000), &long(1 << 20), "relative", "./x", "~"] {
         match upgrade(&mut caller, path) {
             Err(CallError::Reply { name, .. }) => {
-                assert_eq!(name, "org.freedesktop.DBus.Error.InvalidArgs", "{} bytes", path.len());
+                assert_eq!(
+                    name,
+                    "org.freedesktop.DBus.Error.InvalidArgs",
+                    "{} bytes",
+                    path.len()
+                );
             }
             other => panic!("{} bytes: {other:?}", path.len()),
         }

@@ -77,11 +77,7 @@ impl Bus {
         );
         std::fs::write(&script, text).unwrap();
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-        Bus::start_in(
-            directory,
-            &script,
-            &[format!("--config-file={}", file.display())],
-        )
+        Bus::start_in(directory, &script, &[format!("--config-file={}", file.display())])
     }
 
     /// Starts this binary, which may be a copy of it.

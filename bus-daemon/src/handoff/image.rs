@@ -137,7 +137,9 @@ pub fn save(
     let mut writer = Writer::new(salt);
     writer.record(kind::WORKER, 2, IfUnknown::Refuse, worker)?;
     writer.record(kind::GLOBAL, 2, IfUnknown::Refuse, &broker.save_global())?;
-    let handles = broker.owned_fds();
+    let mut handles = broker.owned_fds();
+    // The configuration itself is in the image, so nobody goes on to read it there.
+    handles.retain(|handle| Some(*handle) != broker.config_source());
     for part in handles.chunks(MANIFEST_PART) {
         let entries = part.iter().filter_map(|handle| Some((*handle, number(*handle)?)));
         let part = ManifestV1 {

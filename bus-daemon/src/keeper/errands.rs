@@ -78,7 +78,7 @@ impl Errands {
         let mut has_told = false;
         self.retry = None;
         while may_open && let Some((errand, what)) = self.waiting.pop_front() {
-            match memfd::write(c"bus-outcome", &[]) {
+            match memfd::create(c"bus-outcome") {
                 Ok(payload) => has_told |= self.begin(errand, payload, what, record, own_binary, outbox),
                 Err(error) => {
                     tracing::warn!("errand {errand} waits: there is no memory for its outcome: {error}");

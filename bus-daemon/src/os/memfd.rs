@@ -14,6 +14,11 @@ pub(crate) fn write(name: &CStr, bytes: &[u8]) -> Result<RawFd> {
     Ok(file.into_raw_fd())
 }
 
+/// An empty memfd, which is closed by exec.
+pub(crate) fn create(name: &CStr) -> Result<RawFd> {
+    Ok(memfd_create(name, MFdFlags::MFD_CLOEXEC)?.into_raw_fd())
+}
+
 /// Puts these bytes in the place of all that a memfd holds. It stays open.
 #[expect(unsafe_code, reason = "a descriptor by number")]
 pub(crate) fn replace(fd: RawFd, bytes: &[u8]) -> Result<()> {

@@ -101,9 +101,6 @@ impl Keeper {
     fn leave_nothing_behind(&mut self) {
         self.errands.abandon();
         let (reload, upgrade) = self.outbox.unheard_requests();
-        for fd in self.outbox.fds() {
-            set_close_on_exec(fd, true);
-        }
         for (is_unheard, signal) in [(reload, Signal::SIGHUP), (upgrade, Signal::SIGUSR2)] {
             if is_unheard {
                 let _ = raise(signal);

@@ -263,7 +263,7 @@ impl Keeper {
     /// meanwhile.
     fn read_configuration(&mut self) -> Result<(), KeeperError> {
         let system = |error| KeeperError::system("cannot read the configuration", error);
-        let payload = memfd::write(c"bus-outcome", &[]).map_err(system)?;
+        let payload = memfd::create(c"bus-outcome").map_err(system)?;
         let reading = Reading::start(self.record.arguments(), payload)
             .inspect_err(|_| descriptor::close(payload))
             .map_err(system)?;
