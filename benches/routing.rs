@@ -5,7 +5,9 @@ use std::hint::black_box;
 use std::io::IoSlice;
 use std::sync::Arc;
 
-use bus_daemon::broker::{Broker, Credentials, Event, Fds, Identity, Millis, PeerId, System};
+use bus_daemon::broker::{
+    Attested, Broker, Credentials, Event, Fds, Identity, ListenerIdentity, Millis, PeerId, System, Transport,
+};
 use bus_daemon::config::{Config, Limits, Traffic};
 use bus_wire::{Fd, Guid, Message, MessageBuilder};
 use bytes::Bytes;
@@ -264,7 +266,10 @@ impl Bus {
     fn new() -> Bus {
         let identity = Identity {
             guid: Guid::from_bytes([1; 16]),
-            listener_guids: vec![Guid::from_bytes([2; 16])],
+            listeners: vec![ListenerIdentity {
+                guid: Guid::from_bytes([2; 16]),
+                transport: Transport::Unix,
+            }],
             machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
             keeper_pid: 1,
             own_uid: OWN_UID,
@@ -296,8 +301,11 @@ impl Bus {
         self.handle(Event::Accepted {
             peer: id,
             listener: 0,
-            credentials,
-            can_pass_fds: true,
+            socket: Fd(id.index as i32),
+            attested: Attested {
+                credentials,
+                ..Attested::default()
+            },
         });
         // The hexadecimal digits of "1000".
         let mut hello = b"\0AUTH EXTERNAL 31303030\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n".to_vec();
@@ -347,8 +355,10 @@ impl Bus {
     }
 
     fn receive(&mut self, peer: PeerId, data: Bytes) {
+        let upto = self.broker.taken(peer) + data.len() as u64;
         self.handle(Event::Received {
             peer,
+            upto,
             data,
             fds: Fds::new(),
         });
@@ -361,9 +371,12 @@ impl Bus {
         self.broker.take_dirty(&mut dirty);
         let mut sum = 0;
         for &peer in &dirty {
-            let bytes = self.broker.send_queue(peer).map_or(0, |queue| queue.len());
+            let Some(queue) = self.broker.send_queue(peer) else {
+                continue;
+            };
+            let (bytes, upto) = (queue.len(), queue.end());
             if bytes > 0 {
-                self.handle(Event::Drained { peer, bytes });
+                self.handle(Event::Sent { peer, upto });
                 sum += bytes;
             }
         }
@@ -396,15 +409,7 @@ impl Bus {
 struct NoSystem;
 
 impl System for NoSystem {
-    fn peer_groups(&mut self, _peer: PeerId) -> Option<Vec<u32>> {
-        None
-    }
-
-    fn peer_label(&mut self, _peer: PeerId) -> Option<Vec<u8>> {
-        None
-    }
-
-    fn peer_pidfd(&mut self, _peer: PeerId) -> Option<Fd> {
+    fn peer_pidfd(&mut self, _socket: Fd) -> Option<Fd> {
         None
     }
 

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::IoSlice;
 use std::sync::Arc;
 
-use bus_daemon::broker::{Action, Broker, Event, Identity, Millis, PeerId, System};
+use bus_daemon::broker::{
+    Action, Broker, Event, Identity, ListenerIdentity, Millis, PeerId, System, Transport,
+};
 use bus_daemon::config::{BusType, Config, Connect, Traffic};
-use bus_daemon::handoff::image::{self, LinkV1, WorkerV1};
+use bus_daemon::handoff::image::{self, WorkerV2};
 use bus_wire::{Fd, Guid, Message, message_length};
 use bytes::Bytes;
 
@@ -31,9 +33,8 @@ pub(crate) fn config(limits: bus_daemon::config::Limits, eavesdrop_allowed: bool
 /// One answer of the system, as the event log has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
-    Groups(PeerId),
-    Label(PeerId),
-    Pidfd(PeerId, Option<Fd>),
+    /// Of this socket.
+    Pidfd(Fd, Option<Fd>),
     Duplicate(Fd, Option<Fd>),
 }
 
@@ -55,27 +56,12 @@ impl Recorder<'_> {
         self.answers.push(answer.clone());
         match answer {
             Answer::Pidfd(_, fd) | Answer::Duplicate(_, fd) => Some(fd),
-            Answer::Groups(_) | Answer::Label(_) => Some(None),
         }
     }
 }
 
 impl System for Recorder<'_> {
-    fn peer_groups(&mut self, peer: PeerId) -> Option<Vec<u32>> {
-        if self.known().is_none() {
-            self.answers.push(Answer::Groups(peer));
-        }
-        Some(vec![peer.index, 7])
-    }
-
-    fn peer_label(&mut self, peer: PeerId) -> Option<Vec<u8>> {
-        if self.known().is_none() {
-            self.answers.push(Answer::Label(peer));
-        }
-        Some(b"unconfined".to_vec())
-    }
-
-    fn peer_pidfd(&mut self, peer: PeerId) -> Option<Fd> {
+    fn peer_pidfd(&mut self, socket: Fd) -> Option<Fd> {
         if let Some(fd) = self.known() {
             return fd;
         }
@@ -83,7 +69,7 @@ impl System for Recorder<'_> {
             let file = self.files.create();
             self.files.open(file)
         });
-        self.answers.push(Answer::Pidfd(peer, fd));
+        self.answers.push(Answer::Pidfd(socket, fd));
         fd
     }
 
@@ -119,7 +105,6 @@ impl Replay {
     fn next(&mut self, is_asked: impl Fn(&Answer) -> bool) -> Option<Fd> {
         match self.answers.pop_front().filter(is_asked) {
             Some(Answer::Pidfd(_, fd) | Answer::Duplicate(_, fd)) => fd,
-            Some(Answer::Groups(_) | Answer::Label(_)) => None,
             None => {
                 self.is_other = true;
                 None
@@ -134,18 +119,8 @@ impl Replay {
 }
 
 impl System for Replay {
-    fn peer_groups(&mut self, peer: PeerId) -> Option<Vec<u32>> {
-        self.next(|answer| *answer == Answer::Groups(peer));
-        Some(vec![peer.index, 7])
-    }
-
-    fn peer_label(&mut self, peer: PeerId) -> Option<Vec<u8>> {
-        self.next(|answer| *answer == Answer::Label(peer));
-        Some(b"unconfined".to_vec())
-    }
-
-    fn peer_pidfd(&mut self, peer: PeerId) -> Option<Fd> {
-        self.next(|answer| matches!(answer, Answer::Pidfd(of, _) if *of == peer))
+    fn peer_pidfd(&mut self, socket: Fd) -> Option<Fd> {
+        self.next(|answer| matches!(answer, Answer::Pidfd(of, _) if *of == socket))
     }
 
     fn duplicate(&mut self, fd: Fd) -> Option<Fd> {
@@ -241,7 +216,10 @@ impl Bus {
     pub(crate) fn new(config: Arc<Config>, hash_seed: u64, now: u64, saboteur: Saboteur) -> Self {
         let identity = Identity {
             guid: Guid::from_bytes(BUS_ID),
-            listener_guids: vec![Guid::from_bytes([0xcd; 16])],
+            listeners: vec![ListenerIdentity {
+                guid: Guid::from_bytes([0xcd; 16]),
+                transport: Transport::Unix,
+            }],
             machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
             keeper_pid: KEEPER_PID,
             own_uid: OWN_UID,
@@ -325,7 +303,6 @@ impl Bus {
         }
         for answer in answers {
             match answer {
-                Answer::Groups(_) | Answer::Label(_) => {}
                 Answer::Pidfd(_, fd) => {
                     let file = fd.map(|fd| self.files.get(fd)).transpose()?;
                     seen.pidfds.push_back(file);
@@ -334,6 +311,19 @@ impl Bus {
             }
         }
         seen.gone = actions.iter().filter_map(closed).collect();
+        for action in actions {
+            match action {
+                Action::RunErrand { id, errand } => seen.errands.push_back((*id, errand.clone())),
+                Action::HandOver => seen.hand_overs += 1,
+                Action::Close { .. }
+                | Action::CloseFds(_)
+                | Action::StopReading(_)
+                | Action::ResumeReading(_)
+                | Action::StopAccepting
+                | Action::ResumeAccepting
+                | Action::Warn(_) => {}
+            }
+        }
         for id in &seen.gone {
             // What was sent stays to be read by the client; what was not is gone.
             if let Some(due) = self.due.get_mut(id) {
@@ -411,22 +401,13 @@ impl Bus {
 
     /// Saved as the daemon saves it.
     pub(crate) fn image(broker: &Broker) -> Check<Vec<u8>> {
-        let link = |peer: PeerId| LinkV1 {
-            peer: peer.to_u64(),
-            blocked: false,
-            stopped: false,
-            broken: false,
-        };
-        let worker = WorkerV1 {
-            links: broker.peer_ids().map(link).collect(),
-            ..WorkerV1::default()
-        };
-        image::save(broker, &worker).map_err(|error| format!("the state cannot be saved: {error}").into())
+        image::save(broker, &WorkerV2::default(), |handle| Some(handle.0))
+            .map_err(|error| format!("the state cannot be saved: {error}").into())
     }
 
     /// Restored as the daemon restores it; nothing may be lost.
     pub(crate) fn load(image: &[u8]) -> Check<Broker> {
-        match image::load(image) {
+        match image::load(image, Millis(0)) {
             Ok(restored) if restored.dropped.is_empty() && restored.damage.is_empty() => Ok(restored.broker),
             Ok(restored) => wrong(format!(
                 "restoring lost something: {:?}, {:?}",
@@ -445,8 +426,8 @@ pub(crate) fn closed(action: &Action) -> Option<PeerId> {
         | Action::ResumeReading(_)
         | Action::StopAccepting
         | Action::ResumeAccepting
-        | Action::ReloadConfig
-        | Action::Upgrade { .. }
+        | Action::RunErrand { .. }
+        | Action::HandOver
         | Action::Warn(_) => None,
     }
 }

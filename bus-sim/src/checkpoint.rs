@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use bus_daemon::broker::{Blob, Broker, BrokerState, GlobalV1, ListsV1, PeerV1};
+use bus_daemon::broker::{Blob, Broker, BrokerState, ConfigV1, GlobalV2, NameV1, PeerV2};
+use bus_wire::Fd;
 
 use crate::model::{Check, wrong};
 use crate::random::Random;
@@ -10,10 +11,13 @@ use crate::random::Random;
 /// The newest checkpoint, and what is written ahead of the next one.
 #[derive(Debug, Default)]
 pub(crate) struct Checkpoint {
-    bus: Option<GlobalV1>,
-    lists: Option<ListsV1>,
-    peers: BTreeMap<u32, (PeerV1, Vec<Blob>)>,
-    ahead: BTreeMap<u32, Option<(PeerV1, Vec<Blob>)>>,
+    bus: Option<GlobalV2>,
+    config: Option<ConfigV1>,
+    /// The memfd that the configuration came in.
+    config_source: Option<Fd>,
+    names: Option<Vec<NameV1>>,
+    peers: BTreeMap<u32, (PeerV2, Vec<Blob>)>,
+    ahead: BTreeMap<u32, Option<(PeerV2, Vec<Blob>)>>,
 }
 
 impl Checkpoint {
@@ -43,8 +47,14 @@ impl Checkpoint {
                 None => self.peers.remove(&index),
             };
         }
-        if broker.take_changed_lists() {
-            self.lists = Some(broker.save_lists());
+        if broker.are_names_changed() || self.names.is_none() {
+            self.names = Some(broker.save_names());
+            broker.note_names_saved();
+        }
+        if broker.is_config_changed() || self.config.is_none() {
+            self.config = Some(broker.save_config());
+            self.config_source = broker.config_source();
+            broker.note_config_saved();
         }
         self.bus = Some(broker.save_bus());
     }
@@ -56,7 +66,9 @@ impl Checkpoint {
 
     /// The broker as it was.
     pub(crate) fn restore(&self) -> Check<Broker> {
-        let (Some(bus), Some(lists)) = (self.bus.clone(), self.lists.clone()) else {
+        let (Some(bus), Some(config), Some(names)) =
+            (self.bus.clone(), self.config.clone(), self.names.clone())
+        else {
             return wrong("there is no checkpoint");
         };
         let (mut peers, mut shared, mut roster) = (Vec::new(), Vec::new(), Vec::new());
@@ -68,12 +80,15 @@ impl Checkpoint {
             peers.push(record);
         }
         let state = BrokerState {
-            global: bus.complete(lists, roster),
+            global: bus.complete(config, names, roster),
             peers,
             shared,
         };
         match Broker::restore(state) {
-            Ok((broker, dropped)) if dropped.is_empty() => Ok(broker),
+            Ok((mut broker, dropped)) if dropped.is_empty() => {
+                broker.set_config_source(self.config_source);
+                Ok(broker)
+            }
             Ok((_, dropped)) => wrong(format!("a checkpoint lost something: {dropped:?}")),
             Err(error) => wrong(format!("a checkpoint cannot be restored: {error}")),
         }

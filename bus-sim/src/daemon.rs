@@ -3,12 +3,12 @@
 
 use std::collections::BTreeSet;
 
-use bus_daemon::broker::{Action, Event, Fds, Millis, PeerId};
+use bus_daemon::broker::{Action, Event, Fds, Millis, PeerId, Start};
 use bytes::Bytes;
 
-use crate::bus::config;
 use crate::link::{Link, Read};
 use crate::model::{Check, wrong};
+use crate::random::Random;
 use crate::world::World;
 
 impl World {
@@ -58,20 +58,60 @@ impl World {
                             fds,
                         }
                     }
-                    None => Event::Received {
-                        peer: id,
-                        data: Bytes::from(bytes),
-                        fds,
-                    },
+                    None => {
+                        let upto = link.taken;
+                        let data = overlap(link, bytes, &mut self.random);
+                        Event::Received {
+                            peer: id,
+                            upto,
+                            data,
+                            fds,
+                        }
+                    }
                 };
                 self.note(|| format!("the bus reads {count} bytes and {} files of {id:?}", files.len()));
                 self.apply(event, |model| model.received(id, count, files))?;
                 if let Some(link) = self.links.get_mut(&id) {
                     link.continue_large(&self.bus.broker);
                 }
+                if self.random.percent(10) {
+                    self.tell_again(id)?;
+                }
                 Ok(())
             }
         }
+    }
+
+    /// Something that was told of a peer is told again: that changes nothing.
+    fn tell_again(&mut self, id: PeerId) -> Check {
+        let Some(link) = self.links.get(&id) else {
+            return Ok(());
+        };
+        let end = 1 + self.random.index(link.recent.len().max(1));
+        let begin = self.random.index(end);
+        let Some(bytes) = link.recent.get(begin..end) else {
+            return Ok(());
+        };
+        let mut upto = link.taken - (link.recent.len() - end) as u64;
+        if self.bus.saboteur.takes_twice() {
+            upto = link.taken + bytes.len() as u64;
+        }
+        let data = Bytes::copy_from_slice(bytes);
+        let fds: Fds = if self.random.percent(20) {
+            let file = self.bus.files.create();
+            [self.bus.files.open(file)].into_iter().collect()
+        } else {
+            Fds::new()
+        };
+        self.note(|| format!("{} bytes of {id:?} up to {upto} are told again", data.len()));
+        self.stats.told_again += 1;
+        let event = Event::Received {
+            peer: id,
+            upto,
+            data,
+            fds,
+        };
+        self.apply(event, |_| Ok(()))
     }
 
     pub(crate) fn send_to_someone(&mut self) -> Check {
@@ -100,11 +140,31 @@ impl World {
         let Some((bytes, files)) = link.send(&self.bus.broker, &self.bus.files, &mut self.random)? else {
             return Ok(false);
         };
+        let upto = link.sent;
         self.note(|| format!("{id:?} is sent {bytes} bytes and {files} files"));
-        self.apply(Event::Drained { peer: id, bytes }, |model| {
+        self.apply(Event::Sent { peer: id, upto }, |model| {
             model.drained(id, bytes, files);
             Ok(())
         })?;
+        if self.random.percent(10) {
+            let mut again = upto - self.random.below(1 + bytes.min(upto));
+            let end = self
+                .bus
+                .broker
+                .send_queue(id)
+                .map_or(upto, bus_wire::SendQueue::end);
+            if end > upto && self.bus.saboteur.sends_twice() {
+                again = end.min(upto + bytes);
+            }
+            self.stats.told_again += 1;
+            self.apply(
+                Event::Sent {
+                    peer: id,
+                    upto: again,
+                },
+                |_| Ok(()),
+            )?;
+        }
         Ok(true)
     }
 
@@ -112,32 +172,6 @@ impl World {
         let now = self.now;
         self.note(|| format!("it is {now}"));
         self.apply(Event::Tick { now: Millis(now) }, |model| model.tick(now))
-    }
-
-    /// A reload that was asked for is done.
-    pub(crate) fn reload(&mut self) -> Check {
-        if self.reloads == 0 {
-            return Ok(());
-        }
-        self.reloads -= 1;
-        if self.random.percent(30) {
-            self.note(|| "a reload is refused".to_owned());
-            return self.apply(
-                Event::ConfigRefused {
-                    reason: "no".to_owned(),
-                },
-                |model| model.reloaded(None),
-            );
-        }
-        let mut limits = self.bus.model.limits.clone();
-        if self.random.percent(40) {
-            limits.max_outgoing_bytes = 2000 + self.random.below(400_000);
-        }
-        self.note(|| "a configuration is loaded".to_owned());
-        let config = config(limits.clone(), self.bus.model.eavesdrop_allowed);
-        self.apply(Event::ConfigLoaded { config }, |model| {
-            model.reloaded(Some(limits))
-        })
     }
 
     pub(crate) fn apply(
@@ -182,10 +216,11 @@ impl World {
             }
         }
         for link in self.links.values_mut() {
-            link.is_closed |= self.bus.broker.send_queue(link.id).is_none();
+            if self.bus.broker.send_queue(link.id).is_none() {
+                link.is_closed = true;
+                link.socket = None;
+            }
         }
-        // A reload is begun again, whether or not it was.
-        self.reloads = self.reloads.max(u32::from(self.bus.broker.is_reloading()));
         self.take_over();
         Ok(())
     }
@@ -203,6 +238,9 @@ impl World {
                 if let Some(link) = self.links.get_mut(&peer) {
                     link.is_closed = true;
                     link.large = None;
+                    if let Some(socket) = link.socket.take() {
+                        self.bus.files.close(socket)?;
+                    }
                 }
             }
             Action::CloseFds(fds) => {
@@ -216,8 +254,14 @@ impl World {
             Action::ResumeReading(peer) => self.set_stopped(peer, false),
             Action::StopAccepting => self.is_accepting = false,
             Action::ResumeAccepting => self.is_accepting = true,
-            Action::ReloadConfig => self.reloads += 1,
-            Action::Upgrade { .. } => return wrong("an upgrade is asked for, which no client did"),
+            Action::RunErrand { id, errand } => {
+                if let Some(other) = self.errands.insert(id, errand) {
+                    return wrong(format!(
+                        "the number {id} is given again, and {other:?} is not done"
+                    ));
+                }
+            }
+            Action::HandOver => self.is_handing_over = true,
             Action::Warn(_) => {}
         }
         Ok(())
@@ -264,6 +308,14 @@ impl World {
         let events = self.twin_events();
         self.bus.recover(events)?;
         self.take_over();
+        if self.random.percent(30) {
+            let start = Start::Recovered {
+                pause: 1,
+                quarantined: 0,
+            };
+            // It ends no upgrade.
+            self.apply(Event::Serving { worker_pid: 4, start }, |_| Ok(()))?;
+        }
         Ok(())
     }
 
@@ -275,5 +327,18 @@ impl World {
             link.is_stopped = !self.bus.broker.may_read(link.id);
         }
         self.is_accepting = self.bus.broker.may_accept();
+        // What is under way is asked for again, by the same number: the keeper knows what it was asked already.
+        self.errands.extend(self.bus.broker.open_errands());
+        self.is_handing_over = self.bus.broker.is_handing_over();
     }
+}
+
+/// Some of the bytes before these, and these.
+fn overlap(link: &Link, bytes: Vec<u8>, random: &mut Random) -> Bytes {
+    let known = link.recent.len().saturating_sub(bytes.len());
+    if known == 0 || !random.percent(15) {
+        return Bytes::from(bytes);
+    }
+    let from = random.index(known);
+    Bytes::copy_from_slice(&link.recent[from..])
 }

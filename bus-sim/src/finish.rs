@@ -19,9 +19,7 @@ impl World {
         for client in self.clients.values_mut() {
             client.is_asleep = false;
         }
-        while self.reloads > 0 {
-            self.reload()?;
-        }
+        self.attach_all()?;
         self.settle()?;
         self.answer_all()?;
         self.check_clients()?;
@@ -30,6 +28,29 @@ impl World {
         }
         self.settle()?;
         self.check_empty()
+    }
+
+    /// Every parked peer has a link again.
+    fn attach_all(&mut self) -> Check {
+        while let Some(id) = self.some_link(|link| !link.is_closed && link.socket.is_none()) {
+            self.attach(id)?;
+        }
+        Ok(())
+    }
+
+    /// Everything that takes time is done. False if there is nothing.
+    fn do_errands(&mut self) -> Check<bool> {
+        if self.is_handing_over {
+            self.end_upgrade()?;
+        } else if !self.errands.is_empty() {
+            self.end_errand()?;
+        } else if let Some(due) = self.bus.model.reload_due() {
+            self.now = self.now.max(due);
+            self.tick()?;
+        } else {
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     /// Until nobody has anything to read or to write.
@@ -48,10 +69,7 @@ impl World {
                     self.let_read(id, usize::MAX)?;
                 }
             }
-            while self.reloads > 0 {
-                self.reload()?;
-                has_moved = true;
-            }
+            has_moved |= self.do_errands()?;
             if !has_moved {
                 return match self
                     .links
@@ -126,8 +144,11 @@ impl World {
                 self.bus.model.names
             ));
         }
-        let numbers = self.bus.files.numbers();
-        if !numbers.is_empty() {
+        let mut numbers = self.bus.files.numbers();
+        // Where the configuration in force came from.
+        let source = self.bus.broker.config_source();
+        numbers.retain(|number| source.is_none_or(|source| source.0 != *number));
+        if !numbers.is_empty() || self.bus.model.has_errands() {
             return wrong(format!("descriptors are still open at the end: {numbers:?}"));
         }
         if let Some(at) = self.bus.broker.next_deadline() {

@@ -16,6 +16,7 @@ mod bus;
 mod checkpoint;
 mod client;
 mod daemon;
+mod errands;
 mod files;
 mod finish;
 mod letter;
@@ -87,6 +88,12 @@ pub struct Stats {
     pub recoveries: u64,
     /// Messages that arrived in memory of their own.
     pub large: u64,
+    /// Events that told what was told already.
+    pub told_again: u64,
+    /// Links that were lost while their peers stayed.
+    pub parked: u64,
+    /// Upgrades that came as far as the state being handed over.
+    pub hand_overs: u64,
     /// The run ended early where the model cannot know what is right (see `model::Trouble`).
     pub unknowable: u64,
     /// The fault that was put in on purpose has struck.
@@ -106,6 +113,9 @@ impl Stats {
             upgrades,
             recoveries,
             large,
+            told_again,
+            parked,
+            hand_overs,
             unknowable,
             sabotaged,
         } = other;
@@ -118,6 +128,9 @@ impl Stats {
         self.upgrades += upgrades;
         self.recoveries += recoveries;
         self.large += large;
+        self.told_again += told_again;
+        self.parked += parked;
+        self.hand_overs += hand_overs;
         self.unknowable += unknowable;
         self.sabotaged += sabotaged;
     }

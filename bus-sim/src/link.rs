@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 
 use bus_daemon::broker::{Broker, PeerId};
+use bus_wire::Fd;
 use bytes::Bytes;
 
 use crate::files::{File, Files};
@@ -39,7 +40,17 @@ pub(crate) struct Link {
     /// The bus does not read for now.
     pub(crate) is_stopped: bool,
     pub(crate) large: Option<Large>,
+    /// The bus's end; `None`: the link is gone, and comes back or is closed.
+    pub(crate) socket: Option<Fd>,
+    /// How many bytes the bus has read, and the last of them.
+    pub(crate) taken: u64,
+    pub(crate) recent: Vec<u8>,
+    /// How many bytes the bus has sent.
+    pub(crate) sent: u64,
 }
+
+/// How many bytes are kept of what was read, to be told again.
+const RECENT: usize = 300;
 
 /// What one read of the bus brought.
 #[derive(Debug)]
@@ -50,7 +61,7 @@ pub(crate) enum Read {
 }
 
 impl Link {
-    pub(crate) fn new(id: PeerId, capacity: usize) -> Self {
+    pub(crate) fn new(id: PeerId, capacity: usize, socket: Fd) -> Self {
         Self {
             id,
             to_bus: VecDeque::new(),
@@ -60,6 +71,10 @@ impl Link {
             is_closed: false,
             is_stopped: false,
             large: None,
+            socket: Some(socket),
+            taken: 0,
+            recent: Vec::new(),
+            sent: 0,
         }
     }
 
@@ -87,13 +102,14 @@ impl Link {
 
     /// Whether the bus has anything to do here.
     pub(crate) fn is_readable(&self) -> bool {
-        !self.is_closed && (self.is_hung_up || (!self.is_stopped && !self.to_bus.is_empty()))
+        let may_read = !self.is_stopped && self.socket.is_some();
+        !self.is_closed && (self.is_hung_up || (may_read && !self.to_bus.is_empty()))
     }
 
     /// The bus reads at most so many bytes. As on Linux, a read ends with the write that files came with.
     pub(crate) fn read(&mut self, max: usize) -> Read {
         let (mut bytes, mut files) = (Vec::new(), Vec::new());
-        while bytes.len() < max {
+        while bytes.len() < max && self.socket.is_some() {
             let Some(chunk) = self.to_bus.front_mut() else {
                 break;
             };
@@ -107,6 +123,10 @@ impl Link {
                 break;
             }
         }
+        self.taken += bytes.len() as u64;
+        self.recent.extend_from_slice(&bytes);
+        let old = self.recent.len().saturating_sub(RECENT);
+        self.recent.drain(..old);
         match (bytes.is_empty(), self.is_hung_up) {
             (false, _) => Read::Bytes(bytes, files),
             (true, true) => Read::End,
@@ -116,7 +136,7 @@ impl Link {
 
     /// How many bytes the client's socket still takes.
     pub(crate) fn room(&self) -> usize {
-        if self.is_hung_up {
+        if self.is_hung_up || self.socket.is_none() {
             return 0;
         }
         let held: usize = self.from_bus.iter().map(|chunk| chunk.bytes.len()).sum();
@@ -157,6 +177,7 @@ impl Link {
         }
         let gone_count = gone.len();
         self.from_bus.push_back(Chunk { bytes, files: gone });
+        self.sent += count as u64;
         Ok(Some((count as u64, gone_count)))
     }
 

@@ -253,7 +253,12 @@ impl Scene<'_> {
             28..32 => self.driver_call("GetConnectionUnixUser", about),
             32..36 => self.driver_call("GetConnectionUnixProcessID", about),
             36..44 => self.driver_call("GetConnectionCredentials", about),
-            44..47 => self.driver_call("ReloadConfig", Vec::new()),
+            44..46 => self.driver_call("ReloadConfig", Vec::new()),
+            46..47 => {
+                let mut letter = self.driver_call("Upgrade", vec![Value::Str("/new".to_owned())]);
+                letter.interface = text("org.busdaemon.Restart1");
+                letter
+            }
             47..50 => self.driver_call("Hello", Vec::new()),
             50..53 => self.driver_call("NoSuchMethod", Vec::new()),
             53..57 => {

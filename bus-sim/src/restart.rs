@@ -14,7 +14,8 @@ impl Bus {
     /// the same byte by byte.
     pub(crate) fn upgrade(&mut self, events: u64, random: &mut Random) -> Check {
         let image = Self::image(&self.broker)?;
-        let restored = Self::load(&image)?;
+        let mut restored = Self::load(&image)?;
+        restored.set_config_source(self.broker.config_source());
         self.check_same(&restored, "restored")?;
         if Self::image(&restored)? != image {
             return wrong("what was restored is saved as something else");
@@ -42,9 +43,14 @@ impl Bus {
             return wrong(format!("{what}, an invariant does not hold: {broken}"));
         }
         // Which queues share one body is no part of the state: peer by peer, each with its own bodies.
-        if (other.save_bus(), other.save_lists()) != (self.broker.save_bus(), self.broker.save_lists()) {
+        let parts = |broker: &Broker| (broker.save_bus(), broker.save_config(), broker.save_names());
+        if parts(other) != parts(&self.broker) {
             let (theirs, ours) = (other.save_global(), self.broker.save_global());
             return wrong(format!("{what}, the state is another:\n{theirs:?}\n{ours:?}"));
+        }
+        if other.owned_fds() != self.broker.owned_fds() || other.open_errands() != self.broker.open_errands()
+        {
+            return wrong(format!("{what}, there are other descriptors or errands"));
         }
         if !other.peer_ids().eq(self.broker.peer_ids()) {
             return wrong(format!("{what}, there are other peers"));
@@ -64,6 +70,7 @@ impl Bus {
         }
         for id in self.broker.peer_ids() {
             if other.may_read(id) != self.broker.may_read(id)
+                || other.taken(id) != self.broker.taken(id)
                 || other.large_message(id) != self.broker.large_message(id)
             {
                 return wrong(format!("{what}, {id:?} is read in another way"));

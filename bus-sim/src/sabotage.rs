@@ -26,6 +26,16 @@ pub enum Sabotage {
     LoseName(u64),
     /// A descriptor that is to be closed stays open.
     LeakFd(u64),
+    /// Input that comes twice is taken twice.
+    TakeTwice(u64),
+    /// Output that is told to be sent twice counts twice.
+    SendTwice(u64),
+    /// What waits for a parked peer is forgotten when it has a link again.
+    LoseParked(u64),
+    /// The end of an errand is told under another number.
+    LoseErrand(u64),
+    /// Whoever serves after an upgrade does not say so.
+    LoseServing(u64),
 }
 
 /// Waits for the occasion.
@@ -79,7 +89,12 @@ impl Saboteur {
                 | Sabotage::DoubleOnTheWay(_)
                 | Sabotage::LoseRule(_)
                 | Sabotage::LoseName(_)
-                | Sabotage::LeakFd(_) => {}
+                | Sabotage::LeakFd(_)
+                | Sabotage::TakeTwice(_)
+                | Sabotage::SendTwice(_)
+                | Sabotage::LoseParked(_)
+                | Sabotage::LoseErrand(_)
+                | Sabotage::LoseServing(_) => {}
             }
         }
     }
@@ -92,6 +107,36 @@ impl Saboteur {
             Some(Sabotage::DoubleOnTheWay(at)) if self.strikes(at) => 2,
             Some(_) | None => 1,
         }
+    }
+
+    /// Whether input that comes again is told as if it were new.
+    pub(crate) fn takes_twice(&mut self) -> bool {
+        let fault = self.fault;
+        matches!(fault, Some(Sabotage::TakeTwice(at)) if self.strikes(at))
+    }
+
+    /// The same of output.
+    pub(crate) fn sends_twice(&mut self) -> bool {
+        let fault = self.fault;
+        matches!(fault, Some(Sabotage::SendTwice(at)) if self.strikes(at))
+    }
+
+    /// Whether what waits for a parked peer is forgotten.
+    pub(crate) fn loses_parked(&mut self) -> bool {
+        let fault = self.fault;
+        matches!(fault, Some(Sabotage::LoseParked(at)) if self.strikes(at))
+    }
+
+    /// Whether the end of an errand is told under another number.
+    pub(crate) fn loses_errand(&mut self) -> bool {
+        let fault = self.fault;
+        matches!(fault, Some(Sabotage::LoseErrand(at)) if self.strikes(at))
+    }
+
+    /// Whether it is not told that an upgrade is over.
+    pub(crate) fn loses_serving(&mut self) -> bool {
+        let fault = self.fault;
+        matches!(fault, Some(Sabotage::LoseServing(at)) if self.strikes(at))
     }
 
     /// Whether these descriptors are closed.
@@ -119,7 +164,12 @@ impl Saboteur {
                 | Sabotage::Swap(_)
                 | Sabotage::LoseOnTheWay(_)
                 | Sabotage::DoubleOnTheWay(_)
-                | Sabotage::LeakFd(_),
+                | Sabotage::LeakFd(_)
+                | Sabotage::TakeTwice(_)
+                | Sabotage::SendTwice(_)
+                | Sabotage::LoseParked(_)
+                | Sabotage::LoseErrand(_)
+                | Sabotage::LoseServing(_),
             )
             | None => return,
         };
@@ -138,6 +188,7 @@ impl Saboteur {
         broker.handle(
             Event::Received {
                 peer,
+                upto: broker.taken(peer) + call.len() as u64,
                 data: call.into(),
                 fds: Fds::new(),
             },
@@ -149,13 +200,7 @@ impl Saboteur {
 struct Deaf;
 
 impl System for Deaf {
-    fn peer_groups(&mut self, _: PeerId) -> Option<Vec<u32>> {
-        None
-    }
-    fn peer_label(&mut self, _: PeerId) -> Option<Vec<u8>> {
-        None
-    }
-    fn peer_pidfd(&mut self, _: PeerId) -> Option<Fd> {
+    fn peer_pidfd(&mut self, _: Fd) -> Option<Fd> {
         None
     }
     fn duplicate(&mut self, _: Fd) -> Option<Fd> {

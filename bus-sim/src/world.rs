@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-use bus_daemon::broker::{Credentials, Event, PeerId};
+use bus_daemon::broker::{Attested, Credentials, Errand, Event, PeerId};
 use bus_daemon::config::Limits;
 use bus_wire::Message;
 
@@ -37,8 +37,10 @@ pub(crate) struct World {
     pub(crate) number: u64,
     pub(crate) now: u64,
     pub(crate) is_accepting: bool,
-    /// Reloads that were asked for and are not done.
-    pub(crate) reloads: u32,
+    /// Errands that were asked for and are not done.
+    pub(crate) errands: BTreeMap<u64, Errand>,
+    /// The next thing that happens to the bus is the end of an upgrade.
+    pub(crate) is_handing_over: bool,
     pub(crate) stats: Stats,
     trace: VecDeque<String>,
 }
@@ -62,7 +64,8 @@ impl World {
             number: 0,
             now,
             is_accepting: true,
-            reloads: 0,
+            errands: BTreeMap::new(),
+            is_handing_over: false,
             stats: Stats::default(),
             trace: VecDeque::new(),
         };
@@ -115,7 +118,11 @@ impl World {
             if self.random.permille(self.options.deaths) {
                 self.die()?;
             }
-            self.one_thing()?;
+            if self.is_handing_over {
+                self.end_upgrade()?;
+            } else {
+                self.one_thing()?;
+            }
         }
         self.step = self.options.steps;
         Ok(())
@@ -127,7 +134,8 @@ impl World {
             4..34 => self.write_something(),
             34..58 => self.read_from_someone(),
             58..74 => self.send_to_someone(),
-            74..92 => self.client_reads(),
+            74..90 => self.client_reads(),
+            90..92 => self.detach_or_attach(),
             92..94 => {
                 self.sleep_or_wake();
                 Ok(())
@@ -141,7 +149,7 @@ impl World {
                 self.now += self.random.below(250);
                 self.tick()
             }
-            _ => self.reload(),
+            _ => self.errand(),
         }
     }
 
@@ -187,7 +195,9 @@ impl World {
         client.script = authentication::script(&mut self.random, uid);
         client.is_hasty = self.random.percent(50);
         self.clients.insert(id, client);
-        self.links.insert(id, Link::new(id, capacity));
+        let file = self.bus.files.create();
+        let socket = self.bus.files.open(file);
+        self.links.insert(id, Link::new(id, capacity, socket));
         self.stats.clients += 1;
         let credentials = Credentials {
             uid: Some(uid),
@@ -197,8 +207,12 @@ impl World {
         let event = Event::Accepted {
             peer: id,
             listener: 0,
-            credentials,
-            can_pass_fds: true,
+            socket,
+            attested: Attested {
+                credentials,
+                groups: Some(vec![7, 100, index]),
+                label: Some(b"unconfined".to_vec()),
+            },
         };
         self.apply(event, |model| {
             model.accepted(id, uid, pid);

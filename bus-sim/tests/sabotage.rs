@@ -71,3 +71,28 @@ fn a_rule_lost_in_a_restart() {
 fn a_rule_lost_in_a_restart_by_its_effect_alone() {
     check(Sabotage::LoseRule, 0, 25);
 }
+
+#[test]
+fn input_taken_twice() {
+    check(Sabotage::TakeTwice, 20, 90);
+}
+
+#[test]
+fn output_taken_for_sent_twice() {
+    check(Sabotage::SendTwice, 20, 90);
+}
+
+#[test]
+fn output_lost_while_parked() {
+    check(Sabotage::LoseParked, 20, 90);
+}
+
+#[test]
+fn a_lost_end_of_an_errand() {
+    check(|at| Sabotage::LoseErrand(at % 4), 20, 90);
+}
+
+#[test]
+fn a_lost_end_of_an_upgrade() {
+    check(|at| Sabotage::LoseServing(at % 2), 20, 90);
+}

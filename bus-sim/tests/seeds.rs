@@ -57,6 +57,10 @@ fn nothing_is_lost_doubled_or_reordered() {
             stats.read > 5_000 && stats.large > 30 && stats.descriptors > 1000,
             "{stats:?}"
         );
+        assert!(
+            stats.told_again > 2_000 && stats.parked > 1_000 && stats.hand_overs > 50,
+            "{stats:?}"
+        );
         assert!(stats.unknowable < 10, "{stats:?}");
     }
 }

@@ -111,12 +111,8 @@ impl Model {
             "AddMatch" => self.add_match(id, call),
             "RemoveMatch" => self.remove_match(id, call),
             "BecomeMonitor" => self.become_monitor(id, call),
-            "ReloadConfig" => {
-                if call.expects_reply() {
-                    self.note_reload(id, call.serial);
-                }
-                Ok(())
-            }
+            "ReloadConfig" => self.call_reload(id, call),
+            "Upgrade" => self.call_upgrade(id, call, &arg),
             _ => self.fail(id, call, "UnknownMethod"),
         }
     }
@@ -129,7 +125,7 @@ impl Model {
         }
     }
 
-    fn fail(&mut self, id: PeerId, call: &Letter, error: &str) -> Check {
+    pub(super) fn fail(&mut self, id: PeerId, call: &Letter, error: &str) -> Check {
         if call.expects_reply() {
             self.say(id, Letter::driver_error(call.serial, error))
         } else {
@@ -165,10 +161,11 @@ impl Model {
         let takes_fds = self.peers.get(&id).is_some_and(|peer| peer.takes_fds);
         let mut files = Vec::new();
         if name != DRIVER {
-            if self.resolve(name).is_none() {
+            let Some(of) = self.resolve(name) else {
                 return self.fail(id, call, "NameHasNoOwner");
-            }
-            if takes_fds && call.expects_reply() {
+            };
+            let has_link = self.peers.get(&of).is_some_and(|peer| !peer.is_parked);
+            if has_link && takes_fds && call.expects_reply() {
                 match self.seen.pidfds.pop_front() {
                     Some(file) => files.extend(file),
                     None => return wrong("no descriptor of a process was asked for"),
@@ -236,7 +233,7 @@ impl Model {
         }
         self.release_all(id)?;
         self.drop_calls(id)?;
-        self.forget_reload(id);
+        self.forget_caller(id);
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.phase = Phase::Monitor;
             peer.rules = call.note.rules.clone();

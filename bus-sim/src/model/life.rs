@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bus_daemon::broker::PeerId;
-use bus_daemon::config::Limits;
 
 use super::{Check, Meaning, Model, Peer, Phase, Piece, wrong};
 use crate::files::File;
@@ -17,6 +16,7 @@ impl Model {
             phase: Phase::Authenticating,
             unique: None,
             is_reachable: false,
+            is_parked: false,
             takes_fds: false,
             is_condemned: false,
             stream: VecDeque::new(),
@@ -159,7 +159,8 @@ impl Model {
     pub(crate) fn tick(&mut self, now: u64) -> Check {
         self.now = self.now.max(now);
         loop {
-            // At one time: first who did not say Hello, then unclaimed descriptors, then calls; the peers by their id.
+            // At one time: first who did not say Hello, then unclaimed descriptors, then calls; the peers by their id. Then
+            // the configuration is read.
             let due = |at: &Option<u64>| at.filter(|at| *at <= self.now);
             let mut next = None;
             for (id, peer) in &self.peers {
@@ -170,6 +171,13 @@ impl Model {
                     .iter()
                     .filter_map(|(call, at)| Some((due(at)?, 2, *id, Some(*call))));
                 next = next.into_iter().chain(hello).chain(fds).chain(calls).min();
+            }
+            let reload = due(&self.reload_due());
+            if let Some(at) = reload
+                && next.is_none_or(|(first, ..)| at < first)
+            {
+                self.begin_reading()?;
+                continue;
             }
             match next {
                 None => return Ok(()),
@@ -182,29 +190,11 @@ impl Model {
         }
     }
 
-    /// A configuration was loaded (`None`: it was refused).
-    pub(crate) fn reloaded(&mut self, limits: Option<Limits>) -> Check {
-        let is_loaded = limits.is_some();
-        if let Some(limits) = limits {
-            self.limits = limits;
+    /// Whether a peer has a link.
+    pub(crate) fn parked(&mut self, id: PeerId, is_parked: bool) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.is_parked = is_parked;
         }
-        for (caller, serial) in std::mem::take(&mut self.reload_callers) {
-            let answer = if is_loaded {
-                Letter::driver_reply(serial, Vec::new())
-            } else {
-                Letter::driver_error(serial, "Failed")
-            };
-            self.say(caller, answer)?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn note_reload(&mut self, caller: PeerId, serial: u32) {
-        self.reload_callers.push((caller, serial));
-    }
-
-    pub(super) fn forget_reload(&mut self, id: PeerId) {
-        self.reload_callers.retain(|(caller, _)| *caller != id);
     }
 
     pub(super) fn condemn(&mut self, id: PeerId) {
@@ -234,7 +224,7 @@ impl Model {
         self.release_all(id)?;
         self.drop_calls(id)?;
         self.peers.remove(&id);
-        self.forget_reload(id);
+        self.forget_caller(id);
         self.closed.push(id);
         Ok(())
     }

@@ -6,6 +6,7 @@
 //! is missing, other than expected or left over is a failure.
 
 mod driver;
+mod errands;
 mod life;
 mod names;
 mod route;
@@ -13,7 +14,7 @@ mod route;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
-use bus_daemon::broker::PeerId;
+use bus_daemon::broker::{Errand, PeerId};
 use bus_daemon::config::Limits;
 use bus_wire::Message;
 
@@ -21,6 +22,8 @@ use crate::files::File;
 use crate::letter::Letter;
 use crate::random::Random;
 use crate::rule::Rule;
+pub(crate) use errands::End;
+use errands::{Reload, Upgrade};
 
 /// What the model says to what the broker did.
 pub(crate) type Check<T = ()> = Result<T, Trouble>;
@@ -83,6 +86,10 @@ pub(crate) struct Seen {
     pub(crate) duplicates: VecDeque<bool>,
     /// The files that stand for processes.
     pub(crate) pidfds: VecDeque<Option<File>>,
+    /// Errands that were asked for, in order.
+    pub(crate) errands: VecDeque<(u64, Errand)>,
+    /// How often the state was to be handed over.
+    pub(crate) hand_overs: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +107,8 @@ pub(crate) struct Peer {
     pub(crate) phase: Phase,
     pub(crate) unique: Option<u64>,
     is_reachable: bool,
+    /// It has no link.
+    is_parked: bool,
     takes_fds: bool,
     is_condemned: bool,
     stream: VecDeque<Piece>,
@@ -145,7 +154,11 @@ pub(crate) struct Model {
     /// Owner first, then who waits, with the flags of their requests.
     pub(crate) names: BTreeMap<String, VecDeque<(PeerId, u32)>>,
     next_unique: u64,
-    reload_callers: Vec<(PeerId, u32)>,
+    next_errand: u64,
+    reload: Reload,
+    upgrade: Upgrade,
+    /// Upgrades that succeeded, and one.
+    generation: u32,
     condemned: VecDeque<PeerId>,
     seen: Seen,
     closed: Vec<PeerId>,
@@ -168,7 +181,10 @@ impl Model {
             peers: BTreeMap::new(),
             names: BTreeMap::new(),
             next_unique: 0,
-            reload_callers: Vec::new(),
+            next_errand: 1,
+            reload: Reload::default(),
+            upgrade: Upgrade::None,
+            generation: 1,
             condemned: VecDeque::new(),
             seen: Seen::default(),
             closed: Vec::new(),
@@ -205,6 +221,9 @@ impl Model {
         }
         if !self.seen.duplicates.is_empty() || !self.seen.pidfds.is_empty() {
             return wrong("descriptors were made that nobody needs");
+        }
+        if !self.seen.errands.is_empty() || self.seen.hand_overs > 0 {
+            return wrong(format!("nobody wants {:?} to be done", self.seen.errands));
         }
         Ok(())
     }
