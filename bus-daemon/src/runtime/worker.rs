@@ -43,6 +43,8 @@ pub(crate) struct Worker {
     quarantined: Vec<PeerId>,
     /// What is to be done when the turn's events are applied and sent.
     follow_ups: VecDeque<FollowUp>,
+    /// Descriptors that are to be closed when what a replay would need them for is past, while that is looked at.
+    held_back: Option<Vec<Fd>>,
     inbox: Inbox,
     ready: Vec<(Source, u32)>,
     dirty: Vec<PeerId>,
@@ -70,6 +72,7 @@ impl Worker {
             lost: Vec::new(),
             quarantined: Vec::new(),
             follow_ups: VecDeque::new(),
+            held_back: None,
             inbox,
             ready: Vec::new(),
             dirty: Vec::new(),
@@ -328,6 +331,9 @@ impl Worker {
                 self.close(peer, &reason, is_fault);
             }
             Action::CloseFds(fds) => {
+                if let Some(held_back) = &mut self.held_back {
+                    return held_back.extend(fds);
+                }
                 for fd in fds {
                     self.close_descriptor(fd);
                 }

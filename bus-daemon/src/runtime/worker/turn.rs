@@ -155,7 +155,8 @@ impl Worker {
         }
     }
 
-    pub(super) fn take_checkpoint(&mut self) {
+    /// False: that was not possible, and the last one counts.
+    pub(super) fn take_checkpoint(&mut self) -> bool {
         match self.journal.checkpoint(&mut self.broker, self.links.generation()) {
             Ok(()) => {
                 if self.record.image >= 0 {
@@ -163,8 +164,12 @@ impl Worker {
                     crate::os::descriptor::close(self.record.image);
                     self.record.image = -1;
                 }
+                true
             }
-            Err(error) => tracing::error!("no checkpoint: {error}"),
+            Err(error) => {
+                tracing::error!("no checkpoint: {error}");
+                false
+            }
         }
     }
 }
