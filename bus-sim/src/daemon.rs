@@ -124,6 +124,7 @@ impl World {
             self.note(|| "a reload is refused".to_owned());
             return self.apply(
                 Event::ConfigRefused {
+                    name: "org.freedesktop.DBus.Error.Failed".to_owned(),
                     reason: "no".to_owned(),
                 },
                 |model| model.reloaded(None),

@@ -297,9 +297,9 @@ impl Broker {
         }
     }
 
-    pub(super) fn config_refused(&mut self, reason: &str) {
+    pub(super) fn config_refused(&mut self, name: &str, reason: &str) {
         for (caller, serial) in std::mem::take(&mut self.reload_callers) {
-            self.send_late_error(caller, serial, FAILED, reason);
+            self.send_late_error(caller, serial, name, reason);
         }
     }
 }

@@ -119,6 +119,8 @@ pub enum Event {
     },
     /// A reload failed; the configuration in force stays. Answers the callers of ReloadConfig.
     ConfigRefused {
+        /// Name of the D-Bus error for the callers.
+        name: String,
         /// What, where, whose fault.
         reason: String,
     },

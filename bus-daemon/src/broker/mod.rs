@@ -33,7 +33,7 @@ use bus_wire::{Fd, Guid, LargeMessage, SendQueue};
 use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 
-pub use action::{Action, JournalMemory, System};
+pub use action::{Action, JournalMemory, MachineId, System};
 pub use event::{Credentials, Event, Fds, Millis, PeerId, Start};
 pub use frozen::{Blob, BrokerState, GlobalV1, ListsV1, PeerV1};
 pub use restore::{Dropped, RestoreError};
@@ -63,7 +63,8 @@ pub struct Identity {
     pub guid: Guid,
     /// The guid of each listener, in the order of the config; SASL tells it to the peers that came through it.
     pub listener_guids: Vec<Guid>,
-    /// What `org.freedesktop.DBus.Peer.GetMachineId` answers: 32 hex digits.
+    /// What `org.freedesktop.DBus.Peer.GetMachineId` answers: 32 hex digits. Empty if the machine had no id when the bus
+    /// was started: then the system is asked each time.
     pub machine_id: String,
     /// The process that is known as the bus.
     pub keeper_pid: u32,
@@ -171,7 +172,7 @@ impl Broker {
             Event::Closed { peer, reason } => self.disconnect(peer, reason.to_owned(), false),
             Event::Tick { now } => self.tick(now),
             Event::ConfigLoaded { config } => self.config_loaded(config),
-            Event::ConfigRefused { reason } => self.config_refused(&reason),
+            Event::ConfigRefused { name, reason } => self.config_refused(&name, &reason),
             Event::UpgradeRequested => self.upgrade_requested(),
             Event::UpgradeRefused { reason } => self.upgrade_refused(&reason),
             Event::Serving { worker_pid, start } => self.serving(worker_pid, start),

@@ -45,7 +45,8 @@ pub(super) fn credentials(broker: &mut Broker, call: Call<'_>, system: &mut dyn 
         }
         Named::Peer(peer) => {
             (found.pid, found.uid) = (process_id(peer), peer.credentials.uid);
-            if is_local(peer) {
+            // Whoever is here as nobody in particular (ANONYMOUS) is not told of by its process either.
+            if is_local(peer) && found.uid.is_some() {
                 let id = peer.id;
                 found.groups = system.peer_groups(id);
                 found.label = system.peer_label(id);

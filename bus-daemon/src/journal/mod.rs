@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bus_wire::Fd;
 use serde::{Deserialize, Serialize};
 
-use crate::broker::{Credentials, JournalMemory, PeerId, Start};
+use crate::broker::{Credentials, JournalMemory, MachineId, PeerId, Start};
 use crate::config::Config;
 
 use checkpoint::Checkpoints;
@@ -70,6 +70,8 @@ pub(crate) enum RareEvent {
     },
     /// [`Event::ConfigRefused`](crate::broker::Event::ConfigRefused).
     ConfigRefused {
+        /// The error's name.
+        name: String,
         /// The reason given.
         reason: String,
     },
@@ -100,6 +102,8 @@ pub(crate) enum Answer {
     Descriptor(Option<Fd>),
     /// The journal's own memory.
     Memory(JournalMemory),
+    /// The machine's id.
+    MachineId(MachineId),
 }
 
 /// Tells whether the worker that uses a journal has begun to serve.

@@ -174,7 +174,7 @@ impl Journal {
                     RareEvent::ConfigLoaded { config } => Event::ConfigLoaded {
                         config: Arc::new(*config),
                     },
-                    RareEvent::ConfigRefused { reason } => Event::ConfigRefused { reason },
+                    RareEvent::ConfigRefused { name, reason } => Event::ConfigRefused { name, reason },
                     RareEvent::UpgradeRequested => Event::UpgradeRequested,
                     RareEvent::UpgradeRefused { reason } => Event::UpgradeRefused { reason },
                     RareEvent::Serving { worker_pid, start } => Event::Serving { worker_pid, start },

@@ -13,6 +13,7 @@ use super::control::Control;
 use super::listen::{fresh_guid, listen_on_all};
 use super::record::KeeperV1;
 use super::supervise::{Keeper, Origin, block_signals};
+use crate::broker::MachineId;
 use crate::config::options::Options;
 
 /// Prints to standard output.
@@ -36,9 +37,6 @@ pub(crate) fn clean(
     let executable = std::fs::read_link("/proc/self/exe")
         .map_err(|error| format!("cannot tell where the daemon's own binary is: {error}"))?;
     raise_descriptor_limit();
-    if config.listen.is_empty() {
-        return Err("the configuration names no address to listen on (<listen>, or --address)".into());
-    }
     let pid_file = config.pid_file.clone();
     if let Some(path) = pid_file
         .as_ref()
@@ -222,16 +220,10 @@ fn become_subreaper() {
     unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
 }
 
-/// The machine's id; a random one where the machine has none.
+/// The machine's id; empty where the machine has none.
 fn machine_id() -> String {
-    for path in ["/var/lib/dbus/machine-id", "/etc/machine-id"] {
-        if let Ok(text) = std::fs::read_to_string(path) {
-            let text = text.trim();
-            if text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-                return text.to_ascii_lowercase();
-            }
-        }
+    match crate::runtime::machine_id() {
+        MachineId::Found(id) => id,
+        MachineId::Missing | MachineId::Invalid => String::new(),
     }
-    tracing::warn!("this machine has no id (/etc/machine-id); a random one is used");
-    fresh_guid().to_string()
 }

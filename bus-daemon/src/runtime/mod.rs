@@ -29,6 +29,7 @@ use crate::handoff::image;
 use crate::journal::Journal;
 use crate::keeper::{KeeperV1, worker_exit};
 use poll::EpollSet;
+pub(crate) use system::machine_id;
 use worker::Worker;
 
 /// What a worker begins with.
@@ -209,16 +210,42 @@ fn identity(record: &KeeperV1) -> Result<Identity, String> {
     })
 }
 
-/// The configuration as a start with the same command line would find it.
+/// As [`reload_config`], for those who only tell people why not.
 pub(crate) fn load_config(record: &KeeperV1) -> Result<Config, String> {
+    reload_config(record).map_err(|refused| refused.reason)
+}
+
+/// The configuration as a start with the same command line would find it.
+pub(crate) fn reload_config(record: &KeeperV1) -> Result<Config, ConfigRefused> {
     let arguments = record
         .arguments()
         .into_iter()
         .filter_map(|argument| argument.into_string().ok());
-    match options::parse(arguments).map_err(|error| error.to_string())? {
-        Command::Run(options) => crate::config::load::load(&options).map_err(|error| error.to_string()),
+    match options::parse(arguments).map_err(|error| ConfigRefused::failed(&error))? {
+        Command::Run(options) => crate::config::load::load(&options).map_err(|error| ConfigRefused {
+            name: error.error_name(),
+            reason: error.to_string(),
+        }),
         Command::Help | Command::Version | Command::Introspect => {
-            Err("the command line asks for no bus".into())
+            Err(ConfigRefused::failed(&"the command line asks for no bus"))
+        }
+    }
+}
+
+/// Why the configuration on the disk cannot be the one in force.
+#[derive(Debug)]
+pub(crate) struct ConfigRefused {
+    /// Name of the D-Bus error.
+    pub(crate) name: &'static str,
+    /// For people.
+    pub(crate) reason: String,
+}
+
+impl ConfigRefused {
+    fn failed(reason: &dyn ToString) -> Self {
+        Self {
+            name: "org.freedesktop.DBus.Error.Failed",
+            reason: reason.to_string(),
         }
     }
 }

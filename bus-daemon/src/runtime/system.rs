@@ -7,7 +7,7 @@ use std::os::fd::RawFd;
 use bus_wire::Fd;
 
 use super::links::socket_of;
-use crate::broker::{Credentials, JournalMemory, PeerId, System};
+use crate::broker::{Credentials, JournalMemory, MachineId, PeerId, System};
 use crate::journal::{Answer, Journal};
 
 /// Linux 6.5; not in the libc crate for every target.
@@ -58,6 +58,16 @@ impl System for Kernel<'_> {
         Some(memory)
     }
 
+    fn machine_id(&mut self) -> MachineId {
+        if let Some(Answer::MachineId(id)) = self.journal.recorded_answer() {
+            return id;
+        }
+        let id = machine_id();
+        self.journal
+            .note_answer(PeerId::from_u64(0), &Answer::MachineId(id.clone()));
+        id
+    }
+
     fn duplicate(&mut self, fd: Fd) -> Option<Fd> {
         if let Some(Answer::Descriptor(copy)) = self.journal.recorded_answer() {
             return copy;
@@ -69,6 +79,22 @@ impl System for Kernel<'_> {
             .note_answer(PeerId::from_u64(0), &Answer::Descriptor(copy));
         copy
     }
+}
+
+/// The machine's id, from the files that the specification ("org.freedesktop.DBus.Peer") and machine-id(5) name.
+pub(crate) fn machine_id() -> MachineId {
+    let mut found = MachineId::Missing;
+    for path in ["/var/lib/dbus/machine-id", "/etc/machine-id"] {
+        let Ok(text) = std::fs::read_to_string(path) else {
+            continue;
+        };
+        let text = text.trim();
+        if text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return MachineId::Found(text.to_ascii_lowercase());
+        }
+        found = MachineId::Invalid;
+    }
+    found
 }
 
 /// The kernel's cookie of a socket, the same for its whole life and for no other.

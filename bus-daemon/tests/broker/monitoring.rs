@@ -40,6 +40,7 @@ fn a_monitor_is_not_answered_any_more() {
         bus.become_monitor(who, &[]);
         bus.read(who);
         bus.event(Event::ConfigRefused {
+            name: "org.freedesktop.DBus.Error.Failed".to_owned(),
             reason: "no".to_owned(),
         });
         bus.expect(who, &[]);

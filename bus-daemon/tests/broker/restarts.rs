@@ -94,6 +94,7 @@ fn a_reload_is_answered() {
         bus.expect(who, &["return () from bus to :1.0 re 2"]);
         bus.driver(who, "ReloadConfig", |_| {});
         bus.event(Event::ConfigRefused {
+            name: "org.freedesktop.DBus.Error.Failed".to_owned(),
             reason: "line 3".to_owned(),
         });
         bus.expect(who, &["error Failed(line 3) from bus to :1.0 re 3"]);

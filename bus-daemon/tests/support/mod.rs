@@ -7,7 +7,9 @@ use std::collections::HashMap;
 use std::io::IoSlice;
 use std::sync::Arc;
 
-use bus_daemon::broker::{Action, Broker, Credentials, Event, Fds, Identity, Millis, PeerId, System};
+use bus_daemon::broker::{
+    Action, Broker, Credentials, Event, Fds, Identity, MachineId, Millis, PeerId, System,
+};
 use bus_daemon::config::{BusType, Config, Connect, Limits, Traffic};
 use bus_wire::{BodyWriter, Fd, Framer, Guid, Message, MessageBuilder};
 use bytes::Bytes;
@@ -50,6 +52,7 @@ pub struct Machine {
     pub groups: Option<Vec<u32>>,
     pub label: Option<Vec<u8>>,
     pub pidfd: Option<Fd>,
+    pub machine_id: MachineId,
     pub asked: u32,
 }
 
@@ -69,6 +72,11 @@ impl System for Machine {
         self.pidfd
     }
 
+    fn machine_id(&mut self) -> MachineId {
+        self.asked += 1;
+        self.machine_id.clone()
+    }
+
     fn duplicate(&mut self, fd: Fd) -> Option<Fd> {
         Some(Fd(fd.0 + 1000))
     }
@@ -80,11 +88,16 @@ impl Bus {
     }
 
     pub fn with_config(config: Config) -> Self {
+        Self::on_machine("0123456789abcdef0123456789abcdef", config)
+    }
+
+    /// On a machine of this id; the empty one if it had none when the bus was started.
+    pub fn on_machine(id: &str, config: Config) -> Self {
         let guid = Guid::from_bytes([0xab; 16]);
         let identity = Identity {
             guid,
             listener_guids: vec![Guid::from_bytes([0xcd; 16])],
-            machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
+            machine_id: id.to_owned(),
             keeper_pid: 42,
             own_uid: OWN_UID,
             hash_seed: 7,
@@ -112,6 +125,18 @@ impl Bus {
     }
 
     pub fn connect_as(&mut self, credentials: Credentials) -> PeerId {
+        let uid: String = credentials
+            .uid
+            .unwrap_or(0)
+            .to_string()
+            .bytes()
+            .map(|digit| format!("{digit:02x}"))
+            .collect();
+        self.connect_with(credentials, &format!("EXTERNAL {uid}"))
+    }
+
+    /// A peer that authenticates so.
+    pub fn connect_with(&mut self, credentials: Credentials, auth: &str) -> PeerId {
         let peer = PeerId {
             index: self.next_peer,
             generation: 1,
@@ -131,14 +156,7 @@ impl Bus {
             credentials,
             can_pass_fds: true,
         });
-        let uid: String = credentials
-            .uid
-            .unwrap_or(0)
-            .to_string()
-            .bytes()
-            .map(|digit| format!("{digit:02x}"))
-            .collect();
-        let hello = format!("\0AUTH EXTERNAL {uid}\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n");
+        let hello = format!("\0AUTH {auth}\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n");
         self.send_bytes(peer, hello.as_bytes());
         let answer = String::from_utf8(self.take_bytes(peer)).unwrap();
         assert!(

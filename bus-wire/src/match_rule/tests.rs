@@ -92,7 +92,10 @@ fn odd_keys() {
     ] {
         check(&format!("{key}='x'"), &format!("{canonical}='x'"));
     }
-    assert_eq!(refused("arg1='x',arg01='y'"), MatchRuleError::Duplicate("arg01".into()));
+    assert_eq!(
+        refused("arg1='x',arg01='y'"),
+        MatchRuleError::Duplicate("arg01".into())
+    );
 }
 
 #[test]

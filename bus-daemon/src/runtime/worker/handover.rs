@@ -49,7 +49,7 @@ impl Worker {
     }
 
     pub(super) fn reload(&mut self) {
-        match crate::runtime::load_config(&self.record) {
+        match crate::runtime::reload_config(&self.record) {
             Ok(config) => {
                 self.journal.note(
                     None,
@@ -61,15 +61,17 @@ impl Worker {
                     config: std::sync::Arc::new(config),
                 });
             }
-            Err(reason) => {
+            Err(crate::runtime::ConfigRefused { name, reason }) => {
+                let name = name.to_owned();
                 tracing::error!("the configuration in force stays: {reason}");
                 self.journal.note(
                     None,
                     &RareEvent::ConfigRefused {
+                        name: name.clone(),
                         reason: reason.clone(),
                     },
                 );
-                self.apply(Event::ConfigRefused { reason });
+                self.apply(Event::ConfigRefused { name, reason });
             }
         }
     }
