@@ -60,6 +60,7 @@ impl Broker {
         };
         if self.unique.remove(&unique.number).is_some() {
             self.announce_unique(id, &unique, false);
+            self.drop_dead_rules(&unique.name);
         }
     }
 

@@ -95,6 +95,16 @@ impl Broker {
         self.monitors.remove_peer(id);
     }
 
+    /// A unique name has gone and is never used again: rules that name it as sender or destination are dead, and count
+    /// against nobody's limit any more. So dbus-daemon. What monitors asked for stays, since they also see what is sent to
+    /// nobody.
+    pub(super) fn drop_dead_rules(&mut self, unique: &str) {
+        self.eavesdroppers.remove_named(unique);
+        for id in self.matches.remove_named(unique) {
+            self.peers.mark_changed(id);
+        }
+    }
+
     pub(super) fn note_rules(&mut self) {
         self.stats.peak_rules = self.stats.peak_rules.max(self.rule_count() as u32);
     }
