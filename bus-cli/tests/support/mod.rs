@@ -78,9 +78,20 @@ impl Bus {
         Bus::start_in(directory(), binary, &[])
     }
 
+    /// Starts the binary under test by a program that executes its last arguments.
+    pub fn start_under(wrapper: &[&str]) -> Bus {
+        let mut command = Command::new(wrapper[0]);
+        command.args(&wrapper[1..]).arg(binary());
+        Bus::start_command(directory(), command, &[])
+    }
+
     fn start_in(directory: tempfile::TempDir, binary: &Path, arguments: &[String]) -> Bus {
+        Bus::start_command(directory, Command::new(binary), arguments)
+    }
+
+    fn start_command(directory: tempfile::TempDir, mut command: Command, arguments: &[String]) -> Bus {
         let log = File::create(directory.path().join("log")).unwrap();
-        let mut child = Command::new(binary)
+        let mut child = command
             .arg("daemon")
             .args(arguments)
             .arg(format!(

@@ -19,6 +19,8 @@ const ENTRY: usize = size_of::<Entry>();
 pub(super) const ARENA: u64 = (ENTRIES * ENTRY) as u64;
 /// Bytes of the arena's address space. Pages come as they are written.
 const ARENA_LEN: u64 = 8 << 30;
+/// The size of the file, the largest of the journal's.
+pub(crate) const LARGEST_FILE: u64 = ARENA + ARENA_LEN;
 /// Smallest block.
 const LEAST: usize = 256;
 /// Blocks from this size on give their pages back when they are freed.
@@ -117,7 +119,7 @@ impl Checkpoints {
     pub(crate) fn create() -> io::Result<Self> {
         let region = Region::create(
             c"bus-checkpoint",
-            usize::try_from(ARENA + ARENA_LEN).map_err(io::Error::other)?,
+            usize::try_from(LARGEST_FILE).map_err(io::Error::other)?,
         )?;
         Ok(Self {
             region,

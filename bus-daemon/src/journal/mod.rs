@@ -32,6 +32,7 @@ use crate::broker::{Credentials, JournalMemory, MachineId, PeerId, Start};
 use crate::config::Config;
 
 use checkpoint::Checkpoints;
+pub(crate) use checkpoint::LARGEST_FILE;
 #[cfg(any(test, feature = "test-hooks"))]
 pub(crate) use damage::Flip;
 pub(crate) use extent::Extent;

@@ -3,8 +3,8 @@
 
 use std::convert::Infallible;
 use std::ffi::{CString, OsString};
-use std::os::fd::RawFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::fd::{BorrowedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -23,7 +23,27 @@ pub(crate) fn previous(record: &KeeperV1, binary: RawFd, saved: RawFd, reason: &
         record,
         &[format!("--restore={saved}"), format!("--rolled-back={reason}")],
     );
-    exec(Path::new(&format!("/proc/self/fd/{binary}")), &arguments)
+    let environment: Vec<CString> = std::env::vars_os()
+        .map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat())
+        .map(|pair| text(&pair))
+        .collect();
+    #[expect(unsafe_code, reason = "a descriptor by number")]
+    // SAFETY: the keeper holds it open for as long as it lives.
+    let binary = unsafe { BorrowedFd::borrow_raw(binary) };
+    // Needs no /proc.
+    match nix::unistd::fexecve(binary, &texts(&arguments), &environment) {
+        Ok(never) => match never {},
+        Err(errno) => errno,
+    }
+}
+
+fn text(bytes: &[u8]) -> CString {
+    CString::new(bytes).unwrap_or_default()
+}
+
+fn texts(arguments: &[OsString]) -> Vec<CString> {
+    let texts = arguments.iter().map(|argument| text(argument.as_bytes()));
+    texts.collect()
 }
 
 fn arguments(record: &KeeperV1, hidden: &[String]) -> Vec<OsString> {
@@ -35,13 +55,8 @@ fn arguments(record: &KeeperV1, hidden: &[String]) -> Vec<OsString> {
 }
 
 fn exec(binary: &Path, arguments: &[OsString]) -> Errno {
-    let text = |bytes: &[u8]| CString::new(bytes).unwrap_or_default();
-    let arguments: Vec<CString> = arguments
-        .iter()
-        .map(|argument| text(&argument.clone().into_vec()))
-        .collect();
     let result: Result<Infallible, Errno> =
-        nix::unistd::execv(&text(binary.as_os_str().as_bytes()), &arguments);
+        nix::unistd::execv(&text(binary.as_os_str().as_bytes()), &texts(arguments));
     match result {
         Ok(never) => match never {},
         Err(errno) => errno,

@@ -10,7 +10,9 @@
 mod control;
 mod deaths;
 mod exec;
+mod limits;
 mod listen;
+mod own_binary;
 mod preflight;
 mod record;
 mod start;
@@ -19,11 +21,8 @@ pub(crate) mod worker;
 
 use std::ffi::OsString;
 use std::io::{Error, Result};
-use std::os::fd::{IntoRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::process::ExitCode;
-
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
 
 use crate::config::options::{self, Command};
 
@@ -37,9 +36,9 @@ pub(crate) use supervise::worker_exit;
 /// Call it before the process has a second thread.
 pub fn main_from(arguments: Vec<OsString>) -> ExitCode {
     // First of all: where this binary is, before its path or the right to ask changes.
-    let own_binary = match open("/proc/self/exe", OFlag::O_PATH, Mode::empty()) {
-        Ok(fd) => fd.into_raw_fd(),
-        Err(errno) => return fail(&format!("cannot open the daemon's own binary: {errno}")),
+    let own_binary = match own_binary::open() {
+        Ok(fd) => fd,
+        Err(error) => return fail(&format!("cannot open the daemon's own binary: {error}")),
     };
     // Both binaries of the project are replaced by either: only one of them needs the subcommand.
     let mut arguments = arguments;
@@ -130,6 +129,8 @@ pub(crate) fn reset_signals() -> Result<()> {
         Signal::SIGHUP,
         Signal::SIGUSR2,
         Signal::SIGPIPE,
+        Signal::SIGXFSZ,
+        Signal::SIGXCPU,
     ] {
         // SAFETY: the default disposition runs no code of ours.
         unsafe { signal(kind, SigHandler::SigDfl) }?;

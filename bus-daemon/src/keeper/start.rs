@@ -34,9 +34,9 @@ pub(crate) fn clean(
     // What was inherited is not for children; it is not closed, since the configuration may be one of them.
     super::close_on_exec_from(3).map_err(|error| format!("cannot mark inherited descriptors: {error}"))?;
     let config = crate::config::load::load(options).map_err(|error| error.to_string())?;
-    let executable = std::fs::read_link("/proc/self/exe")
+    let executable = super::own_binary::path()
         .map_err(|error| format!("cannot tell where the daemon's own binary is: {error}"))?;
-    raise_descriptor_limit();
+    super::limits::raise().map_err(|error| error.to_string())?;
     let pid_file = config.pid_file.clone();
     if let Some(path) = pid_file
         .as_ref()
@@ -104,6 +104,7 @@ pub(crate) fn restored(
     rolled_back: Option<String>,
 ) -> Result<ExitCode, String> {
     let record = KeeperV1::load(fd)?;
+    super::limits::ignore_signals();
     let signals = block_signals().map_err(|errno| format!("signals: {errno}"))?;
     become_subreaper();
     let keeper = match rolled_back {
@@ -127,22 +128,6 @@ fn tell(fd: RawFd, line: &str) -> Result<(), String> {
     // In one write: some launchers read only once.
     file.write_all(format!("{line}\n").as_bytes())
         .map_err(|error| format!("cannot write to descriptor {fd}: {error}"))
-}
-
-fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    const WANTED: u64 = 65_536;
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
-        return;
-    };
-    let raised = if nix::unistd::geteuid().is_root() && hard < WANTED {
-        setrlimit(Resource::RLIMIT_NOFILE, WANTED, WANTED)
-    } else {
-        Err(nix::errno::Errno::EPERM)
-    };
-    if raised.is_err() && soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_err() {
-        tracing::warn!("cannot raise the limit of open files from {soft}");
-    }
 }
 
 /// Writing end of the pipe on which the parent waits until the daemon is ready.
