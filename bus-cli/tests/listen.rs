@@ -196,3 +196,61 @@ fn nobody_finds_half_a_bus() {
     assert!(said.contains("D/no/such"), "{said}");
     assert!(!directory.path().join("one").exists());
 }
+
+/// As sd_listen_fds(3) has it: blocking sockets from descriptor 3 on. They serve, and still do after an upgrade.
+#[test]
+fn sockets_of_the_service_manager() {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixListener;
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let sockets = ["one", "two"].map(|name| UnixListener::bind(path(name)).unwrap());
+    for socket in &sockets {
+        nix::fcntl::fcntl(socket, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+    }
+    let [one, two] = sockets.each_ref().map(AsRawFd::as_raw_fd);
+    let script = format!(
+        "exec 71<&{one} 72<&{two} 3<&71 4<&72 71<&- 72<&-\n\
+         LISTEN_PID=$$ LISTEN_FDS=2 exec \"$@\""
+    );
+    let child = Command::new("bash")
+        .args([
+            "-c",
+            &script,
+            "bash",
+            env!("CARGO_BIN_EXE_bus"),
+            "daemon",
+            "--session",
+        ])
+        .args(["--nofork", "--print-address", "--address=systemd:"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut child = Ended(child);
+    let mut buffer = [0; 4096];
+    let len = child.0.stdout.as_mut().unwrap().read(&mut buffer).unwrap();
+    let line = std::str::from_utf8(&buffer[..len]).unwrap().trim_end().to_owned();
+    drop(sockets);
+    assert_eq!(line.split(';').count(), 2, "{line}");
+    for generation in 2..4 {
+        for address in line.split(';') {
+            let mut caller = Caller::connect(address).unwrap();
+            caller.ask("GetNameOwner", "org.freedesktop.DBus").unwrap();
+        }
+        let mut caller = Caller::connect(line.split(';').next().unwrap()).unwrap();
+        caller.set_timeout(std::time::Duration::from_secs(60));
+        let reply = caller
+            .call(
+                "org.freedesktop.DBus",
+                "/org/freedesktop/DBus",
+                "org.busdaemon.Restart1",
+                "Upgrade",
+                |body| {
+                    body.str("");
+                },
+            )
+            .unwrap();
+        assert_eq!(reply.body().read_u32().unwrap(), generation);
+    }
+    assert!(path("one").exists() && path("two").exists());
+}

@@ -1,7 +1,7 @@
 //! Listening sockets. The keeper makes them, since clients see the credentials of the process that called listen().
 
 use std::io::{Error, ErrorKind};
-use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -138,6 +138,7 @@ fn listen_on(address: &Address, listeners: &mut Vec<Listener>) -> Result<(), Lis
                 return Err(unavailable("the service manager passed no sockets (LISTEN_FDS)"));
             }
             for fd in passed {
+                adopt(fd).map_err(|errno| system(errno.into()))?;
                 let name: UnixAddr =
                     nix::sys::socket::getsockname(fd).map_err(|error| system(error.into()))?;
                 if let Some(path) = name.path().and_then(Path::to_str) {
@@ -244,6 +245,19 @@ fn in_directory(directory: &Path) -> Result<(RawFd, PathBuf), Error> {
         }
     }
     Err(ErrorKind::AddrInUse.into())
+}
+
+/// Makes a passed socket one of the daemon's own: accepting must not wait (they come blocking, as a rule), and an upgrade
+/// must not close it.
+#[expect(unsafe_code, reason = "a descriptor by number")]
+fn adopt(fd: RawFd) -> nix::Result<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    // SAFETY: the service manager passed it for this process to keep.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL)?);
+    fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    super::set_close_on_exec(fd, false);
+    Ok(())
 }
 
 /// The descriptors of sd_listen_fds(3), if they are meant for this process.
