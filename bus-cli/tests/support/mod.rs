@@ -56,6 +56,17 @@ impl Bus {
 
     /// Starts the binary under test as a session bus with this in its configuration.
     pub fn start_with(configuration: &str) -> Bus {
+        let mut command = Command::new(binary());
+        command.arg("daemon");
+        Bus::start_configured(command, configuration)
+    }
+
+    /// Starts another program with dbus-daemon's command line, with the same configuration as [`start_with`](Self::start_with).
+    pub fn start_other(program: &Path, configuration: &str) -> Bus {
+        Bus::start_configured(Command::new(program), configuration)
+    }
+
+    fn start_configured(mut command: Command, configuration: &str) -> Bus {
         let directory = directory();
         let file = directory.path().join("bus.conf");
         let text = format!(
@@ -66,34 +77,27 @@ impl Bus {
              <allow eavesdrop='true'/><allow own='*'/></policy>{configuration}</busconfig>"
         );
         std::fs::write(&file, text).unwrap();
-        Bus::start_in(
-            directory,
-            binary(),
-            &[format!("--config-file={}", file.display())],
-        )
+        command.arg(format!("--config-file={}", file.display()));
+        Bus::start_command(directory, command)
     }
 
     /// Starts this binary, which may be a copy of it.
     pub fn start_binary(binary: &Path) -> Bus {
-        Bus::start_in(directory(), binary, &[])
+        let mut command = Command::new(binary);
+        command.arg("daemon");
+        Bus::start_command(directory(), command)
     }
 
     /// Starts the binary under test by a program that executes its last arguments.
     pub fn start_under(wrapper: &[&str]) -> Bus {
         let mut command = Command::new(wrapper[0]);
-        command.args(&wrapper[1..]).arg(binary());
-        Bus::start_command(directory(), command, &[])
+        command.args(&wrapper[1..]).arg(binary()).arg("daemon");
+        Bus::start_command(directory(), command)
     }
 
-    fn start_in(directory: tempfile::TempDir, binary: &Path, arguments: &[String]) -> Bus {
-        Bus::start_command(directory, Command::new(binary), arguments)
-    }
-
-    fn start_command(directory: tempfile::TempDir, mut command: Command, arguments: &[String]) -> Bus {
+    fn start_command(directory: tempfile::TempDir, mut command: Command) -> Bus {
         let log = File::create(directory.path().join("log")).unwrap();
         let mut child = command
-            .arg("daemon")
-            .args(arguments)
             .arg(format!(
                 "--address=unix:path={}",
                 directory.path().join("bus").display()
