@@ -66,6 +66,7 @@ const ELSEWHERE: &[&str] = &[
     "match rules that name a unique name which has gone",
     "the order of a peer's rules in `GetAllMatchRules`",
     "an unknown `<auth>` mechanism",
+    "a configuration without `<listen>`, and an `--address`",
     "an address that has a key twice",
     "socket files when one of several listeners cannot be had",
     "a limit of the size of files (`ulimit -f`)",

@@ -39,12 +39,13 @@ impl ConfigError {
     /// The D-Bus error that tells of it: as dbus-daemon answers ReloadConfig.
     pub fn error_name(&self) -> &'static str {
         match self {
-            Self::Read { error, .. } => match error.kind() {
-                io::ErrorKind::NotFound => "org.freedesktop.DBus.Error.FileNotFound",
-                io::ErrorKind::PermissionDenied => "org.freedesktop.DBus.Error.AccessDenied",
-                _ => FAILED,
-            },
-            Self::NoListen | Self::Content { .. } => FAILED,
+            Self::Read { error, .. } if error.kind() == io::ErrorKind::NotFound => {
+                "org.freedesktop.DBus.Error.FileNotFound"
+            }
+            Self::Read { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
+                "org.freedesktop.DBus.Error.AccessDenied"
+            }
+            Self::Read { .. } | Self::NoListen | Self::Content { .. } => FAILED,
         }
     }
 }
