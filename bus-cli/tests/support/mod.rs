@@ -56,6 +56,17 @@ impl Bus {
 
     /// Starts the binary under test as a session bus with this in its configuration.
     pub fn start_with(configuration: &str) -> Bus {
+        let mut command = Command::new(binary());
+        command.arg("daemon");
+        Bus::start_configured(command, configuration)
+    }
+
+    /// Starts another program with dbus-daemon's command line, with the same configuration as [`start_with`](Self::start_with).
+    pub fn start_other(program: &Path, configuration: &str) -> Bus {
+        Bus::start_configured(Command::new(program), configuration)
+    }
+
+    fn start_configured(mut command: Command, configuration: &str) -> Bus {
         let directory = directory();
         let file = write_configuration(directory.path(), configuration);
         Bus::start_in(
@@ -82,14 +93,21 @@ impl Bus {
 
     /// Starts this binary, which may be a copy of it.
     pub fn start_binary(binary: &Path) -> Bus {
-        Bus::start_in(directory(), binary, &[])
+        let mut command = Command::new(binary);
+        command.arg("daemon");
+        Bus::start_command(directory(), command)
     }
 
-    fn start_in(directory: tempfile::TempDir, binary: &Path, arguments: &[String]) -> Bus {
+    /// Starts the binary under test by a program that executes its last arguments.
+    pub fn start_under(wrapper: &[&str]) -> Bus {
+        let mut command = Command::new(wrapper[0]);
+        command.args(&wrapper[1..]).arg(binary()).arg("daemon");
+        Bus::start_command(directory(), command)
+    }
+
+    fn start_command(directory: tempfile::TempDir, mut command: Command) -> Bus {
         let log = File::create(directory.path().join("log")).unwrap();
-        let mut child = Command::new(binary)
-            .arg("daemon")
-            .args(arguments)
+        let mut child = command
             .arg(format!(
                 "--address=unix:path={}",
                 directory.path().join("bus").display()

@@ -10,6 +10,8 @@ use std::os::unix::net::UnixStream;
 /// A connection that may send anything.
 pub struct Raw {
     pub stream: UnixStream,
+    /// Its unique name, once it is greeted.
+    pub unique: String,
     framer: Framer,
 }
 
@@ -20,6 +22,7 @@ impl Raw {
         stream.set_write_timeout(Some(SOON)).unwrap();
         Raw {
             stream,
+            unique: String::new(),
             framer: Framer::new(limits::MAX_MESSAGE),
         }
     }
@@ -35,8 +38,13 @@ impl Raw {
             answers.push(byte[0]);
         }
         raw.send(&call("Hello", |_| ()));
-        while raw.message().unwrap().message_type() != MessageType::MethodReturn {}
-        raw
+        loop {
+            let message = raw.message().unwrap();
+            if message.message_type() == MessageType::MethodReturn {
+                message.body().read_str().unwrap().clone_into(&mut raw.unique);
+                return raw;
+            }
+        }
     }
 
     /// Sends what can be sent: the bus may have hung up by now.

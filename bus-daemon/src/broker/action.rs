@@ -56,6 +56,18 @@ pub struct JournalMemory {
     pub checkpoints: u64,
 }
 
+/// The machine's id.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub enum MachineId {
+    /// 32 hex digits in lower case.
+    Found(String),
+    /// No file has one.
+    #[default]
+    Missing,
+    /// A file has something else, for one because the machine has not finished its first boot.
+    Invalid,
+}
+
 /// What the broker must know of the system in the middle of an event. The runtime records each answer in the event
 /// log, so that replay reads it back.
 pub trait System {
@@ -64,6 +76,10 @@ pub trait System {
     /// Bytes of memory that the journal uses; `None` where there is no journal.
     fn journal_memory(&mut self) -> Option<JournalMemory> {
         None
+    }
+    /// The machine's id as it is now.
+    fn machine_id(&mut self) -> MachineId {
+        MachineId::default()
     }
     /// Another descriptor of the same open file (`F_DUPFD`), for one more receiver of a message. The broker
     /// owns it.

@@ -44,7 +44,7 @@ use std::sync::Arc;
 use bus_wire::{Fd, Guid, LargeMessage, SendQueue};
 use serde::{Deserialize, Serialize};
 
-pub use action::{Action, JournalMemory, System};
+pub use action::{Action, JournalMemory, MachineId, System};
 pub use errand::{ConfigRefusal, Errand, ErrandOutcome};
 pub use event::{Attested, Credentials, Event, Fds, Millis, PeerId, Start, Transport};
 pub use frozen::{Blob, BrokerState, ConfigV1, GlobalV1, GlobalV2, NameV1, PeerV1, PeerV2};
@@ -84,7 +84,8 @@ pub struct Identity {
     pub guid: Guid,
     /// The listeners, in the order of the config.
     pub listeners: Vec<ListenerIdentity>,
-    /// What `org.freedesktop.DBus.Peer.GetMachineId` answers: 32 hex digits.
+    /// What `org.freedesktop.DBus.Peer.GetMachineId` answers: 32 hex digits. Empty if the machine had no id when the bus
+    /// was started: then the system is asked each time.
     pub machine_id: String,
     /// The process that is known as the bus.
     pub keeper_pid: u32,

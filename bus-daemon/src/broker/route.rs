@@ -85,7 +85,10 @@ impl Broker {
                 return;
             };
             match peer.framer.next() {
-                Ok(Some(framed)) => self.dispatch(id, &framed.message, framed.fds, system),
+                Ok(Some(framed)) => {
+                    self.close_fds(framed.surplus);
+                    self.dispatch(id, &framed.message, framed.fds, system);
+                }
                 Ok(None) => break,
                 Err(error) => return self.disconnect(id, Breach::from(error).into()),
             }

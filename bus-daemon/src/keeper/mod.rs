@@ -17,6 +17,7 @@ mod error;
 mod exec;
 mod helper;
 mod life;
+mod limits;
 mod listen;
 mod memory_group;
 mod start;

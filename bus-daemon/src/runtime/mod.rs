@@ -32,6 +32,7 @@ use crate::handoff::keeper::KeeperV1;
 use crate::journal::Journal;
 use crate::os::clock;
 use poll::EpollSet;
+pub(crate) use system::machine_id;
 use worker::Worker;
 
 /// What a worker begins with.

@@ -52,6 +52,7 @@ struct Link {
 #[derive(Default)]
 pub struct Machine {
     pub pidfd: Option<Fd>,
+    pub machine_id: MachineId,
     pub asked: u32,
 }
 
@@ -59,6 +60,11 @@ impl System for Machine {
     fn peer_pidfd(&mut self, _: Fd) -> Option<Fd> {
         self.asked += 1;
         self.pidfd
+    }
+
+    fn machine_id(&mut self) -> MachineId {
+        self.asked += 1;
+        self.machine_id.clone()
     }
 
     fn duplicate(&mut self, fd: Fd) -> Option<Fd> {
@@ -72,6 +78,11 @@ impl Bus {
     }
 
     pub fn with_config(config: Config) -> Self {
+        Self::on_machine("0123456789abcdef0123456789abcdef", config)
+    }
+
+    /// On a machine of this id; the empty one if it had none when the bus was started.
+    pub fn on_machine(id: &str, config: Config) -> Self {
         let guid = Guid::from_bytes([0xab; 16]);
         let identity = Identity {
             guid,
@@ -135,14 +146,7 @@ impl Bus {
             socket: Fd(1_000_000 + peer.index as i32),
             attested,
         });
-        let uid: String = credentials
-            .uid
-            .unwrap_or(0)
-            .to_string()
-            .bytes()
-            .map(|digit| format!("{digit:02x}"))
-            .collect();
-        let hello = format!("\0AUTH EXTERNAL {uid}\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n");
+        let hello = format!("\0AUTH {auth}\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n");
         self.send_bytes(peer, hello.as_bytes());
         let answer = String::from_utf8(self.take_bytes(peer)).unwrap();
         assert!(
