@@ -14,6 +14,8 @@ mod journal;
 #[cfg(feature = "runtime")]
 mod keeper;
 #[cfg(feature = "runtime")]
+mod os;
+#[cfg(feature = "runtime")]
 mod runtime;
 
 #[cfg(feature = "runtime")]

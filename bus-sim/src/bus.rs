@@ -447,6 +447,6 @@ pub(crate) fn closed(action: &Action) -> Option<PeerId> {
         | Action::ResumeAccepting
         | Action::ReloadConfig
         | Action::Upgrade { .. }
-        | Action::Warn(_) => None,
+        | Action::Warn { .. } => None,
     }
 }

@@ -195,6 +195,7 @@ impl World {
             Action::Close {
                 peer,
                 reason,
+                uid: _,
                 is_fault,
                 last_words: _,
             } => {
@@ -218,7 +219,7 @@ impl World {
             Action::ResumeAccepting => self.is_accepting = true,
             Action::ReloadConfig => self.reloads += 1,
             Action::Upgrade { .. } => return wrong("an upgrade is asked for, which no client did"),
-            Action::Warn(_) => {}
+            Action::Warn { .. } => {}
         }
         Ok(())
     }

@@ -26,6 +26,7 @@ impl Broker {
             self.actions.push_back(Action::Close {
                 peer: id,
                 reason,
+                uid: credentials.uid,
                 is_fault: true,
                 last_words: Bytes::new(),
             });
@@ -64,10 +65,8 @@ impl Broker {
             peaks: Peaks::default(),
         };
         if !self.peers.insert(peer) {
-            self.warn(format!(
-                "a connection was given the index {}, which is in use",
-                id.index
-            ));
+            let text = format!("a connection was given the index {}, which is in use", id.index);
+            self.warn(credentials.uid, text);
             return;
         }
         self.deadlines.insert((deadline, Deadline::Hello(id)));
@@ -255,6 +254,7 @@ impl Broker {
         self.actions.push_back(Action::Close {
             peer: id,
             reason,
+            uid: peer.credentials.uid,
             is_fault,
             last_words,
         });

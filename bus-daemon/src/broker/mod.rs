@@ -254,6 +254,11 @@ impl Broker {
         self.peers.get(id)
     }
 
+    /// Whose peer it is, if the peer exists and that is known.
+    pub(crate) fn uid_of(&self, id: PeerId) -> Option<u32> {
+        self.peers.get(id)?.credentials.uid
+    }
+
     /// All peers, in the order of their index.
     pub(crate) fn peers(&self) -> impl Iterator<Item = &Peer> {
         self.peers.iter()
@@ -302,9 +307,9 @@ impl Broker {
         self.activation_environment.extend(variables);
     }
 
-    /// Asks for a warning in the log.
-    pub(crate) fn warn(&mut self, text: String) {
-        self.actions.push_back(Action::Warn(text));
+    /// Asks for a warning in the log, about a peer of this user.
+    pub(crate) fn warn(&mut self, uid: Option<u32>, text: String) {
+        self.actions.push_back(Action::Warn { uid, text });
     }
 
     /// Asks for the descriptors to be closed, which now belong to nobody.

@@ -72,7 +72,7 @@ impl Broker {
     /// The same by a signal: nobody is answered.
     pub(super) fn upgrade_requested(&mut self) {
         if self.restart.is_upgrading {
-            self.warn("an upgrade is under way already".to_owned());
+            self.warn(None, "an upgrade is under way already".to_owned());
             return;
         }
         self.restart.is_upgrading = true;

@@ -65,7 +65,7 @@ pub fn main_from(arguments: Vec<OsString>) -> ExitCode {
         Ok(Command::Introspect) => return start::print(&crate::driver::introspection()),
         Err(error) => return fail(&error.to_string()),
     };
-    crate::runtime::logging::start();
+    crate::os::log::start();
     let outcome = if let Some(fd) = options.check_upgrade_fd {
         crate::handoff::preflight::check(fd, &options).map(|approval| start::print(&approval))
     } else if let Some(fd) = options.restore_fd {
@@ -130,6 +130,8 @@ pub(crate) fn reset_signals() -> Result<()> {
         Signal::SIGHUP,
         Signal::SIGUSR2,
         Signal::SIGPIPE,
+        Signal::SIGXFSZ,
+        Signal::SIGTTOU,
     ] {
         // SAFETY: the default disposition runs no code of ours.
         unsafe { signal(kind, SigHandler::SigDfl) }?;

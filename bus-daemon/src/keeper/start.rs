@@ -189,6 +189,7 @@ fn background_ready() {
         if null.as_raw_fd() <= 2 {
             let _ = null.into_raw_fd();
         }
+        crate::os::log::follow();
     }
     #[expect(unsafe_code, reason = "takes the descriptor back")]
     // SAFETY: made by `fork_to_background` and used only here.

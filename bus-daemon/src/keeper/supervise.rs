@@ -233,7 +233,11 @@ impl Keeper {
             control.worker,
         ];
         let given = self.restored_from.into_iter().chain(self.previous);
-        own.into_iter().chain(remains.fds()).chain(given).collect()
+        own.into_iter()
+            .chain(crate::os::log::descriptor())
+            .chain(remains.fds())
+            .chain(given)
+            .collect()
     }
 
     fn watch(&mut self, signals: &SignalFd) -> End {
@@ -400,6 +404,7 @@ impl Keeper {
             control.keeper,
             control.worker,
         ];
+        kept.extend(crate::os::log::descriptor());
         kept.extend(self.record.listeners.iter().map(|listener| listener.fd));
         kept.sort_unstable();
         let mut from = 3;

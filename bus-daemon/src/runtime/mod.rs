@@ -1,10 +1,10 @@
 //! The thin shell around the broker: sockets, clock, system questions, on a current-thread tokio runtime.
 
 pub(crate) mod clock;
+mod complaints;
 #[cfg(feature = "test-hooks")]
 pub(crate) mod fuzz;
 mod links;
-pub(crate) mod logging;
 mod poll;
 mod recover;
 mod system;

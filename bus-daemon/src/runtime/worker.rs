@@ -12,6 +12,7 @@ use bus_wire::Fd;
 use nix::sys::socket::MsgFlags;
 
 use super::clock;
+use super::complaints::Complaints;
 use super::links::{Incoming, Link, Links, socket_of};
 use super::poll::{EpollSet, Source};
 use super::recover::Recovered;
@@ -49,6 +50,7 @@ pub(crate) struct Worker {
     without_cookie: Vec<PeerId>,
     ready: Vec<(Source, u32)>,
     dirty: Vec<PeerId>,
+    complaints: Complaints,
 }
 
 impl Worker {
@@ -79,6 +81,7 @@ impl Worker {
             quarantined: Vec::new(),
             ready: Vec::new(),
             dirty: Vec::new(),
+            complaints: Complaints::default(),
         }
     }
 
@@ -145,7 +148,9 @@ impl Worker {
     /// Closes the sockets and descriptors of peers that could not be restored.
     pub(crate) fn drop_links(&mut self, dropped: &[Dropped]) {
         for one in dropped {
-            self.close(one.peer, &one.reason, true);
+            // The daemon's own loss, no peer's doing: each is told of.
+            tracing::warn!("peer {} is disconnected: {}", socket_of(one.peer), one.reason);
+            self.close(one.peer);
             self.perform(Action::CloseFds(one.fds.iter().copied().collect()));
         }
     }
@@ -358,6 +363,7 @@ impl Worker {
             Action::Close {
                 peer,
                 reason,
+                uid,
                 is_fault,
                 last_words,
             } => {
@@ -365,7 +371,13 @@ impl Worker {
                     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
                     let _ = nix::sys::socket::send(socket_of(peer), &last_words, flags);
                 }
-                self.close(peer, &reason, is_fault);
+                if is_fault {
+                    let text = format_args!("peer {} is disconnected: {reason}", socket_of(peer));
+                    self.complaints.warn(uid, text);
+                } else {
+                    tracing::debug!("peer {} is gone: {reason}", socket_of(peer));
+                }
+                self.close(peer);
             }
             Action::CloseFds(fds) => {
                 for fd in fds {
@@ -378,7 +390,7 @@ impl Worker {
             Action::ResumeAccepting => self.set_accepting(true),
             Action::ReloadConfig => self.reload(),
             Action::Upgrade { binary } => self.ask_for_preflight(binary),
-            Action::Warn(text) => tracing::warn!("{text}"),
+            Action::Warn { uid, text } => self.complaints.warn(uid, format_args!("{text}")),
         }
     }
 
@@ -488,7 +500,10 @@ impl Worker {
                 })
             }
             // Without one the framer puts the message together from the log, with a copy.
-            Err(error) => tracing::warn!("no extent for a message of {} bytes: {error}", large.total),
+            Err(error) => {
+                let text = format_args!("no extent for a message of {} bytes: {error}", large.total);
+                self.complaints.warn(self.broker.uid_of(peer), text);
+            }
         }
     }
 

@@ -34,7 +34,7 @@ impl Worker {
                     Some(libc::ECONNABORTED | libc::EINTR) => {}
                     Some(libc::EAGAIN) => return false,
                     _ => {
-                        tracing::warn!("accept: {error}");
+                        self.complaints.warn(None, format_args!("accept: {error}"));
                         return false;
                     }
                 },
@@ -54,7 +54,8 @@ impl Worker {
             .epoll
             .add(socket, Source::Peer(peer.to_u64()), libc::EPOLLIN as u32)
         {
-            tracing::warn!("cannot wait for a new connection: {error}");
+            let text = format_args!("cannot wait for a new connection: {error}");
+            self.complaints.warn(credentials.uid, text);
             let _ = nix::unistd::close(socket);
             return;
         }
@@ -81,18 +82,15 @@ impl Worker {
     fn shed(&mut self, listener: RawFd) {
         drop(self.reserve.take());
         if let Ok(socket) = accept(listener) {
+            let uid = system::credentials(socket).uid;
             let _ = nix::unistd::close(socket);
-            tracing::warn!("a connection was turned away: the table of open files is full");
+            let text = format_args!("a connection was turned away: the table of open files is full");
+            self.complaints.warn(uid, text);
         }
         self.reserve = std::fs::File::open("/dev/null").ok();
     }
 
-    pub(super) fn close(&mut self, peer: PeerId, reason: &str, is_fault: bool) {
-        if is_fault {
-            tracing::warn!("peer {} is disconnected: {reason}", socket_of(peer));
-        } else {
-            tracing::debug!("peer {} is gone: {reason}", socket_of(peer));
-        }
+    pub(super) fn close(&mut self, peer: PeerId) {
         let Some(link) = self.links.remove(peer) else {
             return;
         };

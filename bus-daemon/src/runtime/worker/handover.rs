@@ -62,7 +62,8 @@ impl Worker {
                 });
             }
             Err(reason) => {
-                tracing::error!("the configuration in force stays: {reason}");
+                let text = format_args!("the configuration in force stays: {reason}");
+                self.complaints.error(None, text);
                 self.journal.note(
                     None,
                     &RareEvent::ConfigRefused {
@@ -75,7 +76,8 @@ impl Worker {
     }
 
     pub(super) fn refuse_upgrade(&mut self, reason: String) {
-        tracing::warn!("upgrade refused: {reason}");
+        self.complaints
+            .warn(None, format_args!("upgrade refused: {reason}"));
         self.journal.note(
             None,
             &RareEvent::UpgradeRefused {
