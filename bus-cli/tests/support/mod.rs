@@ -78,9 +78,24 @@ impl Bus {
         Bus::start_in(directory(), binary, &[])
     }
 
+    /// Starts the binary under test with this standard error and environment. [`Bus::log`] is empty.
+    pub fn start_with_stderr(stderr: impl Into<Stdio>, environment: &[(&str, &str)]) -> Bus {
+        let directory = directory();
+        File::create(directory.path().join("log")).unwrap();
+        let mut command = Command::new(binary());
+        command.envs(environment.iter().copied()).stderr(stderr);
+        Bus::spawn(directory, command, &[])
+    }
+
     fn start_in(directory: tempfile::TempDir, binary: &Path, arguments: &[String]) -> Bus {
         let log = File::create(directory.path().join("log")).unwrap();
-        let mut child = Command::new(binary)
+        let mut command = Command::new(binary);
+        command.stderr(log);
+        Bus::spawn(directory, command, arguments)
+    }
+
+    fn spawn(directory: tempfile::TempDir, mut command: Command, arguments: &[String]) -> Bus {
+        let mut child = command
             .arg("daemon")
             .args(arguments)
             .arg(format!(
@@ -90,9 +105,9 @@ impl Bus {
             .args(["--nofork", "--print-address"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(log)
             .spawn()
             .unwrap();
+        drop(command);
         let mut address = String::new();
         BufReader::new(child.stdout.take().unwrap())
             .read_line(&mut address)
