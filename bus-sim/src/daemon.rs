@@ -230,6 +230,7 @@ impl World {
             Action::Close {
                 peer,
                 reason,
+                uid: _,
                 is_fault,
                 last_words: _,
             } => {

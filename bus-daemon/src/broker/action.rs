@@ -15,6 +15,8 @@ pub enum Action {
         peer: PeerId,
         /// For the log: who is at fault, and the clause of the specification where there is one.
         reason: String,
+        /// Whose peer it was, if that is known.
+        uid: Option<u32>,
         /// False where the peer hung up by itself: not worth a warning.
         is_fault: bool,
         /// What is written before, as far as the socket takes it at once: answers of the authentication, which say what
@@ -42,7 +44,12 @@ pub enum Action {
     /// [`Event::UpgradeFailed`](super::Event::UpgradeFailed).
     HandOver,
     /// A warning for the log.
-    Warn(String),
+    Warn {
+        /// The user whose peer brought it about, if one did and is known.
+        uid: Option<u32>,
+        /// A line.
+        text: String,
+    },
 }
 
 /// Bytes of shared memory that the journal uses.

@@ -24,6 +24,7 @@ impl Broker {
             self.outgoing.ask(Action::Close {
                 peer: id,
                 reason: Excess::Incomplete.to_string(),
+                uid: attested.credentials.uid,
                 is_fault: true,
                 last_words: Bytes::new(),
             });
@@ -66,10 +67,8 @@ impl Broker {
             peaks: Peaks::default(),
         };
         if !self.roster.enter(peer) {
-            self.warn(format!(
-                "a connection was given the index {}, which is in use",
-                id.index
-            ));
+            let text = format!("a connection was given the index {}, which is in use", id.index);
+            self.warn(credentials.uid, text);
             return;
         }
         if let Some(peer) = self.roster.get_mut(id) {
@@ -224,6 +223,7 @@ impl Broker {
         self.outgoing.ask(Action::Close {
             peer: id,
             reason,
+            uid: peer.credentials.uid,
             is_fault,
             last_words,
         });

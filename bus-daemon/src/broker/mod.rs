@@ -340,9 +340,9 @@ impl Broker {
         self.activation_environment.extend(variables);
     }
 
-    /// Asks for a warning in the log.
-    pub(crate) fn warn(&mut self, text: String) {
-        self.outgoing.ask(Action::Warn(text));
+    /// Asks for a warning in the log, about a peer of this user.
+    pub(crate) fn warn(&mut self, uid: Option<u32>, text: String) {
+        self.outgoing.ask(Action::Warn { uid, text });
     }
 
     /// Asks for the descriptors to be closed, which now belong to nobody.

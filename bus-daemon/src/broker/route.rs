@@ -172,7 +172,7 @@ impl Broker {
             Err(error) => {
                 let text = format!("{sender}: a message cannot be forwarded: {error}");
                 self.close_fds(fds);
-                self.warn(text);
+                self.warn(self.uid(id), text);
                 self.send_driver_error(id, message, LIMITS_EXCEEDED, &error.to_string());
             }
         }
@@ -356,7 +356,7 @@ impl Broker {
                 "{}: it does not read; messages for it are refused",
                 peer.unique_name()
             );
-            self.warn(text);
+            self.warn(self.uid(id), text);
         }
     }
 

@@ -116,7 +116,10 @@ impl Broker {
             w.str(text);
         });
         if let Err(error) = self.speak(caller, error) {
-            self.warn(format!("an error reply could not be built: {error}"));
+            self.warn(
+                self.uid(caller),
+                format!("an error reply could not be built: {error}"),
+            );
         }
     }
 
@@ -124,7 +127,10 @@ impl Broker {
     pub(crate) fn send_signal_to(&mut self, peer: PeerId, member: &str, body: impl FnOnce(&mut BodyWriter)) {
         let signal = MessageBuilder::signal(DRIVER_PATH, DRIVER, member).body(body);
         if let Err(error) = self.speak(peer, signal) {
-            self.warn(format!("the signal {member} could not be built: {error}"));
+            self.warn(
+                self.uid(peer),
+                format!("the signal {member} could not be built: {error}"),
+            );
         }
     }
 
@@ -169,7 +175,7 @@ impl Broker {
                 }
                 self.scratch.receivers = receivers;
             }
-            Err(error) => self.warn(format!("the signal {member} could not be built: {error}")),
+            Err(error) => self.warn(None, format!("the signal {member} could not be built: {error}")),
         }
     }
 

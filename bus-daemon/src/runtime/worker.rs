@@ -13,6 +13,7 @@ use std::os::fd::RawFd;
 
 use bus_wire::Fd;
 
+use super::complaints::Complaints;
 use super::links::{Link, Links, Writing};
 use super::poll::{EpollSet, Source};
 use super::recover::Recovered;
@@ -46,6 +47,7 @@ pub(crate) struct Worker {
     inbox: Inbox,
     ready: Vec<(Source, u32)>,
     dirty: Vec<PeerId>,
+    complaints: Complaints,
 }
 
 impl Worker {
@@ -66,6 +68,7 @@ impl Worker {
             record,
             now: super::now(),
             acceptance: Acceptance::new(broker.may_accept()),
+            complaints: Complaints::default(),
             waiting: Vec::new(),
             lost: Vec::new(),
             quarantined: Vec::new(),
@@ -209,7 +212,9 @@ impl Worker {
     /// Closes the sockets and descriptors of peers that could not be restored.
     pub(crate) fn drop_links(&mut self, dropped: &[Dropped]) {
         for one in dropped {
-            self.close(one.peer, &one.reason, true);
+            // The daemon's own loss, no peer's doing: each is told of.
+            tracing::warn!("peer {} is disconnected: {}", one.peer.index, one.reason);
+            self.close(one.peer);
             self.perform(Action::CloseFds(one.fds.iter().copied().collect()));
         }
     }
@@ -321,11 +326,18 @@ impl Worker {
             Action::Close {
                 peer,
                 reason,
+                uid,
                 is_fault,
                 last_words,
             } => {
                 self.say_last_words(peer, &last_words);
-                self.close(peer, &reason, is_fault);
+                if is_fault {
+                    let text = format_args!("peer {} is disconnected: {reason}", peer.index);
+                    self.complaints.warn(uid, text);
+                } else {
+                    tracing::debug!("peer {} is gone: {reason}", peer.index);
+                }
+                self.close(peer);
             }
             Action::CloseFds(fds) => {
                 for fd in fds {
@@ -338,7 +350,7 @@ impl Worker {
             Action::ResumeAccepting => self.set_accepting(true),
             Action::RunErrand { id, errand } => self.follow_ups.push_back(FollowUp::Ask { id, errand }),
             Action::HandOver => self.follow_ups.push_back(FollowUp::HandOver),
-            Action::Warn(text) => tracing::warn!("{text}"),
+            Action::Warn { uid, text } => self.complaints.warn(uid, format_args!("{text}")),
         }
     }
 }

@@ -66,7 +66,7 @@ fn calls_to_a_slow_peer_are_refused() {
         let warnings = bus
             .asked()
             .iter()
-            .filter(|action| matches!(action, Action::Warn(_)))
+            .filter(|action| matches!(action, Action::Warn { .. }))
             .count();
         assert_eq!(warnings, 1);
         bus.read(slow);

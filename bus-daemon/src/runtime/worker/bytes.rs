@@ -116,7 +116,11 @@ impl Worker {
         match self.journal.lend_extent(large.total, prefix) {
             Ok(extent) => link.large = Some(extent),
             // Without one the framer puts the message together from the log, with a copy.
-            Err(error) => tracing::warn!("no extent for a message of {} bytes: {error}", large.total),
+            Err(error) => {
+                let (uid, total) = (self.broker.uid(peer), large.total);
+                let text = format_args!("no extent for a message of {total} bytes: {error}");
+                self.complaints.warn(uid, text);
+            }
         }
     }
 
