@@ -78,13 +78,13 @@ pub(crate) const DRIVER: &str = "org.freedesktop.DBus";
 pub struct Identity {
     /// What `GetId` answers.
     pub guid: Guid,
-    /// The guid of each listener, in the order of the config; SASL tells it to the peers that came through it.
+    /// The guid of each listener, in the order of the config; SASL tells a peer the guid of its listener.
     pub listener_guids: Vec<Guid>,
     /// What `org.freedesktop.DBus.Peer.GetMachineId` answers: 32 hex digits.
     pub machine_id: String,
     /// The process that is known as the bus.
     pub keeper_pid: u32,
-    /// The user it runs as.
+    /// The user that the bus runs as.
     pub own_uid: u32,
     /// Seeds the hash tables against chosen collisions.
     pub hash_seed: u64,
@@ -181,8 +181,8 @@ impl Broker {
         self.roster.get(peer).map(|peer| &peer.out)
     }
 
-    /// The large message that a peer is in the middle of, if so, and what has arrived of it: the runtime reads the rest
-    /// of it into one extent.
+    /// The large message that a peer is in the middle of, if any, and the bytes of it that have arrived: the runtime
+    /// reads the rest into one extent.
     pub fn large_message(&self, peer: PeerId) -> Option<(LargeMessage, &[u8])> {
         let framer = &self.roster.get(peer)?.framer;
         Some((framer.large()?, framer.partial()))

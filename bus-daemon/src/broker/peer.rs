@@ -1,4 +1,4 @@
-//! A peer: one connection as the broker sees it, and the table of them all.
+//! A peer: one connection as the broker sees it, and the table of all peers.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -30,28 +30,28 @@ pub(crate) enum Phase {
 pub(crate) struct Peer {
     pub(crate) id: PeerId,
     pub(crate) listener: u32,
-    /// What the kernel said when it was accepted. The uid is the authenticated one from BEGIN on.
+    /// The kernel's answer when the connection was accepted. From BEGIN on, the uid is the authenticated one.
     pub(crate) credentials: Credentials,
     /// Whether the transport can pass file descriptors.
     pub(crate) can_pass_fds: bool,
-    /// Whether it negotiated to (specification, "NEGOTIATE_UNIX_FD").
+    /// Whether the peer negotiated file descriptors (specification, "NEGOTIATE_UNIX_FD").
     pub(crate) takes_fds: bool,
     pub(crate) phase: Phase,
-    /// `1.N`: the N. Set from Hello on, and kept by a monitor, which is no longer reachable by it.
+    /// Set from Hello on. A monitor keeps the name, but cannot be reached by it any more.
     pub(crate) unique: Option<Unique>,
     pub(crate) framer: Framer,
     pub(crate) out: SendQueue,
-    /// Whether it is to be disconnected once the message at hand is dealt with: nothing is queued for it any more.
+    /// Whether the peer is to be disconnected once the message at hand is dealt with: nothing more is queued for it.
     pub(crate) is_condemned: bool,
-    /// Whether messages for it were refused since its queue was last short enough.
+    /// Whether messages for the peer were refused since its queue was last short enough.
     pub(crate) is_congested: bool,
-    /// Whether it is on the dirty list.
+    /// Whether the peer is on the dirty list of [`Outgoing`](super::outgoing::Outgoing).
     pub(crate) is_dirty: bool,
-    /// Whether the runtime was told to stop reading from it.
+    /// Whether the runtime was told to stop reading from the peer.
     pub(crate) is_stopped: bool,
-    /// When it will be disconnected if it is not active by then.
+    /// When the peer will be disconnected if it is not active by then.
     pub(crate) hello_deadline: Option<Millis>,
-    /// When it will be disconnected if the message that its descriptors belong to is not complete by then.
+    /// When the peer will be disconnected if the message with its descriptors is not complete by then.
     pub(crate) fds_deadline: Option<Millis>,
     pub(crate) peaks: Peaks,
 }
@@ -72,7 +72,7 @@ impl Unique {
         }
     }
 
-    /// The number in a unique name of this bus, in the one spelling that it gives out.
+    /// The number in a unique name of this bus, in the one spelling that the bus gives out.
     pub(crate) fn parse(name: &str) -> Option<u64> {
         let digits = name.strip_prefix(":1.")?;
         let canonical =

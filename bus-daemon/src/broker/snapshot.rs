@@ -83,7 +83,7 @@ impl Broker {
         self.save_bus().complete(self.save_lists(), roster.collect())
     }
 
-    /// The lists in it that grow with the bus, apart from the peers.
+    /// The configuration and the names: the lists that grow with the bus, apart from the peers.
     pub fn save_lists(&self) -> ListsV1 {
         ListsV1 {
             config: ConfigV1::from(&*self.config),
@@ -91,7 +91,7 @@ impl Broker {
         }
     }
 
-    /// What belongs to no single peer, without those lists: see [`GlobalV1::complete`].
+    /// What belongs to no single peer, without the configuration and the names: see [`GlobalV1::complete`].
     pub fn save_bus(&self) -> GlobalV1 {
         let Self {
             identity,
