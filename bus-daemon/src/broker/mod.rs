@@ -89,7 +89,7 @@ pub struct Identity {
     pub machine_id: String,
     /// The process that is known as the bus.
     pub keeper_pid: u32,
-    /// The user it runs as.
+    /// The user that the bus runs as.
     pub own_uid: u32,
     /// Seeds the hash tables against chosen collisions.
     pub hash_seed: u64,
@@ -226,8 +226,8 @@ impl Broker {
         self.roster.get(peer).map(|peer| &peer.out)
     }
 
-    /// The large message that a peer is in the middle of, if so, and what has arrived of it: the runtime reads the rest
-    /// of it into one extent.
+    /// The large message that a peer is in the middle of, if any, and the bytes of it that have arrived: the runtime
+    /// reads the rest into one extent.
     pub fn large_message(&self, peer: PeerId) -> Option<(LargeMessage, &[u8])> {
         let framer = &self.roster.get(peer)?.framer;
         Some((framer.large()?, framer.partial()))

@@ -179,7 +179,7 @@ impl Broker {
         self.scratch.head = head;
     }
 
-    /// What a peer may not send at all.
+    /// Whether a peer may send a message at all, in its phase and with so many descriptors.
     fn may_send(&self, phase: &Phase, message: &Message) -> Result<(), Disconnect> {
         let is_hello = message.message_type() == MessageType::MethodCall
             && message.destination() == Some(DRIVER)
@@ -258,7 +258,7 @@ impl Broker {
         }
     }
 
-    /// A message to one peer. A call opens a reply, a reply passes only if it closes one.
+    /// A message to one peer. A call is noted as open, a reply passes only if it closes an open call.
     fn unicast(&mut self, id: PeerId, to: PeerId, transit: Transit<'_>, fds: Fds, system: &mut dyn System) {
         let message = transit.message;
         let serial = message.serial().get();
@@ -276,10 +276,10 @@ impl Broker {
         if let Err((name, text)) = self.may_receive(id, to, message, &fds) {
             self.close_fds(fds);
             if message.message_type().is_reply() && name == LIMITS_EXCEEDED {
-                // It would wait for ever for the answer it asked for.
+                // The caller would wait for ever for the answer that it asked for.
                 self.condemn(to, Excess::UnreadReply.into());
             } else if let Some(serial) = replies_to {
-                // So would it here; the call is answered with the reason.
+                // Here too the caller would wait for ever; the call is answered with the reason.
                 if self.close_call(id, to, serial.get()) {
                     self.send_late_error(to, serial.get(), name, text);
                 }
@@ -303,7 +303,7 @@ impl Broker {
         self.eavesdrop(id, Addressee::Peer(to), transit, &kept, system);
     }
 
-    /// Why a message may not go to a peer: the name of the error, and what it says (both as dbus-daemon's).
+    /// Whether a message may go to a peer; if not, the name and the text of the error (both as dbus-daemon's).
     fn may_receive(
         &mut self,
         id: PeerId,
@@ -365,7 +365,7 @@ impl Broker {
         self.config.eavesdrop_allowed && !self.subscriptions.is_empty(Audience::Eavesdroppers)
     }
 
-    /// Copies of a unicast message for those whose match rule says `eavesdrop='true'`.
+    /// Copies of a unicast message for the peers with a match rule that says `eavesdrop='true'`.
     fn eavesdrop(
         &mut self,
         id: PeerId,

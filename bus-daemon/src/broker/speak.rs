@@ -1,4 +1,4 @@
-//! The driver's voice: every message whose sender is `org.freedesktop.DBus`.
+//! The driver's voice: every message with the sender `org.freedesktop.DBus`.
 
 use bus_wire::{BodyWriter, Flags, Message, MessageBuilder, MessageError, MessageType};
 use bytes::Bytes;
@@ -24,7 +24,7 @@ pub(crate) const LIMITS_EXCEEDED: &str = "org.freedesktop.DBus.Error.LimitsExcee
 /// `org.freedesktop.DBus.Error.Failed`
 pub(crate) const FAILED: &str = "org.freedesktop.DBus.Error.Failed";
 
-/// Whether whoever sent this waits for an answer (specification, "Message Format", NO_REPLY_EXPECTED).
+/// Whether the sender of a message waits for an answer (specification, "Message Format", NO_REPLY_EXPECTED).
 pub(crate) fn expects_reply(message: &Message) -> bool {
     message.message_type() == MessageType::MethodCall && !message.flags().contains(Flags::NO_REPLY_EXPECTED)
 }
@@ -134,12 +134,12 @@ impl Broker {
         }
     }
 
-    /// Sends a signal of the interface `org.freedesktop.DBus` to whoever asked for it with a match rule.
+    /// Sends a signal of the interface `org.freedesktop.DBus` to every peer with a match rule for the signal.
     pub(crate) fn broadcast_driver_signal(&mut self, member: &str, body: impl FnOnce(&mut BodyWriter)) {
         self.broadcast_signal(DRIVER, member, body);
     }
 
-    /// Sends a signal of any interface of the driver to whoever asked for it with a match rule.
+    /// Sends a signal of any interface of the driver to every peer with a match rule for the signal.
     pub(crate) fn broadcast_signal(
         &mut self,
         interface: &str,
