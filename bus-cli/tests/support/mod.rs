@@ -1,7 +1,11 @@
 //! A bus in a process of its own, and the clients of the tests.
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+pub mod bystander;
 pub mod load;
+pub mod observer;
+pub mod process;
+pub mod random;
 pub mod raw;
 pub mod zbus_peer;
 
@@ -57,20 +61,17 @@ impl Bus {
     /// Starts the binary under test as a session bus with this in its configuration.
     pub fn start_with(configuration: &str) -> Bus {
         let directory = directory();
-        let file = directory.path().join("bus.conf");
-        let text = format!(
-            "<!DOCTYPE busconfig PUBLIC '-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN'\n \
-             'http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd'>\n\
-             <busconfig><type>session</type><listen>unix:path=/replaced/by/the/command/line</listen>\n\
-             <auth>EXTERNAL</auth><policy context='default'><allow send_destination='*' eavesdrop='true'/>\n\
-             <allow eavesdrop='true'/><allow own='*'/></policy>{configuration}</busconfig>"
-        );
-        std::fs::write(&file, text).unwrap();
+        let file = configure(directory.path(), configuration);
         Bus::start_in(
             directory,
             binary(),
             &[format!("--config-file={}", file.display())],
         )
+    }
+
+    /// Writes its configuration anew. It was started with one.
+    pub fn configure(&self, configuration: &str) {
+        configure(self.directory.path(), configuration);
     }
 
     /// Starts this binary, which may be a copy of it.
@@ -88,6 +89,7 @@ impl Bus {
                 directory.path().join("bus").display()
             ))
             .args(["--nofork", "--print-address"])
+            .env("XDG_RUNTIME_DIR", directory.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -176,6 +178,21 @@ impl Bus {
             .output()
             .unwrap()
     }
+}
+
+/// Writes the configuration of a session bus with this in it, in one step, and returns the file's path.
+fn configure(directory: &Path, configuration: &str) -> PathBuf {
+    let text = format!(
+        "<!DOCTYPE busconfig PUBLIC '-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN'\n \
+         'http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd'>\n\
+         <busconfig><type>session</type><listen>unix:path=/replaced/by/the/command/line</listen>\n\
+         <auth>EXTERNAL</auth><policy context='default'><allow send_destination='*' eavesdrop='true'/>\n\
+         <allow eavesdrop='true'/><allow own='*'/></policy>{configuration}</busconfig>"
+    );
+    let (new, file) = (directory.join("bus.conf.new"), directory.join("bus.conf"));
+    std::fs::write(&new, text).unwrap();
+    std::fs::rename(&new, &file).unwrap();
+    file
 }
 
 fn directory() -> tempfile::TempDir {
