@@ -517,8 +517,9 @@ fn after_a_full_table(rounds: u32) {
             }
             assert!(inside.len() < room, "the table is never full");
         }
-        // Several at once, and more than one turn may take.
-        outside.extend((0..random.below(20)).map(|_| knock(&bus)));
+        // Several at once, more than are turned away in one turn, and fewer than there will be room for.
+        let more = random.below(1 + inside.len() as u64 / 2);
+        outside.extend((0..more).map(|_| knock(&bus)));
         std::thread::sleep(random.duration(Duration::ZERO..Duration::from_millis(20)));
 
         let leaving = outside.len() + 1 + random.below(3) as usize;
