@@ -1,6 +1,7 @@
 //! A bus in a process of its own, and the clients of the tests.
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+pub mod asker;
 pub mod bystander;
 pub mod load;
 pub mod observer;

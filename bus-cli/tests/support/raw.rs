@@ -54,16 +54,22 @@ impl Raw {
 
     /// The next message; None at the end of the stream.
     pub fn message(&mut self) -> Option<Message> {
+        self.try_message()
+            .unwrap_or_else(|error| panic!("neither an answer nor the end: {error}"))
+    }
+
+    /// The next message; None at the end of the stream; an error also where none comes within the socket's timeout.
+    pub fn try_message(&mut self) -> std::io::Result<Option<Message>> {
         loop {
             if let Some(framed) = self.framer.next().unwrap() {
-                return Some(framed.message);
+                return Ok(Some(framed.message));
             }
             let mut chunk = [0; 4096];
             match self.stream.read(&mut chunk) {
-                Ok(0) => return None,
+                Ok(0) => return Ok(None),
                 Ok(length) => self.framer.push(Bytes::copy_from_slice(&chunk[..length]), []),
-                Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
-                Err(error) => panic!("neither an answer nor the end: {error}"),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
+                Err(error) => return Err(error),
             }
         }
     }
