@@ -141,7 +141,9 @@ fn two_faults_at_the_same_input_blame_its_sender_kills_in_between_or_not() {
         rig.wait_for_deaths();
         assert_eq!(quarantined(&mut rig.control), 1);
         assert_eq!(copies(rig.directory.path()), 1);
-        rig.wait_for("the sender is announced as gone", |observer| observer.is_gone(name));
+        rig.wait_for("the sender is announced as gone", |observer| {
+            observer.is_gone(name)
+        });
     }
 }
 

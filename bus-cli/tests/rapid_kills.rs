@@ -62,6 +62,8 @@ fn kills(time: Duration, gap: Range<Duration>) {
     let (before, begun) = (answered(), clock::now());
     let killed = kill_all(&bus, time, &gap, &mut random);
     let (calls, lasted) = (answered() - before, clock::now() - begun);
+    let survived = recoveries(&mut control);
+    eprintln!("{killed} kills in {lasted:.2?}, {survived} recoveries, {calls} calls answered");
     let kept = quarantine_files(&bus);
     assert!(kept.is_empty(), "nobody sent anything deadly: {kept:?}");
     assert_eq!(quarantined(&mut control), 0, "nobody sent anything deadly");
@@ -70,9 +72,6 @@ fn kills(time: Duration, gap: Range<Duration>) {
         eprintln!("{waits}");
     }
     let longest = waits.iter().map(|waits| waits.longest()).max().unwrap();
-    let survived = recoveries(&mut control);
-    eprintln!("{killed} kills in {lasted:.2?}, {survived} recoveries, {calls} calls answered");
-
     let report = load.finish().unwrap();
     eprintln!("{report}");
     assert!(report.is_clean(), "{report}");

@@ -51,10 +51,7 @@ impl Asker {
                 Request::GetId => (DRIVER, "GetId"),
             };
             let call = MessageBuilder::method_call(DRIVER_PATH, member);
-            let mut call = call
-                .destination(DRIVER)
-                .interface(interface)
-                .serial(self.serial);
+            let mut call = call.destination(DRIVER).interface(interface).serial(self.serial);
             if let Request::Upgrade(binary) = request {
                 call = call.body(|body| {
                     body.str(binary);
@@ -62,7 +59,10 @@ impl Asker {
             }
             call.build_into(&mut bytes).unwrap();
         }
-        self.raw.stream.write_all(&bytes).expect("the bus takes the calls");
+        self.raw
+            .stream
+            .write_all(&bytes)
+            .expect("the bus takes the calls");
     }
 
     /// Calls that have no answer yet.

@@ -34,9 +34,12 @@ impl Bystander {
                 let mut waits = Waits::default();
                 for number in 1u32.. {
                     let last = over.load(Ordering::Relaxed);
-                    waits
-                        .0
-                        .push(ping(&mut caller, &name, number, if last { "Last" } else { "Echo" }));
+                    waits.0.push(ping(
+                        &mut caller,
+                        &name,
+                        number,
+                        if last { "Last" } else { "Echo" },
+                    ));
                     count.fetch_add(1, Ordering::Relaxed);
                     if last {
                         break;
@@ -97,7 +100,11 @@ fn answer_all(partner: &mut Raw) -> u64 {
             continue;
         }
         heard += 1;
-        assert_eq!(message.body().read_u32(), Ok(heard), "a call was lost or came twice");
+        assert_eq!(
+            message.body().read_u32(),
+            Ok(heard),
+            "a call was lost or came twice"
+        );
         let reply = MessageBuilder::method_return(message.serial().get());
         let reply = reply
             .destination(message.sender().unwrap())

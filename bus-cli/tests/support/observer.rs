@@ -3,7 +3,7 @@
 use super::raw::{Raw, call};
 use super::{Bus, DRIVER};
 use bus_load::clock::Deadline;
-use bus_load::{INTERFACE, PATH, fds};
+use bus_load::fds;
 use bus_wire::{Fd, Framer, Message, MessageBuilder, MessageType, limits};
 use bytes::Bytes;
 use nix::errno::Errno;
@@ -14,7 +14,9 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-/// The member of the signals that the observer listens for.
+/// The signals that the observer listens for.
+pub const PATH: &str = "/org/busdaemon/Test";
+pub const INTERFACE: &str = "org.busdaemon.Test1";
 const SAID: &str = "Said";
 
 /// A numbered signal to everybody; `padding` makes it long, and a descriptor may come with it.
@@ -82,12 +84,7 @@ impl Observer {
         let (length, descriptors) = {
             let mut parts = [IoSliceMut::new(&mut chunk)];
             let socket = self.stream.as_raw_fd();
-            let received = recvmsg::<()>(
-                socket,
-                &mut parts,
-                Some(&mut control),
-                MsgFlags::MSG_CMSG_CLOEXEC,
-            );
+            let received = recvmsg::<()>(socket, &mut parts, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC);
             let received = match received {
                 Ok(received) => received,
                 Err(Errno::EAGAIN | Errno::EINTR) => return false,
