@@ -451,7 +451,7 @@ fn a_reload_by_dbus_send_is_answered_in_a_flood() {
                 signals(&bus, Signal::SIGHUP, Duration::from_millis(20));
             }
         });
-        for _ in 0..5 {
+        for _ in 0..3 {
             let mut command = std::process::Command::new(&program);
             command.arg(format!("--bus={}", bus.address)).args([
                 "--print-reply",

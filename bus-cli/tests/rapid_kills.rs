@@ -22,6 +22,9 @@ static ALONE: Mutex<()> = Mutex::new(());
 const RATE: u64 = 10;
 /// No call waits longer.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Both are promises of an optimized build: another one takes several milliseconds for a recovery, and so may get nowhere
+/// between two kills. It is exact, too, and is held to the rate where it gets somewhere.
+const IS_OPTIMIZED: bool = !cfg!(debug_assertions);
 /// Pairs of which one calls the other.
 const BYSTANDERS: usize = 4;
 
@@ -79,11 +82,15 @@ fn kills(time: Duration, gap: Range<Duration>) {
         u128::from(killed) > lasted.as_millis() / 20,
         "{killed} kills are too few"
     );
-    assert!(longest <= PATIENCE, "a call waited for {longest:?}");
-    assert!(
-        calls >= RATE * lasted.as_secs(),
-        "{calls} calls answered in {lasted:?}"
-    );
+    if IS_OPTIMIZED {
+        assert!(longest <= PATIENCE, "a call waited for {longest:?}");
+    }
+    if IS_OPTIMIZED || gap.end > ONE.end {
+        assert!(
+            calls >= RATE * lasted.as_secs(),
+            "{calls} calls answered in {lasted:?}"
+        );
+    }
     serves_normally(&bus);
 }
 
