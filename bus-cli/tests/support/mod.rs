@@ -29,6 +29,9 @@ pub const RESTART: &str = "org.busdaemon.Restart1";
 /// How long anything may take that should happen at once.
 pub const SOON: Duration = Duration::from_secs(20);
 
+/// What an idle bus does at once it has done after this long.
+pub const AT_ONCE: Duration = Duration::from_millis(100);
+
 /// The binary under test.
 pub fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_bus"))
