@@ -145,7 +145,7 @@ fn after_a_full_table(rounds: u32) {
 
 #[test]
 fn after_a_full_table_whoever_comes_is_served_at_once() {
-    after_a_full_table(6);
+    after_a_full_table(15);
 }
 
 /// The bus does nothing while nothing happens.
