@@ -3,9 +3,11 @@
 
 mod support;
 
-use bus_daemon::broker::{Action, Attested, ConfigRefusal, Credentials, Errand, ErrandOutcome, Event, Start};
+use bus_daemon::broker::{
+    Action, Attested, ConfigRefusal, Credentials, Errand, ErrandOutcome, Event, MachineId, Start,
+};
 use bus_daemon::config::Config;
-use bus_wire::{Fd, Flags, MessageBuilder};
+use bus_wire::{Fd, Flags, Mechanism, MessageBuilder};
 use support::driver::{
     MONITORING, PROPERTIES, RESTART, STATS, array, ask, dictionary, drop_ref, in_short, pairs, request,
 };
@@ -305,18 +307,19 @@ fn an_anonymous_peer_has_a_process_and_nothing_else() {
         allow_anonymous: true,
         ..session()
     });
-    let anonymous = bus.connect_with(
-        Credentials {
-            uid: Some(1000),
-            gid: Some(100),
-            pid: Some(4711),
-        },
-        "ANONYMOUS",
-    );
+    let credentials = Credentials {
+        uid: Some(1000),
+        gid: Some(100),
+        pid: Some(4711),
+    };
+    let attested = Attested {
+        credentials,
+        groups: Some(vec![100]),
+        label: Some(b"unconfined".to_vec()),
+    };
+    let anonymous = bus.connect_with(attested, "ANONYMOUS");
     bus.greet(anonymous);
     let peer = bus.join();
-    bus.system.groups = Some(vec![100]);
-    bus.system.label = Some(b"unconfined".to_vec());
     bus.system.pidfd = Some(Fd(33));
     let reply = bus.call(peer, DRIVER, "GetConnectionCredentials", |w| {
         drop_ref(w.str(":1.0"))

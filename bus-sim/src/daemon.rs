@@ -282,7 +282,7 @@ impl World {
                 }
             }
             Action::HandOver => self.is_handing_over = true,
-            Action::Warn(_) => {}
+            Action::Warn { .. } => {}
         }
         Ok(())
     }

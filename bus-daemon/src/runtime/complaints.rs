@@ -20,13 +20,6 @@ impl Complaints {
         }
     }
 
-    /// The same for what went wrong in the daemon because of a request.
-    pub(crate) fn error(&mut self, uid: Option<u32>, text: Arguments<'_>) {
-        if let Some(permit) = self.permit(uid) {
-            tracing::error!("{text}{permit}");
-        }
-    }
-
     fn permit(&mut self, uid: Option<u32>) -> Option<Permit> {
         self.rates.permit(uid, Duration::from_nanos(clock::monotonic().0))
     }

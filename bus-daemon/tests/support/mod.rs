@@ -8,8 +8,8 @@ use std::io::IoSlice;
 use std::sync::Arc;
 
 use bus_daemon::broker::{
-    Action, Attested, Broker, Credentials, Event, Fds, Identity, ListenerIdentity, Millis, PeerId, System,
-    Transport,
+    Action, Attested, Broker, Credentials, Event, Fds, Identity, ListenerIdentity, MachineId, Millis, PeerId,
+    System, Transport,
 };
 use bus_daemon::config::{BusType, Config, Connect, Limits, Traffic};
 use bus_wire::{BodyWriter, Fd, Framer, Guid, Message, MessageBuilder};
@@ -90,7 +90,7 @@ impl Bus {
                 guid: Guid::from_bytes([0xcd; 16]),
                 transport: Transport::Unix,
             }],
-            machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
+            machine_id: id.to_owned(),
             keeper_pid: 42,
             own_uid: OWN_UID,
             hash_seed: 7,
@@ -125,7 +125,19 @@ impl Bus {
     }
 
     pub fn connect_attested(&mut self, attested: Attested) -> PeerId {
-        let credentials = attested.credentials;
+        let uid: String = attested
+            .credentials
+            .uid
+            .unwrap_or(0)
+            .to_string()
+            .bytes()
+            .map(|digit| format!("{digit:02x}"))
+            .collect();
+        self.connect_with(attested, &format!("EXTERNAL {uid}"))
+    }
+
+    /// A peer that authenticates so.
+    pub fn connect_with(&mut self, attested: Attested, auth: &str) -> PeerId {
         let peer = PeerId {
             index: self.next_peer,
             generation: 1,
