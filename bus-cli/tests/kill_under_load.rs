@@ -11,32 +11,11 @@ use nix::unistd::Pid;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use support::load::attach;
+use support::random::Random;
 use support::{Bus, check_descriptors, descriptors_after_upgrade, recoveries};
 
 /// One at a time: each has the machine to itself, and counts the descriptors of this process.
 static ALONE: Mutex<()> = Mutex::new(());
-
-/// A small generator, so that a failure can be tried again with `BUS_KILL_SEED`.
-struct Random(u64);
-
-impl Random {
-    fn from_environment() -> Random {
-        let seed = std::env::var("BUS_KILL_SEED")
-            .ok()
-            .and_then(|text| text.parse().ok());
-        let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) << 20 | 1);
-        eprintln!("BUS_KILL_SEED={seed}");
-        Random(seed)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
-    }
-}
 
 /// The time between two kills.
 #[derive(Clone, Copy)]
@@ -119,7 +98,7 @@ fn under_load(bus: &Bus, act: impl FnOnce(&mut Load) -> u32) {
 
 fn kills_under_load(plan: Plan) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut random = Random::from_environment();
+    let mut random = Random::from_environment("BUS_KILL_SEED");
     let bus = Bus::start();
     under_load(&bus, |load| {
         let mut killed = 0;

@@ -45,9 +45,43 @@ fn draw(place: &str) -> Option<u64> {
     (random & 1 == 1).then_some(1 + (random >> 8) % range)
 }
 
+/// With `BUS_TEST_FAULT=at-event`: ends this process at an event that is about to be applied, live or in a replay, as
+/// the file `fault-at` in `$XDG_RUNTIME_DIR` says: letters, one for each death (`a` abort, `k` SIGKILL), a blank, and
+/// lines of which the event contains one when it is printed. The first event that does is meant from then on, and no
+/// other.
+fn at_event(event: &Event) {
+    if !is_wanted("at-event") {
+        return;
+    }
+    let Some(directory) = std::env::var_os("XDG_RUNTIME_DIR") else {
+        return;
+    };
+    let path = std::path::Path::new(&directory).join("fault-at");
+    let Ok(orders) = std::fs::read_to_string(&path) else {
+        return;
+    };
+    let Some((deaths, meant)) = orders.split_once(' ') else {
+        return;
+    };
+    let printed = format!("{event:?}");
+    // A replay may give another reason.
+    let this = printed.split(", reason").next().unwrap_or_default();
+    let mut deaths = deaths.chars();
+    let is_meant = meant.lines().any(|line| this.contains(line));
+    let Some(death) = deaths.next().filter(|_| is_meant) else {
+        return;
+    };
+    let _ = std::fs::write(&path, format!("{} {this}", deaths.as_str()));
+    if death == 'a' {
+        std::process::abort();
+    }
+    let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+}
+
 /// With `BUS_TEST_FAULT=poison`, input with one of these words in it is deadly, as a message would be that meets a
 /// fault of the broker: `POISON-ABORT`, `POISON-PANIC`, `POISON-HANG`.
 pub(crate) fn poison(event: &Event) {
+    at_event(event);
     let Event::Received { data, .. } = event else {
         return;
     };

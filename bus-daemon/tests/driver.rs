@@ -3,9 +3,11 @@
 
 mod support;
 
-use bus_daemon::broker::{Action, Attested, ConfigRefusal, Credentials, Errand, ErrandOutcome, Event, Start};
+use bus_daemon::broker::{
+    Action, Attested, ConfigRefusal, Credentials, Errand, ErrandOutcome, Event, MachineId, Start,
+};
 use bus_daemon::config::Config;
-use bus_wire::{Fd, Flags, MessageBuilder};
+use bus_wire::{Fd, Flags, Mechanism, MessageBuilder};
 use support::driver::{
     MONITORING, PROPERTIES, RESTART, STATS, array, ask, dictionary, drop_ref, in_short, pairs, request,
 };
@@ -296,6 +298,68 @@ fn credentials() {
         "the system is asked only for what is needed"
     );
     assert!(!bus.is_gone(other));
+}
+
+#[test]
+fn an_anonymous_peer_has_a_process_and_nothing_else() {
+    let mut bus = Bus::with_config(Config {
+        auth: vec![Mechanism::Anonymous, Mechanism::External],
+        allow_anonymous: true,
+        ..session()
+    });
+    let credentials = Credentials {
+        uid: Some(1000),
+        gid: Some(100),
+        pid: Some(4711),
+    };
+    let attested = Attested {
+        credentials,
+        groups: Some(vec![100]),
+        label: Some(b"unconfined".to_vec()),
+    };
+    let anonymous = bus.connect_with(attested, "ANONYMOUS");
+    bus.greet(anonymous);
+    let peer = bus.join();
+    bus.system.pidfd = Some(Fd(33));
+    let reply = bus.call(peer, DRIVER, "GetConnectionCredentials", |w| {
+        drop_ref(w.str(":1.0"))
+    });
+    assert_eq!(pairs(&dictionary(&reply)), [("ProcessID", "4711")]);
+    for (member, answer) in [
+        ("GetConnectionUnixUser", "error Failed"),
+        ("GetConnectionUnixProcessID", "reply 4711"),
+    ] {
+        assert_eq!(ask(&mut bus, peer, member, &[":1.0"]), answer, "{member}");
+    }
+}
+
+#[test]
+fn a_machine_without_an_id_is_asked_for_it_each_time() {
+    let machine_id = |bus: &mut Bus, peer| {
+        let reply = bus.call(peer, "org.freedesktop.DBus.Peer", "GetMachineId", |_| ());
+        in_short(&reply)
+    };
+    let mut bus = Bus::on_machine("", session());
+    let peer = bus.join();
+    for (found, answer) in [
+        (MachineId::Missing, "error FileNotFound"),
+        (MachineId::Invalid, "error InvalidFileContent"),
+        (
+            MachineId::Found("00ff".repeat(8)),
+            "reply 00ff00ff00ff00ff00ff00ff00ff00ff",
+        ),
+    ] {
+        bus.system.machine_id = found;
+        assert_eq!(machine_id(&mut bus, peer), answer);
+    }
+    assert_eq!(bus.system.asked, 3);
+    let mut bus = Bus::new();
+    let peer = bus.join();
+    assert_eq!(
+        machine_id(&mut bus, peer),
+        "reply 0123456789abcdef0123456789abcdef"
+    );
+    assert_eq!(bus.system.asked, 0);
 }
 
 #[test]

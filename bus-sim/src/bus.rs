@@ -321,7 +321,7 @@ impl Bus {
                 | Action::ResumeReading(_)
                 | Action::StopAccepting
                 | Action::ResumeAccepting
-                | Action::Warn(_) => {}
+                | Action::Warn { .. } => {}
             }
         }
         for id in &seen.gone {
@@ -428,6 +428,6 @@ pub(crate) fn closed(action: &Action) -> Option<PeerId> {
         | Action::ResumeAccepting
         | Action::RunErrand { .. }
         | Action::HandOver
-        | Action::Warn(_) => None,
+        | Action::Warn { .. } => None,
     }
 }

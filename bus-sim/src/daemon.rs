@@ -93,7 +93,8 @@ impl World {
             return Ok(());
         };
         let mut upto = link.taken - (link.recent.len() - end) as u64;
-        if self.bus.saboteur.takes_twice() {
+        let is_there = self.bus.broker.send_queue(id).is_some();
+        if is_there && self.bus.saboteur.takes_twice() {
             upto = link.taken + bytes.len() as u64;
         }
         let data = Bytes::copy_from_slice(bytes);
@@ -194,7 +195,25 @@ impl World {
             self.note(|| format!("death, before {later:?} is done"));
             self.die_before(&later)?;
         }
+        self.check_places()?;
         self.bus.check_files()
+    }
+
+    /// The bus knows how far each stream has come.
+    fn check_places(&self) -> Check {
+        for link in self.links.values().filter(|link| !link.is_closed) {
+            let Some(queue) = self.bus.broker.send_queue(link.id) else {
+                return wrong(format!("{:?} has a link and is unknown", link.id));
+            };
+            let found = (self.bus.broker.taken(link.id), queue.sent());
+            if found != (link.taken, link.sent) {
+                return wrong(format!(
+                    "of {:?}, {} bytes were read and {} sent, and the bus counts {found:?}",
+                    link.id, link.taken, link.sent
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// It dies between an event and the end of what is to be done about it. Whoever goes on knows nothing of the
@@ -230,6 +249,7 @@ impl World {
             Action::Close {
                 peer,
                 reason,
+                uid: _,
                 is_fault,
                 last_words: _,
             } => {
@@ -262,7 +282,7 @@ impl World {
                 }
             }
             Action::HandOver => self.is_handing_over = true,
-            Action::Warn(_) => {}
+            Action::Warn { .. } => {}
         }
         Ok(())
     }

@@ -38,7 +38,7 @@ impl World {
         let Some(errand) = self.errands.remove(&number) else {
             return Ok(());
         };
-        let told = if self.bus.saboteur.loses_errand() {
+        let told = if self.bus.model.is_awaited(number) && self.bus.saboteur.loses_errand() {
             number + 1_000
         } else {
             number
@@ -123,7 +123,7 @@ impl World {
             }
         };
         self.is_handing_over = false;
-        let event = if self.bus.saboteur.loses_serving() {
+        let event = if self.bus.model.is_upgrade_awaited() && self.bus.saboteur.loses_serving() {
             Event::ReloadRequested
         } else {
             event

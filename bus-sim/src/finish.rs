@@ -151,6 +151,10 @@ impl World {
         if !numbers.is_empty() || self.bus.model.has_errands() {
             return wrong(format!("descriptors are still open at the end: {numbers:?}"));
         }
+        let open = self.bus.broker.open_errands();
+        if !open.is_empty() || self.bus.broker.is_handing_over() {
+            return wrong(format!("at the end the bus still waits for something: {open:?}"));
+        }
         if let Some(at) = self.bus.broker.next_deadline() {
             return wrong(format!("a deadline is left at the end: {at:?}"));
         }

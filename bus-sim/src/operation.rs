@@ -244,7 +244,7 @@ impl Scene<'_> {
             self.anyone()
         };
         let about = vec![Value::Str(about)];
-        match self.random.below(60) {
+        match self.random.below(76) {
             0..6 => self.driver_call("GetNameOwner", about),
             6..12 => self.driver_call("NameHasOwner", about),
             12..18 => self.driver_call("ListQueuedOwners", about),
@@ -253,8 +253,8 @@ impl Scene<'_> {
             28..32 => self.driver_call("GetConnectionUnixUser", about),
             32..36 => self.driver_call("GetConnectionUnixProcessID", about),
             36..44 => self.driver_call("GetConnectionCredentials", about),
-            44..46 => self.driver_call("ReloadConfig", Vec::new()),
-            46..47 => {
+            44..47 | 60..68 => self.driver_call("ReloadConfig", Vec::new()),
+            68..76 => {
                 let mut letter = self.driver_call("Upgrade", vec![Value::Str("/new".to_owned())]);
                 letter.interface = text("org.busdaemon.Restart1");
                 letter
@@ -270,7 +270,7 @@ impl Scene<'_> {
                 }
                 letter
             }
-            57..59 => self.become_monitor(),
+            57..60 => self.become_monitor(),
             _ => {
                 // Nothing that the driver does anything with.
                 let to = text(DRIVER);

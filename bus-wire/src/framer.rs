@@ -24,8 +24,22 @@ pub struct Framer {
     partial: Partial,
     /// What is not cut yet.
     chunk: Bytes,
-    fds: VecDeque<Fd>,
+    fds: VecDeque<Arrived>,
+    /// Bytes of the stream that were cut into messages.
+    cut: u64,
     failed: Option<MessageError>,
+}
+
+/// A file descriptor whose message is not complete yet.
+///
+/// It belongs to a message of which at least one byte came in the same chunk: the kernel hands descriptors out with the
+/// first of the bytes that they were sent with. Whoever sends more of them than UNIX_FDS says (some libraries repeat
+/// them with each piece of a long message) must not have the surplus taken for the next message's.
+#[derive(Debug, Clone, Copy)]
+struct Arrived {
+    fd: Fd,
+    /// Where the chunk ends that it came with, in bytes from the beginning of the stream.
+    end: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -42,6 +56,8 @@ pub struct Framed {
     pub message: Message,
     /// Its file descriptors: exactly as many as its header says.
     pub fds: SmallVec<[Fd; 2]>,
+    /// File descriptors that came with it beyond those, and can belong to no later message: to be closed.
+    pub surplus: Vec<Fd>,
 }
 
 /// How far a large message has arrived.
@@ -73,9 +89,10 @@ impl Framer {
     pub fn restore(state: FramerState, max_message_size: usize) -> Self {
         Self {
             max_message_size: max_message_size.min(MAX_MESSAGE),
+            fds: arrived(state.fds, state.partial.len() as u64).collect(),
             partial: Partial::Shared(state.partial),
             chunk: Bytes::new(),
-            fds: state.fds.into(),
+            cut: 0,
             failed: None,
         }
     }
@@ -89,14 +106,13 @@ impl Framer {
         };
         FramerState {
             partial,
-            fds: self.fds.iter().copied().collect(),
+            fds: self.fds().collect(),
         }
     }
 
     /// The next bytes of the stream, and the file descriptors that came with them. Then call [`next`](Self::next)
     /// until it returns `None`.
     pub fn push(&mut self, chunk: Bytes, fds: impl IntoIterator<Item = Fd>) {
-        self.fds.extend(fds);
         if self.chunk.is_empty() {
             self.chunk = chunk;
         } else {
@@ -105,13 +121,14 @@ impl Framer {
             partial.extend_from_slice(&rest);
             self.chunk = chunk;
         }
+        self.fds.extend(arrived(fds, self.end()));
     }
 
     /// A longer beginning of the [large message](Self::large) that is pending, in place of the bytes held so far; it may
     /// be the whole message (or more). It is not copied.
     pub fn push_large(&mut self, prefix: Bytes, fds: impl IntoIterator<Item = Fd>) {
-        self.fds.extend(fds);
         self.partial = Partial::Shared(prefix);
+        self.fds.extend(arrived(fds, self.end()));
     }
 
     /// The next whole message; `None` where it has not arrived completely.
@@ -162,17 +179,25 @@ impl Framer {
 
     /// The file descriptors that are held, in order.
     pub fn fds(&self) -> impl Iterator<Item = Fd> {
-        self.fds.iter().copied()
+        self.fds.iter().map(|arrived| arrived.fd)
     }
 
     /// Hands out all file descriptors that are held: the stream has ended.
     pub fn take_fds(&mut self) -> Vec<Fd> {
-        std::mem::take(&mut self.fds).into()
+        std::mem::take(&mut self.fds)
+            .into_iter()
+            .map(|arrived| arrived.fd)
+            .collect()
     }
 
     /// A new limit for all messages from now on, that which is pending included.
     pub fn set_max_message_size(&mut self, max_message_size: usize) {
         self.max_message_size = max_message_size.min(MAX_MESSAGE);
+    }
+
+    /// Where the bytes that are held end, from the beginning of the stream.
+    fn end(&self) -> u64 {
+        self.cut + self.partial_bytes() as u64
     }
 
     /// The bytes of the next whole message.
@@ -235,26 +260,42 @@ impl Framer {
 
     #[inline]
     fn framed(&mut self, bytes: Bytes) -> Result<Option<Framed>, MessageError> {
+        self.cut += bytes.len() as u64;
         let message = match Message::parse(bytes) {
             Ok(message) => message,
             Err(error) => return self.fail(error),
         };
-        let claimed = message.unix_fds();
-        if claimed == 0 {
+        if message.unix_fds() == 0 && self.fds.is_empty() {
             return Ok(Some(Framed {
                 message,
                 fds: SmallVec::new(),
+                surplus: Vec::new(),
             }));
         }
-        let arrived = self.fds.len();
+        self.with_fds(message)
+    }
+
+    /// Gives a message the descriptors that it claims, and parts with those that only it could have claimed.
+    fn with_fds(&mut self, message: Message) -> Result<Option<Framed>, MessageError> {
+        let (claimed, arrived) = (message.unix_fds(), self.fds.len());
         if claimed as usize > arrived {
             return self.fail(MessageError::MissingFds { claimed, arrived });
         }
-        let fds = self.fds.drain(..claimed as usize).collect();
+        let fds = self
+            .fds
+            .drain(..claimed as usize)
+            .map(|arrived| arrived.fd)
+            .collect();
+        let past = self.fds.partition_point(|arrived| arrived.end <= self.cut);
+        let surplus = self.fds.drain(..past).map(|arrived| arrived.fd).collect();
         if self.fds.is_empty() {
             self.fds = VecDeque::new();
         }
-        Ok(Some(Framed { message, fds }))
+        Ok(Some(Framed {
+            message,
+            fds,
+            surplus,
+        }))
     }
 
     #[cold]
@@ -262,6 +303,11 @@ impl Framer {
         self.failed = Some(error.clone());
         Err(error)
     }
+}
+
+/// Descriptors of a chunk that ends there.
+fn arrived(fds: impl IntoIterator<Item = Fd>, end: u64) -> impl Iterator<Item = Arrived> {
+    fds.into_iter().map(move |fd| Arrived { fd, end })
 }
 
 impl Partial {

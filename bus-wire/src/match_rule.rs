@@ -7,7 +7,7 @@ use nom::{
     IResult, Parser,
     branch::alt,
     bytes::complete::{is_not, tag, take_till},
-    character::complete::{char, digit0},
+    character::complete::char,
     combinator::{cut, value},
     multi::fold_many0,
     sequence::delimited,
@@ -137,7 +137,8 @@ impl MatchRule {
     }
 }
 
-/// The canonical form: one order of keys, each value quoted. Equal rules have the same.
+/// The canonical form: one order of keys, each value quoted. Equal rules have the same. Order and quotes are those of the
+/// reference implementation, whose text some programs compare with.
 impl fmt::Display for MatchRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
@@ -160,7 +161,7 @@ impl fmt::Display for MatchRule {
         if let Some(kind) = message_type.and_then(type_name) {
             pair(format_args!("type"), kind)?;
         }
-        for (key, value) in [("sender", sender), ("interface", interface), ("member", member)] {
+        for (key, value) in [("interface", interface), ("member", member)] {
             if let Some(value) = value {
                 pair(format_args!("{key}"), value)?;
             }
@@ -170,8 +171,13 @@ impl fmt::Display for MatchRule {
             Some(PathCondition::Namespace(value)) => pair(format_args!("path_namespace"), value)?,
             None => {}
         }
-        if let Some(value) = destination {
-            pair(format_args!("destination"), value)?;
+        for (key, value) in [("sender", sender), ("destination", destination)] {
+            if let Some(value) = value {
+                pair(format_args!("{key}"), value)?;
+            }
+        }
+        if *eavesdrop {
+            pair(format_args!("eavesdrop"), "true")?;
         }
         for ArgCondition { index, kind, value } in args {
             let suffix = match kind {
@@ -180,9 +186,6 @@ impl fmt::Display for MatchRule {
                 ArgKind::Namespace => "namespace",
             };
             pair(format_args!("arg{index}{suffix}"), value)?;
-        }
-        if *eavesdrop {
-            pair(format_args!("eavesdrop"), "true")?;
         }
         Ok(())
     }
@@ -194,9 +197,6 @@ pub enum MatchRuleError {
     /// A limit of the bus, and not of the grammar.
     #[error("the match rule is {0} bytes long, the maximum is {MAX_RULE}")]
     TooLong(usize),
-    /// Text where a key should be.
-    #[error("the match rule has an empty key")]
-    EmptyKey,
     /// A key and nothing behind it.
     #[error("the key {0:?} of the match rule is not followed by '='")]
     NoValue(String),
@@ -209,7 +209,7 @@ pub enum MatchRuleError {
     /// A key twice, `path` along with `path_namespace`, or two conditions on one argument.
     #[error("the match rule has {0:?} twice, or along with a key that excludes it")]
     Duplicate(String),
-    /// The argument is not one of 0 to 63, or is written in another way than in decimal digits.
+    /// The argument is not one of 0 to 63.
     #[error("the key {0:?} of the match rule does not name an argument from 0 to {MAX_ARGUMENT}")]
     ArgumentIndex(String),
     /// Not a valid name or path.
@@ -255,7 +255,9 @@ impl MatchRule {
         let mut draft = Draft::default();
         let mut rest = skip_blanks(text);
         while !rest.is_empty() {
-            let (after, key, value) = pair(rest)?;
+            let Some((after, key, value)) = pair(rest)? else {
+                break;
+            };
             draft.set(key, value)?;
             rest = skip_blanks(after);
         }
@@ -379,20 +381,47 @@ fn type_name(kind: MessageType) -> Option<&'static str> {
 fn argument_key(key: &str) -> Result<(u8, ArgKind), MatchRuleError> {
     let unknown = || MatchRuleError::UnknownKey(key.to_owned());
     let rest = key.strip_prefix("arg").ok_or_else(unknown)?;
-    let parsed: IResult<&str, &str> = digit0(rest);
-    let (suffix, digits) = parsed.map_err(|_| unknown())?;
-    let is_plain = !digits.is_empty() && (digits == "0" || !digits.starts_with('0'));
-    let index = digits
-        .parse()
-        .ok()
-        .filter(|index| is_plain && *index <= MAX_ARGUMENT);
-    let index: u8 = index.ok_or_else(|| MatchRuleError::ArgumentIndex(key.to_owned()))?;
+    let bad_index = || MatchRuleError::ArgumentIndex(key.to_owned());
+    let (index, suffix) = c_number(rest).ok_or_else(bad_index)?;
+    let index = u8::try_from(index).map_err(|_| bad_index())?;
+    if index > MAX_ARGUMENT {
+        return Err(bad_index());
+    }
     match suffix {
         "" => Ok((index, ArgKind::Equals)),
         "path" => Ok((index, ArgKind::Path)),
-        "namespace" if index == 0 => Ok((index, ArgKind::Namespace)),
+        // The one key of its kind: no other way to write the number is known.
+        "namespace" if rest == "0namespace" => Ok((index, ArgKind::Namespace)),
         _ => Err(unknown()),
     }
+}
+
+/// A number as C programs read it (strtoul with base 0), and what follows: 010 is octal, 0x10 hexadecimal, -0 is 0. The
+/// specification does not say how an index is written; the reference implementation reads it so. `None` without digits;
+/// what is too large for it is the largest there is.
+fn c_number(text: &str) -> Option<(u64, &str)> {
+    // Other blanks end the key.
+    let text = text.trim_start_matches(['\x0b', '\x0c']);
+    let (is_negative, text) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let hexadecimal = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
+    let (radix, text) = match hexadecimal {
+        Some(rest) if rest.starts_with(|c: char| c.is_ascii_hexdigit()) => (16, rest),
+        Some(_) | None if text.starts_with('0') => (8, text),
+        Some(_) | None => (10, text),
+    };
+    let (digits, rest) = text.split_at(text.find(|c: char| !c.is_digit(radix)).unwrap_or(text.len()));
+    if digits.is_empty() {
+        return None;
+    }
+    let number = match u64::from_str_radix(digits, radix) {
+        Ok(number) if is_negative => number.wrapping_neg(),
+        Ok(number) => number,
+        Err(_) => u64::MAX,
+    };
+    Some((number, rest))
 }
 
 /// "Like a bus name, except that the string is not required to contain a '.'"
@@ -415,16 +444,19 @@ fn skip_blanks(input: &str) -> &str {
 }
 
 /// `key = value`, up to and with the comma behind it. Blanks may stand around a key; behind `=` they are the value's.
-fn pair(input: &str) -> Result<(&str, &str, String), MatchRuleError> {
+///
+/// `None` where the key is empty. The specification does not say what that means; for the reference implementation the
+/// rule ends there, whatever follows.
+fn pair(input: &str) -> Result<Option<(&str, &str, String)>, MatchRuleError> {
     let (key, rest) = input.split_at(input.find(|c| c == '=' || is_blank(c)).unwrap_or(input.len()));
     let rest = skip_blanks(rest)
         .strip_prefix('=')
         .ok_or_else(|| MatchRuleError::NoValue(key.to_owned()))?;
     if key.is_empty() {
-        return Err(MatchRuleError::EmptyKey);
+        return Ok(None);
     }
     let (rest, text) = quoted_value(rest).map_err(|_| MatchRuleError::UnbalancedQuote(key.to_owned()))?;
-    Ok((rest.strip_prefix(',').unwrap_or(rest), key, text))
+    Ok(Some((rest.strip_prefix(',').unwrap_or(rest), key, text)))
 }
 
 /// "Within single quotes, a backslash represents itself, and an apostrophe ends the quoted section. Outside single

@@ -34,6 +34,9 @@ pub enum Mechanism {
 }
 
 impl Mechanism {
+    /// All, the best first.
+    pub const ALL: [Self; 2] = [Self::External, Self::Anonymous];
+
     /// Its name on the wire.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -55,7 +58,7 @@ impl Mechanism {
 pub struct SaslConfig {
     /// Of the address that the client connected to; the argument of OK.
     pub guid: Guid,
-    /// In the order in which REJECTED lists them.
+    /// In any order.
     pub mechanisms: Vec<Mechanism>,
     /// Whether the transport can pass file descriptors.
     pub can_pass_fds: bool,
@@ -360,7 +363,9 @@ impl SaslServer {
     fn reject(&mut self, output: &mut Vec<u8>) -> Result<Option<SaslDone>, SaslError> {
         self.state = State::WaitingForAuth;
         output.extend_from_slice(b"REJECTED");
-        for mechanism in &self.config.mechanisms {
+        // Clients try them in the order of this list, so the best comes first, as from the reference implementation.
+        let is_offered = |mechanism: &Mechanism| self.config.mechanisms.contains(mechanism);
+        for mechanism in Mechanism::ALL.into_iter().filter(is_offered) {
             output.push(b' ');
             output.extend_from_slice(mechanism.as_str().as_bytes());
         }

@@ -312,15 +312,114 @@ fn fds_that_are_claimed_must_have_arrived() {
     );
     assert_eq!(framer.take_fds(), [Fd(5)]);
     assert_eq!(framer.pending_fds(), 0);
+}
 
-    // Those that no message claims yet are kept for the next.
-    let mut framer = Framer::new(MAX);
-    framer.push(message(1, 0, 0).into(), [Fd(5), Fd(6)]);
-    assert!(framer.next().unwrap().unwrap().fds.is_empty());
-    assert_eq!(framer.pending_fds(), 2);
-    framer.push(message(2, 0, 1).into(), []);
-    assert_eq!(framer.next().unwrap().unwrap().fds.as_slice(), [Fd(5)]);
-    assert_eq!(framer.fds().collect::<Vec<_>>(), [Fd(6)]);
+/// What came with one read: bytes of the stream from where the last read ended, and descriptors.
+type Piece<'a> = (usize, &'a [i32]);
+
+/// Pushes pieces of a stream of messages that claim so many descriptors each; tells which each got, and which were
+/// surplus.
+#[track_caller]
+fn check_fds(claims: &[u32], pieces: &[Piece<'_>], expected: &[&[i32]], dropped: &[i32]) {
+    for is_restored in [false, true] {
+        let sizes: Vec<_> = claims.iter().map(|claimed| (1000, *claimed)).collect();
+        let bytes = stream(&sizes).bytes;
+        let mut framer = Framer::new(MAX);
+        let (mut got, mut surplus, mut at) = (Vec::new(), Vec::new(), 0);
+        for (length, fds) in pieces {
+            let piece = Bytes::copy_from_slice(&bytes[at..at + length]);
+            framer.push(piece, fds.iter().copied().map(Fd));
+            at += length;
+            for framed in drain(&mut framer).unwrap() {
+                got.push(framed.fds.iter().map(|fd| fd.0).collect::<Vec<_>>());
+                surplus.extend(framed.surplus.iter().map(|fd| fd.0));
+            }
+            if is_restored {
+                framer = Framer::restore(framer.save(), MAX);
+            }
+        }
+        assert_eq!(at, bytes.len());
+        assert_eq!(
+            (got, surplus),
+            (
+                expected.iter().map(|fds| fds.to_vec()).collect(),
+                dropped.to_vec()
+            )
+        );
+        assert_eq!(framer.pending_fds(), 0);
+    }
+}
+
+#[test]
+fn surplus_fds_never_reach_a_later_message() {
+    let (none, one, two) = (
+        message(1, 1000, 0).len(),
+        message(1, 1000, 1).len(),
+        message(1, 1000, 2).len(),
+    );
+    // In the same read as their message.
+    check_fds(&[0, 1], &[(none, &[1, 2]), (one, &[3])], &[&[], &[3]], &[1, 2]);
+    check_fds(&[1, 1], &[(one, &[1, 2]), (one, &[3])], &[&[1], &[3]], &[2]);
+    // Again with each piece of it.
+    check_fds(
+        &[1, 1],
+        &[(500, &[1]), (100, &[2]), (one - 600, &[3]), (one, &[4])],
+        &[&[1], &[4]],
+        &[2, 3],
+    );
+    check_fds(
+        &[1, 1],
+        &[(1, &[1]), (1, &[2]), (one - 2, &[3]), (one, &[4])],
+        &[&[1], &[4]],
+        &[2, 3],
+    );
+    check_fds(
+        &[0, 1],
+        &[(500, &[1]), (none - 500, &[]), (one, &[2])],
+        &[&[], &[2]],
+        &[1],
+    );
+    // The last piece brings the beginning of the next message, whose they may be; earlier ones cannot be.
+    check_fds(
+        &[1, 1],
+        &[(500, &[1]), (one, &[2]), (one - 500, &[])],
+        &[&[1], &[2]],
+        &[],
+    );
+    check_fds(
+        &[1, 1],
+        &[(500, &[1, 2]), (one, &[3]), (one - 500, &[])],
+        &[&[1], &[3]],
+        &[2],
+    );
+    check_fds(
+        &[1, 1],
+        &[(500, &[1]), (one, &[2]), (one - 500, &[3])],
+        &[&[1], &[2]],
+        &[3],
+    );
+    // Several messages in one read.
+    check_fds(
+        &[1, 0, 1],
+        &[(one + none, &[1, 2]), (one, &[3])],
+        &[&[1], &[], &[3]],
+        &[2],
+    );
+    check_fds(&[0, 1], &[(none + one, &[1])], &[&[], &[1]], &[]);
+    check_fds(&[0, 1], &[(none + 10, &[1]), (one - 10, &[])], &[&[], &[1]], &[]);
+    // In as many sends as its sender likes, as long as it claims them all.
+    check_fds(
+        &[2, 1],
+        &[(500, &[1]), (two - 500, &[2]), (one, &[3])],
+        &[&[1, 2], &[3]],
+        &[],
+    );
+    check_fds(
+        &[2, 1],
+        &[(1, &[1]), (1, &[2]), (two - 2, &[]), (one, &[3])],
+        &[&[1, 2], &[3]],
+        &[],
+    );
 }
 
 #[test]

@@ -1,7 +1,12 @@
 //! A bus in a process of its own, and the clients of the tests.
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+pub mod asker;
+pub mod bystander;
 pub mod load;
+pub mod observer;
+pub mod process;
+pub mod random;
 pub mod raw;
 pub mod zbus_peer;
 
@@ -23,6 +28,9 @@ pub const RESTART: &str = "org.busdaemon.Restart1";
 
 /// How long anything may take that should happen at once.
 pub const SOON: Duration = Duration::from_secs(20);
+
+/// What an idle bus does at once it has done after this long.
+pub const AT_ONCE: Duration = Duration::from_millis(100);
 
 /// The binary under test.
 pub fn binary() -> &'static Path {
@@ -56,50 +64,82 @@ impl Bus {
 
     /// Starts the binary under test as a session bus with this in its configuration.
     pub fn start_with(configuration: &str) -> Bus {
-        let directory = directory();
-        let file = write_configuration(directory.path(), configuration);
-        Bus::start_in(
-            directory,
-            binary(),
-            &[format!("--config-file={}", file.display())],
-        )
+        let mut command = Command::new(binary());
+        command.arg("daemon");
+        Bus::start_configured(command, configuration)
     }
 
-    /// The same, with errands that may take only so long.
-    pub fn start_patient(configuration: &str, patience: Duration) -> Bus {
+    /// Starts another program with dbus-daemon's command line, with the same configuration as [`start_with`](Self::start_with).
+    pub fn start_other(program: &Path, configuration: &str) -> Bus {
+        Bus::start_configured(Command::new(program), configuration)
+    }
+
+    fn start_configured(mut command: Command, configuration: &str) -> Bus {
         let directory = directory();
-        let file = write_configuration(directory.path(), configuration);
-        let script = directory.path().join("patient");
-        let text = format!(
-            "#!/bin/sh\nBUS_TEST_PATIENCE={} exec '{}' \"$@\"\n",
-            patience.as_millis(),
-            binary().display()
-        );
-        std::fs::write(&script, text).unwrap();
-        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-        Bus::start_in(directory, &script, &[format!("--config-file={}", file.display())])
+        let file = configure(directory.path(), configuration);
+        command.arg(format!("--config-file={}", file.display()));
+        Bus::start_command(directory, command)
+    }
+
+    /// Writes its configuration anew. It was started with one.
+    pub fn configure(&self, configuration: &str) {
+        configure(self.directory.path(), configuration);
+    }
+
+    /// As [`start_with`](Self::start_with), with errands that may take only so long.
+    pub fn start_patient(configuration: &str, patience: Duration) -> Bus {
+        let mut command = Command::new(binary());
+        command
+            .arg("daemon")
+            .env("BUS_TEST_PATIENCE", patience.as_millis().to_string());
+        Bus::start_configured(command, configuration)
     }
 
     /// Starts this binary, which may be a copy of it.
     pub fn start_binary(binary: &Path) -> Bus {
-        Bus::start_in(directory(), binary, &[])
+        let mut command = Command::new(binary);
+        command.arg("daemon");
+        Bus::start_command(directory(), command)
     }
 
-    fn start_in(directory: tempfile::TempDir, binary: &Path, arguments: &[String]) -> Bus {
-        let log = File::create(directory.path().join("log")).unwrap();
-        let mut child = Command::new(binary)
+    /// Starts the binary under test by a program that executes its last arguments.
+    pub fn start_under(wrapper: &[&str]) -> Bus {
+        let mut command = Command::new(wrapper[0]);
+        command.args(&wrapper[1..]).arg(binary()).arg("daemon");
+        Bus::start_command(directory(), command)
+    }
+
+    /// Starts the binary under test with this standard error and environment. [`Bus::log`] is empty.
+    pub fn start_with_stderr(stderr: impl Into<Stdio>, environment: &[(&str, &str)]) -> Bus {
+        let directory = directory();
+        File::create(directory.path().join("log")).unwrap();
+        let mut command = Command::new(binary());
+        command
             .arg("daemon")
-            .args(arguments)
+            .envs(environment.iter().copied())
+            .stderr(stderr);
+        Bus::spawn(directory, command)
+    }
+
+    fn start_command(directory: tempfile::TempDir, mut command: Command) -> Bus {
+        let log = File::create(directory.path().join("log")).unwrap();
+        command.stderr(log);
+        Bus::spawn(directory, command)
+    }
+
+    fn spawn(directory: tempfile::TempDir, mut command: Command) -> Bus {
+        let mut child = command
             .arg(format!(
                 "--address=unix:path={}",
                 directory.path().join("bus").display()
             ))
             .args(["--nofork", "--print-address"])
+            .env("XDG_RUNTIME_DIR", directory.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(log)
             .spawn()
             .unwrap();
+        drop(command);
         let mut address = String::new();
         BufReader::new(child.stdout.take().unwrap())
             .read_line(&mut address)
@@ -185,9 +225,8 @@ impl Bus {
     }
 }
 
-/// Writes a session bus's configuration with this in it.
-fn write_configuration(directory: &Path, configuration: &str) -> PathBuf {
-    let file = directory.join("bus.conf");
+/// Writes the configuration of a session bus with this in it, in one step, and returns the file's path.
+fn configure(directory: &Path, configuration: &str) -> PathBuf {
     let text = format!(
         "<!DOCTYPE busconfig PUBLIC '-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN'\n \
          'http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd'>\n\
@@ -195,7 +234,9 @@ fn write_configuration(directory: &Path, configuration: &str) -> PathBuf {
          <auth>EXTERNAL</auth><policy context='default'><allow send_destination='*' eavesdrop='true'/>\n\
          <allow eavesdrop='true'/><allow own='*'/></policy>{configuration}</busconfig>"
     );
-    std::fs::write(&file, text).unwrap();
+    let (new, file) = (directory.join("bus.conf.new"), directory.join("bus.conf"));
+    std::fs::write(&new, text).unwrap();
+    std::fs::rename(&new, &file).unwrap();
     file
 }
 

@@ -10,6 +10,8 @@ use std::os::unix::net::UnixStream;
 /// A connection that may send anything.
 pub struct Raw {
     pub stream: UnixStream,
+    /// Its unique name, once it has been greeted.
+    pub unique: String,
     framer: Framer,
 }
 
@@ -20,11 +22,12 @@ impl Raw {
         stream.set_write_timeout(Some(SOON)).unwrap();
         Raw {
             stream,
+            unique: String::new(),
             framer: Framer::new(limits::MAX_MESSAGE),
         }
     }
 
-    /// Connected, authenticated and greeted.
+    /// Connected, authenticated and greeted; nothing that the bus said is unread.
     pub fn ready(bus: &Bus) -> Raw {
         let mut raw = Raw::connect(bus);
         raw.send(&Handshake::start().0);
@@ -35,7 +38,12 @@ impl Raw {
             answers.push(byte[0]);
         }
         raw.send(&call("Hello", |_| ()));
-        while raw.message().unwrap().message_type() != MessageType::MethodReturn {}
+        // The name comes twice: as the result, and as the name that the peer has acquired.
+        for _ in 0..2 {
+            let message = raw.message().unwrap();
+            assert_ne!(message.message_type(), MessageType::Error);
+            message.body().read_str().unwrap().clone_into(&mut raw.unique);
+        }
         raw
     }
 
@@ -46,16 +54,22 @@ impl Raw {
 
     /// The next message; None at the end of the stream.
     pub fn message(&mut self) -> Option<Message> {
+        self.try_message()
+            .unwrap_or_else(|error| panic!("neither an answer nor the end: {error}"))
+    }
+
+    /// The next message; None at the end of the stream; an error also where none comes within the socket's timeout.
+    pub fn try_message(&mut self) -> std::io::Result<Option<Message>> {
         loop {
             if let Some(framed) = self.framer.next().unwrap() {
-                return Some(framed.message);
+                return Ok(Some(framed.message));
             }
             let mut chunk = [0; 4096];
             match self.stream.read(&mut chunk) {
-                Ok(0) => return None,
+                Ok(0) => return Ok(None),
                 Ok(length) => self.framer.push(Bytes::copy_from_slice(&chunk[..length]), []),
-                Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
-                Err(error) => panic!("neither an answer nor the end: {error}"),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
+                Err(error) => return Err(error),
             }
         }
     }

@@ -15,6 +15,8 @@ pub enum Action {
         peer: PeerId,
         /// For the log: who is at fault, and the clause of the specification where there is one.
         reason: String,
+        /// Whose peer it was, if that is known.
+        uid: Option<u32>,
         /// False where the peer hung up by itself: not worth a warning.
         is_fault: bool,
         /// What is written before, as far as the socket takes it at once: answers of the authentication, which say what
@@ -42,7 +44,12 @@ pub enum Action {
     /// [`Event::UpgradeFailed`](super::Event::UpgradeFailed).
     HandOver,
     /// A warning for the log.
-    Warn(String),
+    Warn {
+        /// The user whose peer brought it about, if one did and is known.
+        uid: Option<u32>,
+        /// A line.
+        text: String,
+    },
 }
 
 /// Bytes of shared memory that the journal uses.
@@ -56,6 +63,18 @@ pub struct JournalMemory {
     pub checkpoints: u64,
 }
 
+/// The machine's id.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub enum MachineId {
+    /// 32 hex digits in lower case.
+    Found(String),
+    /// No file has one.
+    #[default]
+    Missing,
+    /// A file has something else, for one because the machine has not finished its first boot.
+    Invalid,
+}
+
 /// What the broker must know of the system in the middle of an event. The runtime records each answer in the event
 /// log, so that replay reads it back.
 pub trait System {
@@ -64,6 +83,10 @@ pub trait System {
     /// Bytes of memory that the journal uses; `None` where there is no journal.
     fn journal_memory(&mut self) -> Option<JournalMemory> {
         None
+    }
+    /// The machine's id as it is now.
+    fn machine_id(&mut self) -> MachineId {
+        MachineId::default()
     }
     /// Another descriptor of the same open file (`F_DUPFD`), for one more receiver of a message. The broker
     /// owns it.

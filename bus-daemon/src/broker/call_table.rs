@@ -158,7 +158,8 @@ impl CallTable {
     pub(super) fn check(&self, is_there: impl Fn(PeerId) -> bool) -> Result<(), Violation> {
         let (mut owed, mut awaited) = (0, 0);
         for (id, ends) in self.ends.iter() {
-            if !is_there(id) && !(ends.owed.is_empty() && ends.awaited.is_empty()) {
+            let has_calls = !ends.owed.is_empty() || !ends.awaited.is_empty();
+            if has_calls && !is_there(id) {
                 return Err(Violation::new(format!("{id:?} is gone and has open calls")));
             }
             if let Some((caller, _)) = (ends.owed.keys()).find(|call| !self.is_awaited(id, call.0, call.1)) {

@@ -24,6 +24,7 @@ impl Broker {
             self.outgoing.ask(Action::Close {
                 peer: id,
                 reason: Excess::Incomplete.to_string(),
+                uid: attested.credentials.uid,
                 is_fault: true,
                 last_words: Bytes::new(),
             });
@@ -66,10 +67,8 @@ impl Broker {
             peaks: Peaks::default(),
         };
         if !self.roster.enter(peer) {
-            self.warn(format!(
-                "a connection was given the index {}, which is in use",
-                id.index
-            ));
+            let text = format!("a connection was given the index {}, which is in use", id.index);
+            self.warn(credentials.uid, text);
             return;
         }
         if let Some(peer) = self.roster.get_mut(id) {
@@ -173,7 +172,7 @@ impl Broker {
         }
     }
 
-    /// Whom monitors are to see as the sender of a Hello: the name that it will be answered with.
+    /// The name that monitors see as the sender of a Hello: the unique name that the answer will give.
     pub(super) fn expected_name(&self, uid: Option<u32>) -> Arc<str> {
         match self.hello_refusal(uid) {
             None => self.roster.next_unique().name,
@@ -188,19 +187,19 @@ impl Broker {
         }
     }
 
-    /// Disconnects the condemned, and those who are condemned by what that brings about.
+    /// Disconnects the condemned peers, and the peers that become condemned by the signals of that.
     pub(super) fn bury_condemned(&mut self) {
         while let Some((id, reason)) = self.outgoing.next_condemned() {
             self.disconnect(id, reason);
         }
     }
 
-    /// Takes a peer out of the bus: its rules, its names (with the signals), its open calls, everything queued.
+    /// Takes a peer out of the bus, with its rules, names (and their signals), open calls and send queue.
     pub(super) fn disconnect(&mut self, id: PeerId, reason: Disconnect) {
         let Some(peer) = self.roster.get_mut(id) else {
             return;
         };
-        // Nothing is sent to it any more.
+        // Nothing is sent to the peer any more.
         peer.is_condemned = true;
         self.deadlines.expect_hello(peer, None);
         self.deadlines.expect_fds(peer, None);
@@ -224,13 +223,14 @@ impl Broker {
         self.outgoing.ask(Action::Close {
             peer: id,
             reason,
+            uid: peer.credentials.uid,
             is_fault,
             last_words,
         });
         self.regulate_accepting();
     }
 
-    /// Nobody is answered any more who waits for the runtime.
+    /// A peer that waits for the runtime, by ReloadConfig or Upgrade, is not answered any more.
     pub(super) fn forget_caller(&mut self, id: PeerId) {
         self.reload.forget(id);
         self.restart.upgrade.forget_caller(id);

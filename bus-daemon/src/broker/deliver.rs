@@ -15,7 +15,7 @@ pub(super) const SHARED: usize = 1024;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Transit<'a> {
     pub(super) message: &'a Message,
-    /// The header under which it is forwarded; a short body follows it.
+    /// The header under which the message is forwarded; a short body follows in the same bytes.
     pub(super) head: &'a [u8],
     /// A longer body, which all receivers share.
     pub(super) tail: Option<&'a Bytes>,
@@ -23,7 +23,7 @@ pub(super) struct Transit<'a> {
 
 impl Broker {
     /// Queues a message of the driver. A peer whose queue is full already is condemned: an answer or a signal that is
-    /// missing would mislead it for good.
+    /// missing would mislead the peer for good.
     pub(super) fn push_own(&mut self, to: PeerId, bytes: &[u8]) {
         if self.may_push(to)
             && let Some(peer) = self.roster.get_mut(to)

@@ -8,6 +8,7 @@
 //! one check.
 
 mod key;
+mod named;
 mod rule;
 mod table;
 #[cfg(test)]
@@ -19,6 +20,7 @@ use hashbrown::{HashMap, HashTable};
 use smallvec::SmallVec;
 
 use self::key::{Hasher, Key, Mask, Prefixes, fold};
+use self::named::Named;
 use self::rule::Body;
 use self::table::{RuleId, Table};
 use super::event::PeerId;
@@ -37,6 +39,8 @@ pub(crate) struct MatchIndex {
     tables: Vec<Table>,
     /// How many rules in the slots name a sender, by the hash of its name.
     senders: HashMap<u64, u32, FixedState>,
+    /// The rules that name a unique name.
+    named: Named,
     /// Rules in the order in which they were added, repeated ones included.
     peers: HashMap<PeerId, SmallVec<[RuleId; 4]>, FixedState>,
     len: usize,
@@ -78,6 +82,7 @@ impl MatchIndex {
             interned: HashTable::new(),
             tables: Vec::new(),
             senders: HashMap::with_hasher(hasher.state()),
+            named: Named::new(hasher.state()),
             peers: HashMap::with_hasher(hasher.state()),
             hasher,
             len: 0,
@@ -148,6 +153,37 @@ impl MatchIndex {
         }
     }
 
+    /// Removes, whoever has them, all rules that name a unique name as sender or destination; tells who had any, in
+    /// ascending order. The cost is that of these peers' rules.
+    pub(crate) fn remove_named(&mut self, unique: &str) -> Vec<PeerId> {
+        let dead = self.named.take(unique);
+        let slots = dead.iter().filter_map(|id| self.slots[*id as usize].as_ref());
+        let subscribers = slots.flat_map(|slot| &slot.subscribers);
+        let mut peers: Vec<PeerId> = subscribers.map(|subscriber| subscriber.peer).collect();
+        peers.sort_unstable();
+        peers.dedup();
+        for peer in &peers {
+            let Some(ids) = self.peers.get_mut(peer) else {
+                continue;
+            };
+            let mut gone = Vec::new();
+            ids.retain(|id| {
+                let is_dead = dead.contains(id);
+                if is_dead {
+                    gone.push(*id);
+                }
+                !is_dead
+            });
+            if ids.is_empty() {
+                self.peers.remove(peer);
+            }
+            for id in gone {
+                self.release(*peer, id);
+            }
+        }
+        peers
+    }
+
     /// Adds the peers that have a rule that matches. `peers` is then in ascending order, each peer in it once, whatever
     /// it held before.
     pub(crate) fn matching(&self, facts: &Facts<'_>, peers: &mut Vec<PeerId>) {
@@ -190,21 +226,16 @@ impl MatchIndex {
         }
         let key = self.hasher.key(&rule);
         let hash = self.hasher.rule(&rule);
-        let slot = Slot {
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            (self.slots.len() - 1) as RuleId
+        });
+        self.named.add(&rule, id);
+        self.slots[id as usize] = Some(Slot {
             rule,
             hash,
             subscribers: SmallVec::new(),
-        };
-        let id = match self.free.pop() {
-            Some(id) => {
-                self.slots[id as usize] = Some(slot);
-                id
-            }
-            None => {
-                self.slots.push(Some(slot));
-                (self.slots.len() - 1) as RuleId
-            }
-        };
+        });
         let slots = &self.slots;
         self.interned.insert_unique(hash, id, |id| {
             slots[*id as usize].as_ref().map_or(0, |slot| slot.hash)
@@ -271,6 +302,7 @@ impl MatchIndex {
         if let Ok(place) = self.interned.find_entry(slot.hash, |other| *other == id) {
             place.remove();
         }
+        self.named.remove(&slot.rule, id);
         let key = self.hasher.key(&slot.rule);
         self.unfile(&key, id);
         self.free.push(id);

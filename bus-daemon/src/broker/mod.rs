@@ -44,7 +44,7 @@ use std::sync::Arc;
 use bus_wire::{Fd, Guid, LargeMessage, SendQueue};
 use serde::{Deserialize, Serialize};
 
-pub use action::{Action, JournalMemory, System};
+pub use action::{Action, JournalMemory, MachineId, System};
 pub use errand::{ConfigRefusal, Errand, ErrandOutcome};
 pub use event::{Attested, Credentials, Event, Fds, Millis, PeerId, Start, Transport};
 pub use frozen::{Blob, BrokerState, ConfigV1, GlobalV1, GlobalV2, NameV1, PeerV1, PeerV2};
@@ -84,11 +84,12 @@ pub struct Identity {
     pub guid: Guid,
     /// The listeners, in the order of the config.
     pub listeners: Vec<ListenerIdentity>,
-    /// What `org.freedesktop.DBus.Peer.GetMachineId` answers: 32 hex digits.
+    /// What `org.freedesktop.DBus.Peer.GetMachineId` answers: 32 hex digits. Empty if the machine had no id when the bus
+    /// was started: then the system is asked each time.
     pub machine_id: String,
     /// The process that is known as the bus.
     pub keeper_pid: u32,
-    /// The user it runs as.
+    /// The user that the bus runs as.
     pub own_uid: u32,
     /// Seeds the hash tables against chosen collisions.
     pub hash_seed: u64,
@@ -225,8 +226,8 @@ impl Broker {
         self.roster.get(peer).map(|peer| &peer.out)
     }
 
-    /// The large message that a peer is in the middle of, if so, and what has arrived of it: the runtime reads the rest
-    /// of it into one extent.
+    /// The large message that a peer is in the middle of, if any, and the bytes of it that have arrived: the runtime
+    /// reads the rest into one extent.
     pub fn large_message(&self, peer: PeerId) -> Option<(LargeMessage, &[u8])> {
         let framer = &self.roster.get(peer)?.framer;
         Some((framer.large()?, framer.partial()))
@@ -339,9 +340,9 @@ impl Broker {
         self.activation_environment.extend(variables);
     }
 
-    /// Asks for a warning in the log.
-    pub(crate) fn warn(&mut self, text: String) {
-        self.outgoing.ask(Action::Warn(text));
+    /// Asks for a warning in the log, about a peer of this user.
+    pub(crate) fn warn(&mut self, uid: Option<u32>, text: String) {
+        self.outgoing.ask(Action::Warn { uid, text });
     }
 
     /// Asks for the descriptors to be closed, which now belong to nobody.

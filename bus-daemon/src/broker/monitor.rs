@@ -1,4 +1,4 @@
-//! Copies for monitors: every message that the bus receives or sends, before anything comes of it.
+//! Copies for monitors: every message that the bus receives or sends, before the message has any effect.
 
 use bus_wire::{Fd, Message};
 
@@ -10,10 +10,10 @@ use super::{Broker, DRIVER, Facts, System};
 /// Names of one side of a message.
 pub(super) type NamesOf<'a> = smallvec::SmallVec<[&'a str; 4]>;
 
-/// Who a message is for, as far as match rules are concerned.
+/// The recipient of a message, as far as match rules are concerned.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Addressee {
-    /// Whoever asked for it.
+    /// The peers that asked for the message with a match rule.
     All,
     Driver,
     Peer(PeerId),

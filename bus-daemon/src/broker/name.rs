@@ -442,6 +442,7 @@ mod tests {
                     change
                 }
             };
+            table.check(|_| true).unwrap();
             let after = table.owner("a.b");
             match change {
                 Some(change) => assert_eq!((change.old, change.new), (before, after), "step {n}"),
@@ -536,5 +537,59 @@ mod tests {
             ],
             &[A, C, B],
         );
+    }
+
+    fn held(table: &NameTable, peer: PeerId) -> Vec<&str> {
+        table.held_by(peer).map(|name| &**name).collect()
+    }
+
+    #[test]
+    fn lists_are_in_the_order_of_the_requests() {
+        let mut table = NameTable::new(Seeded::default());
+        for (peer, name) in [
+            (A, "c.c"),
+            (B, "c.c"),
+            (B, "a.a"),
+            (B, "b.b"),
+            (A, "a.a"),
+            (B, "c.c"),
+        ] {
+            table.request(name, peer, NameFlags::default());
+            table.check(|_| true).unwrap();
+        }
+        assert_eq!(held(&table, A), ["c.c", "a.a"]);
+        assert_eq!(held(&table, B), ["c.c", "a.a", "b.b"]);
+        assert_eq!(table.newest_of(B).as_deref(), Some("b.b"));
+        // What falls to B is its newest own name, and keeps its place among the requests.
+        table.release("c.c", A);
+        table.check(|_| true).unwrap();
+        let owned: Vec<&str> = table.owned_by(B).map(|name| &**name).collect();
+        assert_eq!(owned, ["a.a", "b.b", "c.c"]);
+        assert_eq!(held(&table, A), ["a.a"]);
+        assert_eq!(held(&table, B), ["c.c", "a.a", "b.b"]);
+        // The next user of an index has nothing of the user before it.
+        let next = PeerId { generation: 2, ..A };
+        assert_eq!(held(&table, next), [""; 0]);
+        table.release("a.a", A);
+        table.request("d.d", next, NameFlags::default());
+        table.check(|peer| peer != A).unwrap();
+        assert_eq!(held(&table, next), ["d.d"]);
+    }
+
+    #[test]
+    fn saved_lists_give_the_order_and_the_queues_the_truth() {
+        let mut table = NameTable::new(Seeded::default());
+        for (name, owners) in [("a.a", vec![A, B]), ("b.b", vec![B]), ("c.c", vec![B, A])] {
+            let owners = owners.into_iter().map(|peer| (peer, NameFlags::default()));
+            assert!(table.restore_queue(&name.into(), owners));
+        }
+        assert!(!table.restore_queue(&"a.a".into(), [(C, NameFlags::default())]));
+        assert!(!table.restore_queue(&"d.d".into(), []));
+        table.restore_order(B, &["c.c", "d.d", "c.c", "a.a"].map(str::to_owned));
+        table.restore_order(A, &["b.b", "c.c"].map(str::to_owned));
+        table.restore_rest();
+        table.check(|_| true).unwrap();
+        assert_eq!(held(&table, A), ["c.c", "a.a"]);
+        assert_eq!(held(&table, B), ["c.c", "a.a", "b.b"]);
     }
 }

@@ -57,6 +57,7 @@ impl Broker {
         }
         if let Some(unique) = self.roster.retire(id) {
             self.announce_unique(id, &unique, false);
+            self.drop_dead_rules(&unique.name);
         }
     }
 

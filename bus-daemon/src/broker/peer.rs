@@ -1,4 +1,4 @@
-//! A peer: one connection as the broker sees it, and the table of them all.
+//! A peer: one connection as the broker sees it, and the table of all peers.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -43,21 +43,21 @@ pub(crate) struct Peer {
     /// Whether it negotiated to (specification, "NEGOTIATE_UNIX_FD").
     pub(crate) takes_fds: bool,
     pub(crate) phase: Phase,
-    /// `1.N`: the N. Set from Hello on, and kept by a monitor, which is no longer reachable by it.
+    /// Set from Hello on. A monitor keeps the name, but cannot be reached by it any more.
     pub(crate) unique: Option<Unique>,
     pub(crate) framer: Framer,
     pub(crate) out: SendQueue,
-    /// Whether it is to be disconnected once the message at hand is dealt with: nothing is queued for it any more.
+    /// Whether the peer is to be disconnected once the message at hand is dealt with: nothing more is queued for it.
     pub(crate) is_condemned: bool,
-    /// Whether messages for it were refused since its queue was last short enough.
+    /// Whether messages for the peer were refused since its queue was last short enough.
     pub(crate) is_congested: bool,
-    /// Whether it is on the dirty list.
+    /// Whether the peer is on the dirty list of [`Outgoing`](super::outgoing::Outgoing).
     pub(crate) is_dirty: bool,
-    /// Whether the runtime was told to stop reading from it.
+    /// Whether the runtime was told to stop reading from the peer.
     pub(crate) is_stopped: bool,
-    /// When it will be disconnected if it is not active by then.
+    /// When the peer will be disconnected if it is not active by then.
     pub(crate) hello_deadline: Option<Millis>,
-    /// When it will be disconnected if the message that its descriptors belong to is not complete by then.
+    /// When the peer will be disconnected if the message with its descriptors is not complete by then.
     pub(crate) fds_deadline: Option<Millis>,
     pub(crate) peaks: Peaks,
 }
@@ -78,7 +78,7 @@ impl Unique {
         }
     }
 
-    /// The number in a unique name of this bus, in the one spelling that it gives out.
+    /// The number in a unique name of this bus, in the one spelling that the bus gives out.
     pub(crate) fn parse(name: &str) -> Option<u64> {
         let digits = name.strip_prefix(":1.")?;
         let canonical =

@@ -31,10 +31,6 @@ impl<T> PerPeer<T> {
     }
 
     /// The value of a peer, made by `new` if the peer has none.
-    #[expect(
-        clippy::indexing_slicing,
-        reason = "the table was just made as long as the index needs"
-    )]
     pub(super) fn get_or_insert_with(&mut self, id: PeerId, new: impl FnOnce() -> T) -> &mut T {
         let index = id.index as usize;
         if index >= self.slots.len() {

@@ -1,7 +1,7 @@
 //! Limits, and what is charged against them.
 //!
-//! Every byte that waits in the bus waits in the send queue of the peer that it is for, so it is that peer which is
-//! charged: only the slow one pays. Input waits nowhere, apart from the one message that has not arrived completely.
+//! Every byte that waits in the bus waits in the send queue of its receiver, so the receiver is charged: only a slow
+//! peer pays. Input waits nowhere, apart from the one message of each peer that has not arrived completely.
 
 use super::event::PeerId;
 use super::{Action, Broker};
@@ -22,8 +22,8 @@ pub(crate) struct Stats {
     pub(crate) peak_names: u32,
 }
 
-/// How many peers more than `max_incomplete_connections` are let in: the runtime may have accepted a few before it
-/// heard that it should stop.
+/// How many peers more than `max_incomplete_connections` are let in: the runtime may have accepted a few before
+/// [`Action::StopAccepting`] reached it.
 pub(super) const ACCEPT_SLACK: u64 = 64;
 
 /// From which length of its queue on a peer is not read from.

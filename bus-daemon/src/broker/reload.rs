@@ -190,7 +190,7 @@ impl Broker {
             }
             Err(ConfigRefusal { error, text }) => {
                 self.close_fds(payload);
-                self.warn(format!("the configuration in force stays: {text}"));
+                self.warn(None, format!("the configuration in force stays: {text}"));
                 for (caller, serials) in callers {
                     for serial in serials {
                         self.send_late_error(caller, serial, &error, &text);

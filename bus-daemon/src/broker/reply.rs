@@ -16,7 +16,7 @@ impl Broker {
         self.mark_ends_changed(callee, caller);
     }
 
-    /// Forgets an open call at both ends. False if it is not open.
+    /// Forgets an open call at both ends. False if the call is not open.
     pub(super) fn close_call(&mut self, callee: PeerId, caller: PeerId, serial: u32) -> bool {
         let was_open = self.calls.close(callee, caller, serial, &mut self.deadlines);
         if was_open {
@@ -32,7 +32,7 @@ impl Broker {
         }
     }
 
-    /// Ends every call that a peer who leaves has a part in. The callers that wait for the peer are told.
+    /// Ends every call that a leaving peer has a part in. The callers that wait for the peer are told.
     pub(super) fn drop_calls(&mut self, id: PeerId) {
         let ended = self.calls.drop_peer(id, &mut self.deadlines);
         for (callee, _) in ended.withdrawn {

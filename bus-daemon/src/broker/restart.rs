@@ -107,7 +107,7 @@ impl Broker {
     /// The same by a signal: nobody is answered.
     pub(super) fn upgrade_requested(&mut self) {
         if !self.begin_upgrade(String::new(), None) {
-            self.warn("an upgrade is under way already".to_owned());
+            self.warn(None, "an upgrade is under way already".to_owned());
         }
     }
 
@@ -158,7 +158,7 @@ impl Broker {
 
     pub(super) fn upgrade_failed(&mut self, reason: &str) {
         if self.restart.upgrade != Upgrade::None {
-            self.warn(format!("upgrade refused: {reason}"));
+            self.warn(None, format!("upgrade refused: {reason}"));
         }
         if let Some((caller, serial)) = self.restart.upgrade.end() {
             self.send_late_error(caller, serial, UPGRADE_REFUSED, reason);

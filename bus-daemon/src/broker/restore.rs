@@ -1,5 +1,5 @@
 //! Restoring: peers from their records, everything else rebuilt from them. A record that makes no sense costs its peer
-//! the connection, and nobody else anything.
+//! the connection, and the other peers nothing.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ use crate::config::Config;
 /// More peers than any machine has descriptors for: an index beyond this is nonsense.
 const MAX_INDEX: u32 = 1 << 22;
 
-/// No position in a stream and no number of a unique name gets this far; behind it, counting could overflow.
+/// No position in a stream and no number of a unique name gets this far; beyond, counting could overflow.
 const MAX_COUNT: u64 = 1 << 62;
 
 /// A peer that was not restored. Its link is to be closed.
@@ -46,7 +46,7 @@ pub struct Dropped {
 /// Why a state cannot be restored at all.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RestoreError {
-    /// The state has given out every unique name that there is: it is damaged.
+    /// The state says that every unique name is given out: the state is damaged.
     #[error("the restored state is inconsistent: no unique name is left")]
     NoUniqueNameLeft,
     /// The part that belongs to no single peer contradicts itself, or this program is at fault.
@@ -69,7 +69,7 @@ impl Broker {
         Self::restore_from(global, peers, &shared)
     }
 
-    /// The same, with records that come one after the other, so that each needs the memory of the one before it.
+    /// [`restore`](Self::restore), with peers' records that come one after the other, so that only one is in memory at a time.
     ///
     /// # Errors
     /// As [`restore`](Self::restore).
@@ -168,7 +168,7 @@ impl Broker {
         Ok((broker, dropped))
     }
 
-    /// Puts one peer into the table and all that is rebuilt from it.
+    /// Puts one peer into the roster, and its rules, deadlines and output into the other parts.
     fn restore_peer(
         &mut self,
         record: PeerV2,
@@ -229,7 +229,7 @@ impl Broker {
         if input.0.len() > max_message_size(&self.config) {
             return Err(RecordFault::Input);
         }
-        // What was taken as a match rule is longer as canonical text, where it has apostrophes.
+        // A match rule with apostrophes is longer as canonical text than as the text that was accepted.
         let rules = rules
             .iter()
             .map(|text| MatchRule::parse_any_length(text))
@@ -316,7 +316,8 @@ impl Broker {
         Ok(Kept { names, owed, awaited })
     }
 
-    /// Fills the name table with those who are still there. Returns the names whose primary owner is not, with it.
+    /// Fills the name table with the peers that are still there. Returns each name that lost its primary owner, and that
+    /// owner.
     fn restore_names(
         &mut self,
         names: Vec<NameV1>,
@@ -352,7 +353,7 @@ impl Broker {
         changed
     }
 
-    /// A call is open if both ends say so. A caller whose callee does not know of it is told that there is no answer.
+    /// A call is open if both ends say so. A caller that waits for a call which its callee does not know is told that there is no answer.
     fn restore_calls(&mut self, kept: &[(PeerId, Kept)]) {
         let awaited: HashSet<(PeerId, PeerId, u32), Seeded> = kept
             .iter()
@@ -381,7 +382,7 @@ impl Broker {
         }
     }
 
-    /// Tells everyone what the peers that are not there any more owned.
+    /// Announces the names of peers that are not there any more.
     fn announce_gone(&mut self, gone: &Gone, changed: Vec<(Arc<str>, PeerId)>) {
         for (name, before) in changed {
             let Some(old) = gone.unique.get(&before) else {
@@ -412,7 +413,7 @@ impl Broker {
     }
 }
 
-/// The lists of one record that only make sense together with those of others.
+/// The lists of one record that only make sense together with the other records.
 struct Kept {
     names: Vec<String>,
     owed: Vec<(PeerId, u32, Option<super::Millis>)>,
@@ -450,7 +451,7 @@ fn fds_of(record: &PeerV2) -> Vec<Fd> {
     received.chain(&record.socket).copied().collect()
 }
 
-/// `None` where it refers to bytes that are not there.
+/// `None` where the piece refers to bytes that are not there.
 fn restore_piece(piece: PieceV1, shared: &[Blob], pieces: &mut Vec<PieceState>) -> Option<()> {
     match piece {
         // The queue takes long pieces for shared ones; these are not.

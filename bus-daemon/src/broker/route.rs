@@ -85,7 +85,10 @@ impl Broker {
                 return;
             };
             match peer.framer.next() {
-                Ok(Some(framed)) => self.dispatch(id, &framed.message, framed.fds, system),
+                Ok(Some(framed)) => {
+                    self.close_fds(framed.surplus);
+                    self.dispatch(id, &framed.message, framed.fds, system);
+                }
                 Ok(None) => break,
                 Err(error) => return self.disconnect(id, Breach::from(error).into()),
             }
@@ -169,14 +172,14 @@ impl Broker {
             Err(error) => {
                 let text = format!("{sender}: a message cannot be forwarded: {error}");
                 self.close_fds(fds);
-                self.warn(text);
+                self.warn(self.uid(id), text);
                 self.send_driver_error(id, message, LIMITS_EXCEEDED, &error.to_string());
             }
         }
         self.scratch.head = head;
     }
 
-    /// What a peer may not send at all.
+    /// Whether a peer may send a message at all, in its phase and with so many descriptors.
     fn may_send(&self, phase: &Phase, message: &Message) -> Result<(), Disconnect> {
         let is_hello = message.message_type() == MessageType::MethodCall
             && message.destination() == Some(DRIVER)
@@ -255,7 +258,7 @@ impl Broker {
         }
     }
 
-    /// A message to one peer. A call opens a reply, a reply passes only if it closes one.
+    /// A message to one peer. A call is noted as open, a reply passes only if it closes an open call.
     fn unicast(&mut self, id: PeerId, to: PeerId, transit: Transit<'_>, fds: Fds, system: &mut dyn System) {
         let message = transit.message;
         let serial = message.serial().get();
@@ -273,10 +276,10 @@ impl Broker {
         if let Err((name, text)) = self.may_receive(id, to, message, &fds) {
             self.close_fds(fds);
             if message.message_type().is_reply() && name == LIMITS_EXCEEDED {
-                // It would wait for ever for the answer it asked for.
+                // The caller would wait for ever for the answer that it asked for.
                 self.condemn(to, Excess::UnreadReply.into());
             } else if let Some(serial) = replies_to {
-                // So would it here; the call is answered with the reason.
+                // Here too the caller would wait for ever; the call is answered with the reason.
                 if self.close_call(id, to, serial.get()) {
                     self.send_late_error(to, serial.get(), name, text);
                 }
@@ -300,7 +303,7 @@ impl Broker {
         self.eavesdrop(id, Addressee::Peer(to), transit, &kept, system);
     }
 
-    /// Why a message may not go to a peer: the name of the error, and what it says (both as dbus-daemon's).
+    /// Whether a message may go to a peer; if not, the name and the text of the error (both as dbus-daemon's).
     fn may_receive(
         &mut self,
         id: PeerId,
@@ -353,7 +356,7 @@ impl Broker {
                 "{}: it does not read; messages for it are refused",
                 peer.unique_name()
             );
-            self.warn(text);
+            self.warn(self.uid(id), text);
         }
     }
 
@@ -362,7 +365,7 @@ impl Broker {
         self.config.eavesdrop_allowed && !self.subscriptions.is_empty(Audience::Eavesdroppers)
     }
 
-    /// Copies of a unicast message for those whose match rule says `eavesdrop='true'`.
+    /// Copies of a unicast message for the peers with a match rule that says `eavesdrop='true'`.
     fn eavesdrop(
         &mut self,
         id: PeerId,

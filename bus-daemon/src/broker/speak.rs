@@ -1,4 +1,4 @@
-//! The driver's voice: every message whose sender is `org.freedesktop.DBus`.
+//! The driver's voice: every message with the sender `org.freedesktop.DBus`.
 
 use bus_wire::{BodyWriter, Flags, Message, MessageBuilder, MessageError, MessageType};
 use bytes::Bytes;
@@ -24,7 +24,7 @@ pub(crate) const LIMITS_EXCEEDED: &str = "org.freedesktop.DBus.Error.LimitsExcee
 /// `org.freedesktop.DBus.Error.Failed`
 pub(crate) const FAILED: &str = "org.freedesktop.DBus.Error.Failed";
 
-/// Whether whoever sent this waits for an answer (specification, "Message Format", NO_REPLY_EXPECTED).
+/// Whether the sender of a message waits for an answer (specification, "Message Format", NO_REPLY_EXPECTED).
 pub(crate) fn expects_reply(message: &Message) -> bool {
     message.message_type() == MessageType::MethodCall && !message.flags().contains(Flags::NO_REPLY_EXPECTED)
 }
@@ -116,7 +116,10 @@ impl Broker {
             w.str(text);
         });
         if let Err(error) = self.speak(caller, error) {
-            self.warn(format!("an error reply could not be built: {error}"));
+            self.warn(
+                self.uid(caller),
+                format!("an error reply could not be built: {error}"),
+            );
         }
     }
 
@@ -124,16 +127,19 @@ impl Broker {
     pub(crate) fn send_signal_to(&mut self, peer: PeerId, member: &str, body: impl FnOnce(&mut BodyWriter)) {
         let signal = MessageBuilder::signal(DRIVER_PATH, DRIVER, member).body(body);
         if let Err(error) = self.speak(peer, signal) {
-            self.warn(format!("the signal {member} could not be built: {error}"));
+            self.warn(
+                self.uid(peer),
+                format!("the signal {member} could not be built: {error}"),
+            );
         }
     }
 
-    /// Sends a signal of the interface `org.freedesktop.DBus` to whoever asked for it with a match rule.
+    /// Sends a signal of the interface `org.freedesktop.DBus` to every peer with a match rule for the signal.
     pub(crate) fn broadcast_driver_signal(&mut self, member: &str, body: impl FnOnce(&mut BodyWriter)) {
         self.broadcast_signal(DRIVER, member, body);
     }
 
-    /// Sends a signal of any interface of the driver to whoever asked for it with a match rule.
+    /// Sends a signal of any interface of the driver to every peer with a match rule for the signal.
     pub(crate) fn broadcast_signal(
         &mut self,
         interface: &str,
@@ -169,7 +175,7 @@ impl Broker {
                 }
                 self.scratch.receivers = receivers;
             }
-            Err(error) => self.warn(format!("the signal {member} could not be built: {error}")),
+            Err(error) => self.warn(None, format!("the signal {member} could not be built: {error}")),
         }
     }
 

@@ -84,6 +84,13 @@ impl Subscriptions {
         self.monitors.remove_peer(peer);
     }
 
+    /// Removes the match rules that name a unique name, which is never used again. Returns whose they were. What monitors
+    /// asked for stays, since they also see what is sent to nobody.
+    pub(super) fn drop_named(&mut self, unique: &str) -> impl IntoIterator<Item = PeerId> + use<> {
+        self.eavesdroppers.remove_named(unique);
+        self.matches.remove_named(unique)
+    }
+
     /// How many match rules a peer has, repeated ones included.
     pub(super) fn count(&self, peer: PeerId) -> usize {
         self.matches.count(peer)
@@ -202,5 +209,13 @@ impl Broker {
     pub(super) fn drop_rules(&mut self, id: PeerId) {
         self.roster.mark_changed(id);
         self.subscriptions.drop_peer(id);
+    }
+
+    /// A unique name has gone and is never used again: rules that name it as sender or destination are dead, and count
+    /// against nobody's limit any more. So dbus-daemon.
+    pub(super) fn drop_dead_rules(&mut self, unique: &str) {
+        for id in self.subscriptions.drop_named(unique) {
+            self.roster.mark_changed(id);
+        }
     }
 }

@@ -22,6 +22,9 @@ pub enum ConfigError {
         /// What the system says.
         error: io::Error,
     },
+    /// Neither the files nor the command line say where to listen.
+    #[error("the configuration names no address to listen on (<listen>, or --address)")]
+    NoListen,
     /// There is something wrong in a file.
     #[error("{place}: {problem}")]
     Content {
@@ -31,6 +34,23 @@ pub enum ConfigError {
         problem: Problem,
     },
 }
+
+impl ConfigError {
+    /// The D-Bus error that tells of it: as dbus-daemon answers ReloadConfig.
+    pub fn error_name(&self) -> &'static str {
+        match self {
+            Self::Read { error, .. } if error.kind() == io::ErrorKind::NotFound => {
+                "org.freedesktop.DBus.Error.FileNotFound"
+            }
+            Self::Read { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
+                "org.freedesktop.DBus.Error.AccessDenied"
+            }
+            Self::Read { .. } | Self::NoListen | Self::Content { .. } => FAILED,
+        }
+    }
+}
+
+const FAILED: &str = "org.freedesktop.DBus.Error.Failed";
 
 /// What is wrong in a file.
 #[derive(Debug, Error)]

@@ -17,6 +17,9 @@ pub fn load(options: &Options) -> Result<Config, ConfigError> {
     }
     let mut config = loaded.config;
     options.apply(&mut config);
+    if config.listen.is_empty() {
+        return Err(ConfigError::NoListen);
+    }
     Ok(config)
 }
 

@@ -22,7 +22,8 @@ pub use limits::Limits;
 pub struct Config {
     /// `<type>`: what activated services find in `DBUS_STARTER_BUS_TYPE`.
     pub bus_type: BusType,
-    /// `<listen>`: addresses to listen on, each valid by the specification's "Server Addresses", in order.
+    /// `<listen>`: where to listen, in order. Each is a list of addresses (joined with `;`, valid by the specification's
+    /// "Server Addresses") of which the first that works is used.
     pub listen: Vec<String>,
     /// `<auth>`: the mechanisms that are offered, in order. Empty where a file names only mechanisms that this bus
     /// does not know; then nobody can authenticate.

@@ -32,8 +32,8 @@ pub enum Command {
 pub struct Options {
     /// `--session`, `--system` or `--config-file`.
     pub source: ConfigSource,
-    /// `--address`, checked: takes the place of every `<listen>`.
-    pub address: Option<Vec<String>>,
+    /// `--address`, checked, a list perhaps: takes the place of every `<listen>`.
+    pub address: Option<String>,
     /// `--fork` (true), `--nofork` (false): takes the place of `<fork/>`.
     pub fork: Option<bool>,
     /// `--print-address`: the descriptor to write the address to. Set as well where there is no configuration file:
@@ -255,7 +255,7 @@ impl Options {
     /// Puts what the command line says in the place of what the configuration says.
     pub fn apply(&self, config: &mut Config) {
         if let Some(address) = &self.address {
-            config.listen.clone_from(address);
+            config.listen = vec![address.clone()];
         }
         if let Some(fork) = self.fork {
             config.fork = fork;
@@ -393,7 +393,7 @@ mod tests {
     #[test]
     fn the_rest() {
         let address = Options {
-            address: Some(vec!["unix:path=/a".into(), "tcp:host=b".into()]),
+            address: Some("unix:path=/a;tcp:host=b".into()),
             ..session()
         };
         check("--session --address unix:path=/a;tcp:host=b", address.clone());

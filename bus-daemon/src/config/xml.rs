@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use bus_wire::{AddressList, Mechanism};
+use bus_wire::{Address, AddressList, Mechanism};
 use roxmltree::{Document, Node, ParsingOptions};
 
 use super::files::{Environment, Files};
@@ -181,7 +181,7 @@ impl Loader<'_> {
             "keep_umask" => config.keep_umask = flag(node)?,
             "allow_anonymous" => config.allow_anonymous = flag(node)?,
             "syslog" => config.syslog = flag(node)?,
-            "listen" => config.listen.extend(listen(node)?),
+            "listen" => config.listen.push(listen(node)?),
             "auth" => self.auth(node)?,
             "includedir" => self.include_dir(node)?,
             "servicedir" => {
@@ -508,30 +508,33 @@ fn yes_or_no(node: Node<'_, '_>, attribute: &str) -> Result<bool, Failure> {
     }
 }
 
-fn listen(node: Node<'_, '_>) -> Result<Vec<String>, Failure> {
+fn listen(node: Node<'_, '_>) -> Result<String, Failure> {
     let text = plain_text(node)?;
     check_listen(&text).map_err(|problem| here(node, problem))
 }
 
-/// The addresses in a list, each one of a transport that can be listened on.
+/// A list of addresses, of which the first that works is to be listened on. At least one is of a transport that can be.
 ///
 /// # Errors
 /// [`Problem::Listen`] or [`Problem::Transport`].
-pub fn check_listen(text: &str) -> Result<Vec<String>, Problem> {
+pub fn check_listen(text: &str) -> Result<String, Problem> {
     let bad = |error| Problem::Listen {
         text: text.into(),
         error,
     };
     let list = AddressList::from_str(text).map_err(bad)?;
-    for address in list.as_slice() {
-        if !["unix", "tcp", "nonce-tcp", "systemd", "bus-tcp"].contains(&address.transport()) {
-            return Err(Problem::Transport {
-                text: text.into(),
-                transport: address.transport().into(),
-            });
+    let is_known =
+        |address: &Address| ["unix", "tcp", "nonce-tcp", "systemd", "bus-tcp"].contains(&address.transport());
+    match list.as_slice() {
+        [first, ..] if !list.as_slice().iter().any(is_known) => Err(Problem::Transport {
+            text: text.into(),
+            transport: first.transport().into(),
+        }),
+        addresses => {
+            let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+            Ok(texts.join(";"))
         }
     }
-    Ok(list.as_slice().iter().map(ToString::to_string).collect())
 }
 
 /// The elements for SELinux are checked, and have no effect: this bus does not ask SELinux.

@@ -21,6 +21,8 @@ pub(super) const ARENA: u64 = (ENTRIES * ENTRY) as u64;
 const ARENA_LEN: u64 = 8 << 30;
 /// Bytes of it at least.
 const LEAST_ARENA_LEN: u64 = 32 << 20;
+/// The size of the file at most, the largest of the journal's.
+pub(crate) const LARGEST_FILE: u64 = ARENA + ARENA_LEN;
 /// Smallest block.
 const LEAST: usize = 256;
 /// Blocks from this size on give their pages back when they are freed.

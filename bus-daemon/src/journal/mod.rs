@@ -31,10 +31,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bus_wire::Fd;
 use serde::{Deserialize, Serialize};
 
-use crate::broker::{Attested, Blob, Fds, JournalMemory, PeerId, Start};
+use crate::broker::{Attested, Blob, Fds, JournalMemory, MachineId, PeerId, Start};
 use crate::os::descriptor;
 
 use checkpoint::Checkpoints;
+pub(crate) use checkpoint::LARGEST_FILE;
 #[cfg(any(test, feature = "test-hooks"))]
 pub(crate) use damage::Flip;
 pub(crate) use extent::Extent;
@@ -102,6 +103,8 @@ pub(crate) enum Answer {
     Descriptor(Option<Fd>),
     /// The journal's own memory.
     Memory(JournalMemory),
+    /// The machine's id.
+    MachineId(MachineId),
 }
 
 /// Tells whether the worker that uses a journal has begun to serve.

@@ -201,5 +201,6 @@ fn leave_terminal() {
         if null.as_raw_fd() <= 2 {
             let _ = null.into_raw_fd();
         }
+        crate::os::log::follow();
     }
 }

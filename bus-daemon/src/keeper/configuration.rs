@@ -1,7 +1,7 @@
 //! Reading the configuration: a child of the keeper does it, since a file system may take as long as it likes.
 
 use std::ffi::OsString;
-use std::io::{ErrorKind, Result};
+use std::io::Result;
 use std::os::fd::RawFd;
 
 use nix::sys::wait::WaitStatus;
@@ -10,7 +10,6 @@ use nix::unistd::Pid;
 use super::helper::{Helper, HelperEnd, describe};
 use crate::broker::ConfigV1;
 use crate::config::Config;
-use crate::config::error::ConfigError;
 use crate::config::options::{self, Command};
 use crate::control::{Outcome, Refusal};
 use crate::handoff::codec;
@@ -22,7 +21,6 @@ use crate::os::memfd;
 const PATIENCE: Nanos = Nanos(10_000_000_000);
 
 const FAILED: &str = "org.freedesktop.DBus.Error.Failed";
-const FILE_NOT_FOUND: &str = "org.freedesktop.DBus.Error.FileNotFound";
 const TIMEOUT: &str = "org.freedesktop.DBus.Error.Timeout";
 
 /// The configuration is being read. Dropped, it leaves nothing behind.
@@ -163,7 +161,7 @@ fn read(arguments: Vec<OsString>) -> std::result::Result<Vec<u8>, Refusal> {
         }
     };
     let config = crate::config::load::load(&options).map_err(|error| Refusal {
-        error: error_name(&error).into(),
+        error: error.error_name().into(),
         text: error.to_string(),
     })?;
     encoded(&config).map_err(|error| failed(error.to_string()))
@@ -177,11 +175,4 @@ pub(crate) fn encoded(config: &Config) -> std::result::Result<Vec<u8>, codec::Co
 /// The inverse of [`encoded`].
 pub(crate) fn decoded(bytes: &[u8]) -> std::result::Result<Config, codec::CodecError> {
     codec::decode::<ConfigV1>(bytes).map(Config::from)
-}
-
-fn error_name(error: &ConfigError) -> &'static str {
-    match error {
-        ConfigError::Read { error, .. } if error.kind() == ErrorKind::NotFound => FILE_NOT_FOUND,
-        ConfigError::Read { .. } | ConfigError::Content { .. } => FAILED,
-    }
 }

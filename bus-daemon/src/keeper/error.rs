@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
+use super::limits::LimitError;
 use super::listen::ListenError;
 use crate::config::error::ConfigError;
 
@@ -14,9 +15,9 @@ pub(crate) enum KeeperError {
     /// The administrator: the configuration is wrong.
     #[error(transparent)]
     Configuration(#[from] ConfigError),
-    /// The administrator: nothing to listen on.
-    #[error("the configuration names no address to listen on (<listen>, or --address)")]
-    NoAddress,
+    /// The administrator, or whoever started the daemon: a resource limit is too small.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
     /// The administrator, or another daemon.
     #[error("the pid file {path} exists: another daemon may be running; remove it if not")]
     PidFileExists {

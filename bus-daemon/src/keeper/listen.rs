@@ -1,12 +1,13 @@
 //! Listening sockets. The keeper makes them, since clients see the credentials of the process that called listen().
 
 use std::io::{Error, ErrorKind};
-use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use bus_wire::{Address, AddressError, AddressList, Guid};
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
 
 use crate::handoff::keeper::Listener;
 use crate::os::random;
@@ -14,9 +15,17 @@ use crate::os::random;
 /// An address that the daemon cannot listen on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ListenError {
-    /// Not an address at all.
+    /// Not an address to listen on, here or anywhere.
     #[error("cannot listen on {address:?}: {reason}")]
     BadAddress {
+        /// As given.
+        address: String,
+        /// Why not.
+        reason: String,
+    },
+    /// It may be one elsewhere.
+    #[error("cannot listen on {address:?}: {reason}")]
+    Unavailable {
         /// As given.
         address: String,
         /// Why not.
@@ -30,28 +39,52 @@ pub(crate) enum ListenError {
         /// What it said.
         error: Error,
     },
+    /// No address of a list works.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    NoneOf(Vec<ListenError>),
 }
 
-/// Listens on all of `addresses` (each may be a list joined with `;`).
+/// Listens on all of `addresses`. Each may be a list joined with `;`: then on the first of it that works, as
+/// dbus_server_listen() does.
 pub(crate) fn listen_on_all(addresses: &[String]) -> Result<Vec<Listener>, ListenError> {
     let mut listeners = Vec::new();
     for list in addresses {
-        let parsed: AddressList = list
-            .parse()
-            .map_err(|error: AddressError| ListenError::BadAddress {
-                address: list.clone(),
-                reason: error.to_string(),
-            })?;
-        for address in parsed.as_slice() {
-            listen_on(address, &mut listeners)?;
+        if let Err(error) = listen_on_first(list, &mut listeners) {
+            // Nobody is to find half a bus.
+            for path in listeners.iter().filter_map(|listener| listener.path.as_ref()) {
+                let _ = std::fs::remove_file(path);
+            }
+            return Err(error);
         }
     }
     Ok(listeners)
 }
 
+fn listen_on_first(list: &str, listeners: &mut Vec<Listener>) -> Result<(), ListenError> {
+    let parsed: AddressList = list
+        .parse()
+        .map_err(|error: AddressError| ListenError::BadAddress {
+            address: list.to_owned(),
+            reason: error.to_string(),
+        })?;
+    let mut errors = Vec::new();
+    for address in parsed.as_slice() {
+        match listen_on(address, listeners) {
+            Ok(()) => return Ok(()),
+            Err(error @ ListenError::BadAddress { .. }) => return Err(error),
+            Err(error) => errors.push(error),
+        }
+    }
+    Err(ListenError::NoneOf(errors))
+}
+
 fn listen_on(address: &Address, listeners: &mut Vec<Listener>) -> Result<(), ListenError> {
     let text = address.to_string();
     let bad = |reason: &str| ListenError::BadAddress {
+        address: text.clone(),
+        reason: reason.into(),
+    };
+    let unavailable = |reason: &str| ListenError::Unavailable {
         address: text.clone(),
         reason: reason.into(),
     };
@@ -86,7 +119,7 @@ fn listen_on(address: &Address, listeners: &mut Vec<Listener>) -> Result<(), Lis
                         return Err(bad("the only value of runtime is \"yes\""));
                     }
                     let dir = std::env::var_os("XDG_RUNTIME_DIR")
-                        .ok_or_else(|| bad("XDG_RUNTIME_DIR is not set"))?;
+                        .ok_or_else(|| unavailable("XDG_RUNTIME_DIR is not set"))?;
                     let path = Path::new(&dir).join("bus");
                     at_path(&path).map(|fd| (fd, path))
                 }
@@ -103,9 +136,10 @@ fn listen_on(address: &Address, listeners: &mut Vec<Listener>) -> Result<(), Lis
         "systemd" => {
             let passed = passed_by_service_manager();
             if passed.is_empty() {
-                return Err(bad("the service manager passed no sockets (LISTEN_FDS)"));
+                return Err(unavailable("the service manager passed no sockets (LISTEN_FDS)"));
             }
             for fd in passed {
+                adopt(fd).map_err(|errno| system(errno.into()))?;
                 let name: UnixAddr =
                     nix::sys::socket::getsockname(fd).map_err(|error| system(error.into()))?;
                 if let Some(path) = name.path().and_then(Path::to_str) {
@@ -120,8 +154,8 @@ fn listen_on(address: &Address, listeners: &mut Vec<Listener>) -> Result<(), Lis
             }
             Ok(())
         }
-        "tcp" | "nonce-tcp" => Err(bad("listening on TCP is not supported yet")),
-        _ => Err(bad("its transport is not known")),
+        "tcp" | "nonce-tcp" => Err(unavailable("listening on TCP is not supported yet")),
+        _ => Err(unavailable("its transport is not known")),
     }
 }
 
@@ -160,18 +194,35 @@ fn open(name: &UnixAddr) -> Result<RawFd, Error> {
     Ok(socket.into_raw_fd())
 }
 
-/// A socket file that anybody may connect to: authentication decides. One left by a daemon that is gone is replaced.
+/// A socket file that anybody may connect to: authentication decides. A socket that is there already is replaced, as by
+/// dbus-daemon; another kind of file is left alone.
 fn at_path(path: &Path) -> Result<RawFd, Error> {
     use std::os::unix::fs::FileTypeExt;
-    if std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
-        match std::os::unix::net::UnixStream::connect(path) {
-            Ok(_) => return Err(Error::new(ErrorKind::AddrInUse, "another process listens there")),
-            Err(_) => std::fs::remove_file(path)?,
+    let name = UnixAddr::new(path)?;
+    if std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
+        if is_live(&name) {
+            tracing::warn!("{}: the socket of another process is replaced", path.display());
         }
+        std::fs::remove_file(path)?;
     }
-    let fd = open(&UnixAddr::new(path)?)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777))?;
+    let fd = open(&name)?;
+    open_to_all(path)?;
     Ok(fd)
+}
+
+fn open_to_all(path: &Path) -> Result<(), Error> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).inspect_err(|_| {
+        let _ = std::fs::remove_file(path);
+    })
+}
+
+/// Whether somebody listens there. Without waiting: a listener that accepts nothing is one as well.
+fn is_live(name: &UnixAddr) -> bool {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let Ok(probe) = socket(AddressFamily::Unix, SockType::Stream, flags, None) else {
+        return false;
+    };
+    matches!(connect(probe.as_raw_fd(), name), Ok(()) | Err(Errno::EAGAIN))
 }
 
 /// A socket under a random name (specification: `dir`, `tmpdir`).
@@ -187,7 +238,7 @@ fn in_directory(directory: &Path) -> Result<(RawFd, PathBuf), Error> {
         let path = directory.join(format!("dbus-{name}"));
         match open(&UnixAddr::new(&path)?) {
             Ok(fd) => {
-                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777))?;
+                open_to_all(&path)?;
                 return Ok((fd, path));
             }
             Err(error) if error.kind() == ErrorKind::AddrInUse => {}
@@ -195,6 +246,19 @@ fn in_directory(directory: &Path) -> Result<(RawFd, PathBuf), Error> {
         }
     }
     Err(ErrorKind::AddrInUse.into())
+}
+
+/// Makes a passed socket one of the daemon's own: accepting must not wait (they come blocking, as a rule), and an upgrade
+/// must not close it.
+#[expect(unsafe_code, reason = "a descriptor by number")]
+fn adopt(fd: RawFd) -> nix::Result<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    // SAFETY: the service manager passed it for this process to keep.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL)?);
+    fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    crate::os::descriptor::set_close_on_exec(fd, false);
+    Ok(())
 }
 
 /// The descriptors of sd_listen_fds(3), if they are meant for this process.

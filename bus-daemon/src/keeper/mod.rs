@@ -17,6 +17,7 @@ mod error;
 mod exec;
 mod helper;
 mod life;
+mod limits;
 mod listen;
 mod memory_group;
 mod start;
@@ -61,7 +62,7 @@ pub fn main_from(arguments: Vec<OsString>) -> ExitCode {
         Ok(Command::Introspect) => return start::print(&crate::broker::introspection()),
         Err(error) => return fail(&error.to_string()),
     };
-    crate::runtime::logging::start();
+    crate::os::log::start();
     let outcome = if let Some(fd) = options.check_upgrade_fd {
         let checked = check::check(fd, &options);
         return match checked {

@@ -17,6 +17,7 @@ use super::error::KeeperError;
 use super::listen::{fresh_guid, listen_on_all};
 use super::supervise::{Keeper, Origin, block_signals};
 use super::{binary, configuration};
+use crate::broker::MachineId;
 use crate::config::Config;
 use crate::config::options::Options;
 use crate::control::Control;
@@ -42,10 +43,7 @@ pub(crate) fn clean(
     descriptor::close_on_exec_from(3)
         .map_err(|error| KeeperError::system("cannot mark inherited descriptors", error))?;
     let config = crate::config::load::load(options)?;
-    raise_descriptor_limit();
-    if config.listen.is_empty() {
-        return Err(KeeperError::NoAddress);
-    }
+    super::limits::raise()?;
     let pid_file = config.pid_file.clone();
     if let Some(path) = pid_file.clone().filter(|path| Path::new(path).exists()) {
         return Err(KeeperError::PidFileExists { path });
@@ -198,22 +196,6 @@ fn name_process(executable: &Path) {
     }
 }
 
-fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    const WANTED: u64 = 65_536;
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
-        return;
-    };
-    let raised = if nix::unistd::geteuid().is_root() && hard < WANTED {
-        setrlimit(Resource::RLIMIT_NOFILE, WANTED, WANTED)
-    } else {
-        Err(nix::errno::Errno::EPERM)
-    };
-    if raised.is_err() && soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_err() {
-        tracing::warn!("cannot raise the limit of open files from {soft}");
-    }
-}
-
 fn become_user(name: &str) -> Result<(), KeeperError> {
     if !nix::unistd::geteuid().is_root() {
         // Started as somebody already: stay.
@@ -240,16 +222,10 @@ fn become_subreaper() {
     unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
 }
 
-/// The machine's id; a random one where the machine has none.
+/// The machine's id; empty where the machine has none.
 fn machine_id() -> String {
-    for path in ["/var/lib/dbus/machine-id", "/etc/machine-id"] {
-        if let Ok(text) = std::fs::read_to_string(path) {
-            let text = text.trim();
-            if text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-                return text.to_ascii_lowercase();
-            }
-        }
+    match crate::runtime::machine_id() {
+        MachineId::Found(id) => id,
+        MachineId::Missing | MachineId::Invalid => String::new(),
     }
-    tracing::warn!("this machine has no id (/etc/machine-id); a random one is used");
-    fresh_guid().to_string()
 }

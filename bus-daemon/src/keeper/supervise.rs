@@ -282,6 +282,7 @@ impl Keeper {
         ];
         self.outbox.settle();
         let mut fds = own.to_vec();
+        fds.extend(crate::os::log::descriptor());
         fds.extend(self.standing.fds());
         fds.extend(self.outbox.fds());
         fds.extend(self.errands.fds());

@@ -63,10 +63,14 @@ pub(crate) fn table_size() -> RawFd {
             let (_, rest) = status.split_once("FDSize:")?;
             rest.lines().next()?.trim().parse().ok()
         });
-    // Without /proc: as large as it may be.
+    // Without /proc: as large as it may be. Numbers are given out from below, so no more than that many links are far
+    // from any use; some containers have a limit of 2^30, and each number costs a system call.
+    const MOST: RawFd = 1 << 20;
     size.unwrap_or_else(|| {
         let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
-        limit.map_or(RawFd::MAX, |(_, hard)| hard.try_into().unwrap_or(RawFd::MAX))
+        limit.map_or(MOST, |(_, hard)| {
+            hard.try_into().map_or(MOST, |hard: RawFd| hard.min(MOST))
+        })
     })
 }
 

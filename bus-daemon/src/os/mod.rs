@@ -4,7 +4,10 @@
 
 pub(crate) mod clock;
 pub(crate) mod descriptor;
+pub(crate) mod log;
 pub(crate) mod memfd;
 pub(crate) mod process;
 pub(crate) mod random;
+pub(crate) mod rate;
 pub(crate) mod region;
+mod sink;

@@ -13,6 +13,8 @@ pub(crate) fn reset_signals() -> Result<()> {
         Signal::SIGHUP,
         Signal::SIGUSR2,
         Signal::SIGPIPE,
+        Signal::SIGXFSZ,
+        Signal::SIGXCPU,
     ] {
         // SAFETY: the default disposition runs no code of ours.
         unsafe { signal(kind, SigHandler::SigDfl) }?;

@@ -1,10 +1,10 @@
 //! The thin shell around the broker: sockets, clock, system questions, on a current-thread tokio runtime.
 
+mod complaints;
 #[cfg(feature = "test-hooks")]
 pub(crate) mod fuzz;
 mod last_word;
 mod links;
-pub(crate) mod logging;
 mod poll;
 pub(crate) mod process;
 mod recover;
@@ -32,6 +32,7 @@ use crate::handoff::keeper::KeeperV1;
 use crate::journal::Journal;
 use crate::os::clock;
 use poll::EpollSet;
+pub(crate) use system::machine_id;
 use worker::Worker;
 
 /// What a worker begins with.

@@ -44,9 +44,13 @@ fn prepare(keeper: Pid) {
     }
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
     // Unwinding would run destructors that close the keeper's descriptors.
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        report(info);
+    std::panic::set_hook(Box::new(|info| {
+        // Not by the standard hook, which would wait for a terminal that nobody reads.
+        crate::os::log::say(&format!("the worker {info}"));
+        let trace = std::backtrace::Backtrace::capture();
+        if trace.status() == std::backtrace::BacktraceStatus::Captured {
+            crate::os::log::say(&trace.to_string());
+        }
         std::process::abort();
     }));
 }

@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 
 use bus_wire::Fd;
 
-use crate::broker::{Attested, Credentials, JournalMemory, System};
+use crate::broker::{Attested, Credentials, JournalMemory, MachineId, System};
 use crate::journal::{Answer, Journal, Recorded};
 use crate::os::descriptor;
 
@@ -23,7 +23,7 @@ impl Kernel<'_> {
     fn descriptor(&mut self, make: impl FnOnce(&Journal) -> Option<RawFd>) -> Option<Fd> {
         match self.journal.recorded_answer() {
             Recorded::Answer(Answer::Descriptor(handle)) => handle,
-            Recorded::Answer(Answer::Memory(_)) | Recorded::Missing => None,
+            Recorded::Answer(Answer::Memory(_) | Answer::MachineId(_)) | Recorded::Missing => None,
             Recorded::AskNow => {
                 let made = make(self.journal);
                 let handle = made.and_then(|number| {
@@ -52,11 +52,25 @@ impl System for Kernel<'_> {
     fn journal_memory(&mut self) -> Option<JournalMemory> {
         match self.journal.recorded_answer() {
             Recorded::Answer(Answer::Memory(memory)) => Some(memory),
-            Recorded::Answer(Answer::Descriptor(_)) | Recorded::Missing => None,
+            Recorded::Answer(Answer::Descriptor(_) | Answer::MachineId(_)) | Recorded::Missing => None,
             Recorded::AskNow => {
                 let memory = self.journal.memory();
                 self.journal.note_answer(&Answer::Memory(memory));
                 Some(memory)
+            }
+        }
+    }
+
+    fn machine_id(&mut self) -> MachineId {
+        match self.journal.recorded_answer() {
+            Recorded::Answer(Answer::MachineId(id)) => id,
+            Recorded::Answer(Answer::Descriptor(_) | Answer::Memory(_)) | Recorded::Missing => {
+                MachineId::Missing
+            }
+            Recorded::AskNow => {
+                let id = machine_id();
+                self.journal.note_answer(&Answer::MachineId(id.clone()));
+                id
             }
         }
     }
@@ -68,6 +82,22 @@ impl System for Kernel<'_> {
             (copy >= 0).then_some(copy)
         })
     }
+}
+
+/// The machine's id, from the files that the specification ("org.freedesktop.DBus.Peer") and machine-id(5) name.
+pub(crate) fn machine_id() -> MachineId {
+    let mut found = MachineId::Missing;
+    for path in ["/var/lib/dbus/machine-id", "/etc/machine-id"] {
+        let Ok(text) = std::fs::read_to_string(path) else {
+            continue;
+        };
+        let text = text.trim();
+        if text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return MachineId::Found(text.to_ascii_lowercase());
+        }
+        found = MachineId::Invalid;
+    }
+    found
 }
 
 /// Whether a descriptor is a connection that one of these listeners accepted: a stream socket with a

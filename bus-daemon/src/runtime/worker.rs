@@ -8,11 +8,13 @@ mod connections;
 mod handover;
 mod turn;
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::RawFd;
 
 use bus_wire::Fd;
 
+use super::complaints::Complaints;
 use super::links::{Link, Links, Writing};
 use super::poll::{EpollSet, Source};
 use super::recover::Recovered;
@@ -45,9 +47,12 @@ pub(crate) struct Worker {
     follow_ups: VecDeque<FollowUp>,
     /// Descriptors that are to be closed when what a replay would need them for is past, while that is looked at.
     held_back: Option<Vec<Fd>>,
+    /// What is waited for is another than when the epoll set was last asked.
+    must_look: Cell<bool>,
     inbox: Inbox,
     ready: Vec<(Source, u32)>,
     dirty: Vec<PeerId>,
+    complaints: Complaints,
 }
 
 impl Worker {
@@ -68,11 +73,13 @@ impl Worker {
             record,
             now: super::now(),
             acceptance: Acceptance::new(broker.may_accept()),
+            complaints: Complaints::default(),
             waiting: Vec::new(),
             lost: Vec::new(),
             quarantined: Vec::new(),
             follow_ups: VecDeque::new(),
             held_back: None,
+            must_look: Cell::new(false),
             inbox,
             ready: Vec::new(),
             dirty: Vec::new(),
@@ -212,7 +219,9 @@ impl Worker {
     /// Closes the sockets and descriptors of peers that could not be restored.
     pub(crate) fn drop_links(&mut self, dropped: &[Dropped]) {
         for one in dropped {
-            self.close(one.peer, &one.reason, true);
+            // The daemon's own loss, no peer's doing: each is told of.
+            tracing::warn!("peer {} is disconnected: {}", one.peer.index, one.reason);
+            self.close(one.peer);
             self.perform(Action::CloseFds(one.fds.iter().copied().collect()));
         }
     }
@@ -324,11 +333,18 @@ impl Worker {
             Action::Close {
                 peer,
                 reason,
+                uid,
                 is_fault,
                 last_words,
             } => {
                 self.say_last_words(peer, &last_words);
-                self.close(peer, &reason, is_fault);
+                if is_fault {
+                    let text = format_args!("peer {} is disconnected: {reason}", peer.index);
+                    self.complaints.warn(uid, text);
+                } else {
+                    tracing::debug!("peer {} is gone: {reason}", peer.index);
+                }
+                self.close(peer);
             }
             Action::CloseFds(fds) => {
                 if let Some(held_back) = &mut self.held_back {
@@ -344,7 +360,7 @@ impl Worker {
             Action::ResumeAccepting => self.set_accepting(true),
             Action::RunErrand { id, errand } => self.follow_ups.push_back(FollowUp::Ask { id, errand }),
             Action::HandOver => self.follow_ups.push_back(FollowUp::HandOver),
-            Action::Warn(text) => tracing::warn!("{text}"),
+            Action::Warn { uid, text } => self.complaints.warn(uid, format_args!("{text}")),
         }
     }
 }

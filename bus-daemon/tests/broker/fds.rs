@@ -175,3 +175,22 @@ fn a_monitor_for_which_no_descriptors_are_left_is_disconnected() {
         assert!(!bus.is_open(monitor));
     });
 }
+
+#[test]
+fn surplus_descriptors_are_closed_and_reach_nobody() {
+    check(|bus| {
+        let (sender, receiver) = (bus.connect(), bus.connect());
+        let message = call(":1.1").serial(5u32).unix_fds(1).build().unwrap();
+        let (first, rest) = message.split_at(16);
+        let fds = make(bus, 1);
+        bus.bytes(sender, first, &fds);
+        let fds = make(bus, 2);
+        bus.bytes(sender, rest, &fds);
+        assert_eq!(bus.descriptors.open.len(), 1);
+        bus.expect(receiver, &["call Take() from :1.0 to :1.1 fds 1"]);
+        assert!(bus.descriptors.open.is_empty());
+        // The deadline of descriptors without a message went with them.
+        bus.wait(config().limits.pending_fd_timeout);
+        assert!(bus.is_open(sender));
+    });
+}

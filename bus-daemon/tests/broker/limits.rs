@@ -66,7 +66,7 @@ fn calls_to_a_slow_peer_are_refused() {
         let warnings = bus
             .asked()
             .iter()
-            .filter(|action| matches!(action, Action::Warn(_)))
+            .filter(|action| matches!(action, Action::Warn { .. }))
             .count();
         assert_eq!(warnings, 1);
         bus.read(slow);
@@ -145,5 +145,47 @@ fn one_peer_cannot_remove_anothers_rule() {
         assert!(bus.read(two)[0].starts_with("error MatchRuleNotFound"));
         bus.signal(two, "S");
         assert_eq!(bus.read(one).len(), 1);
+    });
+}
+
+/// A client that watches each of those who come and go would end at its limit (dbus-daemon drops such rules as well).
+#[test]
+fn rules_that_name_a_peer_which_has_gone_do_not_count() {
+    let mut config = config();
+    config.limits.max_match_rules_per_connection = 3;
+    check_with(&config, |bus| {
+        let watcher = bus.connect();
+        bus.add_match(watcher, "member='Mine'");
+        for number in 1..20 {
+            let peer = bus.connect();
+            let rules = [
+                format!("sender=':1.{number}'"),
+                format!("destination=':1.{number}',eavesdrop='true'"),
+            ];
+            for rule in &rules {
+                bus.add_match(watcher, rule);
+            }
+            bus.driver(watcher, "AddMatch", |w| {
+                w.str("member='Other'");
+            });
+            assert!(bus.read(watcher)[0].starts_with("error LimitsExceeded"));
+            if number % 2 == 0 {
+                bus.close(peer);
+            } else {
+                bus.become_monitor(peer, &[]);
+            }
+            for rule in &rules {
+                bus.driver(watcher, "RemoveMatch", |w| {
+                    w.str(rule);
+                });
+                assert!(bus.read(watcher)[0].starts_with("error MatchRuleNotFound"));
+            }
+        }
+        // Added afterwards, such a rule is one as any other.
+        bus.add_match(watcher, "sender=':1.4'");
+        bus.driver(watcher, "RemoveMatch", |w| {
+            w.str("sender=':1.4'");
+        });
+        assert!(bus.read(watcher)[0].starts_with("return"));
     });
 }

@@ -138,7 +138,7 @@ fn an_upgrade_by_a_signal_is_tried_alike_and_answers_nobody() {
         assert_eq!(bus.errands(), [trial(1, "")]);
         // A further signal does not begin another, and neither does a call.
         bus.event(Event::UpgradeRequested);
-        assert!(matches!(bus.asked()[..], [Action::Warn(_)]));
+        assert!(matches!(bus.asked()[..], [Action::Warn { .. }]));
         upgrade(bus, who);
         assert!(bus.read(who)[0].starts_with("error org.busdaemon.Error.UpgradeInProgress("));
         bus.end_trial(1, Ok(()));

@@ -8,8 +8,8 @@ use std::io::IoSlice;
 use std::sync::Arc;
 
 use bus_daemon::broker::{
-    Action, Attested, Broker, Credentials, Event, Fds, Identity, ListenerIdentity, Millis, PeerId, System,
-    Transport,
+    Action, Attested, Broker, Credentials, Event, Fds, Identity, ListenerIdentity, MachineId, Millis, PeerId,
+    System, Transport,
 };
 use bus_daemon::config::{BusType, Config, Connect, Limits, Traffic};
 use bus_wire::{BodyWriter, Fd, Framer, Guid, Message, MessageBuilder};
@@ -52,6 +52,7 @@ struct Link {
 #[derive(Default)]
 pub struct Machine {
     pub pidfd: Option<Fd>,
+    pub machine_id: MachineId,
     pub asked: u32,
 }
 
@@ -59,6 +60,11 @@ impl System for Machine {
     fn peer_pidfd(&mut self, _: Fd) -> Option<Fd> {
         self.asked += 1;
         self.pidfd
+    }
+
+    fn machine_id(&mut self) -> MachineId {
+        self.asked += 1;
+        self.machine_id.clone()
     }
 
     fn duplicate(&mut self, fd: Fd) -> Option<Fd> {
@@ -72,6 +78,11 @@ impl Bus {
     }
 
     pub fn with_config(config: Config) -> Self {
+        Self::on_machine("0123456789abcdef0123456789abcdef", config)
+    }
+
+    /// On a machine of this id; the empty one if it had none when the bus was started.
+    pub fn on_machine(id: &str, config: Config) -> Self {
         let guid = Guid::from_bytes([0xab; 16]);
         let identity = Identity {
             guid,
@@ -79,7 +90,7 @@ impl Bus {
                 guid: Guid::from_bytes([0xcd; 16]),
                 transport: Transport::Unix,
             }],
-            machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
+            machine_id: id.to_owned(),
             keeper_pid: 42,
             own_uid: OWN_UID,
             hash_seed: 7,
@@ -114,7 +125,19 @@ impl Bus {
     }
 
     pub fn connect_attested(&mut self, attested: Attested) -> PeerId {
-        let credentials = attested.credentials;
+        let uid: String = attested
+            .credentials
+            .uid
+            .unwrap_or(0)
+            .to_string()
+            .bytes()
+            .map(|digit| format!("{digit:02x}"))
+            .collect();
+        self.connect_with(attested, &format!("EXTERNAL {uid}"))
+    }
+
+    /// A peer that authenticates so.
+    pub fn connect_with(&mut self, attested: Attested, auth: &str) -> PeerId {
         let peer = PeerId {
             index: self.next_peer,
             generation: 1,
@@ -135,14 +158,7 @@ impl Bus {
             socket: Fd(1_000_000 + peer.index as i32),
             attested,
         });
-        let uid: String = credentials
-            .uid
-            .unwrap_or(0)
-            .to_string()
-            .bytes()
-            .map(|digit| format!("{digit:02x}"))
-            .collect();
-        let hello = format!("\0AUTH EXTERNAL {uid}\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n");
+        let hello = format!("\0AUTH {auth}\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n");
         self.send_bytes(peer, hello.as_bytes());
         let answer = String::from_utf8(self.take_bytes(peer)).unwrap();
         assert!(

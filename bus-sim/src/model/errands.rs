@@ -173,6 +173,17 @@ impl Model {
         !is_quiet || self.reload.wanted.is_some() || self.reload.reading.is_some()
     }
 
+    /// Whether somebody is answered when this errand has ended.
+    pub(crate) fn is_awaited(&self, errand: u64) -> bool {
+        let is_trial = matches!(self.upgrade, Upgrade::Trying(trial, Some(_)) if trial == errand);
+        is_trial || (self.reload.reading == Some(errand) && !self.reload.reading_for.is_empty())
+    }
+
+    /// Whether somebody is answered when the upgrade is over.
+    pub(crate) fn is_upgrade_awaited(&self) -> bool {
+        matches!(self.upgrade, Upgrade::HandingOver(Some(_)))
+    }
+
     /// Nobody is answered any more who waits for an errand.
     pub(super) fn forget_caller(&mut self, id: PeerId) {
         self.reload.waiting.remove(&id);

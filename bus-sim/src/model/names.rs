@@ -2,7 +2,7 @@
 
 use bus_daemon::broker::PeerId;
 
-use super::{Check, Model};
+use super::{Check, Model, Phase};
 use crate::letter::Letter;
 
 const ALLOW_REPLACEMENT: u32 = 1;
@@ -97,7 +97,18 @@ impl Model {
         peer.is_reachable = false;
         let name = peer.name();
         self.say(id, Letter::driver_signal("NameLost", &[&name]))?;
-        self.broadcast(&Letter::driver_signal("NameOwnerChanged", &[&name, &name, ""]))
+        self.broadcast(&Letter::driver_signal("NameOwnerChanged", &[&name, &name, ""]))?;
+        // Nobody is called that ever again. A monitor also sees what is sent to nobody.
+        for peer in self
+            .peers
+            .values_mut()
+            .filter(|peer| peer.phase != Phase::Monitor)
+        {
+            let is_named = |end: &Option<String>| end.as_ref() == Some(&name);
+            peer.rules
+                .retain(|rule| !is_named(&rule.sender) && !is_named(&rule.destination));
+        }
+        Ok(())
     }
 
     fn hold(&mut self, id: PeerId, name: &str) {

@@ -45,7 +45,8 @@ pub(super) fn credentials(broker: &mut Broker, call: Call<'_>, system: &mut dyn 
         }
         Named::Peer(peer) => {
             (found.pid, found.uid) = (process_id(peer), peer.credentials.uid);
-            if is_local(peer) {
+            // Whoever is here as nobody in particular (ANONYMOUS) is not told of by its process either.
+            if is_local(peer) && found.uid.is_some() {
                 found.groups = peer.groups.clone();
                 found.label = peer.label.clone();
                 let takes_fds = broker.peer(call.caller).is_some_and(|caller| caller.takes_fds);

@@ -1,7 +1,7 @@
 //! The configuration, and the environment of services that are yet to be started.
 
 use super::{Call, Fault};
-use crate::broker::{Broker, LIMITS_EXCEEDED, expects_reply};
+use crate::broker::{Broker, LIMITS_EXCEEDED, MachineId, System, expects_reply};
 
 /// "adds to or modifies that environment when activating services"
 pub(super) fn update(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {
@@ -39,4 +39,31 @@ pub(super) fn reload_config(broker: &mut Broker, call: Call<'_>) -> Result<(), F
         LIMITS_EXCEEDED,
         "The maximum number of pending replies per connection has been reached",
     ))
+}
+
+/// "The machine ID is intended to be the same for all processes on the same system" (specification,
+/// "org.freedesktop.DBus.Peer"): where there is none, none is made up.
+pub(super) fn machine_id(broker: &mut Broker, call: Call<'_>, system: &mut dyn System) -> Result<(), Fault> {
+    let known = broker.identity().machine_id.clone();
+    let id = if known.is_empty() {
+        system.machine_id()
+    } else {
+        MachineId::Found(known)
+    };
+    match id {
+        MachineId::Found(id) => {
+            broker.send_driver_reply(call.caller, call.message, |w| {
+                w.str(&id);
+            });
+            Ok(())
+        }
+        MachineId::Missing => Err(Fault::new(
+            "org.freedesktop.DBus.Error.FileNotFound",
+            "This machine has no id: there is neither /etc/machine-id nor /var/lib/dbus/machine-id",
+        )),
+        MachineId::Invalid => Err(Fault::new(
+            "org.freedesktop.DBus.Error.InvalidFileContent",
+            "This machine has no id: /etc/machine-id (or /var/lib/dbus/machine-id) is not 32 hex digits",
+        )),
+    }
 }

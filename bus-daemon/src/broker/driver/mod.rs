@@ -119,13 +119,7 @@ fn answer(broker: &mut Broker, call: Call<'_>, system: &mut dyn System) -> Resul
             });
             Ok(())
         }
-        Method::GetMachineId => {
-            let id = broker.identity().machine_id.clone();
-            broker.send_driver_reply(call.caller, message, |w| {
-                w.str(&id);
-            });
-            Ok(())
-        }
+        Method::GetMachineId => environment::machine_id(broker, call, system),
         Method::Ping => {
             broker.send_driver_reply(call.caller, message, |_| ());
             Ok(())

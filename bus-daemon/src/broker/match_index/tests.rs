@@ -199,7 +199,54 @@ fn rules_are_counted() {
     assert_eq!(sample.matching(&index), [peer(2)]);
     index.remove_peer(peer(2));
     assert!(index.is_empty() && index.tables.is_empty() && index.senders.is_empty());
+    assert!(index.named.is_empty());
     assert_eq!(sample.matching(&index), []);
+}
+
+#[test]
+fn rules_that_name_a_unique_name_go_with_it() {
+    let mut index = MatchIndex::new(1);
+    let texts = |index: &MatchIndex, who| {
+        let rules = index.rules_of(peer(who)).map(ToString::to_string);
+        rules.collect::<Vec<_>>()
+    };
+    let living = [
+        "sender=':1.70'",
+        "sender='org.example.Sender'",
+        "arg0=':1.7'",
+        "member='A'",
+    ];
+    for (who, text) in [
+        (1, "sender=':1.7'"),
+        (1, living[0]),
+        (1, "sender=':1.7'"),
+        (1, "destination=':1.7'"),
+        (1, "sender=':1.8',destination=':1.7'"),
+        (1, living[1]),
+        (2, "sender=':1.7',member='A'"),
+        (3, living[2]),
+        (4, "sender=':1.7'"),
+        (4, living[3]),
+    ] {
+        index.add(peer(who), rule(text));
+    }
+    assert_eq!(index.remove_named(":1.7"), [peer(1), peer(2), peer(4)]);
+    assert_eq!(texts(&index, 1), living[..2]);
+    assert_eq!(texts(&index, 2), [""; 0]);
+    assert_eq!(texts(&index, 3), living[2..3]);
+    assert_eq!(texts(&index, 4), living[3..]);
+    assert_eq!(
+        (index.len(), index.count(peer(1)), index.count(peer(2))),
+        (4, 2, 0)
+    );
+    assert!(!index.remove(peer(1), &rule("sender=':1.7'")));
+    assert_eq!(index.remove_named(":1.7"), []);
+    assert_eq!(index.remove_named(":1.8"), []);
+    assert_eq!(index.remove_named(":1.70"), [peer(1)]);
+    for who in 1..5 {
+        index.remove_peer(peer(who));
+    }
+    assert!(index.is_empty() && index.tables.is_empty() && index.named.is_empty());
 }
 
 #[test]

@@ -97,7 +97,7 @@ fn everything_said() {
     );
     let expected = Config {
         bus_type: BusType::System,
-        listen: vec!["unix:path=/ab".into(), "systemd:".into(), "tcp:port=0".into()],
+        listen: vec!["unix:path=/ab".into(), "systemd:;tcp:port=0".into()],
         auth: vec![Mechanism::Anonymous, Mechanism::External],
         allow_anonymous: true,
         limits: Limits {
@@ -151,6 +151,10 @@ fn mistakes_are_named() {
     refused(
         "<listen>foo:</listen>",
         "/etc/bus/main.conf:2: \"foo:\": cannot listen on the transport \"foo\"",
+    );
+    refused(
+        "<listen>foo:;bar:</listen>",
+        "/etc/bus/main.conf:2: \"foo:;bar:\": cannot listen on the transport \"foo\"",
     );
     refused(
         "<listen>unix:path</listen>",

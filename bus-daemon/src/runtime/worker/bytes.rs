@@ -116,7 +116,11 @@ impl Worker {
         match self.journal.lend_extent(large.total, prefix) {
             Ok(extent) => link.large = Some(extent),
             // Without one the framer puts the message together from the log, with a copy.
-            Err(error) => tracing::warn!("no extent for a message of {} bytes: {error}", large.total),
+            Err(error) => {
+                let (uid, total) = (self.broker.uid(peer), large.total);
+                let text = format_args!("no extent for a message of {total} bytes: {error}");
+                self.complaints.warn(uid, text);
+            }
         }
     }
 
@@ -184,6 +188,7 @@ impl Worker {
             link.writing = writing;
             if link.interest() != before {
                 super::connections::update_interest(self.epoll, link);
+                self.must_look.set(true);
             }
         }
     }

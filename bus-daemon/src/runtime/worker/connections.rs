@@ -105,7 +105,7 @@ impl Worker {
                     Some(libc::ECONNABORTED | libc::EINTR) => {}
                     Some(libc::EAGAIN) => return,
                     _ => {
-                        tracing::warn!("accept: {error}");
+                        self.complaints.warn(None, format_args!("accept: {error}"));
                         return;
                     }
                 },
@@ -119,7 +119,9 @@ impl Worker {
     pub(super) fn welcome(&mut self, number: RawFd, listener: u32) {
         let attested = system::attested(number);
         let Some(handle) = self.journal.assign(number) else {
-            tracing::warn!("a connection was turned away: there are no more handles for descriptors");
+            let text =
+                format_args!("a connection was turned away: there are no more handles for descriptors");
+            self.complaints.warn(attested.credentials.uid, text);
             return descriptor::close(number);
         };
         let peer = self.links.next_id();
@@ -127,7 +129,8 @@ impl Worker {
         let user = self.rotation.user(attested.credentials.uid);
         let link = Link::new(peer, Some(Socket { handle, number }), user);
         if let Err(error) = self.epoll.add(number, source, link.interest()) {
-            tracing::warn!("cannot wait for a new connection: {error}");
+            let text = format_args!("cannot wait for a new connection: {error}");
+            self.complaints.warn(attested.credentials.uid, text);
             self.links.give_back(peer);
             return self.journal.close(handle);
         }
@@ -155,8 +158,10 @@ impl Worker {
         let accepted = accept(listener);
         let is_accepted = accepted.is_ok();
         if let Ok(socket) = accepted {
+            let uid = system::attested(socket).credentials.uid;
             descriptor::close(socket);
-            tracing::warn!("a connection was turned away: the table of open files is full");
+            let text = format_args!("a connection was turned away: the table of open files is full");
+            self.complaints.warn(uid, text);
         }
         self.acceptance.reserve = reserve();
         if self.acceptance.reserve.is_none() {
@@ -175,12 +180,7 @@ impl Worker {
         }
     }
 
-    pub(super) fn close(&mut self, peer: PeerId, reason: &str, is_fault: bool) {
-        if is_fault {
-            tracing::warn!("peer {} is disconnected: {reason}", peer.index);
-        } else {
-            tracing::debug!("peer {} is gone: {reason}", peer.index);
-        }
+    pub(super) fn close(&mut self, peer: PeerId) {
         let Some(link) = self.links.remove(peer) else {
             return;
         };
@@ -219,6 +219,7 @@ impl Worker {
         {
             link.stopped = stopped;
             update_interest(self.epoll, link);
+            self.must_look.set(true);
         }
     }
 
@@ -228,6 +229,7 @@ impl Worker {
     }
 
     fn wait_for_connections(&self) {
+        self.must_look.set(true);
         let events = self.acceptance.interest();
         for (index, listener) in (0..).zip(&self.record.listeners) {
             if let Err(error) = self.epoll.modify(listener.fd, Source::Listener(index), events) {

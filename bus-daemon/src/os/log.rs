@@ -1,0 +1,96 @@
+//! Log lines to standard error. Whoever does not read them loses lines; the bus does not wait for readers.
+
+#![allow(unsafe_code, reason = "signal dispositions")]
+
+use std::io::{self, Write};
+use std::os::fd::RawFd;
+use std::sync::{Mutex, PoisonError, TryLockError};
+
+use nix::sys::signal::{SigHandler, Signal, signal};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use super::sink::Sink;
+
+/// Where lines go. A worker inherits the keeper's sink, with its descriptor; what the one has left out the other does
+/// not know.
+static SINK: Mutex<Option<Sink>> = Mutex::new(None);
+
+/// Starts logging. `BUS_LOG` filters (tracing's directives); `warn` by default.
+///
+/// Call it in the main process, before there are others that share its descriptor table.
+pub(crate) fn start() {
+    // Neither a limit of file sizes nor `stty tostop` may end or stop the daemon for a log line: the write fails, or
+    // is done.
+    for ignored in [Signal::SIGXFSZ, Signal::SIGTTOU] {
+        // SAFETY: ignoring a signal runs no code.
+        let _ = unsafe { signal(ignored, SigHandler::SigIgn) };
+    }
+    follow();
+    let log = tracing_subscriber::fmt()
+        .with_writer(Stderr)
+        .with_ansi(false)
+        .without_time()
+        .with_target(false)
+        // They would be printed to standard error in the ordinary way, which waits.
+        .log_internal_errors(false);
+    let _ = match EnvFilter::try_from_env("BUS_LOG") {
+        Ok(filter) => log.with_env_filter(filter).try_init(),
+        // There is no filter to parse, in the pause of an upgrade above all.
+        Err(_) => log.with_max_level(tracing::Level::WARN).try_init(),
+    };
+}
+
+/// Looks where standard error leads: at the start, and when it was made to lead elsewhere.
+pub(crate) fn follow() {
+    *SINK.lock().unwrap_or_else(PoisonError::into_inner) = Some(Sink::new(libc::STDERR_FILENO));
+}
+
+/// A descriptor besides standard error that log lines are written to, if there is one: it must stay open under its
+/// number for as long as the process image and its workers live. It is close-on-exec.
+pub(crate) fn descriptor() -> Option<RawFd> {
+    let sink = SINK.lock().unwrap_or_else(PoisonError::into_inner);
+    sink.as_ref().and_then(Sink::own_descriptor)
+}
+
+/// A text that does not come by way of tracing, a panic's for example. It may come in the middle of another line's
+/// way, and is left out then.
+pub(crate) fn say(text: &str) {
+    let mut sink = match SINK.try_lock() {
+        Ok(sink) => sink,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => return,
+    };
+    if let Some(sink) = sink.as_mut() {
+        for line in text.lines() {
+            sink.write(format!("{line}\n").as_bytes());
+        }
+    }
+}
+
+/// The way from tracing to the sink.
+#[derive(Debug, Clone, Copy)]
+struct Stderr;
+
+impl<'a> MakeWriter<'a> for Stderr {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        *self
+    }
+}
+
+impl Write for Stderr {
+    /// Takes a whole line at a time, which is how tracing gives them.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut sink = SINK.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sink) = sink.as_mut() {
+            sink.write(line);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
