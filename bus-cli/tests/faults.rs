@@ -163,9 +163,9 @@ fn an_upgrade_that_fails_and_then_a_death_cost_nobody_the_connection() {
     assert!(report.is_clean(), "{report}");
 }
 
-/// The address has been printed, so the bus is there, even if its first worker is killed before it serves.
+/// The address has been printed, so the bus is there, and stays.
 #[test]
-fn a_worker_killed_before_it_serves_is_started_again() {
+fn a_worker_killed_as_soon_as_it_serves_is_started_again() {
     for _ in 0..10 {
         let bus = Bus::start();
         for _ in 0..3 {

@@ -290,4 +290,28 @@ mod tests {
         outbox.post(Told::ReloadWanted);
         assert_eq!(inbox.next(2).map(|entry| entry.told), Some(Told::ReloadWanted));
     }
+
+    #[test]
+    fn a_fault_is_of_the_process_that_said_so() {
+        let outbox = Outbox::create().unwrap();
+        let inbox = outbox.inbox();
+        assert_eq!(outbox.fault_of(7), None);
+        inbox.note_fault(11, 7);
+        assert_eq!((outbox.fault_of(7), outbox.fault_of(8)), (Some(11), None));
+        inbox.note_fault(6, 8);
+        assert_eq!((outbox.fault_of(7), outbox.fault_of(8)), (None, Some(6)));
+    }
+
+    #[test]
+    fn requests_that_nobody_has_heard_are_known() {
+        let mut outbox = Outbox::create().unwrap();
+        outbox.post(ended(1));
+        assert_eq!(outbox.unheard_requests(), (false, false));
+        outbox.post(Told::UpgradeWanted);
+        assert_eq!(outbox.unheard_requests(), (false, true));
+        assert!(outbox.is_unheard(1) && !outbox.is_unheard(2));
+        outbox.inbox().acknowledge(1);
+        assert!(!outbox.is_unheard(1));
+        assert_eq!(outbox.unheard_requests(), (false, true));
+    }
 }

@@ -44,17 +44,23 @@ impl Cause {
         let WaitStatus::Signaled(_, signal, _) = status else {
             return Self::Outside;
         };
-        match signal {
-            Signal::SIGSEGV
-            | Signal::SIGABRT
-            | Signal::SIGBUS
-            | Signal::SIGILL
-            | Signal::SIGFPE
-            | Signal::SIGSYS
-            | Signal::SIGTRAP => Self::OwnFault,
-            Signal::SIGXCPU => Self::OutOfTime,
-            Signal::SIGKILL if out_of_memory => Self::OutOfMemory,
-            _ => Self::Outside,
+        const FAULTS: [Signal; 7] = [
+            Signal::SIGSEGV,
+            Signal::SIGABRT,
+            Signal::SIGBUS,
+            Signal::SIGILL,
+            Signal::SIGFPE,
+            Signal::SIGSYS,
+            Signal::SIGTRAP,
+        ];
+        if FAULTS.contains(&signal) {
+            Self::OwnFault
+        } else if signal == Signal::SIGXCPU {
+            Self::OutOfTime
+        } else if signal == Signal::SIGKILL && out_of_memory {
+            Self::OutOfMemory
+        } else {
+            Self::Outside
         }
     }
 }

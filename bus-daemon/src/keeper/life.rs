@@ -48,6 +48,25 @@ pub(crate) enum Life {
     },
 }
 
+impl Life {
+    /// Workers that were started with what this process image was given.
+    pub(crate) fn tries(&self) -> u32 {
+        match self {
+            Self::Restoring { tries } => *tries,
+            Self::Resuming | Self::Converting { .. } | Self::Serving | Self::HandingOver { .. } => 0,
+        }
+    }
+
+    /// The worker has handed its state over: for the binary before this one, if it was to convert it.
+    pub(crate) fn hand_over(&mut self, image: RawFd) {
+        let back = match std::mem::replace(self, Self::Resuming) {
+            Self::Converting { reason } => Some(reason),
+            Self::Restoring { .. } | Self::Resuming | Self::Serving | Self::HandingOver { .. } => None,
+        };
+        *self = Self::HandingOver { image, back };
+    }
+}
+
 /// What is known of the binary of this process image.
 ///
 /// ```text
@@ -96,8 +115,8 @@ impl Standing {
     /// The binary to return to after three deaths, if this one is still on probation.
     pub(crate) fn way_back(&self, now: Nanos) -> Option<RawFd> {
         match self {
-            Self::OnProbation { previous, until, .. } if now <= *until => Some(*previous),
-            _ => None,
+            Self::OnProbation { previous, until, .. } => (now <= *until).then_some(*previous),
+            Self::First | Self::Proven | Self::RolledBack { .. } | Self::Afresh => None,
         }
     }
 }

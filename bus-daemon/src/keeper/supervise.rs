@@ -238,12 +238,8 @@ impl Keeper {
                 Ok(None) => return,
                 Ok(Some(Request::Errand { id, errand })) => self.errands.ask(id, errand),
                 Ok(Some(Request::Exec { image })) => {
-                    let back = match &mut self.life {
-                        Life::Converting { reason } => Some(std::mem::take(reason)),
-                        _ => None,
-                    };
                     // The worker exits now, and touches nothing on its way.
-                    self.life = Life::HandingOver { image, back };
+                    self.life.hand_over(image);
                 }
                 Err(error) => tracing::error!("the worker cannot be understood: {error}"),
             }
@@ -295,7 +291,7 @@ impl Keeper {
         match self.standing {
             // One that does not serve even then is asked again from time to time.
             Standing::OnProbation { until, .. } => Some(until.max(now + Nanos(1_000_000_000))),
-            _ => None,
+            Standing::First | Standing::Proven | Standing::RolledBack { .. } | Standing::Afresh => None,
         }
     }
 

@@ -258,7 +258,7 @@ fn receive(from: &OwnedFd) -> std::result::Result<Option<(String, Option<OwnedFd
             #[expect(unsafe_code, reason = "takes descriptors that were just received")]
             // SAFETY: made by the call above, and nobody else's.
             let fds = fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
-            fd = fds.last().or(fd);
+            fd = fds.reduce(|_, last| last).or(fd);
         }
     }
     let text = String::from_utf8_lossy(&bytes[..len]).trim_end().to_owned();

@@ -53,11 +53,9 @@ impl Keeper {
                 reason: reason.clone(),
             },
         };
-        let tries = match self.life {
-            Life::Restoring { tries } => tries + 1,
-            _ => 1,
+        self.life = Life::Restoring {
+            tries: self.life.tries() + 1,
         };
-        self.life = Life::Restoring { tries };
         self.start_with_journal(beginning)
     }
 
@@ -184,13 +182,13 @@ impl Keeper {
                 )))
             }
             Standing::First | Standing::Afresh => Err(KeeperError::NeverServed { how }),
-            Standing::Proven | Standing::RolledBack { .. } => match self.life {
-                Life::Restoring { tries } if tries < TRIES => {
-                    tracing::error!("the worker {how} before it served; trying again");
-                    self.start_given()
-                }
-                _ => self.start_afresh(KeeperError::NeverServed { how }),
-            },
+            Standing::Proven | Standing::RolledBack { .. } if self.life.tries() < TRIES => {
+                tracing::error!("the worker {how} before it served; trying again");
+                self.start_given()
+            }
+            Standing::Proven | Standing::RolledBack { .. } => {
+                self.start_afresh(KeeperError::NeverServed { how })
+            }
         }
     }
 

@@ -153,7 +153,9 @@ impl Worker {
     }
 
     fn fail_upgrade(&mut self, mut reason: String) {
-        reason.truncate(reason.floor_char_boundary(LONGEST_REASON));
+        while reason.len() > LONGEST_REASON {
+            reason.pop();
+        }
         self.journal.note(
             None,
             &RareEvent::UpgradeFailed {
