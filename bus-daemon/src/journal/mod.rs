@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bus_wire::Fd;
 use serde::{Deserialize, Serialize};
 
-use crate::broker::{Attested, Fds, JournalMemory, MachineId, PeerId, Start};
+use crate::broker::{Attested, Blob, Fds, JournalMemory, MachineId, PeerId, Start};
 use crate::os::descriptor;
 
 use checkpoint::Checkpoints;
@@ -48,7 +48,7 @@ pub(crate) use log::Position;
 use manifest::Manifest;
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use mirror::{Mirror, Sabotage};
-pub(crate) use outcome::read_outcome;
+pub(crate) use outcome::{outcome_in, small_outcome};
 use record::Kind;
 pub(crate) use replay::{Recorded, Remains, UnitAtWork};
 
@@ -79,6 +79,8 @@ pub(crate) enum RareEvent {
         errand: u64,
         /// The memfd with the outcome.
         payload: Fd,
+        /// What stands in it, where that is not much: the broker may close it long before a replay.
+        outcome: Option<Blob>,
     },
     /// [`Event::UpgradeFailed`](crate::broker::Event::UpgradeFailed).
     UpgradeFailed {

@@ -1,13 +1,13 @@
-//! How errands ended, read back out of the memfds that hold it: state and log only have handles of those.
+//! How errands ended, read back out of the memfds that hold it, or out of the log where that is not much.
 
-use std::io::Error;
-use std::os::fd::RawFd;
+use std::io::{Error, Result};
 use std::sync::Arc;
 
 use bus_wire::Fd;
+use bytes::Bytes;
 
 use super::Journal;
-use crate::broker::{ConfigRefusal, ConfigV1, ErrandOutcome};
+use crate::broker::{Blob, ConfigRefusal, ConfigV1, ErrandOutcome};
 use crate::config::Config;
 use crate::control::{Outcome, Refusal};
 use crate::handoff::codec;
@@ -16,13 +16,24 @@ use crate::os::memfd;
 impl Journal {
     /// The outcome in the memfd of this handle.
     pub(super) fn read_outcome(&self, payload: Fd) -> ErrandOutcome {
-        read_outcome(self.verified_number(payload).unwrap_or(-1))
+        match memfd::read(self.verified_number(payload).unwrap_or(-1)) {
+            Ok(bytes) => outcome_in(Ok(&bytes)),
+            Err(error) => outcome_in(Err(error)),
+        }
     }
 }
 
+/// Bytes of an outcome that are noted with the event.
+const SMALL: usize = 64 * 1024;
+
+/// What of an outcome is noted with the event: all or nothing.
+pub(crate) fn small_outcome(bytes: &[u8]) -> Option<Blob> {
+    (bytes.len() <= SMALL).then(|| Blob(Bytes::copy_from_slice(bytes)))
+}
+
 /// What stands in the payload of an errand that has ended. A payload that cannot be read is an outcome, too.
-pub(crate) fn read_outcome(payload: RawFd) -> ErrandOutcome {
-    let outcome = memfd::read(payload).and_then(|bytes| codec::decode(&bytes).map_err(Error::other));
+pub(crate) fn outcome_in(payload: Result<&[u8]>) -> ErrandOutcome {
+    let outcome = payload.and_then(|bytes| codec::decode(bytes).map_err(Error::other));
     let refusal = |text: String| ConfigRefusal {
         error: "org.freedesktop.DBus.Error.Failed".into(),
         text,

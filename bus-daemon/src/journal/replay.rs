@@ -11,6 +11,7 @@ use super::header::{CONTROL, Header, InFlight};
 use super::io::take_fds;
 use super::log::{Log, Position, Record};
 use super::manifest::Manifest;
+use super::outcome::outcome_in;
 use super::record::Kind;
 use super::{Answer, Journal, RareEvent, Serving};
 use crate::broker::{Event, Millis, PeerId};
@@ -220,9 +221,16 @@ impl Journal {
                     },
                     RareEvent::ReloadRequested => Event::ReloadRequested,
                     RareEvent::UpgradeRequested => Event::UpgradeRequested,
-                    RareEvent::ErrandEnded { errand, payload } => Event::ErrandEnded {
+                    RareEvent::ErrandEnded {
                         errand,
-                        outcome: self.read_outcome(payload),
+                        payload,
+                        outcome,
+                    } => Event::ErrandEnded {
+                        errand,
+                        outcome: match outcome {
+                            Some(bytes) => outcome_in(Ok(&bytes.0)),
+                            None => self.read_outcome(payload),
+                        },
                         payload: Some(payload),
                     },
                     RareEvent::UpgradeFailed { reason } => Event::UpgradeFailed { reason },

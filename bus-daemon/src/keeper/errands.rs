@@ -1,7 +1,7 @@
 //! The errands that the worker asks for: numbered, begun while the worker serves, carried out by children, and their
 //! outcomes told in the outbox.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -21,10 +21,13 @@ use crate::os::memfd;
 /// How long to wait until something is tried again for which there was no room.
 const RETRY: Nanos = Nanos(100_000_000);
 
+/// Numbers that are remembered. A worker has one errand of each kind under way.
+const KNOWN: usize = 64;
+
 /// All errands of this process image.
 pub(crate) struct Errands {
-    /// The number of the newest one that was asked for.
-    newest: u64,
+    /// The numbers of the newest ones that were asked for: under way, or ended.
+    known: BTreeSet<u64>,
     /// Asked for, and not begun: between the start of a worker and the moment when it serves, nothing may be opened.
     waiting: VecDeque<(u64, Errand)>,
     /// When to try again to begin the first of them, since there was no descriptor or no memory for it.
@@ -46,7 +49,7 @@ impl Errands {
     /// None yet. `config`: the configuration in force, where it is known.
     pub(crate) fn new(config: Option<Vec<u8>>) -> Self {
         Self {
-            newest: 0,
+            known: BTreeSet::new(),
             retry: None,
             waiting: VecDeque::new(),
             reading: None,
@@ -58,11 +61,14 @@ impl Errands {
 
     /// The worker asks for one. It may have been asked for by a worker before it, which died.
     pub(crate) fn ask(&mut self, id: u64, errand: Errand) {
-        if id > self.newest {
-            self.newest = id;
+        // Not always in the order of the numbers: a worker that goes on for a dead one asks for what is open.
+        if self.known.insert(id) {
             self.waiting.push_back((id, errand));
         } else {
             release(&errand);
+        }
+        if self.known.len() > KNOWN {
+            self.known.pop_first();
         }
     }
 
@@ -232,7 +238,7 @@ impl Errands {
         self.reading = None;
         self.give_up_trial();
         // Whoever asks again for one of those wants it to be done.
-        self.newest = 0;
+        self.known.clear();
     }
 }
 

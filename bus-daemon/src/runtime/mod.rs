@@ -158,6 +158,9 @@ fn recover(
     kept: &[RawFd],
 ) -> Result<(Worker, Start), String> {
     let mut recovered = recover::replay(&mut journal, record.image, skip)?;
+    if recovered.has_ended_errand && !recovered.is_damaged {
+        journal.checkpoint(&mut recovered.broker, recovered.generation)?;
+    }
     let accepted = recovered.reconcile(kept, &record.listeners, &mut journal);
     let quarantined = recovered.quarantined.len() as u32;
     let is_damaged = recovered.is_damaged;

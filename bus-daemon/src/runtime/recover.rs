@@ -24,6 +24,8 @@ pub(super) struct Recovered {
     pub(super) quarantined: Vec<PeerId>,
     /// A part of the journal could not be read: whoever is not known any more is in doubt, too.
     pub(super) is_damaged: bool,
+    /// An errand has ended since the checkpoint: what that refers to may be closed only when another is taken.
+    pub(super) has_ended_errand: bool,
     /// Peers that the broker had closed; their sockets may still be open.
     closed: Vec<PeerId>,
 }
@@ -58,6 +60,7 @@ pub(super) fn replay(journal: &mut Journal, image: RawFd, skip: Option<u64>) -> 
         in_doubt,
         quarantined: Vec::new(),
         is_damaged: false,
+        has_ended_errand: false,
         closed: Vec::new(),
     };
     let mut damage = None;
@@ -103,6 +106,7 @@ impl Recovered {
         if let Event::Accepted { peer, .. } = &event {
             self.generation = self.generation.max(peer.generation);
         }
+        self.has_ended_errand |= matches!(event, Event::ErrandEnded { .. });
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("recovery");
         #[cfg(feature = "test-hooks")]

@@ -8,6 +8,7 @@ mod connections;
 mod handover;
 mod turn;
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::RawFd;
 
@@ -44,6 +45,10 @@ pub(crate) struct Worker {
     quarantined: Vec<PeerId>,
     /// What is to be done when the turn's events are applied and sent.
     follow_ups: VecDeque<FollowUp>,
+    /// Descriptors that are to be closed when what a replay would need them for is past, while that is looked at.
+    held_back: Option<Vec<Fd>>,
+    /// What is waited for is another than when the epoll set was last asked.
+    must_look: Cell<bool>,
     inbox: Inbox,
     ready: Vec<(Source, u32)>,
     dirty: Vec<PeerId>,
@@ -73,6 +78,8 @@ impl Worker {
             lost: Vec::new(),
             quarantined: Vec::new(),
             follow_ups: VecDeque::new(),
+            held_back: None,
+            must_look: Cell::new(false),
             inbox,
             ready: Vec::new(),
             dirty: Vec::new(),
@@ -340,6 +347,9 @@ impl Worker {
                 self.close(peer);
             }
             Action::CloseFds(fds) => {
+                if let Some(held_back) = &mut self.held_back {
+                    return held_back.extend(fds);
+                }
                 for fd in fds {
                     self.close_descriptor(fd);
                 }

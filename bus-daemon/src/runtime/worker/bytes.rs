@@ -188,6 +188,7 @@ impl Worker {
             link.writing = writing;
             if link.interest() != before {
                 super::connections::update_interest(self.epoll, link);
+                self.must_look.set(true);
             }
         }
     }

@@ -219,6 +219,7 @@ impl Worker {
         {
             link.stopped = stopped;
             update_interest(self.epoll, link);
+            self.must_look.set(true);
         }
     }
 
@@ -228,6 +229,7 @@ impl Worker {
     }
 
     fn wait_for_connections(&self) {
+        self.must_look.set(true);
         let events = self.acceptance.interest();
         for (index, listener) in (0..).zip(&self.record.listeners) {
             if let Err(error) = self.epoll.modify(listener.fd, Source::Listener(index), events) {

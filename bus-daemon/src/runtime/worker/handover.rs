@@ -8,7 +8,7 @@ use super::Worker;
 use crate::broker::{Errand, Event};
 use crate::control::{self, Entry, Request, Told, worker_exit};
 use crate::handoff::image::{self, WorkerV2};
-use crate::journal::{RareEvent, read_outcome};
+use crate::journal::{RareEvent, outcome_in, small_outcome};
 use crate::os::clock::{self, Nanos};
 use crate::os::{descriptor, memfd, process};
 use crate::runtime::links::Writing;
@@ -43,29 +43,61 @@ impl Worker {
     fn hear(&mut self, Entry { number, told }: Entry) {
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("request");
-        let (note, event) = match told {
-            Told::ReloadWanted => (RareEvent::ReloadRequested, Event::ReloadRequested),
-            Told::UpgradeWanted => (RareEvent::UpgradeRequested, Event::UpgradeRequested),
-            Told::ErrandEnded { errand, payload } => {
-                let Some(handle) = self.journal.assign(payload) else {
-                    tracing::error!("there is no handle for the outcome of errand {errand}");
-                    return;
-                };
-                let outcome = read_outcome(payload);
-                let event = Event::ErrandEnded {
-                    errand,
-                    outcome,
-                    payload: Some(handle),
-                };
-                let payload = handle;
-                (RareEvent::ErrandEnded { errand, payload }, event)
+        match told {
+            Told::ReloadWanted => {
+                self.note_heard(number, &RareEvent::ReloadRequested);
+                self.apply(Event::ReloadRequested);
             }
-        };
-        self.journal.note_told(number, &note);
+            Told::UpgradeWanted => {
+                self.note_heard(number, &RareEvent::UpgradeRequested);
+                self.apply(Event::UpgradeRequested);
+            }
+            Told::ErrandEnded { errand, payload } => self.hear_outcome(number, errand, payload),
+        }
+    }
+
+    fn note_heard(&mut self, number: u64, note: &RareEvent) {
+        self.journal.note_told(number, note);
         self.inbox.acknowledge(number);
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("request");
+    }
+
+    fn hear_outcome(&mut self, number: u64, errand: u64, payload: RawFd) {
+        let Some(handle) = self.journal.assign(payload) else {
+            tracing::error!("there is no handle for the outcome of errand {errand}");
+            // The next entry has another number: this one is not met again.
+            self.journal.has_heard(number);
+            self.inbox.acknowledge(number);
+            return descriptor::close(payload);
+        };
+        let bytes = memfd::read(payload);
+        let note = RareEvent::ErrandEnded {
+            errand,
+            payload: handle,
+            outcome: bytes.as_deref().ok().and_then(small_outcome),
+        };
+        let is_noted = matches!(note, RareEvent::ErrandEnded { outcome: Some(_), .. });
+        let event = Event::ErrandEnded {
+            errand,
+            outcome: match &bytes {
+                Ok(bytes) => outcome_in(Ok(bytes)),
+                Err(error) => outcome_in(Err(error.kind().into())),
+            },
+            payload: Some(handle),
+        };
+        self.note_heard(number, &note);
+        self.held_back = Some(Vec::new());
         self.apply(event);
+        let closing = self.held_back.take().unwrap_or_default();
+        // A replay from the checkpoint before this would read them: the configuration that was in force there, or an
+        // outcome that the log does not have.
+        let is_needed = closing.iter().any(|fd| *fd != handle || !is_noted);
+        if !is_needed || self.take_checkpoint() {
+            for fd in closing {
+                self.close_descriptor(fd);
+            }
+        }
     }
 
     /// What a worker before this one had been asked to do and may not have come to do. The keeper knows by their numbers

@@ -7,6 +7,8 @@
 //! Architecture invariant: nothing is left unheard. The runtime waits on the epoll set by its edges, so it may only wait
 //! when everything that the set told of has been taken to its end: a socket to an empty read or to one that brought less
 //! than there was room for while no end was in sight, a listener to EAGAIN. Whatever comes later is an edge of its own.
+//! Except where the interest in a descriptor has changed since the set was asked: the kernel gives no edge for one that is
+//! ready at that moment and was told of before, so the set is asked again.
 
 use super::Worker;
 use crate::broker::{Event, Millis};
@@ -55,7 +57,7 @@ impl Worker {
             self.flush();
         }
         self.keep_replay_short();
-        has_more || !self.rotation.is_empty()
+        has_more || self.must_look.get() || !self.rotation.is_empty()
     }
 
     /// Whether a deadline has long passed, so that it is not its owner's fault.
@@ -89,6 +91,7 @@ impl Worker {
     /// Asks the epoll set who is ready, hears the keeper, and puts the others into the rotation. True: the set may have
     /// more to tell.
     fn look(&mut self) -> bool {
+        self.must_look.set(false);
         let mut ready = std::mem::take(&mut self.ready);
         ready.clear();
         let is_all = self.epoll.take_ready(&mut ready).unwrap_or_else(|error| {
@@ -155,7 +158,8 @@ impl Worker {
         }
     }
 
-    pub(super) fn take_checkpoint(&mut self) {
+    /// False: that was not possible, and the last one counts.
+    pub(super) fn take_checkpoint(&mut self) -> bool {
         match self.journal.checkpoint(&mut self.broker, self.links.generation()) {
             Ok(()) => {
                 if self.record.image >= 0 {
@@ -163,8 +167,12 @@ impl Worker {
                     crate::os::descriptor::close(self.record.image);
                     self.record.image = -1;
                 }
+                true
             }
-            Err(error) => tracing::error!("no checkpoint: {error}"),
+            Err(error) => {
+                tracing::error!("no checkpoint: {error}");
+                false
+            }
         }
     }
 }
