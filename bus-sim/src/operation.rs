@@ -253,8 +253,8 @@ impl Scene<'_> {
             28..32 => self.driver_call("GetConnectionUnixUser", about),
             32..36 => self.driver_call("GetConnectionUnixProcessID", about),
             36..44 => self.driver_call("GetConnectionCredentials", about),
-            44..47 | 60..68 => self.driver_call("ReloadConfig", Vec::new()),
-            68..76 => {
+            44..47 | 59..67 => self.driver_call("ReloadConfig", Vec::new()),
+            67..75 => {
                 let mut letter = self.driver_call("Upgrade", vec![Value::Str("/new".to_owned())]);
                 letter.interface = text("org.busdaemon.Restart1");
                 letter

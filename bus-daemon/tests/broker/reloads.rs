@@ -137,7 +137,9 @@ fn a_peer_may_wait_for_so_many_answers() {
         reload(bus, who);
         bus.wait(250);
         reload(bus, who);
-        // One waits for the reading, one for the next.
+        // One waits for the reading, one for the next, and as many more as there is room for.
+        let more: Vec<u32> = (2..4096).map(|_| reload(bus, who)).collect();
+        bus.expect(who, &[]);
         let refused = reload(bus, who);
         let text = "The maximum number of pending replies per connection has been reached";
         bus.expect(
@@ -152,7 +154,8 @@ fn a_peer_may_wait_for_so_many_answers() {
         let again = reload(bus, who);
         bus.wait(250);
         bus.end_reading(2, Ok(config.clone()));
-        assert_eq!(bus.read(who), answers(who, [3, again]));
+        let answered = [3].into_iter().chain(more).chain([again]);
+        assert_eq!(bus.read(who), answers(who, answered));
         assert_eq!(bus.read(other), answers(other, [2]));
     });
 }

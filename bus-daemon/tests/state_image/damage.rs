@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
 
-use bus_daemon::broker::{Broker, PeerId};
+use bus_daemon::broker::Broker;
 use bus_daemon::handoff::codec;
 use bus_daemon::handoff::container::{IfUnknown, Reader, Writer};
 use bus_daemon::handoff::image::{ImageError, Restored};

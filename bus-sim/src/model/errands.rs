@@ -57,7 +57,7 @@ impl Model {
     pub(super) fn call_reload(&mut self, id: PeerId, call: &Letter) -> Check {
         let count = |callers: &Callers| callers.get(&id).map_or(0, Vec::len) as u64;
         let waiting = count(&self.reload.waiting) + count(&self.reload.reading_for);
-        if waiting >= self.limits.max_replies_per_connection {
+        if waiting >= self.limits.max_replies_per_connection.max(4096) {
             return self.fail(id, call, "LimitsExceeded");
         }
         if call.expects_reply() {
