@@ -1,6 +1,8 @@
 //! The modules of this crate depend on each other in one direction: no circle, so there is a ground floor and arrows
 //! point down.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 

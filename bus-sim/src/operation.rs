@@ -270,7 +270,7 @@ impl Scene<'_> {
                 }
                 letter
             }
-            57..60 => self.become_monitor(),
+            57..59 => self.become_monitor(),
             _ => {
                 // Nothing that the driver does anything with.
                 let to = text(DRIVER);
