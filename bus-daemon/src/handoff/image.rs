@@ -276,6 +276,20 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
     })
 }
 
+/// Bytes of an image that tell its version.
+#[cfg(feature = "runtime")]
+pub(crate) const BEGINNING: usize = 64;
+
+/// The version that an image was written in, by its first [`BEGINNING`] bytes: that of its first record, which is the
+/// worker's.
+#[cfg(feature = "runtime")]
+pub(crate) fn version_of(beginning: &[u8; BEGINNING]) -> Option<u16> {
+    let [.., b'b', b'r', b'e', b'c', a, b, c, d, _, _, _, _, _, _, _, _] = beginning else {
+        return None;
+    };
+    (u16::from_le_bytes([*a, *b]) == kind::WORKER).then(|| u16::from_le_bytes([*c, *d]))
+}
+
 /// More descriptors than any machine has: a number beyond this is nonsense.
 const MOST_FDS: i32 = 1 << 22;
 

@@ -20,6 +20,7 @@ use super::error::KeeperError;
 use super::life::{Life, PROBATION, Standing};
 use super::memory_group::MemoryGroup;
 use crate::control::{Outbox, Request, Told};
+use crate::handoff::image;
 use crate::handoff::keeper::KeeperV1;
 use crate::os::clock::{self, Nanos};
 use crate::os::descriptor::{borrow, set_close_on_exec};
@@ -102,10 +103,16 @@ impl Keeper {
         let (standing, config, announcement) = match origin {
             Origin::Clean { config, announcement } => (Standing::First, Some(config), Some(announcement)),
             Origin::Upgraded { restored_from } => {
+                // A binary that cannot read what this one writes is returned to only while its own image is still true.
+                let until = if is_of_version_1(record.image) {
+                    Nanos(0)
+                } else {
+                    clock::monotonic() + PROBATION
+                };
                 let standing = Standing::OnProbation {
                     previous: record.previous,
                     restored_from,
-                    until: clock::monotonic() + PROBATION,
+                    until,
                 };
                 (standing, None, None)
             }
@@ -305,4 +312,11 @@ impl Keeper {
             let _ = std::fs::remove_file(path);
         }
     }
+}
+
+/// Whether the binary before this one knows only version 1 of the state.
+fn is_of_version_1(image: RawFd) -> bool {
+    let mut beginning = [0; image::BEGINNING];
+    let read = nix::sys::uio::pread(borrow(image), &mut beginning, 0);
+    read == Ok(beginning.len()) && image::version_of(&beginning) == Some(1)
 }
