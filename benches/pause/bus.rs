@@ -59,7 +59,7 @@ impl Bus {
         Ok(bus)
     }
 
-    /// SIGKILLs the worker: the daemon's only child between preflights.
+    /// SIGKILLs the worker: the daemon's only child between errands.
     pub(crate) fn kill_worker(&self) -> Result<()> {
         let pid = self.child.id();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;

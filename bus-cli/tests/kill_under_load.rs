@@ -84,7 +84,7 @@ fn under_load(bus: &Bus, act: impl FnOnce(&mut Load) -> u32) {
     // One message in ten has a descriptor; those of clients that send text only are few.
     let received = report.total().received;
     assert!(report.fds_passed * 12 > received, "{report}");
-    // Others hit a worker before it served, or a preflight: those show in the log only.
+    // Others hit a worker before it served, or a trial: those show in the log only.
     let noticed = bus.log().matches("the worker was ended by").count() as u32;
     assert!(noticed >= killed * 8 / 10, "{noticed} deaths of {killed} kills");
     assert!(survived >= killed / 10, "{survived} recoveries of {killed} kills");
