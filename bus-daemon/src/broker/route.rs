@@ -86,7 +86,9 @@ impl Broker {
             };
             match peer.framer.next() {
                 Ok(Some(framed)) => {
-                    self.close_fds(framed.surplus);
+                    if !framed.surplus.is_empty() {
+                        self.close_fds(framed.surplus);
+                    }
                     self.dispatch(id, &framed.message, framed.fds, system);
                 }
                 Ok(None) => break,
