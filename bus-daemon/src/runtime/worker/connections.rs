@@ -15,7 +15,7 @@ use crate::runtime::rotation::{Ready, UserSlot};
 use crate::runtime::system;
 
 /// Connections accepted from one listener at its turn.
-const ACCEPTS: usize = 32;
+pub(super) const ACCEPTS: usize = 32;
 
 /// Whether connections are accepted.
 ///
@@ -99,14 +99,14 @@ impl Worker {
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EMFILE | libc::ENFILE) => {
                         if !self.turn_away(listener) {
-                            return;
+                            return self.accept_later();
                         }
                     }
                     Some(libc::ECONNABORTED | libc::EINTR) => {}
                     Some(libc::EAGAIN) => return,
                     _ => {
                         self.complaints.warn(None, format_args!("accept: {error}"));
-                        return;
+                        return self.accept_later();
                     }
                 },
             }
@@ -169,6 +169,12 @@ impl Worker {
             self.wait_for_connections();
         }
         is_accepted && !self.acceptance.is_full
+    }
+
+    /// The system accepts nothing now, though connections wait: tried again at a tick, since nothing tells when it would.
+    fn accept_later(&mut self) {
+        self.acceptance.is_full = true;
+        self.wait_for_connections();
     }
 
     /// There may be room in the descriptor table again.

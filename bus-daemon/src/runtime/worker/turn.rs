@@ -23,7 +23,7 @@ const RETRY: u64 = 20;
 /// A deadline that is noticed so many milliseconds late was not missed by whom it concerns: the bus itself stood still
 /// (a debugger, the freezer, suspend). What arrived meanwhile is served first.
 const LATE: u64 = 250;
-/// Work of one turn, as [`Worker::serve_peer`] counts it.
+/// Work of one turn, in the units of [`Broker::work`](crate::broker::Broker::work), and one more for whoever is served.
 const WORK: u64 = 512;
 
 impl Worker {
@@ -126,14 +126,27 @@ impl Worker {
     /// Serves the rotation until the turn's work is used up.
     fn serve(&mut self) {
         let end = self.broker.work() + WORK;
-        while self.broker.work() < end
+        // What the broker does not count: reads that complete no message, and connections.
+        let mut served = 0;
+        while self.broker.work() + served < end
             && let Some(ready) = self.rotation.next()
         {
-            match ready {
-                Ready::Peer(peer) => self.serve_peer(peer),
-                Ready::Listener(index) => self.accept(index),
-            }
+            served += match ready {
+                Ready::Peer(peer) => {
+                    let before = self.taken(peer);
+                    self.serve_peer(peer);
+                    1 + self.taken(peer).saturating_sub(before) / 4096
+                }
+                Ready::Listener(index) => {
+                    self.accept(index);
+                    super::connections::ACCEPTS as u64
+                }
+            };
         }
+    }
+
+    fn taken(&mut self, peer: crate::broker::PeerId) -> u64 {
+        self.links.get_mut(peer).map_or(0, |link| link.taken)
     }
 
     /// One read from a peer, and the writes that it has room for again.
