@@ -37,22 +37,7 @@ impl Region {
 
     /// Maps what another process of the daemon created.
     pub(crate) fn map(fd: RawFd, len: usize) -> io::Result<Self> {
-        // SAFETY: a fresh shared mapping at an address of the kernel's choice disturbs no other memory.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_NORESERVE,
-                fd,
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at address 0"))?;
-        Ok(Self { start, len, fd })
+        Self::map_at(fd, 0, len)
     }
 
     /// Maps `len` bytes at `offset` of a memfd, which grows if it must.
@@ -67,6 +52,10 @@ impl Region {
                 return Err(io::Error::last_os_error());
             }
         }
+        Self::map_at(fd, file_offset, len)
+    }
+
+    fn map_at(fd: RawFd, offset: libc::off_t, len: usize) -> io::Result<Self> {
         // SAFETY: a fresh shared mapping at an address of the kernel's choice disturbs no other memory.
         let start = unsafe {
             libc::mmap(
@@ -75,7 +64,7 @@ impl Region {
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED | libc::MAP_NORESERVE,
                 fd,
-                file_offset,
+                offset,
             )
         };
         if start == libc::MAP_FAILED {
