@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use support::{
     Bus, DRIVER, DRIVER_PATH, binary, check_descriptors, descriptors_after_upgrade, faulty, generation,
-    recoveries, upgrade,
+    recoveries, upgrade, wait_until,
 };
 
 fn quarantined_files(directory: &Path) -> Vec<PathBuf> {
@@ -75,6 +75,20 @@ fn a_message_that_makes_the_worker_panic_is_quarantined() {
 #[test]
 fn a_message_that_makes_the_worker_hang_is_quarantined() {
     check_poison("POISON-HANG");
+}
+
+/// A signal that has no name, and so is easily no signal to those who look for names.
+#[test]
+fn a_worker_that_is_ended_by_a_real_time_signal_is_replaced() {
+    let bus = Bus::start();
+    let mut caller = bus.caller();
+    for death in 1..=3 {
+        let kill = format!("kill -{} {}", 34 + 10 * (death - 1), bus.worker().unwrap());
+        let sent = std::process::Command::new("sh").args(["-c", &kill]).status();
+        assert!(sent.unwrap().success());
+        wait_until("the bus has recovered", || recoveries(&mut caller) == death);
+    }
+    assert_eq!(caller.ask("GetNameOwner", DRIVER).unwrap(), DRIVER);
 }
 
 #[test]

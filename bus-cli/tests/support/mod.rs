@@ -167,11 +167,20 @@ impl Bus {
         self.child.id()
     }
 
-    /// The worker process, if there is one at the moment.
+    /// The worker process, if there is one at the moment: neither one that has ended and is not reaped yet, nor a child that
+    /// does an errand, which leads a process group of its own.
     pub fn worker(&self) -> Option<u32> {
         let pid = self.pid();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-        children.split_whitespace().next()?.parse().ok()
+        let mut children = children.split_whitespace().filter_map(|child| child.parse().ok());
+        children.find(|child: &u32| {
+            let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+            let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+            let fields: Vec<&str> = fields.split_whitespace().collect();
+            // State, parent, process group.
+            matches!(fields.as_slice(), [state, _, group, ..]
+                if *state != "Z" && group.parse() != Ok(*child))
+        })
     }
 
     /// The file that its main process executes.

@@ -11,7 +11,7 @@ use std::io::{Error, Result};
 use std::os::fd::RawFd;
 
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::WaitStatus;
 use nix::unistd::{ForkResult, Pid, getpid, getppid, setpgid};
 
 use crate::os::clock::{self, Nanos};
@@ -111,9 +111,7 @@ impl Helper {
     /// Waits for its end for some milliseconds.
     pub(crate) fn wait_a_little(&mut self) {
         std::thread::sleep(std::time::Duration::from_millis(2));
-        if let Ok(status @ (WaitStatus::Exited(..) | WaitStatus::Signaled(..))) =
-            waitpid(self.pid, Some(WaitPidFlag::WNOHANG))
-        {
+        if let Some(status) = process::ended(Some(self.pid)) {
             self.note_end(self.pid, status);
         }
     }
@@ -127,10 +125,7 @@ impl Helper {
         self.state = State::Ended(HelperEnd::Late);
         // Not for ever: the system may hold it in a call. It is reaped then when it ends.
         for _ in 0..50 {
-            if !matches!(
-                waitpid(self.pid, Some(WaitPidFlag::WNOHANG)),
-                Ok(WaitStatus::StillAlive)
-            ) {
+            if process::is_over(self.pid) {
                 return;
             }
             std::thread::sleep(std::time::Duration::from_millis(2));

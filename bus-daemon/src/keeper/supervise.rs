@@ -10,7 +10,6 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SigSet, SignalFd};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
 use super::announcement::Announcement;
@@ -24,6 +23,7 @@ use crate::handoff::image;
 use crate::handoff::keeper::KeeperV1;
 use crate::os::clock::{self, Nanos};
 use crate::os::descriptor::{borrow, set_close_on_exec};
+use crate::os::process;
 use worker::WorkerProcess;
 
 /// Messages of a worker that are looked at in one go; the next turn looks at the rest.
@@ -195,7 +195,13 @@ impl Keeper {
                 Ok(Ok(Signal::SIGTERM | Signal::SIGINT)) => {
                     if let Some(worker) = &self.worker {
                         let _ = kill(worker.pid, Signal::SIGKILL);
-                        let _ = waitpid(worker.pid, None);
+                        // Not for ever: the system may hold it in a call.
+                        for _ in 0..500 {
+                            if process::is_over(worker.pid) {
+                                break;
+                            }
+                            std::thread::sleep(std::time::Duration::from_millis(2));
+                        }
                     }
                     return Err(End::Stopped);
                 }
@@ -255,17 +261,13 @@ impl Keeper {
 
     /// Takes note of processes that ended.
     fn reap(&mut self) -> Result<(), End> {
-        loop {
-            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
-            let Ok(status @ (WaitStatus::Exited(ended, _) | WaitStatus::Signaled(ended, _, _))) =
-                waitid(Id::All, flags)
-            else {
-                return Ok(());
-            };
+        while let Some(status) = process::ended(None) {
+            let Some(ended) = status.pid() else { continue };
             if !self.errands.note_end(ended, status) && self.is_worker(ended) {
                 self.worker_died(status)?;
             }
         }
+        Ok(())
     }
 
     fn is_worker(&self, process: Pid) -> bool {

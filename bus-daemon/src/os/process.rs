@@ -1,12 +1,19 @@
 //! What a process does to itself.
 
-#![allow(unsafe_code, reason = "signal dispositions, and an exit without destructors")]
+#![allow(
+    unsafe_code,
+    reason = "signal dispositions, waiting for children, an exit without destructors"
+)]
 
 use std::io::Result;
 
+use nix::sys::signal::Signal;
+use nix::sys::wait::WaitStatus;
+use nix::unistd::Pid;
+
 /// For a child: no signal blocked or ignored.
 pub(crate) fn reset_signals() -> Result<()> {
-    use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
+    use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, signal, sigprocmask};
     for kind in [
         Signal::SIGTERM,
         Signal::SIGINT,
@@ -37,4 +44,28 @@ pub(crate) fn die_with_parent() -> Result<()> {
 pub(crate) fn exit(code: i32) -> ! {
     // SAFETY: ends the process.
     unsafe { libc::_exit(code) }
+}
+
+/// A child that has ended, and how; it is reaped. `child`: only this one. `None`: none has.
+///
+/// A signal that has no name (a real-time one) is told as SIGKILL: nobody but somebody outside sends either.
+pub(crate) fn ended(child: Option<Pid>) -> Option<WaitStatus> {
+    let mut status = 0;
+    // SAFETY: room for a status.
+    let pid = unsafe { libc::waitpid(child.map_or(-1, Pid::as_raw), &raw mut status, libc::WNOHANG) };
+    if pid <= 0 {
+        return None;
+    }
+    let pid = Pid::from_raw(pid);
+    Some(if libc::WIFSIGNALED(status) {
+        let signal = Signal::try_from(libc::WTERMSIG(status)).unwrap_or(Signal::SIGKILL);
+        WaitStatus::Signaled(pid, signal, libc::WCOREDUMP(status))
+    } else {
+        WaitStatus::Exited(pid, libc::WEXITSTATUS(status))
+    })
+}
+
+/// Whether a child has ended; it is reaped then. One that was reaped before has.
+pub(crate) fn is_over(child: Pid) -> bool {
+    ended(Some(child)).is_some() || nix::sys::signal::kill(child, None).is_err()
 }
