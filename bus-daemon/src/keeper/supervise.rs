@@ -172,8 +172,11 @@ impl Keeper {
     /// Deals with whatever has happened. Each part is bounded, and none waits for anybody.
     fn turn(&mut self, signals: &SignalFd) -> Result<(), End> {
         self.read_signals(signals)?;
+        // What the worker asks for is asked by one that serves.
         self.note_serving()?;
         self.listen_to_worker();
+        // Its wakes are taken now, and what they were for is looked at after that: else nothing would wake the keeper again.
+        self.note_serving()?;
         self.take_over()?;
         self.note_fault()?;
         self.reap()?;
