@@ -1,13 +1,19 @@
 //! Faults on demand, for tests of what must survive them. Compiled only with the feature `test-hooks`.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use crate::broker::Event;
 
+/// What the environment asks for, read once: some of the places are passed with every event.
+fn wanted() -> Option<&'static str> {
+    static WANTED: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("BUS_TEST_FAULT").ok());
+    WANTED.as_deref()
+}
+
 /// Whether the environment asks for the fault of this name.
 fn is_wanted(name: &str) -> bool {
-    std::env::var_os("BUS_TEST_FAULT").is_some_and(|wanted| wanted == name)
+    wanted() == Some(name)
 }
 
 /// Ends this process by its own fault if `BUS_TEST_FAULT` is `restore:PATH` of this binary (whoever it is handed on to
@@ -22,6 +28,9 @@ pub(crate) fn in_restore(binary: &std::path::Path) {
 /// as somebody outside would do it, at one of that many passes through the place, drawn at random; sooner more often
 /// than later. The log says where it was.
 pub(crate) fn kill_in(place: &'static str) {
+    if !wanted().is_some_and(|wanted| wanted.starts_with("kill:")) {
+        return;
+    }
     static DOOM: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());
     let mut places = DOOM.lock().unwrap_or_else(PoisonError::into_inner);
     let left = places.entry(place).or_insert_with(|| draw(place).unwrap_or(0));
@@ -34,8 +43,7 @@ pub(crate) fn kill_in(place: &'static str) {
 
 /// At which pass through the place this process is to be killed, if at any.
 fn draw(place: &str) -> Option<u64> {
-    let wanted = std::env::var("BUS_TEST_FAULT").ok()?;
-    let mut places = wanted.strip_prefix("kill:")?.split(',');
+    let mut places = wanted()?.strip_prefix("kill:")?.split(',');
     let most: u64 = places.find_map(|entry| entry.strip_prefix(place)?.strip_prefix('=')?.parse().ok())?;
     let mut random = [0; 8];
     crate::os::random::fill(&mut random);

@@ -8,7 +8,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
 
-use super::log::Position;
+use super::log::{Position, SEGMENTS};
 use crate::os::region::Region;
 
 /// Descriptors that one message to or from the kernel may carry (`SCM_MAX_FD`).
@@ -116,6 +116,9 @@ pub(crate) struct Header {
     pub(crate) committed: AtomicU64,
     /// The last two checkpoints, of which one may be in the making.
     pub(crate) commits: [Commit; 2],
+    /// For each segment of the log, the number of its first record. Here, so that looking for one touches no page of the
+    /// others.
+    pub(crate) begins: [AtomicU64; SEGMENTS],
     /// The call under way.
     pub(crate) slot: Slot,
 }

@@ -18,14 +18,14 @@ use crate::os::region::Region;
 
 /// Bytes of one segment.
 pub(super) const SEGMENT: usize = 256 * 1024;
-/// At the beginning of a segment: the number of its first record.
-const SEGMENT_HEADER: usize = 16;
 /// Segments whose pages are kept when nobody looks at them: 4 MiB.
 const RESIDENT: usize = 16;
 /// Segments there may be at most: 64 MiB.
 const MOST: usize = 256;
 /// The segment used when all others are looked at: bytes are copied out of it at once, so that nothing pins it.
 const SPARE: usize = MOST;
+/// All of them.
+pub(super) const SEGMENTS: usize = MOST + 1;
 /// Segments that a replay may have to read before a checkpoint is wanted.
 const RETAINED: usize = 3;
 /// Records after which a checkpoint is wanted: replaying them takes about a millisecond.
@@ -93,7 +93,7 @@ pub(crate) struct Log {
 impl Log {
     /// An empty log in a new region; also the header in front of it.
     pub(crate) fn create() -> io::Result<(Self, &'static mut Header)> {
-        let region = Region::create(c"bus-journal", HEADER_LEN + (MOST + 1) * SEGMENT)?;
+        let region = Region::create(c"bus-journal", HEADER_LEN + SEGMENTS * SEGMENT)?;
         if let Err(error) = region.lock(HEADER_LEN) {
             // A crash could then lose a count where memory is swapped out at that very moment; running is better.
             tracing::warn!("cannot lock the in-flight slot in memory: {error}");
@@ -108,7 +108,7 @@ impl Log {
         let mut log = Self {
             region,
             header: shared,
-            segments: std::iter::repeat_with(Lookers::default).take(MOST + 1).collect(),
+            segments: std::iter::repeat_with(Lookers::default).take(SEGMENTS).collect(),
             retained: Vec::new(),
             opened: 1,
             current: 0,
@@ -131,7 +131,7 @@ impl Log {
         let log = Self {
             region,
             header: shared,
-            segments: std::iter::repeat_with(Lookers::default).take(MOST + 1).collect(),
+            segments: std::iter::repeat_with(Lookers::default).take(SEGMENTS).collect(),
             retained: Vec::new(),
             opened: MOST,
             current: 0,
@@ -145,7 +145,7 @@ impl Log {
     }
 
     /// Where the first record of a segment is.
-    pub(crate) const FIRST: u32 = SEGMENT_HEADER as u32;
+    pub(crate) const FIRST: u32 = 0;
 
     /// Its memory.
     pub(crate) fn region(&self) -> Region {
@@ -202,7 +202,7 @@ impl Log {
     /// Whether `bytes` lie in the log.
     pub(crate) fn holds(&self, bytes: &Bytes) -> bool {
         let start = self.region.at(0, 0) as usize;
-        (start..start + HEADER_LEN + (MOST + 1) * SEGMENT).contains(&(bytes.as_ptr() as usize))
+        (start..start + HEADER_LEN + SEGMENTS * SEGMENT).contains(&(bytes.as_ptr() as usize))
     }
 
     /// Where the log ends.
@@ -274,7 +274,7 @@ impl Log {
     }
 
     /// Most bytes of data in one record of [`append_data`](Self::append_data).
-    pub(crate) const MOST_DATA: usize = SEGMENT - SEGMENT_HEADER - RECORD_HEADER - READ_TAIL - 64;
+    pub(crate) const MOST_DATA: usize = SEGMENT - RECORD_HEADER - READ_TAIL - 64;
 
     fn publish(
         &mut self,
@@ -355,13 +355,11 @@ impl Log {
 
     fn open_segment(&mut self, index: usize) {
         self.current = index;
-        self.offset = SEGMENT_HEADER;
+        self.offset = 0;
         if !self.retained.contains(&index) {
             self.retained.push(index);
         }
-        let start = self.place(0, SEGMENT);
-        // SAFETY: 8 bytes at a multiple of 8.
-        unsafe { start.cast::<u64>().write(self.sequence) };
+        self.header.begins[index].store(self.sequence, Ordering::Release);
         self.view_segment();
     }
 
@@ -495,18 +493,13 @@ impl Log {
     /// Goes to the segment whose first record is the next one, if there is such a segment.
     pub(crate) fn follow(&mut self) {
         let begins = |index: &usize| {
-            *index != self.current
-                && self
-                    .bytes(*index, 0, 8)
-                    .first_chunk()
-                    .map(|bytes| u64::from_ne_bytes(*bytes))
-                    == Some(self.sequence)
+            *index != self.current && self.header.begins[*index].load(Ordering::Acquire) == self.sequence
         };
-        // A segment that was never opened holds zeroes, and sequence 0 is only ever first in the first one.
-        if let Some(index) = (0..=SPARE).find(|index| self.sequence > 0 && begins(index)) {
+        // A segment that was never opened has 0 there, and sequence 0 is only ever first in the first one.
+        if let Some(index) = (0..SEGMENTS).find(|index| self.sequence > 0 && begins(index)) {
             self.retained.push(index);
             self.current = index;
-            self.offset = SEGMENT_HEADER;
+            self.offset = 0;
             self.view_segment();
         }
     }

@@ -82,7 +82,8 @@ impl Journal {
 
     /// Takes a checkpoint: all that has happened is part of it.
     pub(crate) fn checkpoint(&mut self, broker: &mut Broker, generation: u32) -> Result<(), String> {
-        if self.log.is_crowded() {
+        // A replay does not know yet which segments it needs, and lends no extent.
+        if !self.is_reading && self.log.is_crowded() {
             let log = &self.log;
             broker.move_output_out(&|bytes| log.holds(bytes));
         }
@@ -106,7 +107,9 @@ impl Journal {
         self.checkpoints.commit(self.header, self.log.end());
         self.is_checkpoint_begun = false;
         self.log.checkpointed();
-        self.extents.checkpointed();
+        if !self.is_reading {
+            self.extents.checkpointed();
+        }
         Ok(())
     }
 

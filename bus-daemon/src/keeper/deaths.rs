@@ -83,6 +83,8 @@ pub(crate) struct Deaths {
     at: Nanos,
     /// Deaths by its own fault since this process image began.
     faults: u32,
+    /// Workers that died before they had come to serve, in a row.
+    cut_short: u32,
 }
 
 /// The evidence against one received unit.
@@ -117,6 +119,16 @@ impl Deaths {
     ) -> Result<Option<u64>, KeeperError> {
         let guilty = self.note_at(cause, now, remains.records(), remains.suspect())?;
         Ok(self.leave_out(guilty, |unit| remains.is_replayed(unit)))
+    }
+
+    /// Takes note of whether the dead worker was still recovering.
+    pub(crate) fn note_recovery(&mut self, is_cut_short: bool) {
+        self.cut_short = if is_cut_short { self.cut_short + 1 } else { 0 };
+    }
+
+    /// Recoveries that were cut short, in a row, up to now.
+    pub(crate) fn cut_short(&self) -> u32 {
+        self.cut_short
     }
 
     /// What is left out stays so until a checkpoint passes it, however often the workers die before that.

@@ -48,13 +48,33 @@ pub(crate) enum Beginning {
     },
     /// What a worker that died left in the journal.
     Recovered {
-        /// When its death was noticed.
-        died_at: clock::Nanos,
-        /// The number of a received unit that killed it more than once.
-        skip: Option<u64>,
+        /// Its death.
+        death: Death,
         /// Only save the state, for the binary before this one, and exit.
         convert: bool,
     },
+}
+
+/// What a recovery has to know of a worker's death.
+pub(crate) struct Death {
+    /// When it was noticed.
+    pub(crate) at: clock::Nanos,
+    /// The number of a received unit that has killed workers more than once.
+    pub(crate) skip: Option<u64>,
+    /// Workers in a row, this one the last, that died before they had come to serve.
+    pub(crate) cut_short: u32,
+}
+
+#[cfg(test)]
+impl Death {
+    /// One that nothing is known of.
+    fn now() -> Self {
+        Self {
+            at: clock::monotonic(),
+            skip: None,
+            cut_short: 0,
+        }
+    }
 }
 
 /// The life of a worker process; its exit code. `kept` is what it and the keeper have open for themselves: where it is
@@ -99,13 +119,8 @@ fn prepare(
             let (worker, pause) = restore(record, journal, inbox, kept)?;
             Ok((worker, Start::RolledBack { reason, pause }))
         }
-        Beginning::Recovered {
-            died_at,
-            skip,
-            convert,
-        } => {
-            let (mut worker, start) =
-                recover(record, journal, inbox, died_at, skip, kept.unwrap_or_default())?;
+        Beginning::Recovered { death, convert } => {
+            let (mut worker, start) = recover(record, journal, inbox, &death, kept.unwrap_or_default())?;
             if convert {
                 worker.dismiss_all();
                 worker.hand_over();
@@ -153,23 +168,24 @@ fn recover(
     record: &KeeperV1,
     mut journal: Journal,
     inbox: Inbox,
-    died_at: clock::Nanos,
-    skip: Option<u64>,
+    death: &Death,
     kept: &[RawFd],
 ) -> Result<(Worker, Start), String> {
-    let mut recovered = recover::replay(&mut journal, record.image, skip)?;
-    if recovered.has_ended_errand && !recovered.is_damaged {
+    let mut recovered = recover::replay_in_steps(&mut journal, record.image, death.skip, death.cut_short)?;
+    // So the next one has nothing to replay, if this one is cut short, too.
+    let is_progress = death.cut_short > 0 && death.skip.is_none();
+    if (recovered.has_ended_errand || is_progress) && !recovered.is_damaged {
         journal.checkpoint(&mut recovered.broker, recovered.generation)?;
     }
     let accepted = recovered.reconcile(kept, &record.listeners, &mut journal);
     let quarantined = recovered.quarantined.len() as u32;
     let is_damaged = recovered.is_damaged;
     let mut worker = Worker::recovered(recovered, journal, record.clone(), inbox, &accepted);
-    if skip.is_some() || is_damaged {
+    if death.skip.is_some() || is_damaged {
         // What is left out now, or cannot be read, must not be met again.
         worker.first_checkpoint()?;
     }
-    let pause = clock::monotonic().micros_since(died_at);
+    let pause = clock::monotonic().micros_since(death.at);
     Ok((worker, Start::Recovered { pause, quarantined }))
 }
 

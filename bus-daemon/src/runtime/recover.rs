@@ -32,7 +32,18 @@ pub(super) struct Recovered {
 
 /// Rebuilds the broker. `image` is what the dead worker itself had begun with, needed while there is no checkpoint;
 /// `skip` is the number of an event that is not to be applied again.
+#[cfg(any(test, feature = "test-hooks"))]
 pub(super) fn replay(journal: &mut Journal, image: RawFd, skip: Option<u64>) -> Result<Recovered, String> {
+    replay_in_steps(journal, image, skip, 0)
+}
+
+/// The same after `cut_short` replays that came to no end: this one takes checkpoints on its way.
+pub(super) fn replay_in_steps(
+    journal: &mut Journal,
+    image: RawFd,
+    skip: Option<u64>,
+    cut_short: u32,
+) -> Result<Recovered, String> {
     let (broker, generation, in_doubt) = match journal.load()? {
         Some(loaded) => {
             journal.rewind(Some(loaded.position));
@@ -64,7 +75,17 @@ pub(super) fn replay(journal: &mut Journal, image: RawFd, skip: Option<u64>) -> 
         closed: Vec::new(),
     };
     let mut damage = None;
+    // What is left out, and who is in doubt, is settled by this recovery or by none.
+    let step = step_after(cut_short).filter(|_| skip.is_none() && recovered.in_doubt.is_empty());
+    let mut events: usize = 0;
     loop {
+        if let Some(step) = step
+            && events == step
+        {
+            events = 0;
+            journal.checkpoint(&mut recovered.broker, recovered.generation)?;
+        }
+        events += 1;
         match journal.next_event() {
             Ok(None) => break,
             Ok(Some((sequence, event))) if Some(sequence) == skip => {
@@ -99,6 +120,15 @@ pub(super) fn replay(journal: &mut Journal, image: RawFd, skip: Option<u64>) -> 
         .resume()
         .map_err(|error| format!("the journal's memory: {error}"))?;
     Ok(recovered)
+}
+
+/// After how many events a replay takes a checkpoint, so that the next one begins there if this worker is killed, too.
+/// `None`: it takes none, since none before it was cut short. The more were, the shorter are the steps.
+fn step_after(cut_short: u32) -> Option<usize> {
+    const LONGEST: usize = 512;
+    const SHORTEST: usize = 16;
+    let shift = cut_short.checked_sub(1)?.min(16);
+    Some((LONGEST >> shift).max(SHORTEST))
 }
 
 impl Recovered {

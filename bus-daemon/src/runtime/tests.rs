@@ -276,6 +276,31 @@ fn a_replay_gives_what_the_worker_had() {
 }
 
 #[test]
+fn a_replay_that_is_cut_short_again_and_again_is_gone_on_with() {
+    let mut random = random();
+    for _ in 0..3 {
+        let mut rig = Rig::new(false);
+        for _ in 0..300 {
+            rig.step(&mut random);
+        }
+        let whole = state(rig.worker.broker());
+        let mut left = rig.remains.since_checkpoint();
+        assert!(left > 100, "{left} records are too few");
+        // Each begins where the one before has come to, and the steps become shorter.
+        for attempt in 0..12 {
+            let mut journal = Journal::reopen(rig.remains).unwrap();
+            let recovered = recover::replay_in_steps(&mut journal, -1, None, attempt).unwrap();
+            assert!(recovered.in_doubt.is_empty() && !recovered.is_damaged);
+            assert!(state(&recovered.broker) == whole, "attempt {attempt}");
+            let now_left = rig.remains.since_checkpoint();
+            assert!(now_left <= left);
+            left = now_left;
+        }
+        assert!(left <= 16, "{left} records are read by every attempt");
+    }
+}
+
+#[test]
 fn checkpoints_come_however_many_peers_change_all_the_time() {
     let mut rig = Rig::new(false);
     for _ in 0..200 {

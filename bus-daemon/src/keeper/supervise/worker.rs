@@ -17,7 +17,7 @@ use crate::keeper::life::{Life, Standing};
 use crate::os::clock;
 use crate::os::descriptor;
 use crate::os::memfd;
-use crate::runtime::{self, Beginning};
+use crate::runtime::{self, Beginning, Death};
 
 /// Workers that are started with the same state before it is given up.
 const TRIES: u32 = 4;
@@ -206,7 +206,12 @@ impl Keeper {
             Some(worker) => worker.remains,
             None => return Err(KeeperError::NoState("there was no worker".into())),
         };
-        let skip = self.deaths.note(cause, died_at, &remains)?;
+        self.deaths.note_recovery(self.life == Life::Resuming);
+        let death = Death {
+            at: died_at,
+            skip: self.deaths.note(cause, died_at, &remains)?,
+            cut_short: self.deaths.cut_short(),
+        };
         std::thread::sleep(self.deaths.delay());
         self.life = if self.standing.way_back(died_at).is_some() && self.deaths.are_too_many() {
             Life::Converting {
@@ -222,15 +227,7 @@ impl Keeper {
         let kept = self.kept(&remains);
         let journal = Journal::reopen(remains).map_err(|error| KeeperError::system("the journal", error))?;
         let convert = matches!(self.life, Life::Converting { .. });
-        self.spawn(
-            journal,
-            Beginning::Recovered {
-                died_at,
-                skip,
-                convert,
-            },
-            Some(kept),
-        )
+        self.spawn(journal, Beginning::Recovered { death, convert }, Some(kept))
     }
 
     /// There is no way to go on with the connections: they are closed, and the bus begins anew at the same addresses.

@@ -25,9 +25,8 @@ use crate::broker::{Broker, PeerId, Start};
 use crate::control::{Inbox, Outbox};
 use crate::handoff::keeper::KeeperV1;
 use crate::journal::{Journal, Mirror, Position, Remains, Sabotage};
-use crate::os::clock;
 use crate::runtime::worker::Worker;
-use crate::runtime::{identity, recover};
+use crate::runtime::{Death, identity, recover};
 
 /// Room for the state that the worker tells.
 const STATE_ROOM: usize = 16 << 20;
@@ -568,7 +567,7 @@ fn live(record: KeeperV1, remains: Remains, inbox: Inbox, journal: Option<Journa
         None => {
             watch::set_on(true);
             let journal = Journal::reopen(remains).unwrap();
-            crate::runtime::recover(&record, journal, inbox, clock::monotonic(), None, kept).unwrap()
+            crate::runtime::recover(&record, journal, inbox, &Death::now(), kept).unwrap()
         }
     };
     worker.register().unwrap();
