@@ -45,7 +45,7 @@ pub use names::{
     BusName, ErrorName, InterfaceName, MemberName, NameError, ObjectPath, UniqueName, WellKnownName,
 };
 pub use sasl::{Mechanism, SaslConfig, SaslDone, SaslError, SaslServer, SaslStep};
-pub use send_queue::{PieceState, SendQueue, SendQueueState};
+pub use send_queue::{PieceState, SendQueue, SendQueueState, TailPiece};
 pub use serial::Serial;
 pub use signature::{Signature, SignatureError};
 pub use stitch::stitch_header;

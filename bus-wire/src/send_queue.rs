@@ -18,12 +18,21 @@ const MAX_BUFFER: usize = 64 * 1024;
 ///
 /// Positions are absolute: they count from the first byte ever sent on the connection. Small pieces lie in one buffer
 /// one after the other, large ones are shared with all queues they are in. An empty queue holds no memory to speak of.
+///
+/// ```text
+///    sent              stored                end
+///     |--- kept elsewhere |--- the tail: here ---|
+/// ```
+/// What waits for long can be moved to somebody else's store ([`set_stored`](Self::set_stored)): the queue then knows
+/// positions only, and the bytes from `sent` to `stored` are read from there.
 #[derive(Debug, Clone, Default)]
 pub struct SendQueue {
+    /// The tail: from `stored`, or `sent` if that is further, to `end`.
     pieces: VecDeque<Piece>,
     /// How much of the first piece was sent.
     head: usize,
     sent: u64,
+    stored: u64,
     end: u64,
     /// Before which byte file descriptors go, in order. That byte is the first of its piece.
     fds: VecDeque<(u64, SmallVec<[Fd; 2]>)>,
@@ -36,11 +45,27 @@ enum Piece {
     Shared(Bytes),
 }
 
+/// Bytes of the [tail](SendQueue::tail) of a queue.
+#[derive(Debug, Clone, Copy)]
+pub enum TailPiece<'a> {
+    /// Of this queue alone.
+    Inline(&'a [u8]),
+    /// Perhaps of other queues too: then the same memory.
+    Shared {
+        /// All of them.
+        bytes: &'a Bytes,
+        /// How many of the first ones were sent.
+        sent: usize,
+    },
+}
+
 /// What a [`SendQueue`] holds, to be saved.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SendQueueState {
     /// Absolute position of the first byte that was not sent.
     pub sent: u64,
+    /// Absolute position up to which the bytes are kept elsewhere; what is not beyond `sent` says that none are.
+    pub stored: u64,
     /// The bytes from there on.
     pub pieces: Vec<PieceState>,
     /// At which absolute position file descriptors go, and which.
@@ -64,14 +89,20 @@ impl SendQueue {
 
     /// As it was when it was saved. Positions of file descriptors that make no sense are moved to the nearest that do.
     pub fn restore(state: SendQueueState) -> Self {
+        let stored = state.stored.max(state.sent);
         let mut queue = Self {
             sent: state.sent,
-            end: state.sent,
+            stored,
+            end: stored,
             ..Self::default()
         };
         let mut fds = state.fds;
         fds.sort_by_key(|(at, _)| *at);
         let mut fds = fds.into_iter().peekable();
+        while let Some((at, fds)) = fds.next_if(|(at, _)| *at < stored) {
+            queue.fd_count += fds.len();
+            queue.fds.push_back((at.max(state.sent), fds.into()));
+        }
         for piece in state.pieces {
             let mut bytes = match piece {
                 PieceState::Inline(bytes) => Bytes::from(bytes),
@@ -104,6 +135,7 @@ impl SendQueue {
         });
         SendQueueState {
             sent: self.sent,
+            stored: self.stored.max(self.sent),
             pieces: pieces.collect(),
             fds: self.fds.iter().map(|(at, fds)| (*at, fds.to_vec())).collect(),
         }
@@ -136,6 +168,14 @@ impl SendQueue {
         self.pieces.push_back(Piece::Shared(bytes));
     }
 
+    /// Queues these bytes without a copy, however few they are: they are to wait in many queues for long.
+    pub fn push_kept(&mut self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.end += bytes.len() as u64;
+            self.pieces.push_back(Piece::Shared(bytes));
+        }
+    }
+
     /// These file descriptors go with the next byte queued, which begins a write of its own: the receiver must not find
     /// them with another message's bytes.
     pub fn begin_fds(&mut self, fds: SmallVec<[Fd; 2]>) {
@@ -149,16 +189,58 @@ impl SendQueue {
         }
     }
 
-    /// Replaces shared bytes with what `with` gives for them: the same bytes, in other memory.
-    pub fn replace_shared(&mut self, mut with: impl FnMut(&Bytes) -> Option<Bytes>) {
-        for piece in &mut self.pieces {
-            if let Piece::Shared(bytes) = piece
-                && let Some(copy) = with(bytes)
-            {
-                debug_assert_eq!(*bytes, copy, "the same bytes");
-                *bytes = copy;
+    /// The bytes of the tail, in order. Of the first piece a part may have been sent: how much, and the rest of them.
+    pub fn tail(&self) -> impl Iterator<Item = TailPiece<'_>> {
+        let mut head = self.head;
+        self.pieces.iter().map(move |piece| {
+            let sent = std::mem::take(&mut head);
+            match piece {
+                Piece::Buffer(bytes) => TailPiece::Inline(&bytes[sent..]),
+                Piece::Shared(bytes) => TailPiece::Shared { bytes, sent },
             }
+        })
+    }
+
+    /// Whether the tail is empty: whatever waits is kept elsewhere.
+    pub fn is_tail_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// The whole [`tail`](Self::tail) is kept elsewhere from now on.
+    pub fn set_stored(&mut self) {
+        self.stored = self.end;
+        self.pieces = VecDeque::new();
+        self.head = 0;
+    }
+
+    /// Absolute position up to which bytes that were not sent are kept elsewhere; that of the first byte that was not sent,
+    /// if none are.
+    pub fn stored(&self) -> u64 {
+        self.stored.max(self.sent)
+    }
+
+    /// The next write, where what comes next is kept elsewhere: how many bytes of it at most, and the file descriptors that
+    /// go with the first. `None`: it is not, and [`next_write`](Self::next_write) has them.
+    pub fn next_stored_write(&self) -> Option<(u64, &[Fd])> {
+        if self.stored <= self.sent {
+            return None;
         }
+        let (fds, limit) = self.next_fds();
+        Some((limit.min(self.stored) - self.sent, fds))
+    }
+
+    /// The file descriptors that go with the next byte, and the position of the next ones, or else the end.
+    fn next_fds(&self) -> (&[Fd], u64) {
+        let mut limits = self.fds.iter();
+        let mut limit = limits.next();
+        let mut fds: &[Fd] = &[];
+        if let Some((at, first)) = limit
+            && *at == self.sent
+        {
+            fds = first;
+            limit = limits.next();
+        }
+        (fds, limit.map_or(self.end, |(at, _)| *at))
     }
 
     /// Whether no byte is queued.
@@ -171,7 +253,7 @@ impl SendQueue {
         self.end - self.sent
     }
 
-    /// A copy of the bytes that are queued.
+    /// A copy of the bytes of the tail.
     pub fn to_bytes(&self) -> Bytes {
         let mut skip = self.head;
         let slices = self.pieces.iter().map(|piece| {
@@ -203,18 +285,13 @@ impl SendQueue {
     }
 
     /// Adds to `iov` the slices of one write, at most `max_iov`, and returns the file descriptors that go with its first
-    /// byte. The write ends before the next byte that has file descriptors of its own.
+    /// byte. The write ends before the next byte that has file descriptors of its own. There are none while bytes that come
+    /// first are kept elsewhere: see [`next_stored_write`](Self::next_stored_write).
     pub fn next_write<'a>(&'a self, iov: &mut impl Extend<IoSlice<'a>>, max_iov: usize) -> &'a [Fd] {
-        let mut limits = self.fds.iter();
-        let mut limit = limits.next();
-        let mut fds: &[Fd] = &[];
-        if let Some((at, first)) = limit
-            && *at == self.sent
-        {
-            fds = first;
-            limit = limits.next();
+        if self.stored > self.sent {
+            return &[];
         }
-        let limit = limit.map_or(self.end, |(at, _)| *at);
+        let (fds, limit) = self.next_fds();
         let mut at = self.sent;
         let mut skip = self.head;
         iov.extend(self.pieces.iter().take(max_iov).map_while(|piece| {
@@ -233,6 +310,7 @@ impl SendQueue {
     /// are to be closed.
     pub fn advance(&mut self, n: u64) -> SmallVec<[Fd; 2]> {
         debug_assert!(n <= self.len(), "more was sent than queued");
+        let elsewhere = self.stored.saturating_sub(self.sent);
         self.sent += n.min(self.len());
         let mut gone = SmallVec::new();
         while let Some((_, fds)) = self.fds.front().filter(|(at, _)| *at < self.sent) {
@@ -247,7 +325,7 @@ impl SendQueue {
             return gone;
         }
         // Less than is queued, so it ends within a piece.
-        let mut left = n;
+        let mut left = n.saturating_sub(elsewhere);
         while let Some(piece) = self.pieces.front() {
             let rest = (piece.as_slice().len() - self.head) as u64;
             if left < rest {
@@ -266,6 +344,7 @@ impl SendQueue {
         let fds = self.fds().collect();
         *self = Self {
             sent: self.sent,
+            stored: self.sent,
             end: self.sent,
             ..Self::default()
         };

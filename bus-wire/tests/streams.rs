@@ -5,7 +5,7 @@
 use std::io::IoSlice;
 
 use bus_wire::limits::LARGE_MESSAGE;
-use bus_wire::{Fd, Framed, Framer, LargeMessage, MessageBuilder, MessageError, SendQueue};
+use bus_wire::{Fd, Framed, Framer, LargeMessage, MessageBuilder, MessageError, SendQueue, TailPiece};
 use bytes::Bytes;
 use proptest::prelude::*;
 
@@ -137,8 +137,11 @@ proptest! {
         // Length, shared or copied, with how many fds.
         pieces in proptest::collection::vec((0usize..3000, any::<bool>(), prop_oneof![3 => Just(0u8), 1 => 1u8..4]), 1..30),
         steps in proptest::collection::vec((1u64..5000, 1usize..8, any::<bool>()), 1..30),
+        // After which piece, or step, what waits is moved elsewhere.
+        moves in any::<u32>(),
     ) {
         let mut queue = SendQueue::new();
+        let mut elsewhere = Vec::new();
         let mut expected = Vec::new();
         let mut expected_fds = Vec::new();
         let mut number = 0;
@@ -151,6 +154,9 @@ proptest! {
             }
             if shared { queue.push_shared(bytes.clone().into()) } else { queue.push(&bytes) }
             expected.extend(bytes);
+            if moves >> (index % 32) & 1 == 1 && index % 3 == 0 {
+                move_tail(&mut queue, &mut elsewhere);
+            }
         }
         prop_assert_eq!(queue.len(), expected.len() as u64);
         prop_assert_eq!(queue.end(), expected.len() as u64);
@@ -158,13 +164,23 @@ proptest! {
 
         let mut out = Vec::new();
         let mut out_fds = Vec::new();
-        for &(take, max_iov, save) in steps.iter().cycle() {
+        for (step, &(take, max_iov, save)) in steps.iter().cycle().enumerate() {
             if queue.is_empty() {
                 break;
             }
+            if moves >> (step % 32) & 1 == 1 && step % 5 == 0 {
+                move_tail(&mut queue, &mut elsewhere);
+            }
             let at = queue.sent();
             let mut iov: Vec<IoSlice<'_>> = Vec::new();
-            let fds = queue.next_write(&mut iov, max_iov).to_vec();
+            let fds = match queue.next_stored_write() {
+                None => queue.next_write(&mut iov, max_iov).to_vec(),
+                Some((most, fds)) => {
+                    prop_assert!(at + most <= queue.stored());
+                    iov.push(IoSlice::new(&elsewhere[at as usize..(at + most) as usize]));
+                    fds.to_vec()
+                }
+            };
             let length: u64 = iov.iter().map(|slice| slice.len() as u64).sum();
             prop_assert!(length > 0 && iov.len() <= max_iov);
             // Fds only before the first byte of a write, and no others within it.
@@ -195,19 +211,41 @@ proptest! {
         sent in any::<u32>(),
         pieces in proptest::collection::vec(0usize..2000, 0..5),
         fds in proptest::collection::vec(0u64..8000, 0..5),
+        stored in prop_oneof![Just(0), 0u64..3000],
     ) {
         let mut queue = SendQueue::restore(bus_wire::SendQueueState {
             sent: sent.into(),
+            stored: u64::from(sent) + stored,
             pieces: pieces.iter().map(|&length| bus_wire::PieceState::Shared(vec![1; length].into())).collect(),
             fds: fds.iter().map(|&at| (u64::from(sent) + at - 100.min(at), vec![Fd(1)])).collect(),
         });
         while !queue.is_empty() {
             let mut iov = Vec::new();
-            queue.next_write(&mut iov, 64);
-            let length = iov.iter().map(|slice: &IoSlice<'_>| slice.len() as u64).sum();
+            let length = match queue.next_stored_write() {
+                Some((most, _)) => most,
+                None => {
+                    queue.next_write(&mut iov, 64);
+                    iov.iter().map(|slice: &IoSlice<'_>| slice.len() as u64).sum()
+                }
+            };
+            prop_assert!(length > 0);
             queue.advance(length);
         }
     }
+}
+
+/// Moves the tail behind the bytes that are elsewhere already; those that were sent before leave a gap.
+fn move_tail(queue: &mut SendQueue, elsewhere: &mut Vec<u8>) {
+    elsewhere.resize(queue.stored() as usize, 0);
+    for piece in queue.tail() {
+        elsewhere.extend_from_slice(match piece {
+            TailPiece::Inline(bytes) => bytes,
+            TailPiece::Shared { bytes, sent } => &bytes[sent..],
+        });
+    }
+    queue.set_stored();
+    assert!(queue.is_tail_empty());
+    assert_eq!(queue.stored(), elsewhere.len() as u64);
 }
 
 #[test]
