@@ -8,7 +8,7 @@ use bus_daemon::broker::{
     Action, Broker, Event, Identity, ListenerIdentity, Millis, PeerId, System, Transport,
 };
 use bus_daemon::config::{BusType, Config, Connect, Traffic};
-use bus_daemon::handoff::image::{self, WorkerV2};
+use bus_daemon::handoff::image::{self, WorkerState};
 use bus_wire::{Fd, Guid, Message, message_length};
 use bytes::Bytes;
 
@@ -401,7 +401,7 @@ impl Bus {
 
     /// Saved as the daemon saves it.
     pub(crate) fn image(broker: &Broker) -> Check<Vec<u8>> {
-        image::save(broker, &WorkerV2::default(), |handle| Some(handle.0))
+        image::save(broker, &WorkerState::default(), |handle| Some(handle.0))
             .map_err(|error| format!("the state cannot be saved: {error}").into())
     }
 

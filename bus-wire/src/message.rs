@@ -156,6 +156,11 @@ impl Message {
         &self.bytes[self.header.body_start as usize..]
     }
 
+    /// All bytes of the message, shared.
+    pub fn to_bytes(&self) -> Bytes {
+        self.bytes.clone()
+    }
+
     /// The body's bytes, sharing the message's.
     pub fn body_slice(&self) -> Bytes {
         self.bytes.slice(self.header.body_start as usize..)

@@ -61,6 +61,8 @@ pub struct JournalMemory {
     pub extents: u64,
     /// Checkpoints.
     pub checkpoints: u64,
+    /// What waits for slow readers.
+    pub store: u64,
 }
 
 /// The machine's id.

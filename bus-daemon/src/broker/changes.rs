@@ -1,9 +1,12 @@
 //! What a checkpoint needs: the parts of the broker that may have changed since the one before.
 
+use bus_wire::SendQueue;
+
 use super::Broker;
 use super::errand::Errand;
 use super::event::PeerId;
 use super::frozen::{Blob, PeerV2};
+use super::peer::Phase;
 use super::restart::Upgrade;
 use super::snapshot::SharedBodies;
 
@@ -47,25 +50,18 @@ impl Broker {
         Some((record, bodies.into_bodies()))
     }
 
-    /// Every shared piece of output for which `is_there` is true is copied, once, to memory of its own.
-    pub fn move_output_out(&mut self, is_there: &dyn Fn(&bytes::Bytes) -> bool) {
-        let ids: Vec<PeerId> = self.peer_ids().collect();
-        let mut moved = hashbrown::HashMap::with_hasher(super::Seeded::with_seed(self.identity.hash_seed));
-        for id in ids {
-            if self.roster.get(id).is_none_or(|peer| peer.out.is_empty()) {
-                continue;
-            }
-            let Some(peer) = self.roster.get_mut(id) else {
-                continue;
-            };
-            peer.out.replace_shared(|bytes| {
-                is_there(bytes).then(|| {
-                    moved
-                        .entry((bytes.as_ptr() as usize, bytes.len()))
-                        .or_insert_with(|| bytes::Bytes::copy_from_slice(bytes))
-                        .clone()
-                })
-            });
+    /// The output of the peer with this index that is to be kept elsewhere from now on, and whose it is: of one that has
+    /// come to send messages. The end of an authentication is still to be told what stands in its queue.
+    pub fn output_at(&self, index: u32) -> Option<(PeerId, &SendQueue)> {
+        let peer = self.roster.at(index)?;
+        let is_kept = !matches!(peer.phase, Phase::Authenticating(_));
+        is_kept.then_some((peer.id, &peer.out))
+    }
+
+    /// All output of the peer with this index is kept elsewhere.
+    pub fn note_output_kept(&mut self, index: u32) {
+        if let Some(peer) = self.roster.at_mut(index) {
+            peer.out.set_stored();
         }
     }
 

@@ -1,6 +1,8 @@
 //! The last step of every message: into a send queue, or not.
 
-use bus_wire::{Fd, Message};
+use std::cell::OnceCell;
+
+use bus_wire::{Fd, Message, SendQueue};
 use bytes::Bytes;
 
 use super::disconnect::{Disconnect, Excess};
@@ -11,7 +13,13 @@ use super::{Broker, System};
 /// Pieces of at least this length are shared by all queues they are in; shorter ones are copied.
 pub(super) const SHARED: usize = 1024;
 
+/// Bodies of at least this length are not copied together with their header, even if the message waits for many.
+const LARGE: usize = 64 * 1024;
+
 /// A message on its way into send queues.
+///
+/// For a receiver that reads, copies of small messages lie in one buffer and are written at once; where many do not read,
+/// all wait for one copy.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Transit<'a> {
     pub(super) message: &'a Message,
@@ -19,39 +27,80 @@ pub(super) struct Transit<'a> {
     pub(super) head: &'a [u8],
     /// A longer body, which all receivers share.
     pub(super) tail: Option<&'a Bytes>,
+    /// All of it, once it has been put together for receivers that do not read.
+    pub(super) whole: &'a OnceCell<Bytes>,
+}
+
+impl Transit<'_> {
+    /// Queues it for one of many receivers.
+    fn copy_to(&self, out: &mut SendQueue) {
+        let is_large = self.tail.is_some_and(|tail| tail.len() >= LARGE);
+        if !is_large && is_waiting_long(out) {
+            out.push_kept(self.whole.get_or_init(|| self.put_together()).clone());
+        } else {
+            self.push_to(out);
+        }
+    }
+
+    fn push_to(&self, out: &mut SendQueue) {
+        out.push(self.head);
+        if let Some(tail) = self.tail {
+            out.push_shared(tail.clone());
+        }
+    }
+
+    fn put_together(&self) -> Bytes {
+        let tail: &[u8] = self.tail.map_or(&[], |tail| tail);
+        [self.head, tail].concat().into()
+    }
+}
+
+/// Whether a queue holds more than a turn leaves to a receiver that reads.
+fn is_waiting_long(out: &SendQueue) -> bool {
+    out.stored() > out.sent() || out.len() > 128 * 1024
 }
 
 impl Broker {
     /// Queues a message of the driver. A peer whose queue is full already is condemned: an answer or a signal that is
     /// missing would mislead the peer for good.
     pub(super) fn push_own(&mut self, to: PeerId, bytes: &[u8]) {
-        if self.may_push(to)
-            && let Some(peer) = self.roster.get_mut(to)
-        {
-            if bytes.len() >= SHARED {
-                peer.out.push_shared(Bytes::copy_from_slice(bytes));
-            } else {
-                peer.out.push(bytes);
-            }
-            self.outgoing.note_pushed(peer);
-            if is_to_be_stopped(peer, self.config.limits.max_outgoing_bytes) {
-                self.regulate(to);
-            }
+        if self.may_push(to) {
+            self.push_with(to, Fds::new(), |out| {
+                if bytes.len() >= SHARED {
+                    out.push_shared(Bytes::copy_from_slice(bytes));
+                } else {
+                    out.push(bytes);
+                }
+            });
+        }
+    }
+
+    /// The same of a message that goes to many.
+    pub(super) fn push_own_copy(&mut self, to: PeerId, message: &Message) {
+        if self.may_push(to) {
+            self.push_with(to, Fds::new(), |out| {
+                if is_waiting_long(out) {
+                    out.push_kept(message.to_bytes());
+                } else {
+                    out.push_shared(message.to_bytes());
+                }
+            });
         }
     }
 
     /// Queues a forwarded message, with the descriptors that are its own.
     pub(super) fn push(&mut self, to: PeerId, transit: Transit<'_>, fds: Fds) {
+        self.push_with(to, fds, |out| transit.push_to(out));
+    }
+
+    fn push_with(&mut self, to: PeerId, fds: Fds, push: impl FnOnce(&mut SendQueue)) {
         let Some(peer) = self.roster.get_mut(to) else {
             return self.close_fds(fds);
         };
         if !fds.is_empty() {
             peer.out.begin_fds(fds);
         }
-        peer.out.push(transit.head);
-        if let Some(tail) = transit.tail {
-            peer.out.push_shared(tail.clone());
-        }
+        push(&mut peer.out);
         self.outgoing.note_pushed(peer);
         if is_to_be_stopped(peer, self.config.limits.max_outgoing_bytes) {
             self.regulate(to);
@@ -73,7 +122,7 @@ impl Broker {
                 continue;
             }
             match self.duplicate(fds, system) {
-                Some(copies) => self.push(*receiver, transit, copies),
+                Some(copies) => self.push_with(*receiver, copies, |out| transit.copy_to(out)),
                 None => self.condemn(*receiver, Disconnect::NoDescriptorsLeft),
             }
         }

@@ -25,6 +25,8 @@ pub struct BrokerState {
     pub peers: Vec<PeerV2>,
     /// Bodies that wait in send queues, each once however many queues it is in.
     pub shared: Vec<Blob>,
+    /// Peers of which output is kept elsewhere, up to this absolute offset; their records have what comes after it.
+    pub stored: Vec<(PeerId, u64)>,
 }
 
 /// What belongs to no single peer.
@@ -227,6 +229,17 @@ impl PeerV2 {
     /// Replaces that input, for one that is kept elsewhere.
     pub fn set_input(&mut self, input: Bytes) {
         self.input = Blob(input);
+    }
+
+    /// Takes the output away, and says how long it was.
+    #[cfg(test)]
+    pub(crate) fn take_output(&mut self) -> u64 {
+        let output = std::mem::take(&mut self.output);
+        let lengths = output.iter().map(|piece| match piece {
+            PieceV1::Inline(bytes) => bytes.0.len() as u64,
+            PieceV1::Shared { length, .. } => *length,
+        });
+        lengths.sum()
     }
 
     /// Its output refers to shared bodies `by` places further on.

@@ -198,6 +198,11 @@ impl Peers {
         self.slots.get(index as usize)?.as_deref()
     }
 
+    /// The same, for what does not change the peer: where its bytes are kept.
+    pub(crate) fn at_mut(&mut self, index: u32) -> Option<&mut Peer> {
+        self.slots.get_mut(index as usize)?.as_deref_mut()
+    }
+
     /// False, and the peer is dropped, where its index is in use.
     pub(crate) fn insert(&mut self, peer: Peer) -> bool {
         let index = peer.id.index as usize;

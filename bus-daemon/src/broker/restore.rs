@@ -65,17 +65,24 @@ impl Broker {
             global,
             peers,
             shared,
+            stored,
         } = state;
+        let stored: HashMap<PeerId, u64, Seeded> = stored.into_iter().collect();
+        let peers = peers.into_iter().map(|peer| {
+            let stored = stored.get(&peer.id).copied();
+            (peer, stored)
+        });
         Self::restore_from(global, peers, &shared)
     }
 
-    /// [`restore`](Self::restore), with peers' records that come one after the other, so that only one is in memory at a time.
+    /// [`restore`](Self::restore), with peers' records that come one after the other, so that only one is in memory at a time, each with the absolute offset up to
+    /// which the peer's output is kept elsewhere, if any is.
     ///
     /// # Errors
     /// As [`restore`](Self::restore).
     pub fn restore_from(
         global: GlobalV2,
-        peers: impl IntoIterator<Item = PeerV2>,
+        peers: impl IntoIterator<Item = (PeerV2, Option<u64>)>,
         shared: &[Blob],
     ) -> Result<(Self, Vec<Dropped>), RestoreError> {
         let GlobalV2 {
@@ -128,10 +135,10 @@ impl Broker {
         let mut dropped = Vec::new();
         let mut kept = Vec::with_capacity(roster.len());
         let mut owned = HashSet::with_hasher(Seeded::default());
-        for record in peers {
+        for (record, stored) in peers {
             let id = record.id;
             let fds = fds_of(&record);
-            match broker.restore_peer(record, shared, &mut owned) {
+            match broker.restore_peer(record, shared, stored, &mut owned) {
                 Ok(lists) => kept.push((id, lists)),
                 Err(fault) => dropped.push(Dropped {
                     peer: id,
@@ -173,6 +180,7 @@ impl Broker {
         &mut self,
         record: PeerV2,
         shared: &[Blob],
+        stored: Option<u64>,
         owned: &mut HashSet<Fd, Seeded>,
     ) -> Result<Kept, RecordFault> {
         let fds = fds_of(&record);
@@ -239,7 +247,8 @@ impl Broker {
             restore_piece(piece, shared, &mut pieces).ok_or(RecordFault::OutputMissing)?;
         }
         let length: u64 = pieces.iter().map(|piece| piece_length(piece) as u64).sum();
-        let end = sent.saturating_add(length);
+        let stored = stored.unwrap_or(sent).max(sent);
+        let end = stored.saturating_add(length);
         if end > MAX_COUNT {
             return Err(RecordFault::OutputEndless);
         }
@@ -279,6 +288,7 @@ impl Broker {
             ),
             out: SendQueue::restore(SendQueueState {
                 sent,
+                stored,
                 pieces,
                 fds: output_fds,
             }),
@@ -300,7 +310,7 @@ impl Broker {
         }
         owned.extend(fds);
         if let Some(peer) = self.roster.get_mut(id) {
-            if length > 0 {
+            if end > sent {
                 self.outgoing.mark_dirty(peer);
             }
             self.deadlines.expect_hello(peer, hello_deadline);

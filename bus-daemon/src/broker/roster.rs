@@ -75,6 +75,11 @@ impl Roster {
     }
 
     /// The peer that has an index now.
+    pub(super) fn at_mut(&mut self, index: u32) -> Option<&mut Peer> {
+        self.peers.at_mut(index)
+    }
+
+    /// Who has an index now.
     pub(super) fn at(&self, index: u32) -> Option<&Peer> {
         self.peers.at(index)
     }

@@ -1,5 +1,7 @@
 //! From a peer's bytes to the send queues of others (specification, "Message Bus Message Routing").
 
+use std::cell::OnceCell;
+
 use bus_wire::{Message, MessageType, stitch_header};
 use bytes::Bytes;
 
@@ -168,6 +170,7 @@ impl Broker {
                     message,
                     head: &head,
                     tail: tail.as_ref(),
+                    whole: &OnceCell::new(),
                 };
                 self.forward(id, addressee, transit, fds, system);
             }

@@ -68,7 +68,15 @@ impl Broker {
             global: self.save_global(),
             peers,
             shared: shared.into_bodies(),
+            stored: self.stored_offsets(),
         }
+    }
+
+    /// Each peer of which output is kept elsewhere, and up to which absolute offset.
+    pub fn stored_offsets(&self) -> Vec<(PeerId, u64)> {
+        let kept = |peer: &&Peer| peer.out.stored() > peer.out.sent();
+        let peers = self.roster.iter().filter(kept);
+        peers.map(|peer| (peer.id, peer.out.stored())).collect()
     }
 
     /// The record of one peer. Bodies that its queue shares are added to `shared`.
@@ -204,6 +212,8 @@ impl Broker {
             sent,
             pieces,
             fds: output_fds,
+            // In a list of its own.
+            stored: _,
         } = out.save();
         let Peaks {
             names: peak_names,

@@ -1,5 +1,7 @@
 //! The driver's voice: every message with the sender `org.freedesktop.DBus`.
 
+use std::cell::OnceCell;
+
 use bus_wire::{BodyWriter, Flags, Message, MessageBuilder, MessageError, MessageType};
 use bytes::Bytes;
 
@@ -82,6 +84,7 @@ impl Broker {
                     message: &message,
                     head: message.bytes(),
                     tail: None,
+                    whole: &OnceCell::new(),
                 };
                 self.capture(None, Addressee::Peer(caller), transit, &fds, system);
                 if self.may_push(caller) {
@@ -171,7 +174,7 @@ impl Broker {
                     &mut receivers,
                 );
                 for receiver in receivers.drain(..) {
-                    self.push_own(receiver, message.bytes());
+                    self.push_own_copy(receiver, &message);
                 }
                 self.scratch.receivers = receivers;
             }

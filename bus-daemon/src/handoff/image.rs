@@ -3,13 +3,14 @@
 //! A damaged record costs the peers that it concerns, and says so; only without the record of what belongs to no
 //! single peer there is nothing to go on with.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bus_wire::Fd;
 use serde::{Deserialize, Serialize};
 
 use super::codec::{self, CodecError};
 use super::container::{ContainerError, IfUnknown, Reader, Writer};
+use super::stored::{BacklogV1, Stored};
 use crate::broker::{
     Blob, Broker, Dropped, GlobalV1, GlobalV2, Millis, PeerId, PeerV1, PeerV2, RestoreError, SharedBodies,
 };
@@ -23,9 +24,9 @@ mod kind {
     pub(super) const MANIFEST: u16 = 14;
 }
 
-/// What the worker knows besides the broker, in version 2.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct WorkerV2 {
+/// What the worker knows besides the broker.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WorkerState {
     /// Nanoseconds on the monotonic clock when it did its last work.
     pub stopped_at: u64,
     /// The generation of the newest link.
@@ -34,6 +35,104 @@ pub struct WorkerV2 {
     pub blocked: Vec<u64>,
     /// Peers to whose sockets writing has failed for good.
     pub broken: Vec<u64>,
+    /// What waits for slow readers. Versions before 3 had it in the peers' records.
+    pub stored: Option<Stored>,
+}
+
+/// What the worker knows besides the broker, in version 3.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+struct WorkerV3 {
+    stopped_at: u64,
+    generation: u32,
+    blocked: Vec<u64>,
+    broken: Vec<u64>,
+    store: Option<StoreV1>,
+}
+
+/// Where the store is that records of backlogs refer to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct StoreV1 {
+    /// The number of its memfd.
+    number: i32,
+    salt: u32,
+    /// The layout of its pages and blocks.
+    layout: u32,
+}
+
+/// The layout that this build reads and writes.
+const LAYOUT: u32 = 1;
+
+/// A peer for which something waits in the store, in version 3.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct PeerV3 {
+    peer: PeerV2,
+    backlog: BacklogV1,
+}
+
+/// What the worker knew besides the broker, in version 2.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+struct WorkerV2 {
+    stopped_at: u64,
+    generation: u32,
+    blocked: Vec<u64>,
+    broken: Vec<u64>,
+}
+
+impl From<WorkerV2> for WorkerV3 {
+    fn from(old: WorkerV2) -> Self {
+        let WorkerV2 {
+            stopped_at,
+            generation,
+            blocked,
+            broken,
+        } = old;
+        Self {
+            stopped_at,
+            generation,
+            blocked,
+            broken,
+            store: None,
+        }
+    }
+}
+
+impl From<&WorkerState> for WorkerV3 {
+    fn from(state: &WorkerState) -> Self {
+        let WorkerState {
+            stopped_at,
+            generation,
+            blocked,
+            broken,
+            stored,
+        } = state;
+        Self {
+            stopped_at: *stopped_at,
+            generation: *generation,
+            blocked: blocked.clone(),
+            broken: broken.clone(),
+            store: stored.as_ref().map(|stored| StoreV1 {
+                number: stored.number,
+                salt: stored.salt,
+                layout: LAYOUT,
+            }),
+        }
+    }
+}
+
+impl WorkerV3 {
+    fn with(self, backlogs: Vec<BacklogV1>) -> WorkerState {
+        WorkerState {
+            stopped_at: self.stopped_at,
+            generation: self.generation,
+            blocked: self.blocked,
+            broken: self.broken,
+            stored: self.store.map(|store| Stored {
+                number: store.number,
+                salt: store.salt,
+                backlogs,
+            }),
+        }
+    }
 }
 
 /// A part of the manifest: handles, and the descriptor numbers that they stand for.
@@ -82,7 +181,7 @@ pub struct Restored {
     /// The broker, to be continued.
     pub broker: Broker,
     /// The worker's own part.
-    pub worker: WorkerV2,
+    pub worker: WorkerState,
     /// Which descriptor number each handle stands for.
     pub manifest: Vec<(Fd, i32)>,
     /// The version that it was written in. In version 1 groups and labels were not saved, and links were registered without
@@ -108,6 +207,9 @@ pub enum ImageError {
         /// Its version.
         version: u16,
     },
+    /// What waits for slow readers is laid out in a way that this build cannot read.
+    #[error("the store of the state has layout {0}, which this build does not know")]
+    Layout(u32),
     /// The record of what belongs to no single peer is missing or damaged.
     #[error("the state has no readable record of the bus itself")]
     NoGlobal,
@@ -130,12 +232,12 @@ struct BodyV1 {
 /// When a value is too long for a record.
 pub fn save(
     broker: &Broker,
-    worker: &WorkerV2,
+    worker: &WorkerState,
     number: impl Fn(Fd) -> Option<i32>,
 ) -> Result<Vec<u8>, CodecError> {
     let salt = crc32c::crc32c(&broker.identity().hash_seed.to_le_bytes());
     let mut writer = Writer::new(salt);
-    writer.record(kind::WORKER, 2, IfUnknown::Refuse, worker)?;
+    writer.record(kind::WORKER, 3, IfUnknown::Refuse, &WorkerV3::from(worker))?;
     writer.record(kind::GLOBAL, 2, IfUnknown::Refuse, &broker.save_global())?;
     let mut handles = broker.owned_fds();
     // The configuration itself is in the image, so nobody goes on to read it there.
@@ -147,13 +249,22 @@ pub fn save(
         };
         writer.record(kind::MANIFEST, 1, IfUnknown::Refuse, &part)?;
     }
+    let backlogs: &[BacklogV1] = worker.stored.as_ref().map_or(&[], |stored| &stored.backlogs);
+    let backlogs: BTreeMap<u64, BacklogV1> =
+        backlogs.iter().map(|backlog| (backlog.owner, *backlog)).collect();
     let mut shared = SharedBodies::new();
     // One after the other: each needs the memory of the one before it.
     for peer in broker
         .peer_ids()
         .filter_map(|id| broker.save_peer(id, &mut shared))
     {
-        writer.record(kind::PEER, 2, IfUnknown::Refuse, &peer)?;
+        match backlogs.get(&peer.id().to_u64()) {
+            None => writer.record(kind::PEER, 2, IfUnknown::Refuse, &peer)?,
+            Some(backlog) => {
+                let backlog = *backlog;
+                writer.record(kind::PEER, 3, IfUnknown::Refuse, &PeerV3 { peer, backlog })?;
+            }
+        }
     }
     for (index, bytes) in (0..).zip(shared.into_bodies()) {
         writer.record(kind::BODY, 1, IfUnknown::Refuse, &BodyV1 { index, bytes })?;
@@ -164,7 +275,7 @@ pub fn save(
 /// The records of an image, as far as they can be read.
 #[derive(Default)]
 struct Records<'a> {
-    worker: Option<WorkerV2>,
+    worker: Option<WorkerV3>,
     global: Option<GlobalV2>,
     /// With their versions.
     peers: Vec<(u16, &'a [u8])>,
@@ -190,10 +301,19 @@ impl<'a> Records<'a> {
             }
             let body = record.body;
             let outcome = match (record.kind, record.version) {
-                (kind::WORKER, 1) => {
-                    codec::decode::<WorkerV1>(body).map(|value| all.worker = Some(value.into()))
+                (kind::WORKER, 1) => codec::decode::<WorkerV1>(body)
+                    .map(|value| all.worker = Some(WorkerV2::from(value).into())),
+                (kind::WORKER, 2) => {
+                    codec::decode::<WorkerV2>(body).map(|value| all.worker = Some(value.into()))
                 }
-                (kind::WORKER, 2) => codec::decode(body).map(|value| all.worker = Some(value)),
+                (kind::WORKER, 3) => match codec::decode::<WorkerV3>(body) {
+                    Ok(WorkerV3 {
+                        store: Some(store), ..
+                    }) if store.layout != LAYOUT => {
+                        return Err(ImageError::Layout(store.layout));
+                    }
+                    decoded => decoded.map(|value| all.worker = Some(value)),
+                },
                 (kind::GLOBAL, 1) => {
                     codec::decode::<GlobalV1>(body).map(|value| all.global = Some(value.into()))
                 }
@@ -202,7 +322,7 @@ impl<'a> Records<'a> {
                 (kind::MANIFEST, 1) => {
                     codec::decode::<ManifestV1>(body).map(|value| all.manifest.extend(value.entries))
                 }
-                (kind::PEER, 1 | 2) => {
+                (kind::PEER, 1..=3) => {
                     all.peers.push((record.version, body));
                     Ok(())
                 }
@@ -237,13 +357,25 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
     let mut global = global.ok_or(ImageError::NoGlobal)?;
     let saved_at = if version == 1 { global.move_to(now) } else { now };
     let shared = table(bodies, &mut damage);
+    let has_store = worker.as_ref().is_some_and(|worker| worker.store.is_some());
+    let mut backlogs = Vec::new();
     let peers = peers.into_iter().filter_map(|(version, record)| {
         let peer = match version {
-            1 => codec::decode::<PeerV1>(record).map(|peer| PeerV2::from(peer).moved(saved_at, now)),
-            _ => codec::decode::<PeerV2>(record),
+            1 => codec::decode::<PeerV1>(record).map(|peer| (PeerV2::from(peer).moved(saved_at, now), None)),
+            2 => codec::decode::<PeerV2>(record).map(|peer| (peer, None)),
+            _ => codec::decode::<PeerV3>(record).map(|record| (record.peer, Some(record.backlog))),
         };
-        peer.map_err(|error| damage.push(unreadable(kind::PEER, &error)))
-            .ok()
+        let (peer, backlog) = peer
+            .map_err(|error| damage.push(unreadable(kind::PEER, &error)))
+            .ok()?;
+        if let Some(backlog) = backlog {
+            if !has_store || backlog.owner != peer.id().to_u64() {
+                damage.push(format!("what waits for peer {} is nowhere", peer.id().index));
+                return None;
+            }
+            backlogs.push(backlog);
+        }
+        Some((peer, backlog.map(|backlog| backlog.end)))
     });
     let (broker, mut dropped) = Broker::restore_from(global, peers, &shared)?;
     tidy_dropped(&broker, &mut dropped, &mut damage);
@@ -262,10 +394,13 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
             .map(|fd| (fd, fd.0))
             .collect();
     }
-    let worker = worker.unwrap_or_else(|| {
-        damage.push("there is no readable record of the worker".into());
-        without_record(&broker, &dropped)
-    });
+    let worker = match worker {
+        Some(worker) => worker.with(backlogs),
+        None => {
+            damage.push("there is no readable record of the worker".into());
+            without_record(&broker, &dropped)
+        }
+    };
     Ok(Restored {
         broker,
         worker,
@@ -294,17 +429,18 @@ pub(crate) fn version_of(beginning: &[u8; BEGINNING]) -> Option<u16> {
 const MOST_FDS: i32 = 1 << 22;
 
 /// What the worker's record must have said, as far as the broker knows.
-fn without_record(broker: &Broker, dropped: &[Dropped]) -> WorkerV2 {
+fn without_record(broker: &Broker, dropped: &[Dropped]) -> WorkerState {
     let known = broker.peer_ids().chain(dropped.iter().map(|one| one.peer));
     let newest = known.map(|peer| peer.generation).max().unwrap_or(0);
     let has_output = |peer: &PeerId| broker.send_queue(*peer).is_some_and(|queue| !queue.is_empty());
-    WorkerV2 {
+    WorkerState {
         stopped_at: 0,
         // Those of peers of whom nothing is left count as well.
         generation: newest.saturating_add(1 << 16),
         // Whatever waits for a peer, its socket did not take.
         blocked: broker.peer_ids().filter(has_output).map(PeerId::to_u64).collect(),
         broken: Vec::new(),
+        stored: None,
     }
 }
 

@@ -5,3 +5,4 @@ pub mod container;
 pub mod image;
 #[cfg(feature = "runtime")]
 pub(crate) mod keeper;
+pub mod stored;

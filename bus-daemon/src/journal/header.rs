@@ -102,6 +102,8 @@ pub(crate) struct Header {
     /// Begins every checksum of a record: what a client sent, left in the memory of an old segment, is never taken for
     /// one.
     pub(crate) salt: AtomicU32,
+    /// Begins every checksum of the store.
+    pub(crate) store_salt: AtomicU32,
     /// Number of records in the log: the next one's sequence number.
     pub(crate) records: AtomicU64,
     /// 1 from the moment the worker is about to do its first I/O on a link.

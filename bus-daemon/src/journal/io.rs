@@ -139,13 +139,30 @@ impl Journal {
     }
 
     /// Writes from the head of a send queue, once. The record is written when this returns.
+    ///
+    /// # Errors
+    /// The system's, and `InvalidData` where what waits in the store cannot be read.
     pub(crate) fn send(&mut self, socket: RawFd, peer: PeerId, queue: &SendQueue) -> Result<Written> {
         #[cfg(feature = "bench-hooks")]
         if super::plain::is_wanted() {
             return self.send_plain(socket, queue);
         }
         let mut slices = SmallVec::<[IoSlice<'_>; SLICES]>::new();
-        let fds = queue.next_write(&mut slices, SLICES);
+        let fds = match queue.next_stored_write() {
+            None => queue.next_write(&mut slices, SLICES),
+            Some((most, fds)) => {
+                let stored = self.waiting.read(peer.index, queue.sent(), most);
+                let stored = stored.map_err(|error| Error::new(ErrorKind::InvalidData, error))?;
+                if stored.is_empty() {
+                    return Err(Error::new(
+                        ErrorKind::InvalidData,
+                        "what waits for it is not stored",
+                    ));
+                }
+                slices.push(IoSlice::new(stored));
+                fds
+            }
+        };
         let offered: u64 = slices.iter().map(|slice| slice.len() as u64).sum();
         let slot = &mut self.header.slot;
         slot.peer.store(peer.to_u64(), Ordering::Relaxed);

@@ -194,17 +194,6 @@ impl Log {
             || self.retained.len() >= RESIDENT
     }
 
-    /// Whether so many segments are looked at that what looks at them should be moved elsewhere.
-    pub(crate) fn is_crowded(&self) -> bool {
-        self.opened > RESIDENT
-    }
-
-    /// Whether `bytes` lie in the log.
-    pub(crate) fn holds(&self, bytes: &Bytes) -> bool {
-        let start = self.region.at(0, 0) as usize;
-        (start..start + HEADER_LEN + SEGMENTS * SEGMENT).contains(&(bytes.as_ptr() as usize))
-    }
-
     /// Where the log ends.
     pub(crate) fn end(&self) -> Position {
         Position {

@@ -48,10 +48,14 @@ pub(crate) enum Sabotage {
 impl Mirror {
     /// Of the memory that `live` tells of.
     pub(crate) fn of(live: Remains) -> Result<Self> {
-        let mut mirror = Self {
-            live,
-            copy: Journal::create()?.remains(),
+        // A replay only reads the store, so the copy needs none of its own.
+        let copy = Journal::create()?.remains();
+        crate::os::descriptor::close(copy.store);
+        let copy = Remains {
+            store: live.store,
+            ..copy
         };
+        let mut mirror = Self { live, copy };
         mirror.copy_all()?;
         Ok(mirror)
     }

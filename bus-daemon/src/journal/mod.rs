@@ -21,7 +21,9 @@ mod plain;
 mod record;
 mod replay;
 mod snapshot;
+mod store;
 mod view;
+mod waiting;
 
 use std::collections::BTreeSet;
 use std::io::Result;
@@ -32,6 +34,7 @@ use bus_wire::Fd;
 use serde::{Deserialize, Serialize};
 
 use crate::broker::{Attested, Blob, Fds, JournalMemory, MachineId, PeerId, Start};
+use crate::handoff::stored::Stored;
 use crate::os::descriptor;
 
 use checkpoint::Checkpoints;
@@ -51,6 +54,8 @@ pub(crate) use mirror::{Mirror, Sabotage};
 pub(crate) use outcome::{outcome_in, small_outcome};
 use record::Kind;
 pub(crate) use replay::{Recorded, Remains, UnitAtWork};
+pub(crate) use store::BacklogV1;
+use waiting::Waiting;
 
 /// An event that is too rare to have a record layout of its own.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -124,6 +129,7 @@ pub(crate) struct Journal {
     extents: ExtentPool,
     checkpoints: Checkpoints,
     manifest: Manifest,
+    waiting: Waiting,
     header: &'static mut Header,
     /// Indexes of peers that are being written; those that could not be are for the next checkpoint.
     changed: Vec<u32>,
@@ -141,11 +147,16 @@ impl Journal {
     /// An empty journal in fresh shared memory.
     pub(crate) fn create() -> Result<Self> {
         let (log, header) = Log::create()?;
+        let mut salt = [0; 4];
+        crate::os::random::fill(&mut salt);
+        let waiting = Waiting::create(u32::from_ne_bytes(salt))?;
+        header.store_salt.store(waiting.salt(), Ordering::Release);
         Ok(Self {
             log,
             extents: ExtentPool::create()?,
             checkpoints: Checkpoints::create()?,
             manifest: Manifest::create()?,
+            waiting,
             header,
             changed: Vec::new(),
             is_checkpoint_begun: false,
@@ -244,6 +255,50 @@ impl Journal {
         Ok(extent)
     }
 
+    /// What waits for slow readers: where it is, for an image.
+    pub(crate) fn stored(&self) -> Stored {
+        Stored {
+            number: self.waiting.fd(),
+            salt: self.waiting.salt(),
+            backlogs: self.waiting.backlogs().collect(),
+        }
+    }
+
+    /// Goes on with what another process image had in its store.
+    ///
+    /// # Errors
+    /// Where the memfd is not there, or no store of this layout.
+    pub(crate) fn adopt_stored(&mut self, stored: &Stored) -> std::result::Result<(), String> {
+        self.waiting
+            .adopt(stored.number, stored.salt)
+            .map_err(|error| format!("the store: {error}"))?;
+        self.header.store_salt.store(stored.salt, Ordering::Release);
+        self.restore_backlogs(&stored.backlogs)
+    }
+
+    /// The backlogs that a state tells of, in the store as it is.
+    pub(crate) fn restore_backlogs(&mut self, backlogs: &[BacklogV1]) -> std::result::Result<(), String> {
+        self.waiting
+            .restore(backlogs.iter().copied())
+            .map_err(|error| format!("the store: {error}"))
+    }
+
+    /// All bytes that wait for a peer, in the store or not.
+    #[cfg(test)]
+    pub(crate) fn output_of(&mut self, peer: PeerId, queue: &bus_wire::SendQueue) -> Vec<u8> {
+        self.waiting.output_of(peer, queue)
+    }
+
+    /// Whether the store has work that was put off.
+    pub(crate) fn has_chores(&self) -> bool {
+        self.waiting.has_chores()
+    }
+
+    /// Does some of it: less than a millisecond.
+    pub(crate) fn do_chores(&mut self) {
+        self.waiting.do_chores();
+    }
+
     /// Takes an extent back, when its message is complete or its link is gone.
     pub(crate) fn give_back(&mut self, extent: Extent) {
         self.extents.give_back(extent);
@@ -260,6 +315,7 @@ impl Journal {
             log: self.log.memory() as u64,
             extents: self.extents.memory() as u64,
             checkpoints: self.checkpoints.memory(),
+            store: self.waiting.memory(),
         }
     }
 

@@ -13,6 +13,7 @@ use super::log::{Log, Position, Record};
 use super::manifest::Manifest;
 use super::outcome::outcome_in;
 use super::record::Kind;
+use super::waiting::Waiting;
 use super::{Answer, Journal, RareEvent, Serving};
 use crate::broker::{Event, Millis, PeerId};
 use crate::handoff::codec;
@@ -24,23 +25,26 @@ pub(crate) struct Remains {
     pub(super) checkpoints: crate::os::region::Region,
     pub(super) manifest: crate::os::region::Region,
     pub(super) extents: std::os::fd::RawFd,
+    pub(super) store: std::os::fd::RawFd,
     pub(super) header: &'static Header,
 }
 
 impl Remains {
     /// The descriptors of the shared memory.
-    pub(crate) fn fds(&self) -> [std::os::fd::RawFd; 4] {
+    pub(crate) fn fds(&self) -> [std::os::fd::RawFd; 5] {
         [
             self.log.fd(),
             self.checkpoints.fd(),
             self.manifest.fd(),
             self.extents,
+            self.store,
         ]
     }
 
-    /// Lets go of it all: nobody goes on from it.
+    /// Lets go of it: nobody goes on from it. An image may refer to the store, so whoever begins with one adopts that, or
+    /// sweeps it away.
     pub(crate) fn discard(self) {
-        for fd in self.fds() {
+        for fd in self.fds().into_iter().filter(|fd| *fd != self.store) {
             let _ = nix::unistd::close(fd);
         }
         self.log.unmap();
@@ -111,6 +115,7 @@ impl Journal {
             checkpoints: self.checkpoints.region(),
             manifest: self.manifest.region(),
             extents: self.extents.fd(),
+            store: self.waiting.fd(),
             header: self.log.header(),
         }
     }
@@ -125,6 +130,7 @@ impl Journal {
             extents: ExtentPool::reopen(remains.extents)?,
             checkpoints: Checkpoints::reopen(remains.checkpoints),
             manifest: Manifest::reopen(remains.manifest),
+            waiting: Waiting::reopen(remains.store, header.store_salt.load(Ordering::Acquire))?,
             header,
             changed: Vec::new(),
             is_checkpoint_begun: false,

@@ -6,10 +6,10 @@ use bus_wire::Fd;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::Journal;
 use super::checkpoint::Saved;
 use super::extent::ExtentRange;
 use super::log::Position;
+use super::{BacklogV1, Journal};
 use crate::broker::{Blob, Broker, BrokerState, ConfigV1, ErrandOutcome, GlobalV2, NameV1, PeerId, PeerV2};
 use crate::handoff::codec;
 
@@ -44,6 +44,8 @@ struct PeerEntry {
     /// The record's partial input, where that is in an extent.
     input: Option<ExtentRange>,
     bodies: Vec<Bytes1>,
+    /// Output of which the record has nothing.
+    backlog: Option<BacklogV1>,
 }
 
 /// What a checkpoint gives back.
@@ -82,11 +84,6 @@ impl Journal {
 
     /// Takes a checkpoint: all that has happened is part of it.
     pub(crate) fn checkpoint(&mut self, broker: &mut Broker, generation: u32) -> Result<(), String> {
-        // A replay does not know yet which segments it needs, and lends no extent.
-        if !self.is_reading && self.log.is_crowded() {
-            let log = &self.log;
-            broker.move_output_out(&|bytes| log.holds(bytes));
-        }
         self.begin_checkpoint();
         broker.take_changed_peers(usize::MAX, &mut self.changed);
         self.put_changed(broker)?;
@@ -104,7 +101,11 @@ impl Journal {
         }
         self.put(BUS, &broker.save_bus())?;
         self.put(WORKER, &(generation, self.heard))?;
+        self.waiting
+            .flush()
+            .map_err(|error| format!("the store: {error}"))?;
         self.checkpoints.commit(self.header, self.log.end());
+        self.waiting.committed();
         self.is_checkpoint_begun = false;
         self.log.checkpointed();
         if !self.is_reading {
@@ -114,7 +115,7 @@ impl Journal {
     }
 
     /// Writes the peers that changed. One that cannot be written, and those after it, are still to be.
-    fn put_changed(&mut self, broker: &Broker) -> Result<(), String> {
+    fn put_changed(&mut self, broker: &mut Broker) -> Result<(), String> {
         while let Some(index) = self.changed.pop() {
             self.put_peer(broker, index)
                 .inspect_err(|_| self.changed.push(index))?;
@@ -125,6 +126,7 @@ impl Journal {
     fn begin_checkpoint(&mut self) {
         if !self.is_checkpoint_begun {
             self.checkpoints.begin();
+            self.waiting.begin_checkpoint();
             self.is_checkpoint_begun = true;
         }
     }
@@ -134,7 +136,10 @@ impl Journal {
         self.checkpoints.put(index, [0; 2], &body)
     }
 
-    fn put_peer(&mut self, broker: &Broker, index: u32) -> Result<(), String> {
+    fn put_peer(&mut self, broker: &mut Broker, index: u32) -> Result<(), String> {
+        self.waiting
+            .take_over(broker, index)
+            .map_err(|error| format!("the store: {error}"))?;
         let entry = PEERS + index as usize;
         let Some((mut record, bodies)) = broker.save_at(index) else {
             return self.checkpoints.put(entry, [0; 2], &[]);
@@ -154,6 +159,7 @@ impl Journal {
         let value = PeerEntry {
             input,
             bodies: bodies.collect(),
+            backlog: self.waiting.at(index).filter(|backlog| !backlog.is_empty()),
             record,
         };
         let body = codec::encode(&value).map_err(|error| error.to_string())?;
@@ -186,20 +192,29 @@ impl Journal {
         let (generation, heard): (u32, u64) = codec::decode(whole(WORKER)?).map_err(decoded)?;
         self.has_heard(heard);
         let (mut peers, mut shared, mut roster) = (Vec::new(), Vec::new(), Vec::new());
+        let mut backlogs: Vec<BacklogV1> = Vec::new();
         for saved in entries.iter().filter(|saved| saved.index >= PEERS) {
             let owner = PeerId::from_u64(saved.owner[0]);
             roster.push((owner, saved.owner[1].checked_sub(1)));
             match self.load_peer(saved, &mut shared) {
-                Ok(record) => peers.push(record),
+                Ok((record, backlog)) => {
+                    peers.push(record);
+                    backlogs.extend(backlog);
+                }
                 // The roster tells that it is missing.
                 Err(reason) => tracing::error!("peer {}: {reason}", owner.index),
             }
         }
+        self.restore_backlogs(&backlogs)?;
+        let ends = backlogs
+            .iter()
+            .map(|backlog| (PeerId::from_u64(backlog.owner), backlog.end));
         Ok(Some(Loaded {
             state: BrokerState {
                 global: bus.complete(config, names, roster),
                 peers,
                 shared,
+                stored: ends.collect(),
             },
             config_source,
             generation,
@@ -207,14 +222,20 @@ impl Journal {
         }))
     }
 
-    fn load_peer(&mut self, saved: &Saved<'_>, shared: &mut Vec<Blob>) -> Result<PeerV2, String> {
+    fn load_peer(
+        &mut self,
+        saved: &Saved<'_>,
+        shared: &mut Vec<Blob>,
+    ) -> Result<(PeerV2, Option<BacklogV1>), String> {
         let body = saved.body.ok_or("its entry in the checkpoint is damaged")?;
         let PeerEntry {
             mut record,
             input,
             bodies,
+            backlog,
         } = codec::decode(body).map_err(|error| format!("its entry in the checkpoint: {error}"))?;
-        if record.id().to_u64() != saved.owner[0] {
+        let is_other = |owner: u64| owner != saved.owner[0];
+        if is_other(record.id().to_u64()) || backlog.is_some_and(|backlog| is_other(backlog.owner)) {
             return Err("its entry in the checkpoint is another's".into());
         }
         if let Some(range) = input {
@@ -227,7 +248,7 @@ impl Journal {
                 Bytes1::InExtent(range) => Blob(self.adopt(range)?),
             });
         }
-        Ok(record)
+        Ok((record, backlog))
     }
 
     /// The configuration in the memfd of this handle.

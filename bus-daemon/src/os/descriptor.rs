@@ -49,6 +49,16 @@ pub(crate) fn is_open(fd: RawFd) -> bool {
     unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
 
+/// Makes `fd` another number of what `number` is, in place of what it was. It stays open in whatever this process becomes.
+pub(crate) fn replace(number: RawFd, fd: RawFd) -> Result<()> {
+    // SAFETY: the caller owns `fd`.
+    if unsafe { libc::dup2(number, fd) } == fd {
+        Ok(())
+    } else {
+        Err(Error::last_os_error())
+    }
+}
+
 /// The descriptor for a call that wants it borrowed. It must be open for as long.
 pub(crate) fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
     // SAFETY: the caller's promise; numbers in use are never -1.

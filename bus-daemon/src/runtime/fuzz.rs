@@ -10,7 +10,7 @@ use crate::broker::{
     Attested, Broker, Credentials, Event, Fds, Identity, ListenerIdentity, Millis, PeerId, Transport,
 };
 use crate::config::{Config, Connect, Limits, Traffic};
-use crate::handoff::image::{self, WorkerV2};
+use crate::handoff::image::{self, WorkerState};
 use crate::journal::{Flip, Journal, RareEvent, Remains};
 
 /// The journal's memory, and the state that it gives as long as nothing is damaged.
@@ -188,7 +188,7 @@ fn build() -> Whole {
 
 /// The state as an image; handles stand for themselves.
 fn saved(broker: &Broker) -> Option<Vec<u8>> {
-    image::save(broker, &WorkerV2::default(), |handle: Fd| Some(handle.0)).ok()
+    image::save(broker, &WorkerState::default(), |handle: Fd| Some(handle.0)).ok()
 }
 
 #[cfg(test)]

@@ -133,7 +133,7 @@ fn prepare(
 /// Goes on where the worker of the binary before this one stopped. Also the pause, in microseconds.
 fn restore(
     record: &KeeperV1,
-    journal: Journal,
+    mut journal: Journal,
     inbox: Inbox,
     kept: Option<&[RawFd]>,
 ) -> Result<(Worker, u32), String> {
@@ -154,10 +154,14 @@ fn restore(
     }
     if let Some(kept) = kept {
         let carried = restored.manifest.iter().map(|(_, number)| *number);
+        let carried = carried.chain(restored.worker.stored.iter().map(|stored| stored.number));
         let kept: Vec<RawFd> = kept.iter().copied().chain(carried).collect();
         recover::sweep(&kept, &record.listeners);
     }
     let stopped_at = clock::Nanos(restored.worker.stopped_at);
+    if let Some(stored) = &restored.worker.stored {
+        journal.adopt_stored(stored)?;
+    }
     let worker = Worker::carried(restored, journal, record.clone(), inbox);
     let pause = clock::monotonic().micros_since(stopped_at);
     Ok((worker, pause))

@@ -17,10 +17,10 @@ pub(super) use told::Told;
 
 use super::worker::Worker;
 use super::{identity, recover};
-use crate::broker::{Broker, Start};
+use crate::broker::{Broker, PeerId, SharedBodies, Start};
 use crate::config::{Config, Connect, Limits};
 use crate::control::Outbox;
-use crate::handoff::image::{self, WorkerV2};
+use crate::handoff::codec;
 use crate::handoff::keeper::{KeeperV1, Listener};
 use crate::journal::{Journal, Remains};
 
@@ -208,8 +208,21 @@ impl Rig {
 
     /// The state that the worker has, and the one that its journal gives.
     fn replay(&self) -> recover::Recovered {
+        self.replay_with_output().0
+    }
+
+    /// Also all output.
+    fn replay_with_output(&self) -> (recover::Recovered, Vec<(PeerId, Vec<u8>)>) {
         let mut journal = Journal::reopen(self.remains).unwrap();
-        recover::replay(&mut journal, -1, None).unwrap()
+        let recovered = recover::replay(&mut journal, -1, None).unwrap();
+        let output = output(&recovered.broker, &mut journal);
+        (recovered, output)
+    }
+
+    /// All output of the worker.
+    fn output(&mut self) -> Vec<(PeerId, Vec<u8>)> {
+        let (broker, journal) = self.worker.parts();
+        output(broker, journal)
     }
 }
 
@@ -249,10 +262,25 @@ impl Client {
     }
 }
 
-/// The broker's whole state, as bytes: input, output and all.
+/// The broker's whole state, as bytes, but for what its output says and where that is kept.
 fn state(broker: &Broker) -> Vec<u8> {
-    // With no numbers: state is compared, and not where its descriptors happen to be.
-    image::save(broker, &WorkerV2::default(), |_| None).unwrap()
+    let mut shared = SharedBodies::new();
+    let peers = broker.peer_ids().map(|peer| {
+        let mut record = broker.save_peer(peer, &mut shared).unwrap();
+        record.take_output();
+        let end = broker.send_queue(peer).unwrap().end();
+        codec::encode(&(record, end)).unwrap()
+    });
+    let peers: Vec<Vec<u8>> = peers.collect();
+    codec::encode(&(broker.save_global(), peers)).unwrap()
+}
+
+/// All that waits for the peers, in the store or not.
+fn output(broker: &Broker, journal: &mut Journal) -> Vec<(PeerId, Vec<u8>)> {
+    let peers = broker.peer_ids();
+    peers
+        .map(|peer| (peer, journal.output_of(peer, broker.send_queue(peer).unwrap())))
+        .collect()
 }
 
 #[test]
@@ -264,7 +292,11 @@ fn a_replay_gives_what_the_worker_had() {
             for _ in 0..1 + random.below(20) {
                 rig.step(&mut random);
             }
-            let recovered = rig.replay();
+            let (recovered, output) = rig.replay_with_output();
+            assert!(
+                output == rig.output(),
+                "round {round}: the output that the journal gives is another"
+            );
             assert!(recovered.in_doubt.is_empty(), "round {round}");
             assert!(recovered.quarantined.is_empty());
             assert!(
@@ -284,6 +316,7 @@ fn a_replay_that_is_cut_short_again_and_again_is_gone_on_with() {
             rig.step(&mut random);
         }
         let whole = state(rig.worker.broker());
+        let whole_output = rig.output();
         let mut left = rig.remains.since_checkpoint();
         assert!(left > 100, "{left} records are too few");
         // Each begins where the one before has come to, and the steps become shorter.
@@ -292,6 +325,7 @@ fn a_replay_that_is_cut_short_again_and_again_is_gone_on_with() {
             let recovered = recover::replay_in_steps(&mut journal, -1, None, attempt).unwrap();
             assert!(recovered.in_doubt.is_empty() && !recovered.is_damaged);
             assert!(state(&recovered.broker) == whole, "attempt {attempt}");
+            assert!(output(&recovered.broker, &mut journal) == whole_output, "attempt {attempt}");
             let now_left = rig.remains.since_checkpoint();
             assert!(now_left <= left);
             left = now_left;

@@ -43,6 +43,8 @@ pub(crate) struct Worker {
     /// Peers whose streams cannot be proved, or whose input killed the last worker: to be closed.
     lost: Vec<PeerId>,
     quarantined: Vec<PeerId>,
+    /// The memfd of the store that another process image had, which may still have to go on with it.
+    carried_store: Option<RawFd>,
     /// What is to be done when the turn's events are applied and sent.
     follow_ups: VecDeque<FollowUp>,
     /// Descriptors that are to be closed when what a replay would need them for is past, while that is looked at.
@@ -77,6 +79,7 @@ impl Worker {
             waiting: Vec::new(),
             lost: Vec::new(),
             quarantined: Vec::new(),
+            carried_store: None,
             follow_ups: VecDeque::new(),
             held_back: None,
             must_look: Cell::new(false),
@@ -103,6 +106,7 @@ impl Worker {
             journal.restore_handle(*handle, *number);
         }
         let mut worker = Self::new(broker, journal, record, inbox, saved.generation);
+        worker.carried_store = saved.stored.map(|stored| stored.number);
         for (peers, writing) in [(saved.blocked, Writing::Blocked), (saved.broken, Writing::Broken)] {
             for peer in peers.into_iter().map(PeerId::from_u64) {
                 if let Some(link) = worker.links.get_mut(peer) {
@@ -232,6 +236,11 @@ impl Worker {
     }
 
     #[cfg(test)]
+    pub(super) fn parts(&mut self) -> (&Broker, &mut Journal) {
+        (&self.broker, &mut self.journal)
+    }
+
+    #[cfg(test)]
     pub(super) fn broker(&self) -> &Broker {
         &self.broker
     }
@@ -253,6 +262,9 @@ impl Worker {
         let is_recovered = matches!(start, Start::Recovered { .. });
         let is_continued = start != Start::Clean;
         self.journal.mark_serving();
+        if let Some(number) = self.carried_store.take() {
+            crate::os::descriptor::close(number);
+        }
         self.record.control.wake_keeper();
         self.tick();
         let worker_pid = std::process::id();

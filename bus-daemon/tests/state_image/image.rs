@@ -5,7 +5,7 @@ use std::ops::Range;
 use bus_daemon::broker::{Broker, Millis, PeerId, PeerV2};
 use bus_daemon::handoff::codec;
 use bus_daemon::handoff::container::Reader;
-use bus_daemon::handoff::image::{self, ImageError, Restored, WorkerV2};
+use bus_daemon::handoff::image::{self, ImageError, Restored, WorkerState};
 use bus_wire::Fd;
 
 pub const GLOBAL: u16 = 11;
@@ -27,9 +27,9 @@ pub struct Place {
 pub const NOW: Millis = Millis(50_000);
 
 /// What the worker would say of its links.
-pub fn worker(broker: &Broker) -> WorkerV2 {
+pub fn worker(broker: &Broker) -> WorkerState {
     let has_output = |peer: &PeerId| broker.send_queue(*peer).is_some_and(|queue| !queue.is_empty());
-    WorkerV2 {
+    WorkerState {
         stopped_at: 77,
         generation: 1000,
         blocked: broker.peer_ids().filter(has_output).map(PeerId::to_u64).collect(),

@@ -1,5 +1,7 @@
 //! Bytes in and out of a link.
 
+use std::io::ErrorKind;
+
 use super::Worker;
 use crate::broker::{Event, PeerId};
 use crate::journal::{RareEvent, Read};
@@ -168,6 +170,10 @@ impl Worker {
                     writing = Writing::Waiting;
                     self.waiting.push(peer);
                     break;
+                }
+                Err(error) if error.kind() == ErrorKind::InvalidData => {
+                    tracing::error!("peer {}: {error}", peer.index);
+                    return self.closed(peer, "what waited for it is damaged");
                 }
                 Err(error) => {
                     // Unread input may still be there: the read side tells of the end.

@@ -7,7 +7,7 @@ use std::os::fd::RawFd;
 use super::Worker;
 use crate::broker::{Errand, Event};
 use crate::control::{self, Entry, Request, Told, worker_exit};
-use crate::handoff::image::{self, WorkerV2};
+use crate::handoff::image::{self, WorkerState};
 use crate::journal::{RareEvent, outcome_in, small_outcome};
 use crate::os::clock::{self, Nanos};
 use crate::os::{descriptor, memfd, process};
@@ -183,16 +183,21 @@ impl Worker {
     }
 
     /// All state, in a new memfd.
-    fn save(&self, stopped_at: Nanos) -> std::io::Result<RawFd> {
+    fn save(&mut self, stopped_at: Nanos) -> std::io::Result<RawFd> {
+        // So all that waits is in the store, which goes on as it is.
+        if !self.take_checkpoint() {
+            return Err(Error::other("no checkpoint can be taken"));
+        }
         let with = |writing: Writing| -> Vec<u64> {
             let links = self.links.iter().filter(|link| link.writing == writing);
             links.map(|link| link.peer.to_u64()).collect()
         };
-        let worker = WorkerV2 {
+        let worker = WorkerState {
             stopped_at: stopped_at.0,
             generation: self.links.generation(),
             blocked: with(Writing::Blocked),
             broken: with(Writing::Broken),
+            stored: Some(self.journal.stored()),
         };
         let bytes =
             image::save(&self.broker, &worker, |handle| self.journal.number(handle)).map_err(Error::other)?;

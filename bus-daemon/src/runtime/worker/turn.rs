@@ -57,7 +57,10 @@ impl Worker {
             self.flush();
         }
         self.keep_replay_short();
-        has_more || self.must_look.get() || !self.rotation.is_empty()
+        if self.journal.has_chores() {
+            self.journal.do_chores();
+        }
+        has_more || self.journal.has_chores() || self.must_look.get() || !self.rotation.is_empty()
     }
 
     /// Whether a deadline has long passed, so that it is not its owner's fault.

@@ -9,8 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use bus_wire::{Fd, PieceState};
-use bytes::Bytes;
+use bus_wire::Fd;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -412,15 +411,8 @@ impl Stage {
                     ));
                 }
             }
-            let mut at = queue.sent();
-            for piece in queue.save().pieces {
-                let bytes = match piece {
-                    PieceState::Inline(bytes) => Bytes::from(bytes),
-                    PieceState::Shared(bytes) => bytes,
-                };
-                self.agree(index, at, &bytes)?;
-                at += bytes.len() as u64;
-            }
+            let waiting = journal.output_of(peer, queue);
+            self.agree(index, queue.sent(), &waiting)?;
         }
         let is_known = |fd: &RawFd| known.contains(fd);
         if !self.sockets.keys().all(is_known) {

@@ -1,0 +1,64 @@
+//! What waits for slow readers, as a state names it: places in a store, whose memory goes on with the connections.
+
+use serde::{Deserialize, Serialize};
+
+/// No page.
+pub(crate) const NO_PAGE: u64 = u64::MAX;
+
+/// The stored part of a peer's stream. Frozen: it stands in checkpoints and in the image of an upgrade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BacklogV1 {
+    /// The peer, as [`PeerId::to_u64`](crate::broker::PeerId::to_u64) numbers it.
+    pub(crate) owner: u64,
+    /// Absolute offset in the stream of the first byte that is stored and not sent.
+    pub(crate) start: u64,
+    /// Absolute offset of the byte behind the last one stored.
+    pub(crate) end: u64,
+    /// Page of the record that holds `start`; `u64::MAX` = nothing is stored.
+    pub(crate) head_page: u64,
+    /// Page that the next record goes to.
+    pub(crate) tail_page: u64,
+    /// Where in its page that first record begins.
+    pub(crate) head_at: u32,
+    /// Bytes of it that are sent.
+    pub(crate) head_sent: u32,
+    /// Where in its page the next record goes.
+    pub(crate) tail_at: u32,
+}
+
+impl BacklogV1 {
+    /// Nothing, from this offset of the peer's stream on.
+    pub const fn empty(owner: u64, at: u64) -> Self {
+        Self {
+            owner,
+            start: at,
+            end: at,
+            head_page: NO_PAGE,
+            tail_page: NO_PAGE,
+            head_at: 0,
+            head_sent: 0,
+            tail_at: 0,
+        }
+    }
+
+    /// Bytes that wait.
+    pub const fn len(&self) -> u64 {
+        self.end.saturating_sub(self.start)
+    }
+
+    /// Whether nothing waits.
+    pub const fn is_empty(&self) -> bool {
+        self.head_page == NO_PAGE
+    }
+}
+
+/// A store, and what each peer has in it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stored {
+    /// The number of its memfd.
+    pub number: i32,
+    /// What its checksums begin with.
+    pub salt: u32,
+    /// The part of each peer for which something waits.
+    pub backlogs: Vec<BacklogV1>,
+}

@@ -1,0 +1,246 @@
+//! What waits for slow readers, in the [store](super::store), and where each peer's part of it is.
+//!
+//! At a checkpoint the tail of each changed peer's send queue is appended to its backlog, and the queue keeps positions
+//! only. A replay re-creates positions, never places: how much of a backlog was sent since is told by the queue.
+
+use std::os::fd::RawFd;
+
+use bus_wire::{SendQueue, TailPiece};
+
+use super::store::{BacklogV1, Memfd, Store, StoreError};
+use crate::broker::{Broker, PeerId};
+use crate::os::descriptor;
+
+/// Bytes read from the store for one write.
+const WRITE: usize = 256 * 1024;
+/// Units of work put off that are done in one go: less than a millisecond.
+const STEP: usize = 4096;
+
+/// The store, and the backlogs of the peers.
+pub(super) struct Waiting {
+    store: Store<Memfd>,
+    salt: u32,
+    /// By index.
+    backlogs: Vec<Option<BacklogV1>>,
+    /// Bytes on their way from the store to a socket.
+    buffer: Vec<u8>,
+    /// Whether the store has work that was put off.
+    has_chores: bool,
+}
+
+impl Waiting {
+    /// An empty store in a new memfd. It stays open in whatever this process becomes.
+    pub(super) fn create(salt: u32) -> std::io::Result<Self> {
+        let memfd = Memfd::create(c"bus-store")?;
+        Ok(Self::over(Store::create(memfd, salt), salt))
+    }
+
+    /// The store of a worker that died, before its backlogs are known.
+    pub(super) fn reopen(fd: RawFd, salt: u32) -> std::io::Result<Self> {
+        let store = Store::reopen(Memfd::reopen(fd), salt).map_err(std::io::Error::other)?;
+        Ok(Self::over(store, salt))
+    }
+
+    fn over(store: Store<Memfd>, salt: u32) -> Self {
+        Self {
+            store,
+            salt,
+            backlogs: Vec::new(),
+            buffer: Vec::new(),
+            has_chores: false,
+        }
+    }
+
+    /// Its memory.
+    pub(super) fn fd(&self) -> RawFd {
+        self.store.medium().fd()
+    }
+
+    /// What its checksums begin with.
+    pub(super) fn salt(&self) -> u32 {
+        self.salt
+    }
+
+    /// Bytes of memory that it takes.
+    pub(super) fn memory(&self) -> u64 {
+        self.store.held()
+    }
+
+    /// Takes the place of the empty store: that of another process image, whose memfd has this number.
+    pub(super) fn adopt(&mut self, number: RawFd, salt: u32) -> std::io::Result<()> {
+        let fd = self.fd();
+        descriptor::replace(number, fd)?;
+        *self = Self::reopen(fd, salt)?;
+        Ok(())
+    }
+
+    /// The backlogs as a checkpoint or an image has them. References are counted from now on, in steps.
+    pub(super) fn restore(
+        &mut self,
+        backlogs: impl IntoIterator<Item = BacklogV1>,
+    ) -> Result<(), StoreError> {
+        let backlogs: Vec<BacklogV1> = backlogs.into_iter().collect();
+        self.store.begin_rebuild(backlogs.iter().copied(), [])?;
+        for backlog in backlogs {
+            let index = PeerId::from_u64(backlog.owner).index as usize;
+            if index >= self.backlogs.len() {
+                self.backlogs.resize(index + 1, None);
+            }
+            if let Some(place) = self.backlogs.get_mut(index) {
+                *place = Some(backlog);
+            }
+        }
+        self.has_chores = true;
+        Ok(())
+    }
+
+    /// Every backlog that is not empty.
+    pub(super) fn backlogs(&self) -> impl Iterator<Item = BacklogV1> {
+        self.backlogs
+            .iter()
+            .flatten()
+            .copied()
+            .filter(|backlog| !backlog.is_empty())
+    }
+
+    /// The backlog of the peer with this index.
+    pub(super) fn at(&self, index: u32) -> Option<BacklogV1> {
+        self.backlogs.get(index as usize).copied().flatten()
+    }
+
+    /// A checkpoint begins.
+    pub(super) fn begin_checkpoint(&mut self) {
+        self.store.begin_checkpoint();
+    }
+
+    /// A checkpoint is complete: what no backlog reaches any more is free.
+    pub(super) fn committed(&mut self) {
+        self.store.committed();
+        self.has_chores = true;
+    }
+
+    /// Brings the backlog of the peer with this index up to date with its queue: what was sent goes, the tail is appended.
+    pub(super) fn take_over(&mut self, broker: &mut Broker, index: u32) -> Result<(), StoreError> {
+        let known = self.at(index);
+        let output = broker.output_at(index);
+        if let Some(known) = known
+            && output.is_none_or(|(id, _)| id.to_u64() != known.owner)
+        {
+            self.store.abandon(known);
+            self.set(index, None);
+        }
+        let Some((id, queue)) = output else { return Ok(()) };
+        let known = self.at(index);
+        if known.is_none() && queue.is_tail_empty() {
+            return Ok(());
+        }
+        let mut backlog = known.unwrap_or(BacklogV1::empty(id.to_u64(), queue.sent()));
+        self.store.advance(&mut backlog, queue.sent())?;
+        self.set(index, (!backlog.is_empty()).then_some(backlog));
+        if queue.is_tail_empty() {
+            return Ok(());
+        }
+        if backlog.is_empty() {
+            backlog = BacklogV1::empty(id.to_u64(), queue.sent());
+        }
+        let before = backlog;
+        if let Err(error) = append_tail(&mut self.store, &mut backlog, queue) {
+            self.store.revert(&mut backlog, before)?;
+            return Err(error);
+        }
+        self.set(index, Some(backlog));
+        broker.note_output_kept(index);
+        Ok(())
+    }
+
+    fn set(&mut self, index: u32, backlog: Option<BacklogV1>) {
+        let index = index as usize;
+        if index >= self.backlogs.len() {
+            if backlog.is_none() {
+                return;
+            }
+            self.backlogs.resize(index + 1, None);
+        }
+        if let Some(place) = self.backlogs.get_mut(index) {
+            *place = backlog;
+        }
+    }
+
+    /// Writes everything that was appended.
+    pub(super) fn flush(&mut self) -> Result<(), StoreError> {
+        self.store.flush()
+    }
+
+    /// The bytes of a peer's stream from the absolute offset `at` on, at most `most`.
+    pub(super) fn read(&mut self, index: u32, at: u64, most: u64) -> Result<&[u8], StoreError> {
+        let Some(backlog) = self.at(index) else {
+            return Ok(&[]);
+        };
+        let most = usize::try_from(most).unwrap_or(usize::MAX).min(WRITE);
+        if self.buffer.len() < most {
+            self.buffer.resize(most, 0);
+        }
+        let read = match self.buffer.get_mut(..most) {
+            Some(room) => self.store.read(&backlog, at, room)?,
+            None => 0,
+        };
+        Ok(self.buffer.get(..read).unwrap_or_default())
+    }
+
+    /// All bytes that wait for a peer.
+    #[cfg(test)]
+    pub(super) fn output_of(&mut self, peer: PeerId, queue: &SendQueue) -> Vec<u8> {
+        let mut all = Vec::new();
+        while queue.sent() + (all.len() as u64) < queue.stored() {
+            let at = queue.sent() + all.len() as u64;
+            let read = self.read(peer.index, at, queue.stored() - at).unwrap();
+            assert!(!read.is_empty(), "peer {} at {at}: nothing is stored", peer.index);
+            all.extend_from_slice(read);
+        }
+        all.extend_from_slice(&queue.to_bytes());
+        all
+    }
+
+    /// Whether the store has work that was put off.
+    pub(super) fn has_chores(&self) -> bool {
+        self.has_chores
+    }
+
+    /// Does some of it.
+    pub(super) fn do_chores(&mut self) {
+        match self.store.step(STEP) {
+            Ok(has_more) => self.has_chores = has_more,
+            Err(error) => {
+                // Memory that is not given back: the next checkpoint tries again.
+                tracing::error!("the store: {error}");
+                self.has_chores = false;
+            }
+        }
+        for damage in self.store.take_damaged() {
+            tracing::error!("{damage}");
+        }
+    }
+}
+
+fn append_tail(
+    store: &mut Store<Memfd>,
+    backlog: &mut BacklogV1,
+    queue: &SendQueue,
+) -> Result<(), StoreError> {
+    /// Shared bytes below this length were meant for one peer, or are hardly longer than what refers to them.
+    const SHARED: usize = 64;
+    for piece in queue.tail() {
+        match piece {
+            TailPiece::Shared { bytes, sent } if bytes.len() >= SHARED => {
+                let end = bytes.as_ptr() as usize + bytes.len();
+                let rest = bytes.get(sent..).unwrap_or_default();
+                store.append_body(backlog, end, rest)?;
+            }
+            TailPiece::Shared { bytes, sent } => {
+                store.append_inline(backlog, bytes.get(sent..).unwrap_or_default())?;
+            }
+            TailPiece::Inline(bytes) => store.append_inline(backlog, bytes)?,
+        }
+    }
+    Ok(())
+}
