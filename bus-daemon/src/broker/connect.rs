@@ -89,7 +89,8 @@ impl Broker {
         let step = sasl.feed(&data, &mut answer);
         if !answer.is_empty() {
             peer.out.push(&answer);
-            self.mark_dirty(id);
+            self.outgoing.note_pushed(peer);
+            self.regulate(id);
         }
         match step {
             Err(error) => {

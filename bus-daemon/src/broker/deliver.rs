@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use super::disconnect::{Disconnect, Excess};
 use super::event::{Fds, PeerId};
-use super::quota::stop_reading_above;
+use super::quota::is_to_be_stopped;
 use super::{Broker, System};
 
 /// Pieces of at least this length are shared by all queues they are in; shorter ones are copied.
@@ -33,7 +33,10 @@ impl Broker {
             } else {
                 peer.out.push(bytes);
             }
-            self.note_pushed(to);
+            self.outgoing.note_pushed(peer);
+            if is_to_be_stopped(peer, self.config.limits.max_outgoing_bytes) {
+                self.regulate(to);
+            }
         }
     }
 
@@ -49,7 +52,10 @@ impl Broker {
         if let Some(tail) = transit.tail {
             peer.out.push_shared(tail.clone());
         }
-        self.note_pushed(to);
+        self.outgoing.note_pushed(peer);
+        if is_to_be_stopped(peer, self.config.limits.max_outgoing_bytes) {
+            self.regulate(to);
+        }
     }
 
     /// Queues copies of a forwarded message for many. A receiver that takes no descriptors does not get a message that
@@ -96,32 +102,12 @@ impl Broker {
         if peer.is_condemned {
             return false;
         }
-        if self.is_full(to) {
+        if self.is_full(peer) {
             let queued = peer.out.len();
             self.condemn(to, Excess::Unread(queued).into());
             return false;
         }
         true
-    }
-
-    fn note_pushed(&mut self, to: PeerId) {
-        let limit = self.config.limits.max_outgoing_bytes;
-        let Some(peer) = self.roster.get_mut(to) else {
-            return;
-        };
-        self.outgoing.note_work(1);
-        let queued = peer.out.len();
-        peer.peaks.outgoing_bytes = peer.peaks.outgoing_bytes.max(queued);
-        peer.peaks.outgoing_fds = peer.peaks.outgoing_fds.max(peer.out.queued_fds() as u32);
-        self.outgoing.mark_dirty(peer);
-        if queued > stop_reading_above(limit) && !peer.is_stopped {
-            self.regulate(to);
-        }
-    }
-
-    /// Puts a peer on the dirty list.
-    pub(super) fn mark_dirty(&mut self, id: PeerId) {
-        self.note_pushed(id);
     }
 
     /// The link of a peer took bytes up to this absolute offset.

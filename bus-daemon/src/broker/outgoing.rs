@@ -64,6 +64,16 @@ impl Outgoing {
         }
     }
 
+    /// A message was queued for a peer.
+    #[inline]
+    pub(super) fn note_pushed(&mut self, peer: &mut Peer) {
+        self.note_work(1);
+        let peaks = &mut peer.peaks;
+        peaks.outgoing_bytes = peaks.outgoing_bytes.max(peer.out.len());
+        peaks.outgoing_fds = peaks.outgoing_fds.max(peer.out.queued_fds() as u32);
+        self.mark_dirty(peer);
+    }
+
     /// Moves to `out` the peers whose send queue got bytes since this was last called, each once.
     pub(super) fn take_dirty(&mut self, roster: &mut Roster, out: &mut Vec<PeerId>) {
         for id in self.dirty.drain(..) {

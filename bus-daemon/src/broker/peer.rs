@@ -136,7 +136,16 @@ struct Changed {
 }
 
 impl Changed {
+    /// Whoever is at work is marked again and again: that a mark is there already is the case that counts.
+    #[inline]
     fn mark(&mut self, index: usize) {
+        if self.marks.get(index) != Some(&true) {
+            self.mark_first(index);
+        }
+    }
+
+    #[cold]
+    fn mark_first(&mut self, index: usize) {
         if index >= self.marks.len() {
             self.marks.resize(index + 1, false);
         }

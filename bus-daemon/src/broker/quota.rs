@@ -4,6 +4,7 @@
 //! peer pays. Input waits nowhere, apart from the one message of each peer that has not arrived completely.
 
 use super::event::PeerId;
+use super::peer::Peer;
 use super::{Action, Broker};
 
 /// Counts of the whole bus, for `org.freedesktop.DBus.Debug.Stats`.
@@ -31,6 +32,12 @@ pub(super) fn stop_reading_above(limit: u64) -> u64 {
     limit - limit / 8
 }
 
+/// Whether a peer that is read from has too long a queue for that.
+#[inline]
+pub(super) fn is_to_be_stopped(peer: &Peer, limit: u64) -> bool {
+    !peer.is_stopped && peer.out.len() > stop_reading_above(limit)
+}
+
 impl Broker {
     /// The counts at this moment.
     pub(crate) fn stats(&self) -> Stats {
@@ -45,12 +52,10 @@ impl Broker {
     }
 
     /// Whether a queue is too long for another message. One message may pass the limit, as in dbus-daemon.
-    pub(super) fn is_full(&self, id: PeerId) -> bool {
+    pub(super) fn is_full(&self, peer: &Peer) -> bool {
         let limits = &self.config.limits;
-        self.roster.get(id).is_some_and(|peer| {
-            peer.out.len() > limits.max_outgoing_bytes
-                || peer.out.queued_fds() as u64 > limits.max_outgoing_unix_fds
-        })
+        peer.out.len() > limits.max_outgoing_bytes
+            || peer.out.queued_fds() as u64 > limits.max_outgoing_unix_fds
     }
 
     /// Stops and resumes reading from a peer that does not read: its own calls would fill its queue with answers.
@@ -63,7 +68,7 @@ impl Broker {
         if queued <= limit {
             peer.is_congested = false;
         }
-        if !peer.is_stopped && queued > stop_reading_above(limit) {
+        if is_to_be_stopped(peer, limit) {
             peer.is_stopped = true;
             self.outgoing.ask(Action::StopReading(id));
         } else if peer.is_stopped && queued <= limit - limit / 4 {

@@ -183,12 +183,8 @@ impl Broker {
 
     /// Whether a peer may send a message at all, in its phase and with so many descriptors.
     fn may_send(&self, phase: &Phase, message: &Message) -> Result<(), Disconnect> {
-        let is_hello = message.message_type() == MessageType::MethodCall
-            && message.destination() == Some(DRIVER)
-            && message.member() == Some("Hello")
-            && message.interface().is_none_or(|interface| interface == DRIVER);
         match phase {
-            Phase::Authenticating(_) | Phase::Greeting if !is_hello => {
+            Phase::Authenticating(_) | Phase::Greeting if !is_hello(message) => {
                 return Err(Breach::NotHello.into());
             }
             Phase::Monitor => return Err(Breach::MonitorSpoke.into()),
@@ -263,17 +259,15 @@ impl Broker {
     /// A message to one peer. A call is noted as open, a reply passes only if it closes an open call.
     fn unicast(&mut self, id: PeerId, to: PeerId, transit: Transit<'_>, fds: Fds, system: &mut dyn System) {
         let message = transit.message;
-        let serial = message.serial().get();
         let replies_to = message
             .message_type()
             .is_reply()
             .then(|| message.reply_serial())
             .flatten();
-        if message.message_type().is_reply() {
-            let is_awaited = replies_to.is_some_and(|serial| self.calls.is_open(id, to, serial.get()));
-            if !is_awaited && !self.config.unrequested_replies_allowed {
-                return self.close_fds(fds);
-            }
+        // Whatever becomes of the reply, the call is over with it.
+        let is_awaited = replies_to.is_some_and(|serial| self.close_call(id, to, serial.get()));
+        if message.message_type().is_reply() && !is_awaited && !self.config.unrequested_replies_allowed {
+            return self.close_fds(fds);
         }
         if let Err((name, text)) = self.may_receive(id, to, message, &fds) {
             self.close_fds(fds);
@@ -282,7 +276,7 @@ impl Broker {
                 self.condemn(to, Excess::UnreadReply.into());
             } else if let Some(serial) = replies_to {
                 // Here too the caller would wait for ever; the call is answered with the reason.
-                if self.close_call(id, to, serial.get()) {
+                if is_awaited {
                     self.send_late_error(to, serial.get(), name, text);
                 }
             } else {
@@ -290,10 +284,8 @@ impl Broker {
             }
             return;
         }
-        if let Some(serial) = replies_to {
-            self.close_call(id, to, serial.get());
-        } else if super::speak::expects_reply(message) {
-            self.open_call(to, id, serial);
+        if super::speak::expects_reply(message) {
+            self.open_call(to, id, message.serial().get());
         }
         // The eavesdroppers' copies are made while the descriptors are still known.
         let kept = if self.may_eavesdrop() {
@@ -340,7 +332,7 @@ impl Broker {
                 ));
             }
         }
-        if self.is_full(to) {
+        if self.is_full(receiver) {
             self.note_congested(to);
             return Err((LIMITS_EXCEEDED, "Rejected: destination has a full message queue"));
         }
@@ -410,4 +402,11 @@ impl Broker {
             self.send_driver_error(id, message, SERVICE_UNKNOWN, &text);
         }
     }
+}
+
+fn is_hello(message: &Message) -> bool {
+    message.message_type() == MessageType::MethodCall
+        && message.destination() == Some(DRIVER)
+        && message.member() == Some("Hello")
+        && message.interface().is_none_or(|interface| interface == DRIVER)
 }
