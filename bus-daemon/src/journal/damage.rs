@@ -7,6 +7,7 @@ use super::Journal;
 use super::header::HEADER_LEN;
 #[cfg(test)]
 use super::header::{Commit, Header};
+use super::log::Fields;
 use super::record::Kind;
 use super::replay::Remains;
 use crate::broker::PeerId;
@@ -24,7 +25,7 @@ impl Journal {
 
     /// As if a socket had taken all bytes up to this absolute offset.
     pub(crate) fn pretend_sent(&mut self, peer: PeerId, upto: u64) {
-        self.log.append(Kind::Sent, (peer.to_u64(), upto, 0, 0), &[]);
+        self.log.append(Kind::Sent, Fields::new(peer.to_u64(), upto), &[]);
     }
 }
 

@@ -40,9 +40,10 @@ pub(crate) struct Slot {
     pub(crate) peer: AtomicU64,
     /// The number that the record of this call gets.
     pub(crate) sequence: AtomicU64,
-    /// `Receive`, `Send`: absolute offset in the link's stream of the first byte. `ReceiveLarge`: offset of the extent in its
-    /// memfd.
+    /// Absolute offset in the link's stream of the first byte.
     pub(crate) offset: AtomicU64,
+    /// `ReceiveLarge`: offset of the extent in its memfd.
+    pub(crate) extent: AtomicU64,
     /// `ReceiveLarge`: bytes of the message that had arrived before.
     pub(crate) filled: AtomicU64,
     /// `ReceiveLarge`: size class of the extent.

@@ -10,11 +10,12 @@ use std::os::fd::RawFd;
 use std::ptr;
 use std::sync::atomic::Ordering;
 
-use bus_wire::{Fd, SendQueue};
+use bus_wire::{Fd, LargeMessage, SendQueue};
 use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::header::{CONTROL, InFlight, MAX_FDS};
+use super::log::Fields;
 use super::record::Kind;
 use super::{Extent, Journal};
 use crate::broker::{Fds, PeerId};
@@ -92,21 +93,24 @@ impl Journal {
         })
     }
 
-    /// Reads the next part of a large message into its extent, of which `filled` bytes are there and `total` will be.
+    /// Reads the next part of a large message into its extent, where what has arrived of it stands; `taken` bytes of the
+    /// link's stream were read before.
     pub(crate) fn receive_large(
         &mut self,
         socket: RawFd,
         peer: PeerId,
+        taken: u64,
         extent: &Extent,
-        filled: usize,
-        total: usize,
+        large: LargeMessage,
     ) -> Result<Read> {
-        let room = total - filled;
+        let filled = large.have;
+        let room = large.total - filled;
         self.header.slot.iov = libc::iovec {
             iov_base: extent.room(filled, room).cast(),
             iov_len: room,
         };
-        self.header.slot.offset.store(extent.offset(), Ordering::Relaxed);
+        self.header.slot.offset.store(taken, Ordering::Relaxed);
+        self.header.slot.extent.store(extent.offset(), Ordering::Relaxed);
         self.header.slot.filled.store(filled as u64, Ordering::Relaxed);
         self.header
             .slot
@@ -121,13 +125,13 @@ impl Journal {
         }
         let fds = self.assign_all(&numbers);
         let lost_fds = lost_fds || fds.len() < numbers.len();
-        let place = (
-            peer.to_u64(),
-            extent.offset(),
-            (filled + len) as u64,
-            extent.class(),
-        );
-        self.log.append(Kind::ReceivedLarge, place, &fds);
+        let fields = Fields {
+            extent: extent.offset(),
+            filled: (filled + len) as u32,
+            class: extent.class(),
+            ..Fields::new(peer.to_u64(), taken + len as u64)
+        };
+        self.log.append(Kind::ReceivedLarge, fields, &fds);
         self.header.slot.disarm();
         Ok(Read::Data {
             bytes: extent.prefix(filled + len),
@@ -186,7 +190,7 @@ impl Journal {
         let len = u64::from(slot.message.msg_len);
         let upto = queue.sent() + len;
         if len > 0 {
-            self.log.append(Kind::Sent, (peer.to_u64(), upto, 0, 0), &[]);
+            self.log.append(Kind::Sent, Fields::new(peer.to_u64(), upto), &[]);
         }
         self.header.slot.disarm();
         Ok(Written {

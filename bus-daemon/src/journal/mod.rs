@@ -42,9 +42,9 @@ pub(crate) use extent::Extent;
 use extent::ExtentPool;
 use header::Header;
 pub(crate) use io::Read;
-use log::Log;
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use log::Position;
+use log::{Fields, Log};
 use manifest::Manifest;
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use mirror::{Mirror, Sabotage};
@@ -234,7 +234,7 @@ impl Journal {
 
     /// Notes that time passed.
     pub(crate) fn note_tick(&mut self, milliseconds: u64) {
-        self.log.append(Kind::Tick, (0, milliseconds, 0, 0), &[]);
+        self.log.append(Kind::Tick, Fields::new(0, milliseconds), &[]);
     }
 
     /// An extent for a large message of `total` bytes, of which `prefix` has arrived.

@@ -9,7 +9,7 @@ use super::checkpoint::Checkpoints;
 use super::extent::{Extent, ExtentPool, ExtentRange};
 use super::header::{CONTROL, Header, InFlight};
 use super::io::take_fds;
-use super::log::{Log, Position, Record};
+use super::log::{Fields, Log, Position, Record};
 use super::manifest::Manifest;
 use super::outcome::outcome_in;
 use super::record::Kind;
@@ -178,10 +178,10 @@ impl Journal {
             },
             Kind::ReceivedLarge => {
                 let range = ExtentRange {
-                    offset: header.number,
+                    offset: header.extent,
                     class: header.class,
                     start: 0,
-                    len: header.filled,
+                    len: header.filled.into(),
                 };
                 let prefix = self
                     .extents
@@ -189,6 +189,7 @@ impl Journal {
                     .ok_or_else(|| format!("record {sequence} of the journal: its extent is not there"))?;
                 Event::ReceivedLarge {
                     peer,
+                    upto: header.number,
                     prefix,
                     fds: fds.into(),
                 }
@@ -322,9 +323,10 @@ impl Journal {
                 let numbers = take_fds(&slot.control.0[..control]);
                 let class = slot.class.load(Ordering::Acquire) as u8;
                 let filled = slot.filled.load(Ordering::Acquire) + len as u64;
-                let offset = slot.offset.load(Ordering::Acquire);
+                let upto = slot.offset.load(Ordering::Acquire) + len as u64;
+                let extent = slot.extent.load(Ordering::Acquire);
                 let range = ExtentRange {
-                    offset,
+                    offset: extent,
                     class,
                     start: 0,
                     len: filled,
@@ -334,13 +336,23 @@ impl Journal {
                     .adopt(range)
                     .ok_or("the in-flight slot names no extent")?;
                 let fds = self.assign_all(&numbers);
-                self.log
-                    .append(Kind::ReceivedLarge, (peer.to_u64(), offset, filled, class), &fds);
-                Some(Event::ReceivedLarge { peer, prefix, fds })
+                let fields = Fields {
+                    extent,
+                    filled: filled as u32,
+                    class,
+                    ..Fields::new(peer.to_u64(), upto)
+                };
+                self.log.append(Kind::ReceivedLarge, fields, &fds);
+                Some(Event::ReceivedLarge {
+                    peer,
+                    upto,
+                    prefix,
+                    fds,
+                })
             }
             InFlight::Send => {
                 let upto = slot.offset.load(Ordering::Acquire) + len as u64;
-                self.log.append(Kind::Sent, (peer.to_u64(), upto, 0, 0), &[]);
+                self.log.append(Kind::Sent, Fields::new(peer.to_u64(), upto), &[]);
                 Some(Event::Sent { peer, upto })
             }
         };

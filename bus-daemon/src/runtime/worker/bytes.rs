@@ -24,7 +24,7 @@ impl Worker {
         let result = match (&link.large, under_way) {
             (Some(extent), Some(large)) => {
                 self.journal
-                    .receive_large(socket.number, peer, extent, large.have, large.total)
+                    .receive_large(socket.number, peer, link.taken, extent, large)
             }
             _ => self.journal.receive(socket.number, peer, link.taken),
         };
@@ -52,6 +52,7 @@ impl Worker {
                         }
                         Event::ReceivedLarge {
                             peer,
+                            upto: link.taken,
                             prefix: bytes,
                             fds,
                         }
