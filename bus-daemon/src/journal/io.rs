@@ -66,12 +66,7 @@ impl Journal {
         if super::plain::is_wanted() {
             return self.receive_plain(socket);
         }
-        let room = self.log.room();
-        self.header.slot.iov = libc::iovec {
-            iov_base: room.start.cast(),
-            iov_len: room.len,
-        };
-        self.header.slot.offset.store(taken, Ordering::Relaxed);
+        let room = self.arm_receive(taken);
         let Some((len, numbers, lost_fds)) = self.call_receive(socket, peer, InFlight::Receive)? else {
             return Ok(Read::Empty);
         };
@@ -81,9 +76,13 @@ impl Journal {
         }
         let fds = self.assign_all(&numbers);
         let lost_fds = lost_fds || fds.len() < numbers.len();
-        let bytes = self.log.finish_read(peer.to_u64(), taken + len as u64, len, &fds);
+        let fields = Fields {
+            lost_fds,
+            ..Fields::new(peer.to_u64(), taken + len as u64)
+        };
+        let bytes = self.log.finish_read(fields, len, &fds);
         self.header.slot.disarm();
-        let full = len == room.len || !fds.is_empty();
+        let full = len == room || !fds.is_empty();
         Ok(Read::Data {
             bytes,
             fds,
@@ -91,6 +90,17 @@ impl Journal {
             full,
             lost_fds,
         })
+    }
+
+    /// Puts into the slot where a read into the log goes; how much there is room for.
+    pub(super) fn arm_receive(&mut self, taken: u64) -> usize {
+        let room = self.log.room();
+        self.header.slot.iov = libc::iovec {
+            iov_base: room.start.cast(),
+            iov_len: room.len,
+        };
+        self.header.slot.offset.store(taken, Ordering::Relaxed);
+        room.len
     }
 
     /// Reads the next part of a large message into its extent, where what has arrived of it stands; `taken` bytes of the
@@ -129,6 +139,7 @@ impl Journal {
             extent: extent.offset(),
             filled: (filled + len) as u32,
             class: extent.class(),
+            lost_fds,
             ..Fields::new(peer.to_u64(), taken + len as u64)
         };
         self.log.append(Kind::ReceivedLarge, fields, &fds);
@@ -200,7 +211,7 @@ impl Journal {
     }
 
     /// One `recvmmsg` with the slot's `iov`. `None`: nothing there. The slot stays armed when it brought something.
-    fn call_receive(
+    pub(super) fn call_receive(
         &mut self,
         socket: RawFd,
         peer: PeerId,
@@ -247,18 +258,14 @@ impl Journal {
                 }
             }
         }
-        let flags = slot.message.msg_hdr.msg_flags;
+        let lost_fds = slot.has_lost_fds();
         let control = slot.message.msg_hdr.msg_controllen.min(CONTROL);
         let fds = if control == 0 {
             Numbers::new()
         } else {
             take_fds(&slot.control.0[..control])
         };
-        Ok(Some((
-            slot.message.msg_len as usize,
-            fds,
-            flags & libc::MSG_CTRUNC != 0,
-        )))
+        Ok(Some((slot.message.msg_len as usize, fds, lost_fds)))
     }
 }
 

@@ -67,6 +67,7 @@ pub(crate) struct Fields {
     pub(crate) extent: u64,
     pub(crate) filled: u32,
     pub(crate) class: u8,
+    pub(crate) lost_fds: bool,
 }
 
 impl Fields {
@@ -257,10 +258,10 @@ impl Log {
     }
 
     /// The last [`room`](Self::room) took `len` bytes and these descriptors.
-    /// `upto` is the absolute offset in the peer's stream that was reached.
-    pub(crate) fn finish_read(&mut self, peer: u64, upto: u64, len: usize, fds: &[Fd]) -> Bytes {
+    /// The number in `fields` is the absolute offset in the peer's stream that was reached.
+    pub(crate) fn finish_read(&mut self, fields: Fields, len: usize, fds: &[Fd]) -> Bytes {
         let start = self.offset + RECORD_HEADER;
-        self.publish(Kind::Received, Fields::new(peer, upto), len, fds);
+        self.publish(Kind::Received, fields, len, fds);
         let data = self.active.slice(start..start + len);
         if self.current == SPARE {
             Bytes::copy_from_slice(&data)
@@ -299,6 +300,7 @@ impl Log {
             extent,
             filled,
             class,
+            lost_fds,
         } = fields;
         let fds = &fds[..fds.len().min(MAX_FDS)];
         let mut record = RecordHeader {
@@ -307,7 +309,8 @@ impl Log {
             number,
             extent,
             data_len: data_len as u32,
-            fds: fds.len() as u16,
+            fds: fds.len() as u8,
+            lost_fds: u8::from(lost_fds),
             kind: kind as u8,
             class,
             filled,

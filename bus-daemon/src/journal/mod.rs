@@ -133,6 +133,8 @@ pub(crate) struct Journal {
     is_reading: bool,
     /// Something that a replay needs is not in the log.
     is_answer_missing: bool,
+    /// Whose newest input lacks descriptors that came with it, as a replay finds it.
+    lost_fds: Option<PeerId>,
     /// The number of the newest entry of the keeper's outbox that is in the log or the state before it.
     heard: u64,
 }
@@ -151,6 +153,7 @@ impl Journal {
             is_checkpoint_begun: false,
             is_reading: false,
             is_answer_missing: false,
+            lost_fds: None,
             heard: 0,
         })
     }

@@ -51,7 +51,9 @@ pub(crate) struct RecordHeader {
     /// Bytes of data behind the header.
     pub(crate) data_len: u32,
     /// Descriptors behind the data, 4 bytes each, from the next multiple of 4.
-    pub(crate) fds: u16,
+    pub(crate) fds: u8,
+    /// `Received`, `ReceivedLarge`: 1 where descriptors that came with the bytes were lost, for want of room.
+    pub(crate) lost_fds: u8,
     /// A [`Kind`].
     pub(crate) kind: u8,
     /// `ReceivedLarge`: size class of the extent.
@@ -89,7 +91,8 @@ impl RecordHeader {
         fields[16..24].copy_from_slice(&self.number.to_ne_bytes());
         fields[24..32].copy_from_slice(&self.extent.to_ne_bytes());
         fields[32..36].copy_from_slice(&self.data_len.to_ne_bytes());
-        fields[36..38].copy_from_slice(&self.fds.to_ne_bytes());
+        fields[36] = self.fds;
+        fields[37] = self.lost_fds;
         fields[38] = self.kind;
         fields[39] = self.class;
         fields[40..].copy_from_slice(&self.filled.to_ne_bytes());

@@ -130,6 +130,7 @@ impl Journal {
             is_checkpoint_begun: false,
             is_reading: true,
             is_answer_missing: false,
+            lost_fds: None,
             heard: 0,
         })
     }
@@ -169,6 +170,9 @@ impl Journal {
         } = record;
         let sequence = header.sequence;
         let peer = PeerId::from_u64(header.peer);
+        if header.lost_fds != 0 {
+            self.lost_fds = Some(peer);
+        }
         Ok(match kind {
             Kind::Received => Event::Received {
                 peer,
@@ -302,6 +306,7 @@ impl Journal {
         }
         let peer = PeerId::from_u64(slot.peer.load(Ordering::Acquire));
         let control = slot.message.msg_hdr.msg_controllen.min(CONTROL);
+        let lost_fds = slot.has_lost_fds();
         let event = match what {
             InFlight::Nothing => None,
             InFlight::Receive => {
@@ -311,7 +316,12 @@ impl Journal {
                     return Err("the in-flight slot is damaged".into());
                 }
                 let fds = self.assign_all(&numbers);
-                let data = self.log.finish_read(peer.to_u64(), upto, len, &fds);
+                let fields = Fields {
+                    lost_fds: lost_fds || fds.len() < numbers.len(),
+                    ..Fields::new(peer.to_u64(), upto)
+                };
+                self.lost_fds = fields.lost_fds.then_some(peer).or(self.lost_fds);
+                let data = self.log.finish_read(fields, len, &fds);
                 Some(Event::Received {
                     peer,
                     upto,
@@ -340,8 +350,10 @@ impl Journal {
                     extent,
                     filled: filled as u32,
                     class,
+                    lost_fds: lost_fds || fds.len() < numbers.len(),
                     ..Fields::new(peer.to_u64(), upto)
                 };
+                self.lost_fds = fields.lost_fds.then_some(peer).or(self.lost_fds);
                 self.log.append(Kind::ReceivedLarge, fields, &fds);
                 Some(Event::ReceivedLarge {
                     peer,
@@ -360,6 +372,11 @@ impl Journal {
         let is_input = matches!(what, InFlight::Receive | InFlight::ReceiveLarge);
         self.mark_applying(self.log.sequence() - 1, is_input);
         Ok(event)
+    }
+
+    /// The peer of whose newest input descriptors were lost, as far as the log was read. Its link is closed, unless it was.
+    pub(crate) fn take_lost_fds(&mut self) -> Option<PeerId> {
+        self.lost_fds.take()
     }
 
     /// The rest of the extents' memory is not needed: all that is has been named.

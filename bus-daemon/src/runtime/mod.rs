@@ -35,6 +35,9 @@ use poll::EpollSet;
 pub(crate) use system::machine_id;
 use worker::Worker;
 
+/// Why a peer is disconnected whose descriptors the kernel had to drop.
+const LOST_FDS: &str = "its file descriptors did not fit into the table of open files";
+
 /// What a worker begins with.
 pub(crate) enum Beginning {
     /// No peer at all.

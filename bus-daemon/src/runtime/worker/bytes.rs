@@ -3,6 +3,7 @@
 use super::Worker;
 use crate::broker::{Event, PeerId};
 use crate::journal::{RareEvent, Read};
+use crate::runtime::LOST_FDS;
 use crate::runtime::links::Writing;
 
 /// Events that tell of an end, so that a read must go on until it meets it.
@@ -60,10 +61,7 @@ impl Worker {
                 };
                 self.apply(event);
                 if lost_fds {
-                    self.closed(
-                        peer,
-                        "its file descriptors did not fit into the table of open files",
-                    );
+                    self.closed(peer, LOST_FDS);
                     return false;
                 }
                 self.continue_large(peer);
