@@ -164,7 +164,11 @@ fn recover(
     if recovered.has_ended_errand && !recovered.is_damaged {
         journal.checkpoint(&mut recovered.broker, recovered.generation)?;
     }
-    let accepted = recovered.reconcile(kept, &record.listeners, &mut journal);
+    // What the dead worker had noted and not acknowledged belongs to the state, and not to the outbox any more.
+    let noted = inbox.unacknowledged(journal.heard());
+    inbox.acknowledge(journal.heard().max(inbox.heard()));
+    let kept: Vec<RawFd> = kept.iter().copied().filter(|fd| !noted.contains(fd)).collect();
+    let accepted = recovered.reconcile(&kept, &record.listeners, &mut journal);
     let quarantined = recovered.quarantined.len() as u32;
     let is_damaged = recovered.is_damaged;
     let mut worker = Worker::recovered(recovered, journal, record.clone(), inbox, &accepted);
