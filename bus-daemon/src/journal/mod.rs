@@ -48,7 +48,7 @@ use log::{Fields, Log};
 use manifest::Manifest;
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use mirror::{Mirror, Sabotage};
-pub(crate) use outcome::{outcome_in, small_outcome};
+pub(crate) use outcome::{failed_outcome, outcome_in, small_outcome};
 use record::Kind;
 pub(crate) use replay::{Recorded, Remains, UnitAtWork};
 
@@ -77,8 +77,8 @@ pub(crate) enum RareEvent {
     ErrandEnded {
         /// Its number.
         errand: u64,
-        /// The memfd with the outcome.
-        payload: Fd,
+        /// The memfd with the outcome; `None`: there was no handle for it.
+        payload: Option<Fd>,
         /// What stands in it, where that is not much: the broker may close it long before a replay.
         outcome: Option<Blob>,
     },

@@ -236,7 +236,7 @@ impl Journal {
                             Some(bytes) => outcome_in(Ok(&bytes.0)),
                             None => self.read_outcome(payload),
                         },
-                        payload: Some(payload),
+                        payload,
                     },
                     RareEvent::UpgradeFailed { reason } => Event::UpgradeFailed { reason },
                     RareEvent::Serving { worker_pid, start } => Event::Serving { worker_pid, start },

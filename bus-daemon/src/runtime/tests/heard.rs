@@ -1,6 +1,6 @@
 //! What the keeper told: when it is acknowledged, and what becomes of the descriptors that came with it.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::RawFd;
 use std::time::Duration;
 
@@ -100,4 +100,26 @@ fn an_entry_that_does_not_fit_into_the_log_is_acknowledged_after_the_checkpoint(
     rig.worker.journal().pretend_full(false);
     rig.worker.turns();
     assert_eq!(inbox.heard(), 1);
+}
+
+#[test]
+fn an_outcome_that_there_is_no_handle_for_ends_its_errand_with_an_error() {
+    let mut rig = rig();
+    let errand = begin_reading(&mut rig);
+    let _ = rig.clients[0].stream.read(&mut [0; 4096]);
+    // Any number: none of these is ever used.
+    while rig.worker.journal().assign(0).is_some() {}
+    let payload = end_reading(&mut rig, errand);
+    let mut answer = [0; 4096];
+    let len = rig.clients[0].stream.read(&mut answer).unwrap();
+    let answer = String::from_utf8_lossy(&answer[..len]);
+    assert!(
+        answer.contains("org.freedesktop.DBus.Error.LimitsExceeded"),
+        "{answer}"
+    );
+    assert!(answer.contains("there is no handle for the outcome"), "{answer}");
+    assert!(!is_open(payload));
+    assert_eq!(rig.outbox.inbox().heard(), 1);
+    let recovered = rig.replay();
+    assert!(!recovered.is_damaged && recovered.broker.open_errands().is_empty());
 }

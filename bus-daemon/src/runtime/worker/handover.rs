@@ -10,7 +10,7 @@ use super::Worker;
 use crate::broker::{Errand, Event};
 use crate::control::{self, Entry, Request, Told, worker_exit};
 use crate::handoff::image::{self, WorkerV2};
-use crate::journal::{RareEvent, outcome_in, small_outcome};
+use crate::journal::{RareEvent, failed_outcome, outcome_in, small_outcome};
 use crate::os::clock::{self, Nanos};
 use crate::os::{descriptor, memfd, process};
 use crate::runtime::links::Writing;
@@ -87,36 +87,44 @@ impl Worker {
     }
 
     fn hear_outcome(&mut self, number: u64, errand: u64, payload: RawFd) {
-        let Some(handle) = self.journal.assign(payload) else {
-            tracing::error!("there is no handle for the outcome of errand {errand}");
+        if let Some(handle) = self.journal.assign(payload) {
+            let bytes = memfd::read(payload);
+            return self.end_errand(number, errand, Some(handle), bytes.as_deref());
+        }
+        // It cannot be kept, so the errand has failed, whatever it brought: whoever waits for it is told.
+        let text =
+            format!("there is no handle for the outcome of errand {errand}: too many descriptors are open");
+        tracing::error!("{text}");
+        let bytes = failed_outcome(&text);
+        self.end_errand(number, errand, None, bytes.as_deref());
+        // Not before the outbox has let go of it.
+        if self.inbox.heard() >= number {
             descriptor::close(payload);
-            // The next entry has another number: this one is not met again.
-            self.journal.has_heard(number);
-            return self.acknowledge();
-        };
-        let bytes = memfd::read(payload);
+        }
+    }
+
+    /// An errand has ended with an outcome that stands in the memfd of `handle`, if it has one.
+    fn end_errand(&mut self, number: u64, errand: u64, handle: Option<Fd>, bytes: Result<&[u8], &Error>) {
+        let small = bytes.ok().and_then(small_outcome);
+        let is_small = small.is_some();
         let note = RareEvent::ErrandEnded {
             errand,
             payload: handle,
-            outcome: bytes.as_deref().ok().and_then(small_outcome),
+            outcome: small,
         };
         let event = Event::ErrandEnded {
             errand,
-            outcome: match &bytes {
-                Ok(bytes) => outcome_in(Ok(bytes)),
-                Err(error) => outcome_in(Err(error.kind().into())),
-            },
-            payload: Some(handle),
+            outcome: outcome_in(bytes.map_err(|error| error.kind().into())),
+            payload: handle,
         };
         self.note_heard(number, &note);
-        let is_noted =
-            matches!(note, RareEvent::ErrandEnded { outcome: Some(_), .. }) && !self.journal.is_incomplete();
+        let is_noted = is_small && !self.journal.is_incomplete();
         self.held_back = Some(Vec::new());
         self.apply(event);
         let closing = self.held_back.take().unwrap_or_default();
         // A replay from the checkpoint before this would read them: the configuration that was in force there, or an
         // outcome that the log does not have.
-        let is_needed = closing.iter().any(|fd| *fd != handle || !is_noted);
+        let is_needed = closing.iter().any(|fd| Some(*fd) != handle || !is_noted);
         if is_needed {
             self.needed_until_checkpoint.extend(closing);
             self.take_checkpoint();
