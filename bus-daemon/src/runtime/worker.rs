@@ -45,8 +45,10 @@ pub(crate) struct Worker {
     quarantined: Vec<PeerId>,
     /// What is to be done when the turn's events are applied and sent.
     follow_ups: VecDeque<FollowUp>,
-    /// Descriptors that are to be closed when what a replay would need them for is past, while that is looked at.
+    /// Descriptors that the event at hand lets go of, while it is looked at whether a replay would need them.
     held_back: Option<Vec<Fd>>,
+    /// Descriptors that a replay from the last checkpoint would need: to be closed when the next one is taken.
+    needed_until_checkpoint: Vec<Fd>,
     /// What is waited for is another than when the epoll set was last asked.
     must_look: Cell<bool>,
     inbox: Inbox,
@@ -79,6 +81,7 @@ impl Worker {
             quarantined: Vec::new(),
             follow_ups: VecDeque::new(),
             held_back: None,
+            needed_until_checkpoint: Vec::new(),
             must_look: Cell::new(false),
             inbox,
             ready: Vec::new(),
@@ -229,6 +232,11 @@ impl Worker {
     /// Writes the state that this worker begins with where the next one would look for it.
     pub(crate) fn first_checkpoint(&mut self) -> Result<(), String> {
         self.journal.checkpoint(&mut self.broker, self.links.generation())
+    }
+
+    #[cfg(test)]
+    pub(super) fn journal(&mut self) -> &mut Journal {
+        &mut self.journal
     }
 
     #[cfg(test)]
