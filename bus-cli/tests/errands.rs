@@ -105,6 +105,33 @@ fn a_configuration_that_cannot_be_read_in_time_stops_nobody() {
     assert_eq!(upgrade(&mut bystander, "").unwrap(), 2);
 }
 
+/// The memfd of an outcome belongs to the keeper's outbox, and then to the bus's state: whoever dies in between, it is
+/// closed once.
+#[test]
+fn no_outcome_stays_open_whenever_the_worker_that_hears_of_it_is_killed() {
+    let bus = Bus::start_faulty("", "kill:request=3");
+    let mut caller = bus.caller();
+    // The outcome of a reading that failed is kept by nobody.
+    std::fs::write(configuration(&bus), "<busconfig><nonsense/></busconfig>").unwrap();
+    let outcomes = || {
+        let descriptors = bus.descriptors();
+        descriptors
+            .iter()
+            .filter(|kind| kind.contains("bus-outcome"))
+            .count()
+    };
+    for round in 0..40 {
+        assert!(matches!(reload(&mut caller), Err(CallError::Reply { .. })));
+        // Before the next death: its recovery would close what this one has left.
+        wait_until("no outcome is open", || outcomes() == 0);
+        if round % 2 == 1 {
+            // Every other worker is to be killed as it hears; whoever is not gives way to the next.
+            let _ = kill(worker(&mut caller), Signal::SIGKILL);
+        }
+    }
+    assert!(bus.log().contains("killed in request"), "{}", bus.log());
+}
+
 #[test]
 fn a_configuration_that_is_missing_or_wrong_is_an_error_with_its_name() {
     let bus = Bus::start_with("");

@@ -247,6 +247,23 @@ fn what_is_no_regular_file_is_refused_at_once() {
     assert_eq!(upgrade(&mut bus.caller(), "").unwrap(), 2);
 }
 
+/// What a binary prints goes into the reason, whatever it is: a D-Bus string takes no NUL, and a log no escapes.
+#[test]
+fn a_binary_that_prints_anything_is_refused_with_a_reason_that_is_text() {
+    let bus = Bus::start();
+    let script =
+        b"#!/bin/sh\nprintf 'one\\000two\\033[31m\\377\\n'\nhead -c 9000 /dev/zero | tr '\\000' x\nexit 3\n";
+    let reason = refused(&bus, &file(bus.directory.path(), "odd", script, 0o755));
+    assert!(reason.contains("exited with code 3"), "{reason}");
+    assert!(reason.contains("one\u{fffd}two\u{fffd}[31m"), "{reason}");
+    assert!(
+        !reason.contains(char::is_control) && reason.ends_with("xxx..."),
+        "{reason}"
+    );
+    assert!(reason.len() < 2000, "{}", reason.len());
+    assert_eq!(upgrade(&mut bus.caller(), "").unwrap(), 2);
+}
+
 /// Paths of any length and kind are answered, and lock nothing.
 #[test]
 fn odd_paths_are_answered_and_upgrades_are_possible_afterwards() {

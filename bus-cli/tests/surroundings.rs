@@ -3,10 +3,11 @@
 
 mod support;
 
-use bus_load::peers;
+use bus_load::{CallError, peers};
 use bus_wire::MessageBuilder;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use support::raw::Raw;
 use support::{Bus, binary, generation, recoveries, restart_property, upgrade, wait_until};
@@ -90,6 +91,23 @@ fn without_proc() {
     }
     let mut bus = Bus::start_under(&HIDE);
     let mut caller = bus.caller();
+    // The interpreter of a script opens it by its descriptor, which needs /proc: that is said, and the bus stays as it is.
+    let script = bus.directory.path().join("script");
+    std::fs::write(
+        &script,
+        format!("#!/bin/sh\nexec '{}' \"$@\"\n", binary().display()),
+    )
+    .unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    match upgrade(&mut caller, script.to_str().unwrap()) {
+        Err(CallError::Reply { name, message }) => {
+            assert_eq!(name, "org.busdaemon.Error.UpgradeRefused", "{message}");
+            let is_clear = message.contains(script.to_str().unwrap()) && message.contains("/dev/fd/");
+            assert!(is_clear, "{message}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(generation(&mut caller), 1);
     let worker = |caller: &mut _| {
         let reply = restart_property(caller, "WorkerPID");
         reply.body().read_variant(|value| value.read_u32()).unwrap()

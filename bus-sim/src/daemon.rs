@@ -49,11 +49,15 @@ impl World {
             Read::Bytes(bytes, files) => {
                 let fds: Fds = files.iter().map(|file| self.bus.files.open(*file)).collect();
                 let count = bytes.len() as u64;
+                let mut large = None;
                 let event = match link.grow_large(&bytes) {
                     Some(prefix) => {
                         self.stats.large += u64::from(link.large.is_none());
+                        let upto = link.taken;
+                        large = Some((upto, prefix.clone()));
                         Event::ReceivedLarge {
                             peer: id,
+                            upto,
                             prefix,
                             fds,
                         }
@@ -77,6 +81,11 @@ impl World {
                 if self.random.percent(10) {
                     self.tell_again(id)?;
                 }
+                if let Some((upto, prefix)) = large
+                    && self.random.percent(50)
+                {
+                    self.tell_large_again(id, upto, prefix)?;
+                }
                 Ok(())
             }
         }
@@ -98,12 +107,7 @@ impl World {
             upto = link.taken + bytes.len() as u64;
         }
         let data = Bytes::copy_from_slice(bytes);
-        let fds: Fds = if self.random.percent(20) {
-            let file = self.bus.files.create();
-            [self.bus.files.open(file)].into_iter().collect()
-        } else {
-            Fds::new()
-        };
+        let fds = self.perhaps_a_file();
         self.note(|| format!("{} bytes of {id:?} up to {upto} are told again", data.len()));
         self.stats.told_again += 1;
         let event = Event::Received {
@@ -113,6 +117,34 @@ impl World {
             fds,
         };
         self.apply(event, |_| Ok(()))
+    }
+
+    /// A part of a large message is told again, or only the beginning of that.
+    fn tell_large_again(&mut self, id: PeerId, upto: u64, prefix: Bytes) -> Check {
+        let end = if self.random.percent(50) {
+            prefix.len()
+        } else {
+            1 + self.random.index(prefix.len())
+        };
+        let event = Event::ReceivedLarge {
+            peer: id,
+            upto: upto - (prefix.len() - end) as u64,
+            prefix: prefix.slice(..end),
+            fds: self.perhaps_a_file(),
+        };
+        self.note(|| format!("{end} bytes of a large message of {id:?} are told again"));
+        self.stats.told_again += 1;
+        self.apply(event, |_| Ok(()))
+    }
+
+    /// What comes with something that is told again.
+    fn perhaps_a_file(&mut self) -> Fds {
+        if self.random.percent(20) {
+            let file = self.bus.files.create();
+            [self.bus.files.open(file)].into_iter().collect()
+        } else {
+            Fds::new()
+        }
     }
 
     pub(crate) fn send_to_someone(&mut self) -> Check {

@@ -95,6 +95,13 @@ impl Bus {
         Bus::start_configured(command, configuration)
     }
 
+    /// As [`start_with`](Self::start_with), with a fault on demand.
+    pub fn start_faulty(configuration: &str, fault: &str) -> Bus {
+        let mut command = Command::new(binary());
+        command.arg("daemon").env("BUS_TEST_FAULT", fault);
+        Bus::start_configured(command, configuration)
+    }
+
     /// Starts this binary, which may be a copy of it.
     pub fn start_binary(binary: &Path) -> Bus {
         let mut command = Command::new(binary);

@@ -67,14 +67,32 @@ impl Broker {
             peaks: Peaks::default(),
         };
         if !self.roster.enter(peer) {
-            let text = format!("a connection was given the index {}, which is in use", id.index);
-            self.warn(credentials.uid, text);
-            return;
+            return self.refuse_index(id, socket, credentials.uid);
         }
         if let Some(peer) = self.roster.get_mut(id) {
             self.deadlines.expect_hello(peer, Some(deadline));
         }
         self.regulate_accepting();
+    }
+
+    /// The runtime gave a connection an index that another peer has. That peer stays; the socket is not kept open for a
+    /// peer that there is not.
+    fn refuse_index(&mut self, id: PeerId, socket: Fd, uid: Option<u32>) {
+        let reason = format!("a connection was given the index {}, which is in use", id.index);
+        if self.roster.get(id).is_none() {
+            return self.outgoing.ask(Action::Close {
+                peer: id,
+                reason,
+                uid,
+                is_fault: true,
+                last_words: Bytes::new(),
+            });
+        }
+        // Its very id is in use: to close a link of this id would disconnect the peer that has it.
+        if self.socket(id) != Some(socket) {
+            self.warn(uid, reason);
+            self.close_fds([socket]);
+        }
     }
 
     /// Feeds what a peer says before BEGIN, and routes what follows.

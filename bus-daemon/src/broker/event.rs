@@ -140,6 +140,8 @@ pub enum Event {
     ReceivedLarge {
         /// From whom.
         peer: PeerId,
+        /// Absolute offset in the peer's stream behind the last of these bytes. What was taken before is ignored.
+        upto: u64,
         /// All of the message that has arrived so far, from its first byte.
         prefix: Bytes,
         /// Descriptors that came with the newest part.

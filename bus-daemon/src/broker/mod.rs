@@ -193,7 +193,12 @@ impl Broker {
                 data,
                 fds,
             } => self.received(peer, upto, data, fds, system),
-            Event::ReceivedLarge { peer, prefix, fds } => self.receive_large(peer, prefix, fds, system),
+            Event::ReceivedLarge {
+                peer,
+                upto,
+                prefix,
+                fds,
+            } => self.received_large(peer, upto, prefix, fds, system),
             Event::Sent { peer, upto } => self.sent(peer, upto),
             Event::Quarantined { peer, begins_with } => self.quarantined(peer, &begins_with),
             Event::Closed { peer, reason } => self.disconnect(peer, Disconnect::Transport(reason)),

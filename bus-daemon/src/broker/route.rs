@@ -66,16 +66,31 @@ impl Broker {
         self.route_input(id, system);
     }
 
-    pub(super) fn receive_large(&mut self, id: PeerId, prefix: Bytes, fds: Fds, system: &mut dyn System) {
+    /// More of a large message, all of it so far. What does not go on from where the message was is input as any other: of
+    /// what was told before nothing counts again.
+    pub(super) fn received_large(
+        &mut self,
+        id: PeerId,
+        upto: u64,
+        prefix: Bytes,
+        fds: Fds,
+        system: &mut dyn System,
+    ) {
         let Some(peer) = self.roster.get_mut(id) else {
             return self.close_fds(fds);
         };
+        let begin = upto.checked_sub(prefix.len() as u64);
+        let is_next = peer.framer.large().is_some_and(|large| {
+            upto > peer.taken && begin.is_some() && begin == peer.taken.checked_sub(large.have as u64)
+        });
+        if !is_next {
+            return self.received(id, upto, prefix, fds, system);
+        }
         if !fds.is_empty() && !peer.takes_fds {
             self.close_fds(fds);
             return self.disconnect(id, Breach::FdsNotNegotiated.into());
         }
-        let had = peer.framer.partial().len();
-        peer.taken += prefix.len().saturating_sub(had) as u64;
+        peer.taken = upto;
         peer.framer.push_large(prefix, fds);
         self.route_input(id, system);
     }

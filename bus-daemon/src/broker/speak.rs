@@ -115,8 +115,10 @@ impl Broker {
 
     /// Answers a call of which only the serial was kept, with an error.
     pub(crate) fn send_late_error(&mut self, caller: PeerId, reply_serial: u32, name: &str, text: &str) {
+        // Part of it may come from anywhere, and whoever waits is to be answered: a string has no NUL.
+        let text = text.replace('\0', "\u{fffd}");
         let error = MessageBuilder::error(name, reply_serial).body(|w| {
-            w.str(text);
+            w.str(&text);
         });
         if let Err(error) = self.speak(caller, error) {
             self.warn(

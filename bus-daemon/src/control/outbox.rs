@@ -213,6 +213,21 @@ impl Inbox {
         sheet(self.0).heard.load(Ordering::Acquire)
     }
 
+    /// The payloads of the entries that are in the journal, up to number `heard`, and are not acknowledged.
+    pub(crate) fn unacknowledged(&self, heard: u64) -> Vec<RawFd> {
+        let mut payloads = Vec::new();
+        let mut number = self.heard();
+        while number < heard
+            && let Some(entry) = self.next(number)
+        {
+            if let Told::ErrandEnded { payload, .. } = entry.told {
+                payloads.push(payload);
+            }
+            number = entry.number;
+        }
+        payloads
+    }
+
     /// Whether the keeper had a binary that passed its trial when this worker was started.
     pub(crate) fn is_approved(&self) -> bool {
         sheet(self.0).approved.load(Ordering::Acquire) != 0
@@ -275,6 +290,22 @@ mod tests {
         inbox.acknowledge(1);
         assert!(outbox.settle());
         assert_eq!(inbox.next(1).map(|entry| entry.told), Some(ended(7)));
+    }
+
+    #[test]
+    fn payloads_of_what_is_in_the_journal_and_not_acknowledged_are_known() {
+        let mut outbox = Outbox::create().unwrap();
+        for payload in [70, 71, 72] {
+            outbox.post(Told::ErrandEnded { errand: 1, payload });
+            outbox.post(Told::ReloadWanted);
+        }
+        let inbox = outbox.inbox();
+        inbox.acknowledge(1);
+        // A request that is unheard is posted once: the entries are 70, the request, 71, 72.
+        assert_eq!(inbox.unacknowledged(1), []);
+        assert_eq!(inbox.unacknowledged(2), []);
+        assert_eq!(inbox.unacknowledged(3), [71]);
+        assert_eq!(inbox.unacknowledged(u64::MAX), [71, 72]);
     }
 
     #[test]

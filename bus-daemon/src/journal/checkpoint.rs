@@ -112,6 +112,9 @@ pub(crate) struct Checkpoints {
     free: Vec<Vec<u64>>,
     /// Blocks of the checkpoint before, free once the one in the making is complete.
     superseded: Vec<Block>,
+    /// Whether there is to be no room, as a test has it.
+    #[cfg(test)]
+    pub(super) is_full: bool,
 }
 
 impl Checkpoints {
@@ -130,6 +133,8 @@ impl Checkpoints {
             arena_end: ARENA,
             free: vec![Vec::new(); 64],
             superseded: Vec::new(),
+            #[cfg(test)]
+            is_full: false,
         })
     }
 
@@ -144,6 +149,8 @@ impl Checkpoints {
             arena_end: ARENA,
             free: vec![Vec::new(); 64],
             superseded: Vec::new(),
+            #[cfg(test)]
+            is_full: false,
         }
     }
 
@@ -166,6 +173,10 @@ impl Checkpoints {
     pub(crate) fn put(&mut self, index: usize, owner: [u64; 2], body: &[u8]) -> Result<(), String> {
         if index >= ENTRIES {
             return Err(format!("there is no checkpoint entry {index}"));
+        }
+        #[cfg(test)]
+        if self.is_full {
+            return Err("the checkpoint's arena is full, as a test has it".into());
         }
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("checkpoint");

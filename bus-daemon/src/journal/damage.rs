@@ -7,6 +7,7 @@ use super::Journal;
 use super::header::HEADER_LEN;
 #[cfg(test)]
 use super::header::{Commit, Header};
+use super::log::Fields;
 use super::record::Kind;
 use super::replay::Remains;
 use crate::broker::PeerId;
@@ -19,12 +20,54 @@ impl Journal {
         let len = bytes.len().min(room.len);
         // SAFETY: room for that many bytes, which nobody looks at.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), room.start, len) };
-        self.log.finish_read(peer.to_u64(), taken + len as u64, len, &[])
+        let fields = Fields::new(peer.to_u64(), taken + len as u64);
+        self.log.finish_read(fields, len, &[])
+    }
+
+    /// Reads from a link as [`receive`](Self::receive) does, and leaves it at that: the process dies when the system call
+    /// returns. `lost_fds`: as if the kernel had dropped descriptors that came with the bytes.
+    #[cfg(test)]
+    pub(crate) fn die_receiving(
+        &mut self,
+        socket: std::os::fd::RawFd,
+        peer: PeerId,
+        taken: u64,
+        lost_fds: bool,
+    ) {
+        self.arm_receive(taken);
+        let read = self.call_receive(socket, peer, super::header::InFlight::Receive);
+        assert!(read.unwrap().unwrap().0 > 0);
+        if lost_fds {
+            self.header.slot.message.msg_hdr.msg_flags |= libc::MSG_CTRUNC;
+        }
+    }
+
+    /// As if these bytes had been received, and the descriptors that came with them had been dropped.
+    #[cfg(test)]
+    pub(crate) fn pretend_received_without_fds(&mut self, peer: PeerId, taken: u64, len: usize) {
+        self.log.room();
+        let fields = Fields {
+            lost_fds: true,
+            ..Fields::new(peer.to_u64(), taken + len as u64)
+        };
+        self.log.finish_read(fields, len, &[]);
+    }
+
+    /// Whether there is to be no room for checkpoints.
+    #[cfg(test)]
+    pub(crate) fn pretend_full(&mut self, is_full: bool) {
+        self.checkpoints.is_full = is_full;
+    }
+
+    /// As if something had happened that does not fit into the log.
+    #[cfg(test)]
+    pub(crate) fn pretend_incomplete(&mut self) {
+        self.log.demand_checkpoint();
     }
 
     /// As if a socket had taken all bytes up to this absolute offset.
     pub(crate) fn pretend_sent(&mut self, peer: PeerId, upto: u64) {
-        self.log.append(Kind::Sent, (peer.to_u64(), upto, 0, 0), &[]);
+        self.log.append(Kind::Sent, Fields::new(peer.to_u64(), upto), &[]);
     }
 }
 

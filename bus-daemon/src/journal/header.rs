@@ -40,14 +40,15 @@ pub(crate) struct Slot {
     pub(crate) peer: AtomicU64,
     /// The number that the record of this call gets.
     pub(crate) sequence: AtomicU64,
-    /// `Receive`, `Send`: absolute offset in the link's stream of the first byte. `ReceiveLarge`: offset of the extent in its
-    /// memfd.
+    /// Absolute offset in the link's stream of the first byte.
     pub(crate) offset: AtomicU64,
+    /// `ReceiveLarge`: offset of the extent in its memfd.
+    pub(crate) extent: AtomicU64,
     /// `ReceiveLarge`: bytes of the message that had arrived before.
     pub(crate) filled: AtomicU64,
     /// `ReceiveLarge`: size class of the extent.
     pub(crate) class: AtomicU32,
-    /// The kernel writes `msg_len` and `msg_controllen` here.
+    /// The kernel writes `msg_len`, `msg_controllen` and `msg_flags` here.
     pub(crate) message: libc::mmsghdr,
     /// Where received bytes go.
     pub(crate) iov: libc::iovec,
@@ -75,6 +76,11 @@ impl Slot {
             3 => InFlight::Send,
             _ => InFlight::Nothing,
         }
+    }
+
+    /// Whether the kernel had to drop descriptors that came with the bytes, for want of room in the descriptor table.
+    pub(crate) fn has_lost_fds(&self) -> bool {
+        self.message.msg_hdr.msg_flags & libc::MSG_CTRUNC != 0
     }
 
     /// Its result is in the log.

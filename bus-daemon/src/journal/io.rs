@@ -10,11 +10,12 @@ use std::os::fd::RawFd;
 use std::ptr;
 use std::sync::atomic::Ordering;
 
-use bus_wire::{Fd, SendQueue};
+use bus_wire::{Fd, LargeMessage, SendQueue};
 use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::header::{CONTROL, InFlight, MAX_FDS};
+use super::log::Fields;
 use super::record::Kind;
 use super::{Extent, Journal};
 use crate::broker::{Fds, PeerId};
@@ -65,12 +66,7 @@ impl Journal {
         if super::plain::is_wanted() {
             return self.receive_plain(socket);
         }
-        let room = self.log.room();
-        self.header.slot.iov = libc::iovec {
-            iov_base: room.start.cast(),
-            iov_len: room.len,
-        };
-        self.header.slot.offset.store(taken, Ordering::Relaxed);
+        let room = self.arm_receive(taken);
         let Some((len, numbers, lost_fds)) = self.call_receive(socket, peer, InFlight::Receive)? else {
             return Ok(Read::Empty);
         };
@@ -80,9 +76,13 @@ impl Journal {
         }
         let fds = self.assign_all(&numbers);
         let lost_fds = lost_fds || fds.len() < numbers.len();
-        let bytes = self.log.finish_read(peer.to_u64(), taken + len as u64, len, &fds);
+        let fields = Fields {
+            lost_fds,
+            ..Fields::new(peer.to_u64(), taken + len as u64)
+        };
+        let bytes = self.log.finish_read(fields, len, &fds);
         self.header.slot.disarm();
-        let full = len == room.len || !fds.is_empty();
+        let full = len == room || !fds.is_empty();
         Ok(Read::Data {
             bytes,
             fds,
@@ -92,21 +92,35 @@ impl Journal {
         })
     }
 
-    /// Reads the next part of a large message into its extent, of which `filled` bytes are there and `total` will be.
+    /// Puts into the slot where a read into the log goes; how much there is room for.
+    pub(super) fn arm_receive(&mut self, taken: u64) -> usize {
+        let room = self.log.room();
+        self.header.slot.iov = libc::iovec {
+            iov_base: room.start.cast(),
+            iov_len: room.len,
+        };
+        self.header.slot.offset.store(taken, Ordering::Relaxed);
+        room.len
+    }
+
+    /// Reads the next part of a large message into its extent, where what has arrived of it stands; `taken` bytes of the
+    /// link's stream were read before.
     pub(crate) fn receive_large(
         &mut self,
         socket: RawFd,
         peer: PeerId,
+        taken: u64,
         extent: &Extent,
-        filled: usize,
-        total: usize,
+        large: LargeMessage,
     ) -> Result<Read> {
-        let room = total - filled;
+        let filled = large.have;
+        let room = large.total - filled;
         self.header.slot.iov = libc::iovec {
             iov_base: extent.room(filled, room).cast(),
             iov_len: room,
         };
-        self.header.slot.offset.store(extent.offset(), Ordering::Relaxed);
+        self.header.slot.offset.store(taken, Ordering::Relaxed);
+        self.header.slot.extent.store(extent.offset(), Ordering::Relaxed);
         self.header.slot.filled.store(filled as u64, Ordering::Relaxed);
         self.header
             .slot
@@ -121,13 +135,14 @@ impl Journal {
         }
         let fds = self.assign_all(&numbers);
         let lost_fds = lost_fds || fds.len() < numbers.len();
-        let place = (
-            peer.to_u64(),
-            extent.offset(),
-            (filled + len) as u64,
-            extent.class(),
-        );
-        self.log.append(Kind::ReceivedLarge, place, &fds);
+        let fields = Fields {
+            extent: extent.offset(),
+            filled: (filled + len) as u32,
+            class: extent.class(),
+            lost_fds,
+            ..Fields::new(peer.to_u64(), taken + len as u64)
+        };
+        self.log.append(Kind::ReceivedLarge, fields, &fds);
         self.header.slot.disarm();
         Ok(Read::Data {
             bytes: extent.prefix(filled + len),
@@ -203,7 +218,7 @@ impl Journal {
         let len = u64::from(slot.message.msg_len);
         let upto = queue.sent() + len;
         if len > 0 {
-            self.log.append(Kind::Sent, (peer.to_u64(), upto, 0, 0), &[]);
+            self.log.append(Kind::Sent, Fields::new(peer.to_u64(), upto), &[]);
         }
         self.header.slot.disarm();
         Ok(Written {
@@ -213,7 +228,7 @@ impl Journal {
     }
 
     /// One `recvmmsg` with the slot's `iov`. `None`: nothing there. The slot stays armed when it brought something.
-    fn call_receive(
+    pub(super) fn call_receive(
         &mut self,
         socket: RawFd,
         peer: PeerId,
@@ -260,18 +275,14 @@ impl Journal {
                 }
             }
         }
-        let flags = slot.message.msg_hdr.msg_flags;
+        let lost_fds = slot.has_lost_fds();
         let control = slot.message.msg_hdr.msg_controllen.min(CONTROL);
         let fds = if control == 0 {
             Numbers::new()
         } else {
             take_fds(&slot.control.0[..control])
         };
-        Ok(Some((
-            slot.message.msg_len as usize,
-            fds,
-            flags & libc::MSG_CTRUNC != 0,
-        )))
+        Ok(Some((slot.message.msg_len as usize, fds, lost_fds)))
     }
 }
 

@@ -59,6 +59,28 @@ pub(crate) struct Position {
     pub(crate) offset: u32,
 }
 
+/// What a record tells besides its data and descriptors: fields of its [header](RecordHeader).
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Fields {
+    pub(crate) peer: u64,
+    pub(crate) number: u64,
+    pub(crate) extent: u64,
+    pub(crate) filled: u32,
+    pub(crate) class: u8,
+    pub(crate) lost_fds: bool,
+}
+
+impl Fields {
+    /// Those that most records have.
+    pub(crate) fn new(peer: u64, number: u64) -> Self {
+        Self {
+            peer,
+            number,
+            ..Self::default()
+        }
+    }
+}
+
 /// A record read back.
 #[derive(Debug)]
 pub(crate) struct Record {
@@ -225,10 +247,10 @@ impl Log {
     }
 
     /// The last [`room`](Self::room) took `len` bytes and these descriptors.
-    /// `upto` is the absolute offset in the peer's stream that was reached.
-    pub(crate) fn finish_read(&mut self, peer: u64, upto: u64, len: usize, fds: &[Fd]) -> Bytes {
+    /// The number in `fields` is the absolute offset in the peer's stream that was reached.
+    pub(crate) fn finish_read(&mut self, fields: Fields, len: usize, fds: &[Fd]) -> Bytes {
         let start = self.offset + RECORD_HEADER;
-        self.publish(Kind::Received, (peer, upto, 0, 0), len, fds);
+        self.publish(Kind::Received, fields, len, fds);
         let data = self.active.slice(start..start + len);
         if self.current == SPARE {
             Bytes::copy_from_slice(&data)
@@ -238,16 +260,11 @@ impl Log {
     }
 
     /// Appends a record without received bytes in the log itself.
-    pub(crate) fn append(
-        &mut self,
-        kind: Kind,
-        (peer, number, filled, class): (u64, u64, u64, u8),
-        fds: &[Fd],
-    ) {
+    pub(crate) fn append(&mut self, kind: Kind, fields: Fields, fds: &[Fd]) {
         if self.offset + RECORD_HEADER + READ_TAIL > SEGMENT {
             self.next_segment();
         }
-        self.publish(kind, (peer, number, filled, class), 0, fds);
+        self.publish(kind, fields, 0, fds);
     }
 
     /// Appends a record with data of at most [`Log::MOST_DATA`] bytes.
@@ -259,31 +276,34 @@ impl Log {
         let place = self.place(self.offset + RECORD_HEADER, data.len());
         // SAFETY: `place` is room for that many bytes, past everything that was handed out.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), place, data.len()) };
-        self.publish(kind, (peer, number, 0, 0), data.len(), &[]);
+        self.publish(kind, Fields::new(peer, number), data.len(), &[]);
     }
 
     /// Most bytes of data in one record of [`append_data`](Self::append_data).
     pub(crate) const MOST_DATA: usize = SEGMENT - RECORD_HEADER - READ_TAIL - 64;
 
-    fn publish(
-        &mut self,
-        kind: Kind,
-        (peer, number, filled, class): (u64, u64, u64, u8),
-        data_len: usize,
-        fds: &[Fd],
-    ) {
+    fn publish(&mut self, kind: Kind, fields: Fields, data_len: usize, fds: &[Fd]) {
+        let Fields {
+            peer,
+            number,
+            extent,
+            filled,
+            class,
+            lost_fds,
+        } = fields;
         let fds = &fds[..fds.len().min(MAX_FDS)];
         let mut record = RecordHeader {
             sequence: self.sequence,
             peer,
             number,
-            filled,
+            extent,
             data_len: data_len as u32,
-            fds: fds.len() as u16,
+            fds: fds.len() as u8,
+            lost_fds: u8::from(lost_fds),
             kind: kind as u8,
             class,
+            filled,
             crc: 0,
-            reserved: 0,
         };
         let fds_at = self.offset + record.fds_at();
         for (index, fd) in fds.iter().enumerate() {

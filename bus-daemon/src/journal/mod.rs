@@ -45,13 +45,13 @@ pub(crate) use extent::Extent;
 use extent::ExtentPool;
 use header::Header;
 pub(crate) use io::Read;
-use log::Log;
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use log::Position;
+use log::{Fields, Log};
 use manifest::Manifest;
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use mirror::{Mirror, Sabotage};
-pub(crate) use outcome::{outcome_in, small_outcome};
+pub(crate) use outcome::{failed_outcome, outcome_in, small_outcome};
 use record::Kind;
 pub(crate) use replay::{Recorded, Remains, UnitAtWork};
 pub(crate) use store::BacklogV1;
@@ -82,8 +82,8 @@ pub(crate) enum RareEvent {
     ErrandEnded {
         /// Its number.
         errand: u64,
-        /// The memfd with the outcome.
-        payload: Fd,
+        /// The memfd with the outcome; `None`: there was no handle for it.
+        payload: Option<Fd>,
         /// What stands in it, where that is not much: the broker may close it long before a replay.
         outcome: Option<Blob>,
     },
@@ -139,6 +139,8 @@ pub(crate) struct Journal {
     is_reading: bool,
     /// Something that a replay needs is not in the log.
     is_answer_missing: bool,
+    /// Whose newest input lacks descriptors that came with it, as a replay finds it.
+    lost_fds: Option<PeerId>,
     /// The number of the newest entry of the keeper's outbox that is in the log or the state before it.
     heard: u64,
 }
@@ -162,6 +164,7 @@ impl Journal {
             is_checkpoint_begun: false,
             is_reading: false,
             is_answer_missing: false,
+            lost_fds: None,
             heard: 0,
         })
     }
@@ -245,7 +248,7 @@ impl Journal {
 
     /// Notes that time passed.
     pub(crate) fn note_tick(&mut self, milliseconds: u64) {
-        self.log.append(Kind::Tick, (0, milliseconds, 0, 0), &[]);
+        self.log.append(Kind::Tick, Fields::new(0, milliseconds), &[]);
     }
 
     /// An extent for a large message of `total` bytes, of which `prefix` has arrived.

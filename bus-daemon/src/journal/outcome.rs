@@ -7,7 +7,7 @@ use bus_wire::Fd;
 use bytes::Bytes;
 
 use super::Journal;
-use crate::broker::{Blob, ConfigRefusal, ConfigV1, ErrandOutcome};
+use crate::broker::{Blob, ConfigRefusal, ConfigV1, ErrandOutcome, LIMITS_EXCEEDED};
 use crate::config::Config;
 use crate::control::{Outcome, Refusal};
 use crate::handoff::codec;
@@ -15,8 +15,9 @@ use crate::os::memfd;
 
 impl Journal {
     /// The outcome in the memfd of this handle.
-    pub(super) fn read_outcome(&self, payload: Fd) -> ErrandOutcome {
-        match memfd::read(self.verified_number(payload).unwrap_or(-1)) {
+    pub(super) fn read_outcome(&self, payload: Option<Fd>) -> ErrandOutcome {
+        let number = payload.and_then(|handle| self.verified_number(handle));
+        match memfd::read(number.unwrap_or(-1)) {
             Ok(bytes) => outcome_in(Ok(&bytes)),
             Err(error) => outcome_in(Err(error)),
         }
@@ -29,6 +30,15 @@ const SMALL: usize = 64 * 1024;
 /// What of an outcome is noted with the event: all or nothing.
 pub(crate) fn small_outcome(bytes: &[u8]) -> Option<Blob> {
     (bytes.len() <= SMALL).then(|| Blob(Bytes::copy_from_slice(bytes)))
+}
+
+/// The outcome, encoded, of an errand whose payload cannot be kept: whatever it brought, the errand has failed.
+pub(crate) fn failed_outcome(text: &str) -> Result<Vec<u8>> {
+    let refusal = Refusal {
+        error: LIMITS_EXCEEDED.into(),
+        text: text.into(),
+    };
+    codec::encode(&Outcome::Configuration(Err(refusal))).map_err(Error::other)
 }
 
 /// What stands in the payload of an errand that has ended. A payload that cannot be read is an outcome, too.

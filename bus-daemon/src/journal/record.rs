@@ -43,24 +43,25 @@ pub(crate) struct RecordHeader {
     pub(crate) sequence: u64,
     /// Whose; 0 where no peer is concerned.
     pub(crate) peer: u64,
-    /// `Received`, `Sent`: absolute offset in the peer's stream that was reached. `Tick`: milliseconds. `Rare`: the number of
-    /// the entry in the keeper's outbox that told of it, if one did. `ReceivedLarge`: offset
-    /// of the extent.
+    /// `Received`, `ReceivedLarge`, `Sent`: absolute offset in the peer's stream that was reached. `Tick`: milliseconds.
+    /// `Rare`: the number of the entry in the keeper's outbox that told of it, if one did.
     pub(crate) number: u64,
-    /// `ReceivedLarge`: bytes of the message that have arrived.
-    pub(crate) filled: u64,
+    /// `ReceivedLarge`: offset of the extent.
+    pub(crate) extent: u64,
     /// Bytes of data behind the header.
     pub(crate) data_len: u32,
     /// Descriptors behind the data, 4 bytes each, from the next multiple of 4.
-    pub(crate) fds: u16,
+    pub(crate) fds: u8,
+    /// `Received`, `ReceivedLarge`: 1 where descriptors that came with the bytes were lost, for want of room.
+    pub(crate) lost_fds: u8,
     /// A [`Kind`].
     pub(crate) kind: u8,
     /// `ReceivedLarge`: size class of the extent.
     pub(crate) class: u8,
+    /// `ReceivedLarge`: bytes of the message that have arrived.
+    pub(crate) filled: u32,
     /// CRC-32C of the fields above, and of the data where it is at most [`CHECKED_DATA`] bytes, and of the descriptors.
     pub(crate) crc: u32,
-    /// Zero.
-    pub(crate) reserved: u32,
 }
 
 /// Bytes of a [`RecordHeader`].
@@ -84,15 +85,17 @@ impl RecordHeader {
 
     /// The checksum that belongs into `crc`. `salt` is the journal's own.
     pub(crate) fn checksum(&self, salt: u32, data: &[u8], fds: &[u8]) -> u32 {
-        let mut fields = [0; 40];
+        let mut fields = [0; 44];
         fields[..8].copy_from_slice(&self.sequence.to_ne_bytes());
         fields[8..16].copy_from_slice(&self.peer.to_ne_bytes());
         fields[16..24].copy_from_slice(&self.number.to_ne_bytes());
-        fields[24..32].copy_from_slice(&self.filled.to_ne_bytes());
+        fields[24..32].copy_from_slice(&self.extent.to_ne_bytes());
         fields[32..36].copy_from_slice(&self.data_len.to_ne_bytes());
-        fields[36..38].copy_from_slice(&self.fds.to_ne_bytes());
+        fields[36] = self.fds;
+        fields[37] = self.lost_fds;
         fields[38] = self.kind;
         fields[39] = self.class;
+        fields[40..].copy_from_slice(&self.filled.to_ne_bytes());
         let mut crc = crc32c::crc32c_append(salt, &fields);
         if data.len() <= CHECKED_DATA {
             crc = crc32c::crc32c_append(crc, data);

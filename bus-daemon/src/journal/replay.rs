@@ -9,7 +9,7 @@ use super::checkpoint::Checkpoints;
 use super::extent::{Extent, ExtentPool, ExtentRange};
 use super::header::{CONTROL, Header, InFlight};
 use super::io::take_fds;
-use super::log::{Log, Position, Record};
+use super::log::{Fields, Log, Position, Record};
 use super::manifest::Manifest;
 use super::outcome::outcome_in;
 use super::record::Kind;
@@ -136,6 +136,7 @@ impl Journal {
             is_checkpoint_begun: false,
             is_reading: true,
             is_answer_missing: false,
+            lost_fds: None,
             heard: 0,
         })
     }
@@ -175,6 +176,9 @@ impl Journal {
         } = record;
         let sequence = header.sequence;
         let peer = PeerId::from_u64(header.peer);
+        if header.lost_fds != 0 {
+            self.lost_fds = Some(peer);
+        }
         Ok(match kind {
             Kind::Received => Event::Received {
                 peer,
@@ -184,10 +188,10 @@ impl Journal {
             },
             Kind::ReceivedLarge => {
                 let range = ExtentRange {
-                    offset: header.number,
+                    offset: header.extent,
                     class: header.class,
                     start: 0,
-                    len: header.filled,
+                    len: header.filled.into(),
                 };
                 let prefix = self
                     .extents
@@ -195,6 +199,7 @@ impl Journal {
                     .ok_or_else(|| format!("record {sequence} of the journal: its extent is not there"))?;
                 Event::ReceivedLarge {
                     peer,
+                    upto: header.number,
                     prefix,
                     fds: fds.into(),
                 }
@@ -237,7 +242,7 @@ impl Journal {
                             Some(bytes) => outcome_in(Ok(&bytes.0)),
                             None => self.read_outcome(payload),
                         },
-                        payload: Some(payload),
+                        payload,
                     },
                     RareEvent::UpgradeFailed { reason } => Event::UpgradeFailed { reason },
                     RareEvent::Serving { worker_pid, start } => Event::Serving { worker_pid, start },
@@ -307,6 +312,7 @@ impl Journal {
         }
         let peer = PeerId::from_u64(slot.peer.load(Ordering::Acquire));
         let control = slot.message.msg_hdr.msg_controllen.min(CONTROL);
+        let lost_fds = slot.has_lost_fds();
         let event = match what {
             InFlight::Nothing => None,
             InFlight::Receive => {
@@ -316,7 +322,12 @@ impl Journal {
                     return Err("the in-flight slot is damaged".into());
                 }
                 let fds = self.assign_all(&numbers);
-                let data = self.log.finish_read(peer.to_u64(), upto, len, &fds);
+                let fields = Fields {
+                    lost_fds: lost_fds || fds.len() < numbers.len(),
+                    ..Fields::new(peer.to_u64(), upto)
+                };
+                self.lost_fds = fields.lost_fds.then_some(peer).or(self.lost_fds);
+                let data = self.log.finish_read(fields, len, &fds);
                 Some(Event::Received {
                     peer,
                     upto,
@@ -328,9 +339,10 @@ impl Journal {
                 let numbers = take_fds(&slot.control.0[..control]);
                 let class = slot.class.load(Ordering::Acquire) as u8;
                 let filled = slot.filled.load(Ordering::Acquire) + len as u64;
-                let offset = slot.offset.load(Ordering::Acquire);
+                let upto = slot.offset.load(Ordering::Acquire) + len as u64;
+                let extent = slot.extent.load(Ordering::Acquire);
                 let range = ExtentRange {
-                    offset,
+                    offset: extent,
                     class,
                     start: 0,
                     len: filled,
@@ -340,13 +352,25 @@ impl Journal {
                     .adopt(range)
                     .ok_or("the in-flight slot names no extent")?;
                 let fds = self.assign_all(&numbers);
-                self.log
-                    .append(Kind::ReceivedLarge, (peer.to_u64(), offset, filled, class), &fds);
-                Some(Event::ReceivedLarge { peer, prefix, fds })
+                let fields = Fields {
+                    extent,
+                    filled: filled as u32,
+                    class,
+                    lost_fds: lost_fds || fds.len() < numbers.len(),
+                    ..Fields::new(peer.to_u64(), upto)
+                };
+                self.lost_fds = fields.lost_fds.then_some(peer).or(self.lost_fds);
+                self.log.append(Kind::ReceivedLarge, fields, &fds);
+                Some(Event::ReceivedLarge {
+                    peer,
+                    upto,
+                    prefix,
+                    fds,
+                })
             }
             InFlight::Send => {
                 let upto = slot.offset.load(Ordering::Acquire) + len as u64;
-                self.log.append(Kind::Sent, (peer.to_u64(), upto, 0, 0), &[]);
+                self.log.append(Kind::Sent, Fields::new(peer.to_u64(), upto), &[]);
                 Some(Event::Sent { peer, upto })
             }
         };
@@ -354,6 +378,11 @@ impl Journal {
         let is_input = matches!(what, InFlight::Receive | InFlight::ReceiveLarge);
         self.mark_applying(self.log.sequence() - 1, is_input);
         Ok(event)
+    }
+
+    /// The peer of whose newest input descriptors were lost, as far as the log was read. Its link is closed, unless it was.
+    pub(crate) fn take_lost_fds(&mut self) -> Option<PeerId> {
+        self.lost_fds.take()
     }
 
     /// The rest of the extents' memory is not needed: all that is has been named.

@@ -253,7 +253,7 @@ impl Journal {
 
     /// The configuration in the memfd of this handle.
     fn read_config(&self, handle: Fd) -> Result<ConfigV1, String> {
-        match self.read_outcome(handle) {
+        match self.read_outcome(Some(handle)) {
             ErrandOutcome::Configuration(Ok(config)) => Ok(ConfigV1::from(&*config)),
             ErrandOutcome::Configuration(Err(refusal)) => Err(refusal.text),
             ErrandOutcome::Trial(_) => Err("the memfd of the configuration holds none".into()),

@@ -21,12 +21,12 @@ use crate::os::memfd;
 /// How long to wait until something is tried again for which there was no room.
 const RETRY: Nanos = Nanos(100_000_000);
 
-/// Numbers that are remembered. A worker has one errand of each kind under way.
+/// Numbers that are remembered of errands that are over. A worker has one errand of each kind under way.
 const KNOWN: usize = 64;
 
 /// All errands of this process image.
 pub(crate) struct Errands {
-    /// The numbers of the newest ones that were asked for: under way, or ended.
+    /// The numbers of those that were asked for: all that are not over, and the newest of those that are.
     known: BTreeSet<u64>,
     /// Asked for, and not begun: between the start of a worker and the moment when it serves, nothing may be opened.
     waiting: VecDeque<(u64, Errand)>,
@@ -60,16 +60,39 @@ impl Errands {
     }
 
     /// The worker asks for one. It may have been asked for by a worker before it, which died.
-    pub(crate) fn ask(&mut self, id: u64, errand: Errand) {
+    pub(crate) fn ask(&mut self, id: u64, errand: Errand, outbox: &mut Outbox) {
         // Not always in the order of the numbers: a worker that goes on for a dead one asks for what is open.
         if self.known.insert(id) {
             self.waiting.push_back((id, errand));
+            self.forget_the_oldest(outbox);
         } else {
             release(&errand);
         }
-        if self.known.len() > KNOWN {
-            self.known.pop_first();
+    }
+
+    /// Keeps the numbers from becoming ever more. The next worker may ask again for an errand that is not over, or whose end
+    /// this one has not heard: such a number is never forgotten, or the errand would be carried out twice.
+    fn forget_the_oldest(&mut self, outbox: &mut Outbox) {
+        if self.known.len() <= KNOWN {
+            return;
         }
+        let is_over = |id: &u64| !self.is_under_way(*id) && !outbox.is_unheard(*id);
+        if let Some(oldest) = self.known.iter().copied().find(is_over) {
+            self.known.remove(&oldest);
+        }
+    }
+
+    /// Whether an errand waits, is being carried out, or brought a binary that may still be executed.
+    fn is_under_way(&self, id: u64) -> bool {
+        let waiting = self.waiting.iter().map(|(waiting, _)| *waiting);
+        let reading = self.reading.iter().map(|(reading, _)| *reading);
+        let trial = self.trial.iter().map(|(trial, ..)| *trial);
+        let approved = self.approved.iter().map(|approved| approved.errand);
+        waiting
+            .chain(reading)
+            .chain(trial)
+            .chain(approved)
+            .any(|under_way| under_way == id)
     }
 
     /// Goes on with all of them. `may_open`: the worker serves, so that this process may open descriptors. True if the
@@ -264,5 +287,59 @@ fn image_of(errand: &Errand) -> Option<RawFd> {
 fn release(errand: &Errand) {
     if let Some(image) = image_of(errand) {
         close(image);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Asks for so many errands that are over at once.
+    fn ask_for_others(errands: &mut Errands, outbox: &mut Outbox) {
+        for id in 1000..1000 + 3 * KNOWN as u64 {
+            errands.ask(id, Errand::LoadConfiguration, outbox);
+            errands.waiting.retain(|(waiting, _)| *waiting != id);
+        }
+        assert!(errands.known.len() <= KNOWN + 1, "{}", errands.known.len());
+    }
+
+    #[test]
+    fn an_errand_that_is_not_over_is_not_begun_again_whatever_else_was_asked_for() {
+        let mut outbox = Outbox::create().unwrap();
+        let mut errands = Errands::new(None);
+        errands.ask(1, Errand::LoadConfiguration, &mut outbox);
+        ask_for_others(&mut errands, &mut outbox);
+        errands.ask(1, Errand::LoadConfiguration, &mut outbox);
+        assert_eq!(errands.waiting, [(1, Errand::LoadConfiguration)]);
+    }
+
+    #[test]
+    fn an_errand_whose_binary_may_be_executed_is_remembered() {
+        let mut outbox = Outbox::create().unwrap();
+        let mut errands = Errands::new(None);
+        errands.ask(1, Errand::LoadConfiguration, &mut outbox);
+        errands.waiting.clear();
+        let binary = Binary::open(&std::env::current_exe().unwrap()).unwrap();
+        errands.approved = Some(Approved { errand: 1, binary });
+        ask_for_others(&mut errands, &mut outbox);
+        assert!(errands.known.contains(&1));
+    }
+
+    #[test]
+    fn an_errand_is_remembered_until_its_end_was_heard() {
+        let mut outbox = Outbox::create().unwrap();
+        let mut errands = Errands::new(None);
+        errands.ask(1, Errand::LoadConfiguration, &mut outbox);
+        errands.waiting.clear();
+        outbox.post(Told::ErrandEnded {
+            errand: 1,
+            payload: -1,
+        });
+        ask_for_others(&mut errands, &mut outbox);
+        assert!(errands.known.contains(&1));
+        outbox.inbox().acknowledge(1);
+        ask_for_others(&mut errands, &mut outbox);
+        errands.ask(2000, Errand::LoadConfiguration, &mut outbox);
+        assert!(!errands.known.contains(&1));
     }
 }

@@ -252,7 +252,7 @@ impl Keeper {
         for _ in 0..MESSAGES {
             match self.record.control.asked() {
                 Ok(None) => return,
-                Ok(Some(Request::Errand { id, errand })) => self.errands.ask(id, errand),
+                Ok(Some(Request::Errand { id, errand })) => self.errands.ask(id, errand, &mut self.outbox),
                 Ok(Some(Request::Exec { image })) => {
                     // The worker exits now, and touches nothing on its way.
                     self.life.hand_over(image);

@@ -27,6 +27,8 @@ use crate::os::memfd;
 const PATIENCE: Nanos = Nanos(20_000_000_000);
 /// How much of what it prints is read.
 const MOST_OUTPUT: usize = 16 * 1024;
+/// Characters of a line of it that are told.
+const MOST_LINE: usize = 500;
 /// Bytes of the longest report of the child about the binary.
 const MOST_REPORT: usize = 8 * 1024;
 
@@ -165,7 +167,7 @@ impl Trial {
                     Ok(binary) => self.binary = Some(binary),
                     Err(error) => self.refusal = Some(error.to_string()),
                 },
-                Ok(Some((reason, None))) => self.refusal = Some(reason),
+                Ok(Some((reason, None))) => self.refusal = Some(self.refused(&reason)),
                 Ok(None) => self.reports = None,
                 Err(Errno::EAGAIN) => return,
                 Err(errno) => {
@@ -173,6 +175,20 @@ impl Trial {
                     self.reports = None;
                 }
             }
+        }
+    }
+
+    /// Why the child says that it does not execute the binary. It says nothing where it sent the descriptor instead, and
+    /// that did not arrive.
+    fn refused(&self, reason: &str) -> String {
+        match printable(reason) {
+            reason if reason.is_empty() => {
+                format!(
+                    "{} was opened, and its descriptor did not arrive (no room in the table of open files?)",
+                    self.path.display()
+                )
+            }
+            reason => reason,
         }
     }
 
@@ -190,8 +206,7 @@ impl Trial {
         };
         let is_success = matches!(status, WaitStatus::Exited(_, 0));
         if !is_success {
-            let why: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
-            let why = why[why.len().saturating_sub(4)..].join("; ");
+            let why = last_words(&said);
             let why = if why.is_empty() { "it said nothing" } else { &why };
             return Err(format!(
                 "{path} refused the state (it {}): {why}",
@@ -214,6 +229,32 @@ impl Drop for Trial {
         self.helper.abandon();
         close(self.image);
         close(self.saved);
+    }
+}
+
+/// The last lines of what a binary printed, in one; of long ones the beginning.
+fn last_words(said: &str) -> String {
+    let lines: Vec<String> = said
+        .lines()
+        .map(|line| shortened(&printable(line)))
+        .filter(|line| !line.is_empty())
+        .collect();
+    lines[lines.len().saturating_sub(4)..].join("; ")
+}
+
+/// A line that may be part of an error's text and of the log: a binary may print anything, and a D-Bus string has no NUL
+/// (specification, "Basic types").
+fn printable(line: &str) -> String {
+    line.trim().replace(
+        char::is_control,
+        char::REPLACEMENT_CHARACTER.encode_utf8(&mut [0; 4]),
+    )
+}
+
+fn shortened(line: &str) -> String {
+    match line.char_indices().nth(MOST_LINE) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None => line.to_owned(),
     }
 }
 
@@ -285,5 +326,21 @@ mod tests {
         assert_eq!(receive(&from).unwrap_err(), Errno::EAGAIN);
         drop(to);
         assert!(receive(&from).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_a_binary_prints_becomes_one_line_of_text_whatever_it_is() {
+        assert_eq!(last_words("a\n\n b \nc\nd\ne\n"), "b; c; d; e");
+        assert_eq!(last_words("\n \n\t\n"), "");
+        assert_eq!(
+            last_words("nul\0, escape\x1b[31m"),
+            "nul\u{fffd}, escape\u{fffd}[31m"
+        );
+        assert_eq!(
+            last_words(&"\u{e4}".repeat(MOST_LINE)),
+            "\u{e4}".repeat(MOST_LINE)
+        );
+        let long = last_words(&"\u{e4}".repeat(MOST_REPORT));
+        assert_eq!(long, "\u{e4}".repeat(MOST_LINE) + "...");
     }
 }

@@ -35,6 +35,9 @@ use poll::EpollSet;
 pub(crate) use system::machine_id;
 use worker::Worker;
 
+/// Why a peer is disconnected whose descriptors the kernel had to drop.
+const LOST_FDS: &str = "its file descriptors did not fit into the table of open files";
+
 /// What a worker begins with.
 pub(crate) enum Beginning {
     /// No peer at all.
@@ -181,7 +184,11 @@ fn recover(
     if (recovered.has_ended_errand || is_progress) && !recovered.is_damaged {
         journal.checkpoint(&mut recovered.broker, recovered.generation)?;
     }
-    let accepted = recovered.reconcile(kept, &record.listeners, &mut journal);
+    // What the dead worker had noted and not acknowledged belongs to the state, and not to the outbox any more.
+    let noted = inbox.unacknowledged(journal.heard());
+    inbox.acknowledge(journal.heard().max(inbox.heard()));
+    let kept: Vec<RawFd> = kept.iter().copied().filter(|fd| !noted.contains(fd)).collect();
+    let accepted = recovered.reconcile(&kept, &record.listeners, &mut journal);
     let quarantined = recovered.quarantined.len() as u32;
     let is_damaged = recovered.is_damaged;
     let mut worker = Worker::recovered(recovered, journal, record.clone(), inbox, &accepted);

@@ -9,7 +9,7 @@ use super::system::{Kernel, is_accepted_socket};
 use crate::broker::{Action, Broker, Dropped, Event, PeerId};
 use crate::handoff::image;
 use crate::handoff::keeper::Listener;
-use crate::journal::Journal;
+use crate::journal::{Journal, RareEvent};
 use crate::os::descriptor::{close, is_open, table_size};
 use crate::os::memfd;
 
@@ -116,6 +116,9 @@ pub(super) fn replay_in_steps(
             Err(what) => damage = Some(what),
         }
     }
+    if damage.is_none() {
+        recovered.close_without_fds(journal);
+    }
     if let Some(what) = damage {
         recovered.doubt_all(&what);
     }
@@ -152,6 +155,23 @@ impl Recovered {
                 self.closed.push(peer);
             }
         }
+    }
+
+    /// Whose newest input lost its descriptors is disconnected, if the dead worker did not come to do that.
+    fn close_without_fds(&mut self, journal: &mut Journal) {
+        let is_here = |peer: &PeerId| self.broker.peer_ids().any(|here| here == *peer);
+        let Some(peer) = journal.take_lost_fds().filter(is_here) else {
+            return;
+        };
+        let reason = super::LOST_FDS;
+        journal.note(
+            Some(peer),
+            &RareEvent::Closed {
+                reason: reason.into(),
+            },
+        );
+        journal.mark_applying(journal.newest(), false);
+        self.apply(Event::Closed { peer, reason }, journal);
     }
 
     /// An event that kills the worker is left out: a copy is kept, its sender told, and then disconnected.

@@ -2,6 +2,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod every_store;
+mod heard;
+mod lost_fds;
 mod told;
 
 use std::io::{ErrorKind, Read, Write};
@@ -19,7 +21,7 @@ use super::worker::Worker;
 use super::{identity, recover};
 use crate::broker::{Broker, PeerId, SharedBodies, Start};
 use crate::config::{Config, Connect, Limits};
-use crate::control::Outbox;
+use crate::control::{Control, Outbox};
 use crate::handoff::codec;
 use crate::handoff::keeper::{KeeperV1, Listener};
 use crate::journal::{Journal, Remains};
@@ -72,7 +74,8 @@ fn random() -> Random {
 /// A worker, and clients that write whatever comes to their minds.
 struct Rig {
     worker: Worker,
-    _outbox: Outbox,
+    outbox: Outbox,
+    control: Control,
     remains: Remains,
     /// Every read is short enough to be under a checksum.
     small: bool,
@@ -107,6 +110,7 @@ impl Rig {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("bus");
         let record = record(&path);
+        let control = record.control;
         let journal = Journal::create().unwrap();
         let remains = journal.remains();
         let broker = Broker::new(
@@ -121,7 +125,8 @@ impl Rig {
         worker.begin(Start::Clean);
         Self {
             worker,
-            _outbox: outbox,
+            outbox,
+            control,
             remains,
             small,
             clients: Vec::new(),

@@ -47,8 +47,10 @@ pub(crate) struct Worker {
     carried_store: Option<RawFd>,
     /// What is to be done when the turn's events are applied and sent.
     follow_ups: VecDeque<FollowUp>,
-    /// Descriptors that are to be closed when what a replay would need them for is past, while that is looked at.
+    /// Descriptors that the event at hand lets go of, while it is looked at whether a replay would need them.
     held_back: Option<Vec<Fd>>,
+    /// Descriptors that a replay from the last checkpoint would need: to be closed when the next one is taken.
+    needed_until_checkpoint: Vec<Fd>,
     /// What is waited for is another than when the epoll set was last asked.
     must_look: Cell<bool>,
     inbox: Inbox,
@@ -82,6 +84,7 @@ impl Worker {
             carried_store: None,
             follow_ups: VecDeque::new(),
             held_back: None,
+            needed_until_checkpoint: Vec::new(),
             must_look: Cell::new(false),
             inbox,
             ready: Vec::new(),
@@ -238,6 +241,11 @@ impl Worker {
     #[cfg(test)]
     pub(super) fn parts(&mut self) -> (&Broker, &mut Journal) {
         (&self.broker, &mut self.journal)
+    }
+
+    #[cfg(test)]
+    pub(super) fn journal(&mut self) -> &mut Journal {
+        &mut self.journal
     }
 
     #[cfg(test)]

@@ -223,11 +223,16 @@ impl Bus {
 
     /// A connection through one of the listeners.
     pub fn accept_from(&mut self, listener: u32, attested: Attested) -> Who {
-        let who = self.clients.len();
         let peer = PeerId {
-            index: who as u32,
+            index: self.clients.len() as u32,
             generation: 1,
         };
+        self.accept_as_peer(peer, listener, attested)
+    }
+
+    /// A connection that the runtime gives an id of the test's choice.
+    pub fn accept_as_peer(&mut self, peer: PeerId, listener: u32, attested: Attested) -> Who {
+        let who = self.clients.len();
         self.clients.push(Client {
             peer,
             framer: Framer::new(1 << 27),

@@ -1,8 +1,8 @@
-use bus_daemon::broker::{Action, Credentials};
+use bus_daemon::broker::{Action, Attested, Credentials, Event, PeerId};
 use bus_daemon::config::{Config, Connect, Traffic};
 use bus_wire::{Mechanism, MessageBuilder};
 
-use crate::bus::{Bus, DRIVER, PATH, check, check_with, config};
+use crate::bus::{Bus, DRIVER, PATH, UNIX, check, check_with, config};
 
 #[test]
 fn hello_is_answered_before_name_acquired() {
@@ -215,4 +215,47 @@ fn without_a_rule_about_messages_nothing_passes() {
             assert!(bus.is_open(who));
         },
     );
+}
+
+#[test]
+fn a_connection_at_an_index_that_is_in_use_is_closed_and_the_peer_there_stays() {
+    check(|bus| {
+        let first = bus.connect();
+        let PeerId { index, generation } = bus.peer(first);
+        let id = PeerId {
+            index,
+            generation: generation + 1,
+        };
+        let second = bus.accept_as_peer(id, UNIX, Attested::default());
+        let reason = bus.close_reason(second).unwrap();
+        assert!(reason.contains("the index 0, which is in use"), "{reason}");
+        assert!(!bus.is_open(second) && bus.is_open(first));
+        bus.driver(first, "GetId", |_| {});
+        assert_eq!(bus.read(first).len(), 1);
+    });
+}
+
+#[test]
+fn a_connection_under_an_id_that_is_in_use_costs_nobody_a_link() {
+    check(|bus| {
+        let first = bus.connect();
+        let peer = bus.peer(first);
+        let own = bus.broker.socket(peer).unwrap();
+        // Its own acceptance told again, and then another connection.
+        for is_own in [true, false] {
+            let socket = if is_own {
+                own
+            } else {
+                bus.descriptors.make_socket()
+            };
+            bus.event(Event::Accepted {
+                peer,
+                listener: UNIX,
+                socket,
+                attested: Attested::default(),
+            });
+            assert!(bus.is_open(first));
+            assert_eq!(bus.broker.socket(peer), Some(own));
+        }
+    });
 }

@@ -133,3 +133,62 @@ fn output_that_is_told_twice_was_sent_once() {
         assert_eq!((queue.sent(), queue.end()), (begin + 41, begin + total));
     });
 }
+
+#[test]
+fn a_large_message_of_which_a_part_is_told_twice_comes_once() {
+    check(|bus| {
+        let (sender, receiver) = pair(bus);
+        let begin = bus.written(sender);
+        let large = MessageBuilder::signal("/", "a.b", "S").serial(100u32);
+        let large = large.body(|w| {
+            w.str(&"x".repeat(100_000));
+        });
+        let large = large.build().unwrap();
+        let tell = |bus: &mut Bus, end: usize| {
+            let fd = bus.descriptors.make();
+            bus.event(Event::ReceivedLarge {
+                peer: bus.peer(sender),
+                upto: begin + end as u64,
+                prefix: large[..end].to_vec().into(),
+                fds: [fd].into_iter().collect(),
+            });
+        };
+        bus.receive(sender, begin + 50_000, &large[..50_000]);
+        for (end, taken) in [
+            (50_000, 50_000),
+            (70_000, 70_000),
+            (70_000, 70_000),
+            (60_000, 70_000),
+        ] {
+            // What brings nothing new brings no descriptors: those of the one part that does are the only ones kept.
+            tell(bus, end);
+            assert_eq!(bus.broker.taken(bus.peer(sender)), begin + taken);
+            assert_eq!(bus.descriptors.open.len(), usize::from(taken > 50_000));
+        }
+        for _ in 0..3 {
+            tell(bus, large.len());
+        }
+        // Surplus descriptors end with the message they came with.
+        assert!(bus.descriptors.open.is_empty() && bus.is_open(sender));
+        assert_eq!(bus.read(receiver).len(), 1);
+        let next = signal(1);
+        bus.receive(sender, begin + (large.len() + next.len()) as u64, &next);
+        bus.expect(receiver, &[&line(1)]);
+    });
+}
+
+#[test]
+fn a_large_message_that_does_not_go_on_where_it_was_is_missing_input() {
+    check(|bus| {
+        let (sender, _) = pair(bus);
+        let begin = bus.written(sender);
+        bus.event(Event::ReceivedLarge {
+            peer: bus.peer(sender),
+            upto: begin + 1_100,
+            prefix: vec![b'l'; 1_000].into(),
+            fds: bus_daemon::broker::Fds::new(),
+        });
+        let reason = bus.close_reason(sender).unwrap();
+        assert_eq!(reason, ":1.0: 100 bytes of its stream are missing in the bus");
+    });
+}

@@ -38,6 +38,11 @@ fn a_reading_answers_whoever_asked_for_it() {
         bus.end_reading(2, Err("line 3"));
         bus.expect(who, &["error Failed(line 3) from bus to :1.0 re 3"]);
         assert_eq!(bus.broker.next_deadline(), None);
+        // Whatever the reason is made of, the caller is answered.
+        reload(bus, who);
+        bus.wait(250);
+        bus.end_reading(3, Err("a NUL: \0"));
+        bus.expect(who, &["error Failed(a NUL: \u{fffd}) from bus to :1.0 re 4"]);
     });
 }
 

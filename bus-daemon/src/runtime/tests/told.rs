@@ -54,7 +54,9 @@ impl Told {
             Event::Received { peer, data, fds, .. } => {
                 told(Kind::Received, Some(*peer), data.len(), fds.len())
             }
-            Event::ReceivedLarge { peer, prefix, fds } => {
+            Event::ReceivedLarge {
+                peer, prefix, fds, ..
+            } => {
                 let had = broker.large_message(*peer).map_or(0, |(_, had)| had.len());
                 told(Kind::ReceivedLarge, Some(*peer), prefix.len() - had, fds.len())
             }

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use super::Worker;
 use crate::broker::{Event, PeerId};
 use crate::journal::{RareEvent, Read};
+use crate::runtime::LOST_FDS;
 use crate::runtime::links::Writing;
 
 /// Events that tell of an end, so that a read must go on until it meets it.
@@ -26,7 +27,7 @@ impl Worker {
         let result = match (&link.large, under_way) {
             (Some(extent), Some(large)) => {
                 self.journal
-                    .receive_large(socket.number, peer, extent, large.have, large.total)
+                    .receive_large(socket.number, peer, link.taken, extent, large)
             }
             _ => self.journal.receive(socket.number, peer, link.taken),
         };
@@ -54,6 +55,7 @@ impl Worker {
                         }
                         Event::ReceivedLarge {
                             peer,
+                            upto: link.taken,
                             prefix: bytes,
                             fds,
                         }
@@ -61,10 +63,7 @@ impl Worker {
                 };
                 self.apply(event);
                 if lost_fds {
-                    self.closed(
-                        peer,
-                        "its file descriptors did not fit into the table of open files",
-                    );
+                    self.closed(peer, LOST_FDS);
                     return false;
                 }
                 self.continue_large(peer);

@@ -4,11 +4,13 @@
 use std::io::Error;
 use std::os::fd::RawFd;
 
+use bus_wire::Fd;
+
 use super::Worker;
 use crate::broker::{Errand, Event};
 use crate::control::{self, Entry, Request, Told, worker_exit};
 use crate::handoff::image::{self, WorkerState};
-use crate::journal::{RareEvent, outcome_in, small_outcome};
+use crate::journal::{RareEvent, failed_outcome, outcome_in, small_outcome};
 use crate::os::clock::{self, Nanos};
 use crate::os::{descriptor, memfd, process};
 use crate::runtime::links::Writing;
@@ -26,11 +28,14 @@ pub(super) enum FollowUp {
 
 impl Worker {
     /// Hears what the keeper has told, in order. An entry is acknowledged when it is in the journal: a death before that
-    /// leaves it to the next worker, one after it finds it in the journal.
+    /// leaves it to the next worker, one after it finds it in the journal. While there is something that is in neither log
+    /// nor checkpoint, nothing more is heard: its number would stand for the entries before it, too.
     pub(super) fn listen_to_keeper(&mut self) {
         self.record.control.take_wakes();
         let mut has_heard = false;
-        while let Some(entry) = self.inbox.next(self.journal.heard()) {
+        while !self.journal.is_incomplete()
+            && let Some(entry) = self.inbox.next(self.journal.heard())
+        {
             self.hear(entry);
             has_heard = true;
         }
@@ -58,52 +63,87 @@ impl Worker {
 
     fn note_heard(&mut self, number: u64, note: &RareEvent) {
         self.journal.note_told(number, note);
-        self.inbox.acknowledge(number);
+        #[cfg(feature = "test-hooks")]
+        crate::fault::kill_in("request");
+        self.acknowledge();
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("request");
     }
 
+    /// As if the keeper had told something under this number that is too large for the log.
+    #[cfg(test)]
+    pub(in crate::runtime) fn hear_what_does_not_fit(&mut self, number: u64) {
+        let reason = "x".repeat(300_000);
+        self.note_heard(number, &RareEvent::UpgradeFailed { reason });
+        self.apply(Event::ReloadRequested);
+    }
+
+    /// Acknowledges what was heard, unless a death could lose it: what does not fit into the log is safe in the next
+    /// checkpoint only.
+    pub(super) fn acknowledge(&self) {
+        if !self.journal.is_incomplete() {
+            self.inbox.acknowledge(self.journal.heard());
+        }
+    }
+
     fn hear_outcome(&mut self, number: u64, errand: u64, payload: RawFd) {
-        let Some(handle) = self.journal.assign(payload) else {
-            tracing::error!("there is no handle for the outcome of errand {errand}");
-            // The next entry has another number: this one is not met again.
-            self.journal.has_heard(number);
-            self.inbox.acknowledge(number);
-            return descriptor::close(payload);
-        };
-        let bytes = memfd::read(payload);
+        if let Some(handle) = self.journal.assign(payload) {
+            let bytes = memfd::read(payload);
+            return self.end_errand(number, errand, Some(handle), bytes.as_deref());
+        }
+        // It cannot be kept, so the errand has failed, whatever it brought: whoever waits for it is told.
+        let text =
+            format!("there is no handle for the outcome of errand {errand}: too many descriptors are open");
+        tracing::error!("{text}");
+        let bytes = failed_outcome(&text);
+        self.end_errand(number, errand, None, bytes.as_deref());
+        // Not before the outbox has let go of it.
+        if self.inbox.heard() >= number {
+            descriptor::close(payload);
+        }
+    }
+
+    /// An errand has ended with an outcome that stands in the memfd of `handle`, if it has one.
+    fn end_errand(&mut self, number: u64, errand: u64, handle: Option<Fd>, bytes: Result<&[u8], &Error>) {
+        let small = bytes.ok().and_then(small_outcome);
+        let is_small = small.is_some();
         let note = RareEvent::ErrandEnded {
             errand,
             payload: handle,
-            outcome: bytes.as_deref().ok().and_then(small_outcome),
+            outcome: small,
         };
-        let is_noted = matches!(note, RareEvent::ErrandEnded { outcome: Some(_), .. });
         let event = Event::ErrandEnded {
             errand,
-            outcome: match &bytes {
-                Ok(bytes) => outcome_in(Ok(bytes)),
-                Err(error) => outcome_in(Err(error.kind().into())),
-            },
-            payload: Some(handle),
+            outcome: outcome_in(bytes.map_err(|error| error.kind().into())),
+            payload: handle,
         };
         self.note_heard(number, &note);
+        let is_noted = is_small && !self.journal.is_incomplete();
         self.held_back = Some(Vec::new());
         self.apply(event);
         let closing = self.held_back.take().unwrap_or_default();
         // A replay from the checkpoint before this would read them: the configuration that was in force there, or an
         // outcome that the log does not have.
-        let is_needed = closing.iter().any(|fd| *fd != handle || !is_noted);
-        if !is_needed || self.take_checkpoint() {
-            for fd in closing {
-                self.close_descriptor(fd);
-            }
+        let is_needed = closing.iter().any(|fd| Some(*fd) != handle || !is_noted);
+        if is_needed {
+            self.needed_until_checkpoint.extend(closing);
+            self.take_checkpoint();
+        } else {
+            self.close_all(closing);
+        }
+    }
+
+    /// Closes descriptors of the state.
+    pub(super) fn close_all(&mut self, handles: Vec<Fd>) {
+        for handle in handles {
+            self.close_descriptor(handle);
         }
     }
 
     /// What a worker before this one had been asked to do and may not have come to do. The keeper knows by their numbers
     /// the errands that it was asked for.
     pub(super) fn catch_up(&mut self) {
-        self.inbox.acknowledge(self.journal.heard());
+        self.acknowledge();
         if self.broker.is_handing_over() && self.inbox.is_approved() {
             self.follow_ups.push_back(FollowUp::HandOver);
         } else if self.broker.is_handing_over() {

@@ -29,8 +29,10 @@ const WORK: u64 = 512;
 impl Worker {
     /// When the next tick is due; `None` = not by itself.
     pub(crate) fn next_tick(&self) -> Option<Millis> {
-        let is_retrying =
-            !self.waiting.is_empty() || !self.follow_ups.is_empty() || self.acceptance.is_full();
+        let is_retrying = !self.waiting.is_empty()
+            || !self.follow_ups.is_empty()
+            || self.acceptance.is_full()
+            || self.journal.is_incomplete();
         let retry = is_retrying.then_some(Millis(self.now.0 + RETRY));
         self.broker.next_deadline().into_iter().chain(retry).min()
     }
@@ -174,8 +176,14 @@ impl Worker {
         }
     }
 
-    /// False: that was not possible, and the last one counts.
-    pub(super) fn take_checkpoint(&mut self) -> bool {
+    #[cfg(test)]
+    pub(in crate::runtime) fn take_checkpoint_now(&mut self) {
+        self.take_checkpoint();
+    }
+
+    /// Where that is not possible, the last one counts.
+    pub(super) fn take_checkpoint(&mut self) {
+        let was_incomplete = self.journal.is_incomplete();
         match self.journal.checkpoint(&mut self.broker, self.links.generation()) {
             Ok(()) => {
                 if self.record.image >= 0 {
@@ -183,12 +191,16 @@ impl Worker {
                     crate::os::descriptor::close(self.record.image);
                     self.record.image = -1;
                 }
-                true
+                // In this order: what is not acknowledged is still the keeper's, and told to the next worker.
+                self.acknowledge();
+                let closing = std::mem::take(&mut self.needed_until_checkpoint);
+                self.close_all(closing);
+                if was_incomplete {
+                    // Nothing was heard meanwhile.
+                    self.record.control.wake_worker();
+                }
             }
-            Err(error) => {
-                tracing::error!("no checkpoint: {error}");
-                false
-            }
+            Err(error) => tracing::error!("no checkpoint: {error}"),
         }
     }
 }
