@@ -21,6 +21,8 @@ mod plain;
 mod record;
 mod replay;
 mod snapshot;
+#[cfg_attr(not(test), expect(dead_code, reason = "the send path moves onto it next"))]
+mod store;
 mod view;
 
 use std::collections::BTreeSet;
