@@ -21,7 +21,7 @@ mod plain;
 mod record;
 mod replay;
 mod snapshot;
-#[cfg_attr(not(test), expect(dead_code, reason = "the send path moves onto it next"))]
+#[allow(dead_code, unused_imports, reason = "the send path moves onto it next")]
 mod store;
 mod view;
 

@@ -10,11 +10,13 @@ use super::super::{BacklogV1, Medium, Store, StoreError};
 use super::memory::Memory;
 use super::{Dice, SALT, TestStore, new_store, read_all, settle};
 
+type Peers = Vec<(BacklogV1, Vec<u8>)>;
+
 /// Three peers; each has pages of its own, bodies of its own, and some that it shares.
-fn three_peers() -> (Rc<Memory>, TestStore, Vec<(BacklogV1, Vec<u8>)>) {
+fn three_peers() -> (Rc<Memory>, TestStore, Peers) {
     let (memory, mut store) = new_store();
     let mut dice = Dice(7);
-    let mut peers: Vec<(BacklogV1, Vec<u8>)> = (1..4)
+    let mut peers: Peers = (1..4)
         .map(|number| (BacklogV1::empty(number, 10), Vec::new()))
         .collect();
     let mut bodies = Vec::new();

@@ -262,10 +262,9 @@ impl Bus {
                 *expected.entry(page_item(offset)).or_default() += 1;
                 while at < page.end {
                     let record = page.record(at).unwrap();
-                    record
-                        .body
-                        .item()
-                        .map(|item| *expected.entry(item).or_default() += 1);
+                    if let Some(item) = record.body.item() {
+                        *expected.entry(item).or_default() += 1;
+                    }
                     at = record.next;
                 }
                 (offset, at) = (page.next, 16);
