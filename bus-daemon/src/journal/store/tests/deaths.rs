@@ -1,6 +1,9 @@
 //! Random work, failures and deaths, compared with the model.
 
+use std::rc::Rc;
+
 use super::model::Bus;
+use super::{BacklogV1, Dice, SALT, Store, new_store, read_all};
 
 fn with_seed(seed: u64, test: impl FnOnce()) {
     struct Tell(u64);
@@ -89,4 +92,38 @@ fn a_write_that_fails_changes_nothing() {
             });
         }
     }
+}
+
+#[test]
+fn what_is_dropped_while_a_sweep_is_under_way_waits_for_the_next_commit() {
+    let (memory, mut store) = new_store();
+    let mut dice = Dice(11);
+    let mut backlog = BacklogV1::empty(1, 0);
+    let mut append = |store: &mut super::TestStore, backlog: &mut BacklogV1| {
+        store.begin_checkpoint();
+        let bodies: Vec<Vec<u8>> = (0..3000).map(|_| dice.bytes(700)).collect();
+        for body in &bodies {
+            let end = body.as_ptr() as usize + body.len();
+            store.append_body(backlog, end, body).unwrap();
+        }
+        store.flush().unwrap();
+        bodies.concat()
+    };
+    let bytes = append(&mut store, &mut backlog);
+    store.committed();
+    let memory = Rc::new(memory.survivor());
+    let mut store = Store::reopen(memory.clone(), SALT).unwrap();
+    store.begin_rebuild([backlog], []).unwrap();
+    while store.step(100).unwrap() {}
+    store.committed();
+    // The sweep is about to begin, and is under way.
+    let mut live = backlog;
+    store.advance(&mut live, 500_000).unwrap();
+    assert!(store.step(100).unwrap());
+    store.advance(&mut live, 1_500_000).unwrap();
+    while store.step(100).unwrap() {}
+    append(&mut store, &mut BacklogV1::empty(2, 0));
+    let mut store = Store::reopen(Rc::new(memory.survivor()), SALT).unwrap();
+    store.begin_rebuild([backlog], []).unwrap();
+    assert!(read_all(&mut store, &backlog, 9000).unwrap() == bytes);
 }
