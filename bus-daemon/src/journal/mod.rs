@@ -21,6 +21,7 @@ mod plain;
 mod record;
 mod replay;
 mod snapshot;
+#[allow(dead_code, unused_imports, reason = "extents move onto it next")]
 mod store;
 mod view;
 mod waiting;

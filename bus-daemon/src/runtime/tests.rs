@@ -330,7 +330,10 @@ fn a_replay_that_is_cut_short_again_and_again_is_gone_on_with() {
             let recovered = recover::replay_in_steps(&mut journal, -1, None, attempt).unwrap();
             assert!(recovered.in_doubt.is_empty() && !recovered.is_damaged);
             assert!(state(&recovered.broker) == whole, "attempt {attempt}");
-            assert!(output(&recovered.broker, &mut journal) == whole_output, "attempt {attempt}");
+            assert!(
+                output(&recovered.broker, &mut journal) == whole_output,
+                "attempt {attempt}"
+            );
             let now_left = rig.remains.since_checkpoint();
             assert!(now_left <= left);
             left = now_left;

@@ -1,0 +1,395 @@
+//! Walking along backlogs: dropping what was sent, what is left of peers that are gone, and counting after a reopen.
+
+use super::backlog::BacklogV1;
+use super::class::PAGE;
+use super::medium::Medium;
+use super::page::{NONE, PAGE_HEADER, Record, Seal, is_page, page_item};
+use super::space::NoSuchItem;
+use super::{ExtentPlace, Result, Store, StoreError};
+
+/// Records that a page is worth, as work.
+const PAGE_UNITS: usize = 16;
+
+/// A page as it was read.
+#[derive(Debug)]
+pub(super) struct Page {
+    /// Where it lies in the file; `u64::MAX` = nowhere yet.
+    pub(super) offset: u64,
+    /// Where its records end.
+    pub(super) end: usize,
+    /// The page behind it; `u64::MAX` = it is the last one.
+    pub(super) next: u64,
+    bytes: Vec<u8>,
+    owner: u64,
+    seal: Seal,
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Self {
+            offset: NONE,
+            end: 0,
+            next: NONE,
+            bytes: Vec::new(),
+            owner: 0,
+            seal: Seal::new(0, 0, NONE),
+        }
+    }
+}
+
+impl Page {
+    /// The record that begins there.
+    pub(super) fn record(&self, at: usize) -> Result<Record> {
+        self.seal
+            .read(&self.bytes, at, self.end)
+            .ok_or_else(|| self.damage(at, "a record"))
+    }
+
+    /// Bytes of the page.
+    pub(super) fn bytes(&self, at: usize, len: usize) -> &[u8] {
+        &self.bytes[at..at + len]
+    }
+
+    pub(super) fn damage(&self, at: usize, what: &'static str) -> StoreError {
+        StoreError::Damaged {
+            owner: self.owner,
+            offset: self.offset.wrapping_add(at as u64),
+            what,
+        }
+    }
+}
+
+/// What a walk does with each reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Count,
+    Drop,
+}
+
+/// A walk along a backlog, page by page.
+#[derive(Debug)]
+pub(super) struct Walk {
+    purpose: Purpose,
+    backlog: BacklogV1,
+    /// The page that comes next, and the first record in it.
+    page: u64,
+    at: usize,
+    /// Bytes of the stream from that record on.
+    left: u64,
+}
+
+impl Walk {
+    fn new(purpose: Purpose, backlog: BacklogV1) -> Self {
+        Self {
+            purpose,
+            page: backlog.head_page,
+            at: backlog.head_at as usize,
+            left: backlog.len() + u64::from(backlog.head_sent),
+            backlog,
+        }
+    }
+}
+
+impl<M: Medium> Store<M> {
+    /// Drops what was sent: all bytes before the absolute offset `upto` of the stream. Doing it again does nothing.
+    ///
+    /// # Errors
+    /// Damage, or the system's; what could be dropped before it is dropped.
+    pub(crate) fn advance(&mut self, backlog: &mut BacklogV1, upto: u64) -> Result<()> {
+        let upto = upto.min(backlog.end);
+        if upto <= backlog.start || backlog.is_empty() {
+            return Ok(());
+        }
+        let mut page = std::mem::take(&mut self.spare);
+        let result = self.advance_over(backlog, upto, &mut page);
+        self.spare = page;
+        result
+    }
+
+    fn advance_over(&mut self, backlog: &mut BacklogV1, upto: u64, page: &mut Page) -> Result<()> {
+        loop {
+            let cached = self.cursors.get_mut(&backlog.owner);
+            let cached = cached.and_then(|cursor| cursor.take_page(backlog, backlog.head_page));
+            match cached {
+                Some(cached) => *page = cached,
+                None => self.load(backlog, backlog.head_page, page)?,
+            }
+            let result = self.advance_in(backlog, upto, page);
+            let next = page.next;
+            let missing = page.damage(page.end, "bytes are missing");
+            if let Some(cursor) = self.cursors.get_mut(&backlog.owner) {
+                // Back to where it was taken from; a cursor that has gone ahead keeps its own.
+                cursor.offer_page(page);
+            }
+            if !result? {
+                return Ok(());
+            }
+            if next != NONE {
+                self.drop_page(backlog.owner, backlog.head_page);
+                backlog.head_page = next;
+                backlog.head_at = PAGE_HEADER as u32;
+            } else if backlog.start == backlog.end {
+                self.drop_page(backlog.owner, backlog.head_page);
+                *backlog = BacklogV1::empty(backlog.owner, backlog.end);
+                return Ok(());
+            } else {
+                return Err(missing);
+            }
+        }
+    }
+
+    /// Drops the records of a page up to `upto`; whether all of them are sent.
+    fn advance_in(&mut self, backlog: &mut BacklogV1, upto: u64, page: &Page) -> Result<bool> {
+        while (backlog.head_at as usize) < page.end {
+            if backlog.start == upto {
+                return Ok(false);
+            }
+            let at = backlog.head_at as usize;
+            let record = page.record(at)?;
+            let rest = u64::from(record.len.saturating_sub(backlog.head_sent));
+            if rest > upto - backlog.start {
+                backlog.head_sent += (upto - backlog.start) as u32;
+                backlog.start = upto;
+                return Ok(false);
+            }
+            if let Some(item) = record.body.item() {
+                self.space
+                    .drop(item)
+                    .map_err(|NoSuchItem| page.damage(at, "a reference"))?;
+            }
+            backlog.start += rest;
+            backlog.head_sent = 0;
+            backlog.head_at = record.next as u32;
+        }
+        Ok(true)
+    }
+
+    /// A peer is gone: what waits for it is dropped in steps.
+    pub(crate) fn abandon(&mut self, backlog: BacklogV1) {
+        self.cursors.remove(&backlog.owner);
+        if !backlog.is_empty() {
+            self.walks.push_back(Walk::new(Purpose::Drop, backlog));
+        }
+    }
+
+    /// Drops a backlog at once.
+    pub(super) fn abandon_now(&mut self, backlog: BacklogV1) -> Result<()> {
+        self.walk_whole(Walk::new(Purpose::Drop, backlog))
+    }
+
+    /// Drops what was appended to a backlog since `old` was copied from it.
+    pub(super) fn drop_behind(&mut self, backlog: BacklogV1, old: BacklogV1) -> Result<()> {
+        let left = backlog.end.saturating_sub(old.end);
+        // The page stays, what was appended to it goes; the pages behind it go as a whole.
+        let mut first = Page::default();
+        self.load(&backlog, old.tail_page, &mut first)?;
+        let passed = self.pass(Purpose::Drop, &first, old.tail_at as usize, left)?;
+        self.walk_whole(Walk {
+            purpose: Purpose::Drop,
+            backlog,
+            page: first.next,
+            at: PAGE_HEADER,
+            left: left - passed,
+        })
+    }
+
+    fn walk_whole(&mut self, mut walk: Walk) -> Result<()> {
+        while !walk.is_done() {
+            self.walk_page(&mut walk)?;
+        }
+        Ok(())
+    }
+
+    /// Begins to count the references of a store that was reopened: those of all committed backlogs, and of the extents that
+    /// the caller holds. [`step`](Self::step) counts on; until it is done, nothing that the file held is freed.
+    pub(crate) fn begin_rebuild(
+        &mut self,
+        backlogs: impl IntoIterator<Item = BacklogV1>,
+        held: impl IntoIterator<Item = ExtentPlace>,
+    ) -> Result<()> {
+        self.space.begin_counting();
+        let stored = backlogs.into_iter().filter(|backlog| !backlog.is_empty());
+        self.walks
+            .extend(stored.map(|backlog| Walk::new(Purpose::Count, backlog)));
+        for place in held {
+            let item = place.item()?;
+            self.space
+                .add(item)
+                .map_err(|_| StoreError::Caller("there is no such extent"))?;
+        }
+        self.finish_counting();
+        Ok(())
+    }
+
+    /// Whether references are still being counted.
+    pub(crate) fn is_rebuilding(&self) -> bool {
+        self.space.is_counting()
+    }
+
+    /// Damage that was met while counting or dropping; reading meets it too.
+    pub(crate) fn take_damaged(&mut self) -> Vec<StoreError> {
+        std::mem::take(&mut self.damaged)
+    }
+
+    /// Carries walks on.
+    pub(super) fn walk(&mut self, budget: usize) -> Result<()> {
+        let mut left = budget;
+        while left > 0 {
+            let Some(mut walk) = self.walks.pop_front() else {
+                break;
+            };
+            let result = self.walk_page(&mut walk);
+            let is_done = walk.is_done();
+            match result {
+                Ok(records) => left = left.saturating_sub(PAGE_UNITS + records),
+                Err(error @ StoreError::Damaged { .. }) => {
+                    self.damaged.push(error);
+                    left = left.saturating_sub(PAGE_UNITS);
+                }
+                Err(error) => {
+                    self.walks.push_front(walk);
+                    return Err(error);
+                }
+            }
+            if !is_done {
+                self.walks.push_front(walk);
+            }
+        }
+        self.finish_counting();
+        Ok(())
+    }
+
+    fn finish_counting(&mut self) {
+        let is_counting = |walk: &Walk| walk.purpose == Purpose::Count;
+        // Counting walks are the first ones there are.
+        if !self.walks.front().is_some_and(is_counting) {
+            self.space.counted();
+        }
+    }
+
+    /// One page of a walk; the records it had. After damage, the walk is done: there is no way on.
+    fn walk_page(&mut self, walk: &mut Walk) -> Result<usize> {
+        let mut page = std::mem::take(&mut self.spare);
+        let result = self.walk_into(walk, &mut page);
+        self.spare = page;
+        if matches!(result, Err(StoreError::Damaged { .. })) {
+            // Damaged or not, the page itself belongs to the backlog.
+            if is_page(walk.page) {
+                self.pass_page(walk);
+            }
+            walk.page = NONE;
+        }
+        result
+    }
+
+    fn walk_into(&mut self, walk: &mut Walk, page: &mut Page) -> Result<usize> {
+        self.load(&walk.backlog, walk.page, page)?;
+        let before = walk.left;
+        walk.left -= self.pass(walk.purpose, page, walk.at, walk.left)?;
+        let is_last = page.next == NONE;
+        if is_last != (walk.left == 0) {
+            return Err(page.damage(page.end, "bytes are missing, or too many"));
+        }
+        self.pass_page(walk);
+        walk.page = page.next;
+        walk.at = PAGE_HEADER;
+        Ok((before - walk.left).min(PAGE / 24) as usize)
+    }
+
+    /// Counts or drops the references of a page from a record on; the bytes of the stream that they were.
+    fn pass(&mut self, purpose: Purpose, page: &Page, mut at: usize, most: u64) -> Result<u64> {
+        let mut passed = 0;
+        while at < page.end {
+            let record = page.record(at)?;
+            passed += u64::from(record.len);
+            if passed > most {
+                return Err(page.damage(at, "too many bytes"));
+            }
+            if let Some(item) = record.body.item() {
+                match purpose {
+                    Purpose::Count => self.space.add(item),
+                    Purpose::Drop => self.space.drop(item),
+                }
+                .map_err(|NoSuchItem| page.damage(at, "a reference"))?;
+            }
+            at = record.next;
+        }
+        Ok(passed)
+    }
+
+    fn pass_page(&mut self, walk: &Walk) {
+        match walk.purpose {
+            Purpose::Count => {
+                let _ = self.space.add(page_item(walk.page));
+            }
+            Purpose::Drop => self.drop_page(walk.backlog.owner, walk.page),
+        }
+    }
+
+    /// Reads a page of a backlog.
+    pub(super) fn load(&self, backlog: &BacklogV1, offset: u64, page: &mut Page) -> Result<()> {
+        page.offset = NONE;
+        page.owner = backlog.owner;
+        let damage = |what| StoreError::Damaged {
+            owner: backlog.owner,
+            offset,
+            what,
+        };
+        if !is_page(offset) {
+            return Err(damage("there is no such page"));
+        }
+        let unwritten = self.images.get(&backlog.owner);
+        // A page that was flushed in part ends with the file.
+        let len = match backlog.end_of(offset) {
+            Some(end) if (PAGE_HEADER..=PAGE as usize).contains(&(end as usize)) => end as usize,
+            Some(_) => return Err(damage("the end of the last page")),
+            None => PAGE as usize,
+        };
+        page.bytes.clear();
+        page.bytes.resize(PAGE as usize, 0);
+        self.read_page(offset, &mut page.bytes[..len], unwritten.is_some(), damage)?;
+        if let Some(image) = unwritten {
+            image.lay_over(offset, &mut page.bytes);
+        }
+        page.seal = self.seal(backlog.owner, offset);
+        (page.next, page.end) = match backlog.end_of(offset) {
+            Some(end) => (NONE, end as usize),
+            None => page
+                .seal
+                .read_header(&page.bytes)
+                .ok_or_else(|| damage("the header of a page"))?,
+        };
+        page.offset = offset;
+        Ok(())
+    }
+
+    fn read_page(
+        &self,
+        offset: u64,
+        bytes: &mut [u8],
+        may_be_unwritten: bool,
+        damage: impl Fn(&'static str) -> StoreError,
+    ) -> Result<()> {
+        let Err(source) = self.medium.pread(offset, bytes) else {
+            return Ok(());
+        };
+        if source.kind() != std::io::ErrorKind::UnexpectedEof {
+            return Err(StoreError::system("read records")(source));
+        }
+        // A page that is complete may be the file's last, whose end was never written; one that is not written, behind it.
+        let len = self.medium.len().map_err(StoreError::system("read records"))?;
+        let there = len.saturating_sub(offset).min(bytes.len() as u64) as usize;
+        if there == 0 && !may_be_unwritten {
+            return Err(damage("the file is too short"));
+        }
+        self.medium
+            .pread(offset, &mut bytes[..there])
+            .map_err(StoreError::system("read records"))
+    }
+}
+
+impl Walk {
+    fn is_done(&self) -> bool {
+        self.page == NONE
+    }
+}
