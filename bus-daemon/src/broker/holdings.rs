@@ -43,6 +43,17 @@ impl Holdings {
         place
     }
 
+    /// Nobody is in a queue: all are put back with [`hold_at`](Self::hold_at).
+    pub(super) fn forget_held(&mut self) {
+        self.lists.values_mut().for_each(|lists| lists.held.clear());
+    }
+
+    /// The peer is in the queue of a name, in this place of its list.
+    pub(super) fn hold_at(&mut self, peer: PeerId, name: &Arc<str>, place: Place) {
+        self.next = self.next.max(place.saturating_add(1));
+        self.lists_of(peer).held.insert(place, name.clone());
+    }
+
     /// The peer is not in the queue any more.
     pub(super) fn let_go(&mut self, peer: PeerId, held_at: Place) {
         if let Some(lists) = self.lists.get_mut(peer) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::Seeded;
+use super::entries::{Entries, Slot};
 use super::event::PeerId;
 use super::holdings::{Holdings, Place, UNPLACED};
 use super::invariants::Violation;
@@ -79,6 +80,8 @@ pub(crate) struct Name {
     pub(crate) owners: VecDeque<Owner>,
     /// Where the name is in the primary owner's list of owned names.
     pub(super) owned_at: Place,
+    /// Of its entry.
+    pub(super) slot: Slot,
 }
 
 /// All well-known names of the bus, and the lists of each peer's names.
@@ -88,8 +91,7 @@ pub(crate) struct NameTable {
     holdings: Holdings,
     /// The highest count of names so far, unique names among them.
     peak: u32,
-    /// Whether any name may have changed since [`note_saved`](Self::note_saved) was last called.
-    changed: bool,
+    entries: Entries<Arc<str>>,
 }
 
 impl NameTable {
@@ -98,18 +100,47 @@ impl NameTable {
             names: HashMap::with_hasher(hasher),
             holdings: Holdings::new(),
             peak: 0,
-            changed: true,
+            entries: Entries::new(),
         }
     }
 
-    /// Whether any name may have changed since all were last saved.
-    pub(crate) fn is_changed(&self) -> bool {
-        self.changed
+    /// Which names have changed.
+    pub(super) fn entries(&self) -> &Entries<Arc<str>> {
+        &self.entries
     }
 
-    /// All are saved.
-    pub(crate) fn note_saved(&mut self) {
-        self.changed = false;
+    /// The same, to take them.
+    pub(super) fn entries_mut(&mut self) -> &mut Entries<Arc<str>> {
+        &mut self.entries
+    }
+
+    /// The name that has an entry.
+    pub(super) fn saved_in(&self, slot: Slot) -> Option<&Name> {
+        self.names.get(self.entries.get(slot)?)
+    }
+
+    /// Goes on from a checkpoint that has room for `len` names and each that is in use in a slot; `saved` has the places of
+    /// its owners, too.
+    pub(super) fn resume(
+        &mut self,
+        len: u32,
+        saved: &[(Slot, Arc<str>, Vec<(PeerId, Place)>)],
+    ) -> Result<(), Violation> {
+        self.holdings.forget_held();
+        let unknown = || Violation::new("a checkpoint has a name that nobody owns");
+        for (slot, name, places) in saved {
+            let entry = self.names.get_mut(name).ok_or_else(unknown)?;
+            entry.slot = *slot;
+            for (owner, (peer, place)) in entry.owners.iter_mut().zip(places) {
+                if owner.peer != *peer {
+                    return Err(unknown());
+                }
+                owner.held_at = *place;
+                self.holdings.hold_at(*peer, &entry.name, *place);
+            }
+        }
+        self.entries
+            .resume(len, saved.iter().map(|(slot, name, _)| (*slot, name.clone())))
     }
 
     /// How many names have an owner.
@@ -197,8 +228,8 @@ impl NameTable {
             name: name.clone(),
             owned_at: self.holdings.own(primary.peer, name),
             owners,
+            slot: self.entries.insert(name.clone()),
         };
-        self.changed = true;
         self.names.insert(name.clone(), entry);
         true
     }
@@ -237,13 +268,13 @@ impl NameTable {
         peer: PeerId,
         flags: NameFlags,
     ) -> (RequestNameReply, Option<OwnerChange>) {
-        self.changed = true;
         let Some(entry) = self.names.get_mut(name) else {
             return (
                 RequestNameReply::PrimaryOwner,
                 Some(self.found(name, peer, flags)),
             );
         };
+        self.entries.mark(entry.slot);
         let Some(primary) = entry.owners.front_mut().filter(|primary| primary.peer != peer) else {
             if let Some(primary) = entry.owners.front_mut() {
                 primary.flags = flags;
@@ -299,6 +330,7 @@ impl NameTable {
             name: name.clone(),
             owners: VecDeque::from([owner]),
             owned_at: self.holdings.own(peer, &name),
+            slot: self.entries.insert(name.clone()),
         };
         self.names.insert(name.clone(), entry);
         OwnerChange {
@@ -316,7 +348,7 @@ impl NameTable {
         let Some(place) = entry.owners.iter().position(|owner| owner.peer == peer) else {
             return (ReleaseNameReply::NotOwner, None);
         };
-        self.changed = true;
+        self.entries.mark(entry.slot);
         if let Some(owner) = entry.owners.remove(place) {
             self.holdings.let_go(peer, owner.held_at);
         }
@@ -334,6 +366,7 @@ impl NameTable {
             new,
         };
         if new.is_none() {
+            self.entries.remove(entry.slot);
             self.names.remove(name);
         }
         (ReleaseNameReply::Released, Some(change))
@@ -347,7 +380,11 @@ impl NameTable {
                 name,
                 owners,
                 owned_at,
+                slot,
             } = entry;
+            if self.entries.get(*slot) != Some(name) {
+                return Err(Violation::new(format!("{name} has another's entry")));
+            }
             let distinct: BTreeSet<PeerId> = owners.iter().map(|owner| owner.peer).collect();
             if owners.is_empty() || distinct.len() != owners.len() {
                 let text = format!("the queue of {name} is empty or has somebody twice");

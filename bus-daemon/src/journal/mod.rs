@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bus_wire::Fd;
 use serde::{Deserialize, Serialize};
 
-use crate::broker::{Attested, Blob, Fds, JournalMemory, MachineId, PeerId, Start};
+use crate::broker::{Attested, Blob, EntryKind, Fds, JournalMemory, MachineId, PeerId, Start};
 use crate::os::descriptor;
 
 use checkpoint::Checkpoints;
@@ -127,6 +127,8 @@ pub(crate) struct Journal {
     header: &'static mut Header,
     /// Indexes of peers that are being written; those that could not be are for the next checkpoint.
     changed: Vec<u32>,
+    /// The same for names, match rules and open calls.
+    changed_entries: Vec<(EntryKind, u32)>,
     /// The next checkpoint has been begun.
     is_checkpoint_begun: bool,
     /// The log is being read, after a death.
@@ -148,6 +150,7 @@ impl Journal {
             manifest: Manifest::create()?,
             header,
             changed: Vec::new(),
+            changed_entries: Vec::new(),
             is_checkpoint_begun: false,
             is_reading: false,
             is_answer_missing: false,

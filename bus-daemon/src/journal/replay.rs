@@ -127,6 +127,7 @@ impl Journal {
             manifest: Manifest::reopen(remains.manifest),
             header,
             changed: Vec::new(),
+            changed_entries: Vec::new(),
             is_checkpoint_begun: false,
             is_reading: true,
             is_answer_missing: false,
