@@ -57,15 +57,14 @@ impl Broker {
         let mut gathered = Gathered::sorted(entries);
         global.names = gathered.names();
         let (peers, incomplete) = gathered.fill(peers, &held);
-        let saved = gathered.without_text();
-        let (mut broker, mut dropped) = Self::restore_from(global, peers, &shared)?;
+        let (mut broker, mut dropped) = Self::restore_placed(global, peers, &shared, &gathered.names)?;
         for one in &mut dropped {
             if incomplete.contains(&one.peer) {
                 one.reason = RecordFault::Entries.to_string();
             }
         }
         if dropped.is_empty() {
-            broker.resume_entries(&saved, slots)?;
+            broker.resume_entries(&gathered.slots(), slots)?;
         } else {
             broker
                 .names
@@ -95,7 +94,7 @@ impl Broker {
 
 /// Where everything is in the checkpoint.
 struct SavedIn {
-    names: Vec<(Slot, Arc<str>, Vec<(PeerId, u64)>)>,
+    names: Vec<(Slot, Arc<str>)>,
     rules: Vec<(PeerId, u64, Slot)>,
     calls: Vec<(Slot, (PeerId, PeerId, u32))>,
 }
@@ -131,18 +130,12 @@ impl Gathered {
         names.collect()
     }
 
-    /// Puts the lists into the records. Returns those that are complete, and whose are not.
+    /// Puts the lists into the records; those of names are [left out](Broker::restore_placed). Returns those that are complete, and whose are not.
     fn fill(&mut self, peers: Vec<PeerV2>, held: &[HeldV1]) -> (Vec<PeerV2>, Vec<PeerId>) {
         let mut lists: HashMap<PeerId, Lists, Seeded> = HashMap::with_hasher(Seeded::default());
-        let mut places: Vec<(PeerId, u64, &str)> = Vec::with_capacity(self.names.len());
-        for (_, name) in &self.names {
-            let owners = name.owners.iter();
-            places.extend(owners.map(|(peer, _, place)| (*peer, *place, &*name.name)));
-        }
-        places.sort_unstable();
-        for of_one in places.chunk_by(|a, b| a.0 == b.0) {
-            let names = of_one.iter().map(|(_, _, name)| (*name).to_owned()).collect();
-            lists.entry(of_one[0].0).or_default().names = names;
+        let mut names: HashMap<PeerId, u32, Seeded> = HashMap::with_hasher(Seeded::default());
+        for (peer, ..) in self.names.iter().flat_map(|(_, name)| &name.owners) {
+            *names.entry(*peer).or_insert(0) += 1;
         }
         for of_one in self.rules.chunk_by_mut(|(_, a), (_, b)| a.peer == b.peer) {
             let peer = of_one[0].1.peer;
@@ -164,7 +157,7 @@ impl Gathered {
         for (mut record, expected) in peers.into_iter().zip(held) {
             let lists = lists.remove(&record.id).unwrap_or_default();
             let found = HeldV1 {
-                names: lists.names.len() as u32,
+                names: names.get(&record.id).copied().unwrap_or(0),
                 rules: lists.rules.len() as u32,
                 owed: lists.owed.len() as u32,
                 awaited: lists.awaited.len() as u32,
@@ -179,18 +172,15 @@ impl Gathered {
         (complete, incomplete)
     }
 
-    fn without_text(self) -> SavedIn {
-        let names = self.names.into_iter().map(|(slot, name)| {
-            let places = name.owners.iter().map(|(peer, _, place)| (*peer, *place));
-            (slot, name.name.into(), places.collect())
-        });
-        let rules = self.rules.into_iter();
-        let calls = self.calls.into_iter();
+    fn slots(&self) -> SavedIn {
+        let names = self.names.iter();
+        let rules = self.rules.iter();
+        let calls = self.calls.iter();
         SavedIn {
-            names: names.collect(),
-            rules: rules.map(|(slot, rule)| (rule.peer, rule.order, slot)).collect(),
+            names: names.map(|(slot, name)| (*slot, (*name.name).into())).collect(),
+            rules: rules.map(|(slot, rule)| (rule.peer, rule.order, *slot)).collect(),
             calls: calls
-                .map(|(slot, call)| (slot, (call.callee, call.caller, call.serial)))
+                .map(|(slot, call)| (*slot, (call.callee, call.caller, call.serial)))
                 .collect(),
         }
     }

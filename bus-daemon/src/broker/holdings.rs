@@ -1,6 +1,7 @@
 //! Which names each peer has, in the order in which it came by them.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use super::event::PeerId;
@@ -43,15 +44,21 @@ impl Holdings {
         place
     }
 
-    /// Nobody is in a queue: all are put back with [`hold_at`](Self::hold_at).
-    pub(super) fn forget_held(&mut self) {
-        self.lists.values_mut().for_each(|lists| lists.held.clear());
-    }
-
-    /// The peer is in the queue of a name, in this place of its list.
-    pub(super) fn hold_at(&mut self, peer: PeerId, name: &Arc<str>, place: Place) {
-        self.next = self.next.max(place.saturating_add(1));
-        self.lists_of(peer).held.insert(place, name.clone());
+    /// The peer is in the queue of a name, in this place of its list. False, and it is not, if there is another, or no such
+    /// place.
+    pub(super) fn hold_at(&mut self, peer: PeerId, name: &Arc<str>, place: Place) -> bool {
+        // No counter gets this far; beyond, counting could overflow.
+        if place >= UNPLACED / 2 {
+            return false;
+        }
+        match self.lists_of(peer).held.entry(place) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(name.clone());
+                self.next = self.next.max(place + 1);
+                true
+            }
+            Entry::Occupied(_) => false,
+        }
     }
 
     /// The peer is not in the queue any more.

@@ -119,28 +119,16 @@ impl NameTable {
         self.names.get(self.entries.get(slot)?)
     }
 
-    /// Goes on from a checkpoint that has room for `len` names and each that is in use in a slot; `saved` has the places of
-    /// its owners, too.
-    pub(super) fn resume(
-        &mut self,
-        len: u32,
-        saved: &[(Slot, Arc<str>, Vec<(PeerId, Place)>)],
-    ) -> Result<(), Violation> {
-        self.holdings.forget_held();
+    /// Goes on from a checkpoint that has room for `len` names and each of those in the table in a slot.
+    pub(super) fn resume(&mut self, len: u32, saved: &[(Slot, Arc<str>)]) -> Result<(), Violation> {
         let unknown = || Violation::new("a checkpoint has a name that nobody owns");
-        for (slot, name, places) in saved {
+        let mut held = Vec::with_capacity(saved.len());
+        for (slot, name) in saved {
             let entry = self.names.get_mut(name).ok_or_else(unknown)?;
             entry.slot = *slot;
-            for (owner, (peer, place)) in entry.owners.iter_mut().zip(places) {
-                if owner.peer != *peer {
-                    return Err(unknown());
-                }
-                owner.held_at = *place;
-                self.holdings.hold_at(*peer, &entry.name, *place);
-            }
+            held.push((*slot, entry.name.clone()));
         }
-        self.entries
-            .resume(len, saved.iter().map(|(slot, name, _)| (*slot, name.clone())))
+        self.entries.resume(len, held)
     }
 
     /// How many names have an owner.
@@ -234,6 +222,22 @@ impl NameTable {
         true
     }
 
+    /// The place of a name in the list of one who is in its queue, as it was saved.
+    pub(super) fn restore_place(&mut self, name: &str, peer: PeerId, place: Place) {
+        if let Some(Name { name, owners, .. }) = self.names.get_mut(name)
+            && let Some(owner) = owners.iter_mut().find(|owner| owner.peer == peer)
+            && owner.held_at == UNPLACED
+            && self.holdings.hold_at(peer, name, place)
+        {
+            owner.held_at = place;
+        }
+    }
+
+    /// There will be so many names.
+    pub(super) fn reserve(&mut self, count: usize) {
+        self.names.reserve(count);
+    }
+
     /// The order in which a peer asked for its names. What the queues do not say is left out.
     pub(super) fn restore_order(&mut self, peer: PeerId, names: &[String]) {
         for name in names {
@@ -249,7 +253,8 @@ impl NameTable {
 
     /// What no saved list named comes last, in the order of the names.
     pub(super) fn restore_rest(&mut self) {
-        let mut all: Vec<&mut Name> = self.names.values_mut().collect();
+        let is_unplaced = |name: &&mut Name| name.owners.iter().any(|owner| owner.held_at == UNPLACED);
+        let mut all: Vec<&mut Name> = self.names.values_mut().filter(is_unplaced).collect();
         all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         for Name { name, owners, .. } in all {
             for owner in owners.iter_mut().filter(|owner| owner.held_at == UNPLACED) {
@@ -375,7 +380,7 @@ impl NameTable {
     /// Queues and lists agree, and only peers that `may_own` are in them.
     pub(super) fn check(&self, may_own: impl Fn(PeerId) -> bool) -> Result<(), Violation> {
         let mut places = 0;
-        for entry in self.sorted() {
+        for entry in self.names.values() {
             let Name {
                 name,
                 owners,
@@ -385,8 +390,11 @@ impl NameTable {
             if self.entries.get(*slot) != Some(name) {
                 return Err(Violation::new(format!("{name} has another's entry")));
             }
-            let distinct: BTreeSet<PeerId> = owners.iter().map(|owner| owner.peer).collect();
-            if owners.is_empty() || distinct.len() != owners.len() {
+            let are_distinct = owners.len() == 1 || {
+                let distinct: BTreeSet<PeerId> = owners.iter().map(|owner| owner.peer).collect();
+                distinct.len() == owners.len()
+            };
+            if owners.is_empty() || !are_distinct {
                 let text = format!("the queue of {name} is empty or has somebody twice");
                 return Err(Violation::new(text));
             }

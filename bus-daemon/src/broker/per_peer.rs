@@ -48,11 +48,6 @@ impl<T> PerPeer<T> {
         slot.take_if(|(user, _)| *user == id).map(|(_, value)| value)
     }
 
-    /// All values.
-    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.slots.iter_mut().flatten().map(|(_, value)| value)
-    }
-
     /// In the order of the index.
     pub(super) fn iter(&self) -> impl Iterator<Item = (PeerId, &T)> {
         self.slots.iter().flatten().map(|(id, value)| (*id, value))

@@ -225,6 +225,8 @@ impl Checkpoints {
         }
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("checkpoint");
+        #[cfg(test)]
+        WRITTEN.set(WRITTEN.get().and(table, body.len()));
         let used = self.used(table);
         if index >= used {
             for unused in used..=index {
@@ -459,6 +461,40 @@ impl Checkpoints {
 
     fn entry(&self, number: usize) -> *mut Entry {
         self.region.at(number * ENTRY, ENTRY).cast()
+    }
+}
+
+/// What the checkpoints of a thread have written.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Written {
+    /// Entries of peers, and of what belongs to none.
+    pub(crate) peers: usize,
+    /// Entries of names, match rules and open calls.
+    pub(crate) entries: usize,
+    /// Bytes of all bodies.
+    pub(crate) bytes: usize,
+}
+
+#[cfg(test)]
+thread_local! {
+    static WRITTEN: std::cell::Cell<Written> = std::cell::Cell::default();
+}
+
+#[cfg(test)]
+impl Written {
+    /// What has been written since this was last called.
+    pub(crate) fn take() -> Self {
+        WRITTEN.take()
+    }
+
+    fn and(self, table: Table, bytes: usize) -> Self {
+        let is_peer = table == Table::Peers;
+        Self {
+            peers: self.peers + usize::from(is_peer),
+            entries: self.entries + usize::from(!is_peer),
+            bytes: self.bytes + bytes,
+        }
     }
 }
 

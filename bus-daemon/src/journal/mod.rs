@@ -36,6 +36,8 @@ use crate::os::descriptor;
 
 use checkpoint::Checkpoints;
 pub(crate) use checkpoint::LARGEST_FILE;
+#[cfg(test)]
+pub(crate) use checkpoint::Written;
 #[cfg(any(test, feature = "test-hooks"))]
 pub(crate) use damage::Flip;
 pub(crate) use extent::Extent;
