@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use bus_daemon::broker::{Blob, Broker, BrokerState, ConfigV1, GlobalV2, NameV1, PeerV2};
+use bus_daemon::broker::{
+    Blob, Broker, BrokerState, Checkpoint as Saved, ConfigV1, EntryKind, EntryV1, GlobalV2, HeldV1, PeerV2,
+};
 use bus_wire::Fd;
 
 use crate::model::{Check, wrong};
@@ -15,18 +17,37 @@ pub(crate) struct Checkpoint {
     config: Option<ConfigV1>,
     /// The memfd that the configuration came in.
     config_source: Option<Fd>,
-    names: Option<Vec<NameV1>>,
-    peers: BTreeMap<u32, (PeerV2, Vec<Blob>)>,
-    ahead: BTreeMap<u32, Option<(PeerV2, Vec<Blob>)>>,
+    peers: BTreeMap<u32, Peer>,
+    ahead: BTreeMap<u32, Option<Peer>>,
+    entries: BTreeMap<Place, EntryV1>,
+    entries_ahead: BTreeMap<Place, Option<EntryV1>>,
+    /// For how many slots of each kind there are entries.
+    slots: [u32; 3],
 }
 
+type Peer = (PeerV2, Vec<Blob>, HeldV1);
+type Place = (EntryKind, u32);
+
 impl Checkpoint {
-    /// Writes some of the peers that changed.
+    /// Writes some of what changed.
     pub(crate) fn write_ahead(&mut self, broker: &mut Broker, random: &mut Random) {
+        let (peers, entries) = (random.below(4) as usize, random.below(8) as usize);
+        self.write(broker, peers, entries);
+    }
+
+    fn write(&mut self, broker: &mut Broker, peers: usize, entries: usize) {
         let mut changed = Vec::new();
-        broker.take_changed_peers(random.below(4) as usize, &mut changed);
+        broker.take_changed_peers(peers, &mut changed);
         for index in changed {
-            self.ahead.insert(index, broker.save_at(index));
+            self.ahead.insert(index, broker.save_alone(index));
+        }
+        let mut changed = Vec::new();
+        broker.take_changed_entries(entries, &mut changed);
+        for (kind, slot) in changed {
+            let used = &mut self.slots[kind as usize];
+            *used = (*used).max(slot + 1);
+            self.entries_ahead
+                .insert((kind, slot), broker.save_entry(kind, slot));
         }
     }
 
@@ -36,20 +57,18 @@ impl Checkpoint {
             // The log, or an extent, is to be used again.
             broker.move_output_out(&|_| true);
         }
-        let mut changed = Vec::new();
-        broker.take_changed_peers(usize::MAX, &mut changed);
-        for index in changed {
-            self.ahead.insert(index, broker.save_at(index));
-        }
+        self.write(broker, usize::MAX, usize::MAX);
         for (index, saved) in std::mem::take(&mut self.ahead) {
             match saved {
                 Some(saved) => self.peers.insert(index, saved),
                 None => self.peers.remove(&index),
             };
         }
-        if broker.are_names_changed() || self.names.is_none() {
-            self.names = Some(broker.save_names());
-            broker.note_names_saved();
+        for (place, saved) in std::mem::take(&mut self.entries_ahead) {
+            match saved {
+                Some(saved) => self.entries.insert(place, saved),
+                None => self.entries.remove(&place),
+            };
         }
         if broker.is_config_changed() || self.config.is_none() {
             self.config = Some(broker.save_config());
@@ -62,29 +81,36 @@ impl Checkpoint {
     /// Who wrote ahead has died.
     pub(crate) fn forget_ahead(&mut self) {
         self.ahead.clear();
+        self.entries_ahead.clear();
     }
 
     /// The broker as it was.
     pub(crate) fn restore(&self) -> Check<Broker> {
-        let (Some(bus), Some(config), Some(names)) =
-            (self.bus.clone(), self.config.clone(), self.names.clone())
-        else {
+        let (Some(bus), Some(config)) = (self.bus.clone(), self.config.clone()) else {
             return wrong("there is no checkpoint");
         };
-        let (mut peers, mut shared, mut roster) = (Vec::new(), Vec::new(), Vec::new());
-        for (record, bodies) in self.peers.values() {
+        let (mut peers, mut shared, mut roster, mut held) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (record, bodies, parts) in self.peers.values() {
             let mut record = record.clone();
             record.shift_bodies(shared.len() as u32);
             shared.extend(bodies.iter().cloned());
             roster.push((record.id(), record.unique()));
             peers.push(record);
+            held.push(*parts);
         }
         let state = BrokerState {
-            global: bus.complete(config, names, roster),
+            global: bus.complete(config, Vec::new(), roster),
             peers,
             shared,
         };
-        match Broker::restore(state) {
+        let entries = self.entries.iter();
+        let saved = Saved {
+            state,
+            held,
+            entries: entries.map(|((_, slot), entry)| (*slot, entry.clone())).collect(),
+            slots: self.slots,
+        };
+        match Broker::restore_checkpoint(saved) {
             Ok((mut broker, dropped)) if dropped.is_empty() => {
                 broker.set_config_source(self.config_source);
                 Ok(broker)

@@ -6,11 +6,11 @@ use std::str::FromStr;
 use nom::{
     IResult, Parser,
     branch::alt,
-    bytes::complete::{is_not, tag, take_till},
+    bytes::complete::{is_not, tag},
     character::complete::char,
-    combinator::{cut, value},
+    combinator::value,
+    error::{Error, ErrorKind},
     multi::fold_many0,
-    sequence::delimited,
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -153,10 +153,13 @@ impl fmt::Display for MatchRule {
         } = self;
         let mut separator = "";
         let mut pair = |key: fmt::Arguments<'_>, value: &str| {
-            let value = value.replace('\'', r"'\''");
-            let result = write!(f, "{separator}{key}='{value}'");
+            write!(f, "{separator}{key}='")?;
             separator = ",";
-            result
+            for (index, part) in value.split('\'').enumerate() {
+                f.write_str(if index == 0 { "" } else { r"'\''" })?;
+                f.write_str(part)?;
+            }
+            f.write_str("'")
         };
         if let Some(kind) = message_type.and_then(type_name) {
             pair(format_args!("type"), kind)?;
@@ -462,7 +465,6 @@ fn pair(input: &str) -> Result<Option<(&str, &str, String)>, MatchRuleError> {
 /// "Within single quotes, a backslash represents itself, and an apostrophe ends the quoted section. Outside single
 /// quotes, \' represents an apostrophe, and any backslash not followed by an apostrophe represents itself."
 fn quoted_value(input: &str) -> IResult<&str, String> {
-    let quoted = delimited(char('\''), cut(take_till(|c| c == '\'')), cut(char('\'')));
     let apostrophe = value("'", tag("\\'"));
     let plain = alt((is_not("\\',"), tag("\\")));
     fold_many0(
@@ -474,6 +476,16 @@ fn quoted_value(input: &str) -> IResult<&str, String> {
         },
     )
     .parse(input)
+}
+
+/// The section between two apostrophes. Rules are read by the ten thousand when a bus goes on, so it is searched for its end
+/// and not looked at character by character.
+fn quoted(input: &str) -> IResult<&str, &str> {
+    let (inner, _) = char('\'').parse(input)?;
+    let (section, rest) = inner
+        .split_once('\'')
+        .ok_or_else(|| nom::Err::Failure(Error::new(inner, ErrorKind::Char)))?;
+    Ok((rest, section))
 }
 
 #[cfg(test)]

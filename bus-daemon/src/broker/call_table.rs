@@ -1,9 +1,11 @@
 //! Which calls are open: forwarded, and not answered yet.
 
+use hashbrown::hash_map::Entry;
 use hashbrown::{HashMap, HashSet};
 
 use super::Seeded;
 use super::deadline::{Deadline, Deadlines};
+use super::entries::{Entries, Slot};
 use super::event::{Millis, PeerId};
 use super::invariants::Violation;
 use super::per_peer::PerPeer;
@@ -20,13 +22,25 @@ pub(super) type OpenCall = (PeerId, u32);
 pub(super) struct CallTable {
     hasher: Seeded,
     ends: PerPeer<Ends>,
+    entries: Entries<CallKey>,
+}
+
+/// What an open call is found by: callee, caller and serial.
+type CallKey = (PeerId, PeerId, u32);
+
+/// An open call as its callee has it.
+#[derive(Debug, Clone, Copy)]
+struct Owed {
+    until: Option<Millis>,
+    /// Of its entry.
+    slot: Slot,
 }
 
 /// The open calls of one peer, in both roles.
 #[derive(Debug)]
 struct Ends {
     /// Calls that the peer has to answer, and until when.
-    owed: HashMap<OpenCall, Option<Millis>, Seeded>,
+    owed: HashMap<OpenCall, Owed, Seeded>,
     /// Calls that the peer waits for.
     awaited: HashSet<OpenCall, Seeded>,
 }
@@ -54,12 +68,47 @@ impl CallTable {
         Self {
             hasher,
             ends: PerPeer::new(),
+            entries: Entries::new(),
         }
     }
 
     /// How many calls of a peer are open.
     pub(super) fn awaited_count(&self, caller: PeerId) -> usize {
         self.ends.get(caller).map_or(0, |ends| ends.awaited.len())
+    }
+
+    /// How many calls a peer has to answer.
+    pub(super) fn owed_count(&self, callee: PeerId) -> usize {
+        self.ends.get(callee).map_or(0, |ends| ends.owed.len())
+    }
+
+    /// Which calls have changed.
+    pub(super) fn entries(&self) -> &Entries<CallKey> {
+        &self.entries
+    }
+
+    /// The same, to take them.
+    pub(super) fn entries_mut(&mut self) -> &mut Entries<CallKey> {
+        &mut self.entries
+    }
+
+    /// The call that has an entry, with its deadline.
+    pub(super) fn saved_in(&self, slot: Slot) -> Option<(CallKey, Option<Millis>)> {
+        let (callee, caller, serial) = *self.entries.get(slot)?;
+        let owed = self.ends.get(callee)?.owed.get(&(caller, serial))?;
+        Some(((callee, caller, serial), owed.until))
+    }
+
+    /// Goes on from a checkpoint that has room for `len` calls and each of the open ones in a slot.
+    pub(super) fn resume(&mut self, len: u32, saved: &[(Slot, CallKey)]) -> Result<(), Violation> {
+        for (slot, (callee, caller, serial)) in saved {
+            let ends = self.ends.get_mut(*callee);
+            match ends.and_then(|ends| ends.owed.get_mut(&(*caller, *serial))) {
+                Some(owed) => owed.slot = *slot,
+                None => return Err(Violation::new("a checkpoint has a call that is not open")),
+            }
+        }
+        self.entries.resume(len, saved.iter().copied())
     }
 
     /// Whether this call is open.
@@ -85,7 +134,17 @@ impl CallTable {
     ) {
         let hasher = &self.hasher;
         let callee_ends = self.ends.get_or_insert_with(callee, || Ends::new(hasher));
-        let before = callee_ends.owed.insert((caller, serial), until).flatten();
+        let before = match callee_ends.owed.entry((caller, serial)) {
+            Entry::Vacant(place) => {
+                let slot = self.entries.insert((callee, caller, serial));
+                place.insert(Owed { until, slot });
+                None
+            }
+            Entry::Occupied(mut place) => {
+                self.entries.mark(place.get().slot);
+                std::mem::replace(&mut place.get_mut().until, until)
+            }
+        };
         let caller_ends = self.ends.get_or_insert_with(caller, || Ends::new(hasher));
         caller_ends.awaited.insert((callee, serial));
         deadlines.change(due(callee, caller, serial), before, until);
@@ -102,10 +161,11 @@ impl CallTable {
         if let Some(ends) = self.ends.get_mut(caller) {
             ends.awaited.remove(&(callee, serial));
         }
-        let Some(until) = (self.ends.get_mut(callee)).and_then(|ends| ends.owed.remove(&(caller, serial)))
-        else {
+        let owed = (self.ends.get_mut(callee)).and_then(|ends| ends.owed.remove(&(caller, serial)));
+        let Some(Owed { until, slot }) = owed else {
             return false;
         };
+        self.entries.remove(slot);
         deadlines.change(due(callee, caller, serial), until, None);
         true
     }
@@ -131,7 +191,7 @@ impl CallTable {
     /// All calls that a peer has to answer, sorted, so that no hash order shows.
     pub(super) fn owed_by(&self, callee: PeerId) -> Vec<(OpenCall, Option<Millis>)> {
         let owed = self.ends.get(callee).into_iter().flat_map(|ends| &ends.owed);
-        let mut all: Vec<_> = owed.map(|(call, until)| (*call, *until)).collect();
+        let mut all: Vec<_> = owed.map(|(call, owed)| (*call, owed.until)).collect();
         all.sort_unstable();
         all
     }
@@ -147,8 +207,8 @@ impl CallTable {
     /// The deadlines of all open calls.
     pub(super) fn deadlines(&self) -> impl Iterator<Item = (Millis, Deadline)> + '_ {
         self.ends.iter().flat_map(|(callee, ends)| {
-            let of_call = move |((caller, serial), until): (&OpenCall, &Option<Millis>)| {
-                until.map(|at| (at, due(callee, *caller, *serial)))
+            let of_call = move |((caller, serial), owed): (&OpenCall, &Owed)| {
+                owed.until.map(|at| (at, due(callee, *caller, *serial)))
             };
             ends.owed.iter().filter_map(of_call)
         })
@@ -166,6 +226,11 @@ impl CallTable {
                 return Err(Violation::new(format!(
                     "{id:?} owes {caller:?} an answer that it does not wait for"
                 )));
+            }
+            let is_entered =
+                |(call, owed): (&OpenCall, &Owed)| self.entries.get(owed.slot) == Some(&(id, call.0, call.1));
+            if !ends.owed.iter().all(is_entered) {
+                return Err(Violation::new(format!("a call to {id:?} has another's entry")));
             }
             owed += ends.owed.len();
             awaited += ends.awaited.len();

@@ -5,10 +5,21 @@ use bus_wire::SendQueue;
 use super::Broker;
 use super::errand::Errand;
 use super::event::PeerId;
-use super::frozen::{Blob, PeerV2};
+use super::frozen::{Blob, CallEntryV1, EntryV1, HeldV1, Lists, NameEntryV1, PeerV2, RuleEntryV1};
 use super::peer::Phase;
 use super::restart::Upgrade;
 use super::snapshot::SharedBodies;
+
+/// What has entries of its own in a checkpoint; each kind has slots from 0 on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EntryKind {
+    /// Well-known names.
+    Name,
+    /// Match rules and filters.
+    Rule,
+    /// Open calls.
+    Call,
+}
 
 impl Broker {
     /// How many indexes [`take_changed_peers`](Self::take_changed_peers) would give.
@@ -20,16 +31,6 @@ impl Broker {
     /// `most` of them, those that have waited longest.
     pub fn take_changed_peers(&mut self, most: usize, out: &mut Vec<u32>) {
         self.roster.take_changed(most, out);
-    }
-
-    /// Whether any name may have changed since all were last saved.
-    pub fn are_names_changed(&self) -> bool {
-        self.names.is_changed()
-    }
-
-    /// All names are saved.
-    pub fn note_names_saved(&mut self) {
-        self.names.note_saved();
     }
 
     /// Whether another configuration may be in force than the one that was last saved.
@@ -48,6 +49,84 @@ impl Broker {
         let mut bodies = SharedBodies::new();
         let record = self.save_peer(id, &mut bodies)?;
         Some((record, bodies.into_bodies()))
+    }
+
+    /// The same without what has [entries](Self::save_entry) of its own, and how many of these the peer has a part in.
+    pub fn save_alone(&self, index: u32) -> Option<(PeerV2, Vec<Blob>, HeldV1)> {
+        let peer = self.roster.at(index)?;
+        let mut bodies = SharedBodies::new();
+        let record = self.save_one(peer, Lists::default(), &mut bodies);
+        let held = HeldV1 {
+            names: self.names.held_count(peer.id) as u32,
+            rules: self.subscriptions.held_count(peer.id) as u32,
+            owed: self.calls.owed_count(peer.id) as u32,
+            awaited: self.calls.awaited_count(peer.id) as u32,
+        };
+        Some((record, bodies.into_bodies(), held))
+    }
+
+    /// How many entries [`take_changed_entries`](Self::take_changed_entries) would visit.
+    pub fn changed_entries(&self) -> usize {
+        self.names.entries().changed_count()
+            + self.subscriptions.entries().changed_count()
+            + self.calls.entries().changed_count()
+    }
+
+    /// Moves to `out` the entries that are to be written again, or taken away, since they were last taken, each once. At most
+    /// `most` of those that may have to are looked at, of each kind those that have waited longest.
+    pub fn take_changed_entries(&mut self, most: usize, out: &mut Vec<(EntryKind, u32)>) {
+        let mut left = most;
+        let mut take = |count: usize| {
+            let now = left.min(count);
+            left -= now;
+            now
+        };
+        let names = self.names.entries_mut();
+        names.take_changed(take(names.changed_count()), |slot| {
+            out.push((EntryKind::Name, slot))
+        });
+        let rules = self.subscriptions.entries_mut();
+        rules.take_changed(take(rules.changed_count()), |slot| {
+            out.push((EntryKind::Rule, slot))
+        });
+        // At last: many of them are over soon.
+        let calls = self.calls.entries_mut();
+        calls.take_changed(take(calls.changed_count()), |slot| {
+            out.push((EntryKind::Call, slot))
+        });
+    }
+
+    /// What is to be in an entry; `None`: nothing any more.
+    pub fn save_entry(&self, kind: EntryKind, slot: u32) -> Option<EntryV1> {
+        Some(match kind {
+            EntryKind::Name => {
+                let name = self.names.saved_in(slot)?;
+                let owners = name.owners.iter();
+                EntryV1::Name(NameEntryV1 {
+                    name: name.name.to_string(),
+                    owners: owners
+                        .map(|owner| (owner.peer, owner.flags.bits(), owner.held_at))
+                        .collect(),
+                })
+            }
+            EntryKind::Rule => {
+                let (peer, order, rule) = self.subscriptions.saved_in(slot)?;
+                EntryV1::Rule(RuleEntryV1 {
+                    peer,
+                    order,
+                    rule: rule.to_string(),
+                })
+            }
+            EntryKind::Call => {
+                let ((callee, caller, serial), deadline) = self.calls.saved_in(slot)?;
+                EntryV1::Call(CallEntryV1 {
+                    callee,
+                    caller,
+                    serial,
+                    deadline,
+                })
+            }
+        })
     }
 
     /// The output of the peer with this index that is to be kept elsewhere from now on, and whose it is: of one that has

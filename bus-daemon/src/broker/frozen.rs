@@ -11,9 +11,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::event::{Millis, PeerId};
 
 mod config;
+mod entry;
 mod v1;
 
 pub use config::ConfigV1;
+pub(super) use entry::{CallEntryV1, NameEntryV1, RuleEntryV1};
+pub use entry::{EntryV1, HeldV1};
 pub use v1::{GlobalV1, PeerV1};
 
 /// Everything that [`Broker::save`](super::Broker::save) knows.
@@ -185,6 +188,15 @@ pub struct PeerV2 {
     pub(super) peak_outgoing_fds: u32,
 }
 
+/// What of a peer's record a checkpoint keeps in entries of their own: see [`PeerV2`].
+#[derive(Debug, Default)]
+pub(super) struct Lists {
+    pub(super) names: Vec<String>,
+    pub(super) rules: Vec<String>,
+    pub(super) owed: Vec<(PeerId, u32, Option<Millis>)>,
+    pub(super) awaited: Vec<(PeerId, u32)>,
+}
+
 impl GlobalV2 {
     /// The present is `now`. Returns what it was.
     pub fn move_to(&mut self, now: Millis) -> Millis {
@@ -209,6 +221,17 @@ impl PeerV2 {
             .filter_map(|(_, _, deadline)| deadline.as_mut());
         owed.for_each(place);
         self
+    }
+
+    /// The lists that a checkpoint keeps in entries of their own, put back.
+    pub(super) fn set_lists(&mut self, lists: Lists) {
+        let Lists {
+            names,
+            rules,
+            owed,
+            awaited,
+        } = lists;
+        (self.names, self.rules, self.owed, self.awaited) = (names, rules, owed, awaited);
     }
 
     /// Whose record it is.

@@ -1,6 +1,7 @@
 //! Which names each peer has, in the order in which it came by them.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use super::event::PeerId;
@@ -41,6 +42,23 @@ impl Holdings {
         let place = self.next_place();
         self.lists_of(peer).held.insert(place, name.clone());
         place
+    }
+
+    /// The peer is in the queue of a name, in this place of its list. False, and it is not, if there is another, or no such
+    /// place.
+    pub(super) fn hold_at(&mut self, peer: PeerId, name: &Arc<str>, place: Place) -> bool {
+        // No counter gets this far; beyond, counting could overflow.
+        if place >= UNPLACED / 2 {
+            return false;
+        }
+        match self.lists_of(peer).held.entry(place) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(name.clone());
+                self.next = self.next.max(place + 1);
+                true
+            }
+            Entry::Occupied(_) => false,
+        }
     }
 
     /// The peer is not in the queue any more.

@@ -22,7 +22,8 @@ use smallvec::SmallVec;
 use self::key::{Hasher, Key, Mask, Prefixes, fold};
 use self::named::Named;
 use self::rule::Body;
-use self::table::{RuleId, Table};
+pub(super) use self::table::RuleId;
+use self::table::Table;
 use super::event::PeerId;
 
 /// Whose rules match a message.
@@ -42,7 +43,7 @@ pub(crate) struct MatchIndex {
     /// The rules that name a unique name.
     named: Named,
     /// Rules in the order in which they were added, repeated ones included.
-    peers: HashMap<PeerId, SmallVec<[RuleId; 4]>, FixedState>,
+    peers: HashMap<PeerId, SmallVec<[Held; 2]>, FixedState>,
     len: usize,
 }
 
@@ -64,6 +65,14 @@ struct Slot {
     hash: u64,
     /// Sorted by peer.
     subscribers: SmallVec<[Subscriber; 1]>,
+}
+
+/// One rule of a peer.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    id: RuleId,
+    /// The number that came with it.
+    number: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -106,16 +115,40 @@ impl MatchIndex {
 
     /// A peer's rules in the order in which they were added, repeated ones included.
     pub(crate) fn rules_of(&self, peer: PeerId) -> impl Iterator<Item = &MatchRule> {
-        let ids = self.peers.get(&peer).map_or(&[][..], |ids| ids);
-        ids.iter()
-            .filter_map(|id| self.slots[*id as usize].as_ref())
-            .map(|slot| &slot.rule)
+        self.held_by(peer).filter_map(|(id, _)| self.rule(id))
     }
 
-    /// Adds a rule to a peer's.
-    pub(crate) fn add(&mut self, peer: PeerId, rule: MatchRule) {
+    /// The rule that is stored under an id.
+    pub(super) fn rule(&self, id: RuleId) -> Option<&MatchRule> {
+        self.slots.get(id as usize)?.as_ref().map(|slot| &slot.rule)
+    }
+
+    /// Where a peer's rules are stored, with the numbers that came with them, in the order in which they were added.
+    pub(super) fn held_by(&self, peer: PeerId) -> impl Iterator<Item = (RuleId, u32)> {
+        let held = self.peers.get(&peer).into_iter().flatten();
+        held.map(|held| (held.id, held.number))
+    }
+
+    /// The numbers of a peer's rules, to be changed.
+    pub(super) fn numbers_mut(&mut self, peer: PeerId) -> impl Iterator<Item = (RuleId, &mut u32)> {
+        let held = self.peers.get_mut(&peer).into_iter().flatten();
+        held.map(|held| (held.id, &mut held.number))
+    }
+
+    /// Where the rule is stored, or will be when it is [added](Self::add).
+    pub(super) fn intern(&mut self, rule: MatchRule) -> RuleId {
+        self.find(&rule).unwrap_or_else(|| self.store(rule))
+    }
+
+    /// Adds a rule to a peer's. The number is given back when it is removed.
+    pub(crate) fn add(&mut self, peer: PeerId, rule: MatchRule, number: u32) {
         let id = self.intern(rule);
-        self.peers.entry(peer).or_default().push(id);
+        self.add_interned(peer, id, number);
+    }
+
+    /// The same for a rule that is interned.
+    pub(super) fn add_interned(&mut self, peer: PeerId, id: RuleId, number: u32) {
+        self.peers.entry(peer).or_default().push(Held { id, number });
         self.len += 1;
         let Some(slot) = &mut self.slots[id as usize] else {
             return;
@@ -129,33 +162,31 @@ impl MatchIndex {
         }
     }
 
-    /// Removes one rule that equals this one from the peer's own (CVE-2006-6107); false if it has none.
-    pub(crate) fn remove(&mut self, peer: PeerId, rule: &MatchRule) -> bool {
-        let Some(id) = self.find(rule) else { return false };
-        let Some(ids) = self.peers.get_mut(&peer) else {
-            return false;
-        };
-        let Some(place) = ids.iter().position(|other| *other == id) else {
-            return false;
-        };
-        ids.remove(place);
-        if ids.is_empty() {
+    /// Removes one rule that equals this one from the peer's own (CVE-2006-6107), and gives its number; `None` if it has
+    /// none.
+    pub(crate) fn remove(&mut self, peer: PeerId, rule: &MatchRule) -> Option<u32> {
+        let id = self.find(rule)?;
+        let all = self.peers.get_mut(&peer)?;
+        let place = all.iter().position(|held| held.id == id)?;
+        let Held { number, .. } = all.remove(place);
+        if all.is_empty() {
             self.peers.remove(&peer);
         }
         self.release(peer, id);
-        true
+        Some(number)
     }
 
-    /// Removes all rules of a peer.
-    pub(crate) fn remove_peer(&mut self, peer: PeerId) {
-        for id in self.peers.remove(&peer).unwrap_or_default() {
+    /// Removes all rules of a peer, and calls `removed` with the number of each.
+    pub(crate) fn remove_peer(&mut self, peer: PeerId, mut removed: impl FnMut(u32)) {
+        for Held { id, number } in self.peers.remove(&peer).unwrap_or_default() {
             self.release(peer, id);
+            removed(number);
         }
     }
 
     /// Removes, whoever has them, all rules that name a unique name as sender or destination; tells who had any, in
-    /// ascending order. The cost is that of these peers' rules.
-    pub(crate) fn remove_named(&mut self, unique: &str) -> Vec<PeerId> {
+    /// ascending order, and calls `removed` with the number of each. The cost is that of these peers' rules.
+    pub(crate) fn remove_named(&mut self, unique: &str, mut removed: impl FnMut(u32)) -> Vec<PeerId> {
         let dead = self.named.take(unique);
         let slots = dead.iter().filter_map(|id| self.slots[*id as usize].as_ref());
         let subscribers = slots.flat_map(|slot| &slot.subscribers);
@@ -163,22 +194,23 @@ impl MatchIndex {
         peers.sort_unstable();
         peers.dedup();
         for peer in &peers {
-            let Some(ids) = self.peers.get_mut(peer) else {
+            let Some(all) = self.peers.get_mut(peer) else {
                 continue;
             };
             let mut gone = Vec::new();
-            ids.retain(|id| {
-                let is_dead = dead.contains(id);
+            all.retain(|held| {
+                let is_dead = dead.contains(&held.id);
                 if is_dead {
-                    gone.push(*id);
+                    gone.push(*held);
                 }
                 !is_dead
             });
-            if ids.is_empty() {
+            if all.is_empty() {
                 self.peers.remove(peer);
             }
-            for id in gone {
+            for Held { id, number } in gone {
                 self.release(*peer, id);
+                removed(number);
             }
         }
         peers
@@ -219,11 +251,8 @@ impl MatchIndex {
             .copied()
     }
 
-    /// The slot of this rule, a new one if it is not known yet.
-    fn intern(&mut self, rule: MatchRule) -> RuleId {
-        if let Some(id) = self.find(&rule) {
-            return id;
-        }
+    /// A slot for a rule that is not known yet.
+    fn store(&mut self, rule: MatchRule) -> RuleId {
         let key = self.hasher.key(&rule);
         let hash = self.hasher.rule(&rule);
         let id = self.free.pop().unwrap_or_else(|| {

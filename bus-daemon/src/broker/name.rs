@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::Seeded;
+use super::entries::{Entries, Slot};
 use super::event::PeerId;
 use super::holdings::{Holdings, Place, UNPLACED};
 use super::invariants::Violation;
@@ -79,6 +80,8 @@ pub(crate) struct Name {
     pub(crate) owners: VecDeque<Owner>,
     /// Where the name is in the primary owner's list of owned names.
     pub(super) owned_at: Place,
+    /// Of its entry.
+    pub(super) slot: Slot,
 }
 
 /// All well-known names of the bus, and the lists of each peer's names.
@@ -88,8 +91,7 @@ pub(crate) struct NameTable {
     holdings: Holdings,
     /// The highest count of names so far, unique names among them.
     peak: u32,
-    /// Whether any name may have changed since [`note_saved`](Self::note_saved) was last called.
-    changed: bool,
+    entries: Entries<Arc<str>>,
 }
 
 impl NameTable {
@@ -98,18 +100,35 @@ impl NameTable {
             names: HashMap::with_hasher(hasher),
             holdings: Holdings::new(),
             peak: 0,
-            changed: true,
+            entries: Entries::new(),
         }
     }
 
-    /// Whether any name may have changed since all were last saved.
-    pub(crate) fn is_changed(&self) -> bool {
-        self.changed
+    /// Which names have changed.
+    pub(super) fn entries(&self) -> &Entries<Arc<str>> {
+        &self.entries
     }
 
-    /// All are saved.
-    pub(crate) fn note_saved(&mut self) {
-        self.changed = false;
+    /// The same, to take them.
+    pub(super) fn entries_mut(&mut self) -> &mut Entries<Arc<str>> {
+        &mut self.entries
+    }
+
+    /// The name that has an entry.
+    pub(super) fn saved_in(&self, slot: Slot) -> Option<&Name> {
+        self.names.get(self.entries.get(slot)?)
+    }
+
+    /// Goes on from a checkpoint that has room for `len` names and each of those in the table in a slot.
+    pub(super) fn resume(&mut self, len: u32, saved: &[(Slot, Arc<str>)]) -> Result<(), Violation> {
+        let unknown = || Violation::new("a checkpoint has a name that nobody owns");
+        let mut held = Vec::with_capacity(saved.len());
+        for (slot, name) in saved {
+            let entry = self.names.get_mut(name).ok_or_else(unknown)?;
+            entry.slot = *slot;
+            held.push((*slot, entry.name.clone()));
+        }
+        self.entries.resume(len, held)
     }
 
     /// How many names have an owner.
@@ -197,10 +216,26 @@ impl NameTable {
             name: name.clone(),
             owned_at: self.holdings.own(primary.peer, name),
             owners,
+            slot: self.entries.insert(name.clone()),
         };
-        self.changed = true;
         self.names.insert(name.clone(), entry);
         true
+    }
+
+    /// The place of a name in the list of one who is in its queue, as it was saved.
+    pub(super) fn restore_place(&mut self, name: &str, peer: PeerId, place: Place) {
+        if let Some(Name { name, owners, .. }) = self.names.get_mut(name)
+            && let Some(owner) = owners.iter_mut().find(|owner| owner.peer == peer)
+            && owner.held_at == UNPLACED
+            && self.holdings.hold_at(peer, name, place)
+        {
+            owner.held_at = place;
+        }
+    }
+
+    /// There will be so many names.
+    pub(super) fn reserve(&mut self, count: usize) {
+        self.names.reserve(count);
     }
 
     /// The order in which a peer asked for its names. What the queues do not say is left out.
@@ -218,7 +253,8 @@ impl NameTable {
 
     /// What no saved list named comes last, in the order of the names.
     pub(super) fn restore_rest(&mut self) {
-        let mut all: Vec<&mut Name> = self.names.values_mut().collect();
+        let is_unplaced = |name: &&mut Name| name.owners.iter().any(|owner| owner.held_at == UNPLACED);
+        let mut all: Vec<&mut Name> = self.names.values_mut().filter(is_unplaced).collect();
         all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         for Name { name, owners, .. } in all {
             for owner in owners.iter_mut().filter(|owner| owner.held_at == UNPLACED) {
@@ -237,13 +273,13 @@ impl NameTable {
         peer: PeerId,
         flags: NameFlags,
     ) -> (RequestNameReply, Option<OwnerChange>) {
-        self.changed = true;
         let Some(entry) = self.names.get_mut(name) else {
             return (
                 RequestNameReply::PrimaryOwner,
                 Some(self.found(name, peer, flags)),
             );
         };
+        self.entries.mark(entry.slot);
         let Some(primary) = entry.owners.front_mut().filter(|primary| primary.peer != peer) else {
             if let Some(primary) = entry.owners.front_mut() {
                 primary.flags = flags;
@@ -299,6 +335,7 @@ impl NameTable {
             name: name.clone(),
             owners: VecDeque::from([owner]),
             owned_at: self.holdings.own(peer, &name),
+            slot: self.entries.insert(name.clone()),
         };
         self.names.insert(name.clone(), entry);
         OwnerChange {
@@ -316,7 +353,7 @@ impl NameTable {
         let Some(place) = entry.owners.iter().position(|owner| owner.peer == peer) else {
             return (ReleaseNameReply::NotOwner, None);
         };
-        self.changed = true;
+        self.entries.mark(entry.slot);
         if let Some(owner) = entry.owners.remove(place) {
             self.holdings.let_go(peer, owner.held_at);
         }
@@ -334,6 +371,7 @@ impl NameTable {
             new,
         };
         if new.is_none() {
+            self.entries.remove(entry.slot);
             self.names.remove(name);
         }
         (ReleaseNameReply::Released, Some(change))
@@ -342,14 +380,21 @@ impl NameTable {
     /// Queues and lists agree, and only peers that `may_own` are in them.
     pub(super) fn check(&self, may_own: impl Fn(PeerId) -> bool) -> Result<(), Violation> {
         let mut places = 0;
-        for entry in self.sorted() {
+        for entry in self.names.values() {
             let Name {
                 name,
                 owners,
                 owned_at,
+                slot,
             } = entry;
-            let distinct: BTreeSet<PeerId> = owners.iter().map(|owner| owner.peer).collect();
-            if owners.is_empty() || distinct.len() != owners.len() {
+            if self.entries.get(*slot) != Some(name) {
+                return Err(Violation::new(format!("{name} has another's entry")));
+            }
+            let are_distinct = owners.len() == 1 || {
+                let distinct: BTreeSet<PeerId> = owners.iter().map(|owner| owner.peer).collect();
+                distinct.len() == owners.len()
+            };
+            if owners.is_empty() || !are_distinct {
                 let text = format!("the queue of {name} is empty or has somebody twice");
                 return Err(Violation::new(text));
             }

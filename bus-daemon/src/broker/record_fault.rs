@@ -8,6 +8,8 @@ use thiserror::Error;
 pub(super) enum RecordFault {
     #[error("its record is missing")]
     Missing,
+    #[error("names, match rules or open calls of its are missing")]
+    Entries,
     #[error("its unique name does not fit how far it has come")]
     UniqueOutOfPhase,
     #[error("its unique name is not its own")]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bus_wire::{Fd, Framer, FramerState, MatchRule, PieceState, SendQueue, SendQueueState};
 use bytes::Bytes;
 use hashbrown::{HashMap, HashSet};
+use smallvec::SmallVec;
 use thiserror::Error;
 
 use super::connect::max_message_size;
@@ -13,8 +14,8 @@ use super::deadline::Deadline;
 use super::deliver::SHARED;
 use super::event::{Credentials, PeerId, Transport};
 use super::frozen::{
-    Blob, BrokerState, GlobalV2, IdentityV2, ListenerV1, NameV1, PeerV2, PhaseV1, PieceV1, ReloadV1,
-    RestartV2, TransportV1, UpgradeV1,
+    Blob, BrokerState, GlobalV2, IdentityV2, ListenerV1, NameEntryV1, NameV1, PeerV2, PhaseV1, PieceV1,
+    ReloadV1, RestartV2, TransportV1, UpgradeV1,
 };
 use super::name::NameFlags;
 use super::outgoing::Outgoing;
@@ -67,16 +68,11 @@ impl Broker {
             shared,
             stored,
         } = state;
-        let stored: HashMap<PeerId, u64, Seeded> = stored.into_iter().collect();
-        let peers = peers.into_iter().map(|peer| {
-            let stored = stored.get(&peer.id).copied();
-            (peer, stored)
-        });
-        Self::restore_from(global, peers, &shared)
+        Self::restore_from(global, with_stored(peers, stored), &shared)
     }
 
-    /// [`restore`](Self::restore), with peers' records that come one after the other, so that only one is in memory at a time, each with the absolute offset up to
-    /// which the peer's output is kept elsewhere, if any is.
+    /// [`restore`](Self::restore), with peers' records that come one after the other, so that only one is in memory at a
+    /// time, each with the absolute offset up to which the peer's output is kept elsewhere, if any is.
     ///
     /// # Errors
     /// As [`restore`](Self::restore).
@@ -84,6 +80,16 @@ impl Broker {
         global: GlobalV2,
         peers: impl IntoIterator<Item = (PeerV2, Option<u64>)>,
         shared: &[Blob],
+    ) -> Result<(Self, Vec<Dropped>), RestoreError> {
+        Self::restore_placed(global, peers, shared, &[])
+    }
+
+    /// The same with names whose places in the lists of their owners are known, instead of the lists in the records.
+    pub(super) fn restore_placed(
+        global: GlobalV2,
+        peers: impl IntoIterator<Item = (PeerV2, Option<u64>)>,
+        shared: &[Blob],
+        places: &[(u32, NameEntryV1)],
     ) -> Result<(Self, Vec<Dropped>), RestoreError> {
         let GlobalV2 {
             identity,
@@ -159,7 +165,7 @@ impl Broker {
             }
         }
         let gone = Gone::new(&roster, &broker);
-        let changed = broker.restore_names(names, &kept, &gone);
+        let changed = broker.restore_names(names, places, &kept, &gone);
         broker.restore_calls(&kept);
         broker.subscriptions.raise_peak(peak_rules);
         broker.names.raise_peak(peak_names);
@@ -331,20 +337,26 @@ impl Broker {
     fn restore_names(
         &mut self,
         names: Vec<NameV1>,
+        places: &[(u32, NameEntryV1)],
         kept: &[(PeerId, Kept)],
         gone: &Gone,
     ) -> Vec<(Arc<str>, PeerId)> {
         let mut changed = Vec::new();
+        self.names.reserve(names.len());
         for NameV1 { name, owners } in names {
             let name: Arc<str> = name.into();
             if bus_wire::WellKnownName::new(&name).is_err() {
                 continue;
             }
-            let mut seen = HashSet::with_hasher(Seeded::default());
+            let mut seen: SmallVec<[PeerId; 2]> = SmallVec::new();
+            let mut is_new = |peer: PeerId| {
+                let place = seen.binary_search(&peer);
+                place.map_err(|place| seen.insert(place, peer)).is_err()
+            };
             let before = owners.first().map(|(peer, _)| *peer);
             let owners: Vec<(PeerId, NameFlags)> = owners
                 .into_iter()
-                .filter(|(peer, _)| self.roster.get(*peer).is_some_and(Peer::is_active) && seen.insert(*peer))
+                .filter(|(peer, _)| self.roster.get(*peer).is_some_and(Peer::is_active) && is_new(*peer))
                 .map(|(peer, flags)| (peer, NameFlags::from_bits(flags)))
                 .collect();
             let primary = owners.first().map(|(peer, _)| *peer);
@@ -354,6 +366,11 @@ impl Broker {
                 && gone.unique.contains_key(&before)
             {
                 changed.push((name, before));
+            }
+        }
+        for (_, NameEntryV1 { name, owners }) in places {
+            for (peer, _, place) in owners {
+                self.names.restore_place(name, *peer, *place);
             }
         }
         for (id, lists) in kept {
@@ -421,6 +438,18 @@ impl Broker {
             });
         }
     }
+}
+
+/// The records, each with the absolute offset up to which the peer's output is kept elsewhere.
+pub(super) fn with_stored(
+    peers: Vec<PeerV2>,
+    stored: Vec<(PeerId, u64)>,
+) -> impl Iterator<Item = (PeerV2, Option<u64>)> {
+    let stored: HashMap<PeerId, u64, Seeded> = stored.into_iter().collect();
+    peers.into_iter().map(move |peer| {
+        let stored = stored.get(&peer.id).copied();
+        (peer, stored)
+    })
 }
 
 /// The lists of one record that only make sense together with the other records.

@@ -9,7 +9,7 @@ use hashbrown::HashMap;
 use super::deliver::SHARED;
 use super::event::{Credentials, PeerId, Transport};
 use super::frozen::{
-    Blob, BrokerState, ConfigV1, GlobalV2, IdentityV2, ListenerV1, NameV1, PeerV2, PhaseV1, PieceV1,
+    Blob, BrokerState, ConfigV1, GlobalV2, IdentityV2, ListenerV1, Lists, NameV1, PeerV2, PhaseV1, PieceV1,
     ReloadV1, RestartV2, TransportV1, UpgradeV1,
 };
 use super::name::{Name, Owner};
@@ -62,7 +62,7 @@ impl Broker {
         let peers = self
             .roster
             .iter()
-            .map(|peer| self.save_one(peer, &mut shared))
+            .map(|peer| self.save_one(peer, self.save_lists(peer.id), &mut shared))
             .collect();
         BrokerState {
             global: self.save_global(),
@@ -81,7 +81,8 @@ impl Broker {
 
     /// The record of one peer. Bodies that its queue shares are added to `shared`.
     pub fn save_peer(&self, id: PeerId, shared: &mut SharedBodies) -> Option<PeerV2> {
-        self.roster.get(id).map(|peer| self.save_one(peer, shared))
+        let peer = self.roster.get(id)?;
+        Some(self.save_one(peer, self.save_lists(id), shared))
     }
 
     /// What belongs to no single peer.
@@ -179,7 +180,20 @@ impl Broker {
         }
     }
 
-    fn save_one(&self, peer: &Peer, shared: &mut SharedBodies) -> PeerV2 {
+    /// What a peer has a part in and is kept elsewhere.
+    fn save_lists(&self, id: PeerId) -> Lists {
+        let owed = self.calls.owed_by(id).into_iter();
+        Lists {
+            names: self.names.held_by(id).map(|name| name.to_string()).collect(),
+            rules: self.rules_of(id).map(ToString::to_string).collect(),
+            owed: owed
+                .map(|((caller, serial), deadline)| (caller, serial, deadline))
+                .collect(),
+            awaited: self.calls.awaited_by(id),
+        }
+    }
+
+    pub(super) fn save_one(&self, peer: &Peer, lists: Lists, shared: &mut SharedBodies) -> PeerV2 {
         let Peer {
             id,
             listener,
@@ -221,6 +235,12 @@ impl Broker {
             outgoing_bytes,
             outgoing_fds,
         } = *peaks;
+        let Lists {
+            names,
+            rules,
+            owed,
+            awaited,
+        } = lists;
         PeerV2 {
             id: *id,
             listener: *listener,
@@ -248,14 +268,10 @@ impl Broker {
             is_stopped: *is_stopped,
             hello_deadline: *hello_deadline,
             fds_deadline: *fds_deadline,
-            names: self.names.held_by(*id).map(|name| name.to_string()).collect(),
-            rules: self.rules_of(*id).map(ToString::to_string).collect(),
-            owed: (self.calls)
-                .owed_by(*id)
-                .into_iter()
-                .map(|((caller, serial), deadline)| (caller, serial, deadline))
-                .collect(),
-            awaited: self.calls.awaited_by(*id),
+            names,
+            rules,
+            owed,
+            awaited,
             peak_names,
             peak_rules,
             peak_outgoing_bytes: outgoing_bytes,
@@ -294,6 +310,8 @@ fn save_name(name: &Name) -> NameV1 {
         owners,
         // Rebuilt from the peers' lists.
         owned_at: _,
+        // Says where a checkpoint has it.
+        slot: _,
     } = name;
     let owners = owners.iter().map(|owner| {
         let Owner {

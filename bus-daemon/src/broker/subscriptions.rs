@@ -2,8 +2,10 @@
 
 use bus_wire::MatchRule;
 
+use super::entries::{Entries, Slot};
 use super::event::PeerId;
 use super::invariants::Violation;
+use super::match_index::RuleId;
 use super::{Broker, Facts, MatchIndex};
 
 /// Who listens to what.
@@ -19,8 +21,23 @@ pub(super) struct Subscriptions {
     eavesdroppers: MatchIndex,
     /// The filters of the monitors, for everything.
     monitors: MatchIndex,
+    /// Of match rules and filters. An eavesdropper's rule has one entry, and its number among the eavesdroppers' says
+    /// nothing.
+    entries: Entries<RuleKey>,
+    /// The order of the next rule.
+    next: u64,
     /// The highest count of rules and filters so far.
     peak: u32,
+}
+
+/// What a match rule or a filter is found by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RuleKey {
+    peer: PeerId,
+    /// Grows with each rule that is added.
+    order: u64,
+    is_filter: bool,
+    id: RuleId,
 }
 
 /// Which of the listeners are meant.
@@ -40,6 +57,8 @@ impl Subscriptions {
             matches: MatchIndex::new(seed),
             eavesdroppers: MatchIndex::new(seed),
             monitors: MatchIndex::new(seed),
+            entries: Entries::new(),
+            next: 0,
             peak: 0,
         }
     }
@@ -57,9 +76,11 @@ impl Subscriptions {
     /// Adds a match rule to those of an active peer.
     pub(super) fn add(&mut self, peer: PeerId, rule: MatchRule) {
         if rule.eavesdrop {
-            self.eavesdroppers.add(peer, rule.clone());
+            self.eavesdroppers.add(peer, rule.clone(), 0);
         }
-        self.matches.add(peer, rule);
+        let id = self.matches.intern(rule);
+        let slot = self.enter(peer, id, false);
+        self.matches.add_interned(peer, id, slot);
         self.raise_peak(self.len() as u32);
     }
 
@@ -68,32 +89,110 @@ impl Subscriptions {
         if rule.eavesdrop {
             self.eavesdroppers.remove(peer, rule);
         }
-        self.matches.remove(peer, rule)
+        let slot = self.matches.remove(peer, rule);
+        slot.map(|slot| self.entries.remove(slot)).is_some()
     }
 
     /// Adds a filter to those of a monitor, which has no match rules.
     pub(super) fn add_filter(&mut self, monitor: PeerId, filter: MatchRule) {
-        self.monitors.add(monitor, filter);
+        let id = self.monitors.intern(filter);
+        let slot = self.enter(monitor, id, true);
+        self.monitors.add_interned(monitor, id, slot);
         self.raise_peak(self.len() as u32);
     }
 
     /// Removes all match rules and filters of a peer.
     pub(super) fn drop_peer(&mut self, peer: PeerId) {
-        self.matches.remove_peer(peer);
-        self.eavesdroppers.remove_peer(peer);
-        self.monitors.remove_peer(peer);
+        let entries = &mut self.entries;
+        self.matches.remove_peer(peer, |slot| entries.remove(slot));
+        self.monitors.remove_peer(peer, |slot| entries.remove(slot));
+        self.eavesdroppers.remove_peer(peer, |_| {});
     }
 
     /// Removes the match rules that name a unique name, which is never used again. Returns whose they were. What monitors
     /// asked for stays, since they also see what is sent to nobody.
     pub(super) fn drop_named(&mut self, unique: &str) -> impl IntoIterator<Item = PeerId> + use<> {
-        self.eavesdroppers.remove_named(unique);
-        self.matches.remove_named(unique)
+        self.eavesdroppers.remove_named(unique, |_| {});
+        let entries = &mut self.entries;
+        self.matches.remove_named(unique, |slot| entries.remove(slot))
+    }
+
+    /// An entry for one more rule.
+    fn enter(&mut self, peer: PeerId, id: RuleId, is_filter: bool) -> Slot {
+        let order = self.next;
+        self.next += 1;
+        self.entries.insert(RuleKey {
+            peer,
+            order,
+            is_filter,
+            id,
+        })
+    }
+
+    /// Which rules have changed.
+    pub(super) fn entries(&self) -> &Entries<RuleKey> {
+        &self.entries
+    }
+
+    /// The same, to take them.
+    pub(super) fn entries_mut(&mut self) -> &mut Entries<RuleKey> {
+        &mut self.entries
+    }
+
+    /// The match rule or filter that has an entry: whose it is, its order, and itself.
+    pub(super) fn saved_in(&self, slot: Slot) -> Option<(PeerId, u64, &MatchRule)> {
+        let RuleKey {
+            peer,
+            order,
+            is_filter,
+            id,
+        } = *self.entries.get(slot)?;
+        let index = if is_filter { &self.monitors } else { &self.matches };
+        Some((peer, order, index.rule(id)?))
+    }
+
+    /// Goes on from a checkpoint that has room for `len` rules and each of those that there are in a slot; `saved` tells whose
+    /// they are, and their order, by which it is sorted.
+    pub(super) fn resume(&mut self, len: u32, saved: &[(PeerId, u64, Slot)]) -> Result<(), Violation> {
+        let mut keys = Vec::with_capacity(saved.len());
+        for of_one in saved.chunk_by(|a, b| a.0 == b.0) {
+            let Some((peer, ..)) = of_one.first().copied() else {
+                continue;
+            };
+            let is_filter = self.monitors.count(peer) > 0;
+            let index = if is_filter {
+                &mut self.monitors
+            } else {
+                &mut self.matches
+            };
+            if index.count(peer) != of_one.len() {
+                return Err(Violation::new(format!(
+                    "{peer:?} has other rules than its entries"
+                )));
+            }
+            for ((id, number), (peer, order, slot)) in index.numbers_mut(peer).zip(of_one) {
+                *number = *slot;
+                let key = RuleKey {
+                    peer: *peer,
+                    order: *order,
+                    is_filter,
+                    id,
+                };
+                keys.push((*slot, key));
+                self.next = self.next.max(order.saturating_add(1));
+            }
+        }
+        self.entries.resume(len, keys)
     }
 
     /// How many match rules a peer has, repeated ones included.
     pub(super) fn count(&self, peer: PeerId) -> usize {
         self.matches.count(peer)
+    }
+
+    /// How many match rules an active peer has, or how many filters a monitor.
+    pub(super) fn held_count(&self, peer: PeerId) -> usize {
+        self.matches.count(peer) + self.monitors.count(peer)
     }
 
     /// The match rules of a peer, or the filters of a monitor, in the order in which they were added.
@@ -128,6 +227,8 @@ impl Subscriptions {
                 return Err(Violation::new(text));
             }
         }
+        self.check_entries(&self.matches, active, false)?;
+        self.check_entries(&self.monitors, monitors, true)?;
         let filters: usize = monitors.iter().map(|peer| self.monitors.count(*peer)).sum();
         let counted = (rules, eavesdropping, filters);
         let indexed = (self.matches.len(), self.eavesdroppers.len(), self.monitors.len());
@@ -135,6 +236,23 @@ impl Subscriptions {
             return Err(Violation::new(format!(
                 "rules of peers, eavesdropping, of monitors: {counted:?}, and not {indexed:?}"
             )));
+        }
+        Ok(())
+    }
+
+    /// Each rule has an entry of its own, and they are in the order of the rules.
+    fn check_entries(&self, index: &MatchIndex, peers: &[PeerId], is_filter: bool) -> Result<(), Violation> {
+        for peer in peers {
+            let mut next = 0;
+            for (id, slot) in index.held_by(*peer) {
+                let expected = |key: &&RuleKey| {
+                    (key.peer, key.is_filter, key.id) == (*peer, is_filter, id) && key.order >= next
+                };
+                let Some(key) = self.entries.get(slot).filter(expected) else {
+                    return Err(Violation::new(format!("a rule of {peer:?} has another's entry")));
+                };
+                next = key.order + 1;
+            }
         }
         Ok(())
     }

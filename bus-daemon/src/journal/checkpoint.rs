@@ -1,4 +1,5 @@
-//! Checkpoints: the state from which a replay begins, one entry per peer, in shared memory.
+//! Checkpoints: the state from which a replay begins, in shared memory: an entry for each peer, name, match rule and open
+//! call.
 //!
 //! A checkpoint writes only what changed since the one before. Each entry has two versions; the newer complete one
 //! counts, so that a worker that dies in the middle of a checkpoint leaves the one before whole. Bodies live in an
@@ -12,21 +13,40 @@ use super::header::{BUILD, Commit, Header};
 use super::log::Position;
 use crate::os::region::Region;
 
-/// Entries there may be: some for what belongs to no peer, and one for each descriptor number.
-const ENTRIES: usize = 1 << 20;
 const ENTRY: usize = size_of::<Entry>();
-/// Where the arena begins.
-pub(super) const ARENA: u64 = (ENTRIES * ENTRY) as u64;
+/// Entries in the smallest table.
+const UNIT: usize = 1 << 20;
+/// The same where the address space is limited.
+const LIMITED_UNIT: usize = 1 << 17;
+/// Where each table begins, and at last where they end, in units.
+const TABLES: [usize; 5] = [0, 1, 2, 6, 8];
 /// Bytes of the arena's address space, where that is not limited. Pages come as they are written.
 const ARENA_LEN: u64 = 8 << 30;
 /// Bytes of it at least.
 const LEAST_ARENA_LEN: u64 = 32 << 20;
 /// The size of the file at most, the largest of the journal's.
-pub(crate) const LARGEST_FILE: u64 = ARENA + ARENA_LEN;
+pub(crate) const LARGEST_FILE: u64 = arena_start(UNIT) + ARENA_LEN;
 /// Smallest block.
-const LEAST: usize = 256;
+const LEAST: usize = 64;
 /// Blocks from this size on give their pages back when they are freed.
 const LARGE: usize = 1 << 20;
+
+/// What has entries of one kind, numbered from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Table {
+    /// Some for what belongs to no peer, and one for each peer.
+    Peers,
+    /// One for each well-known name.
+    Names,
+    /// One for each match rule or filter.
+    Rules,
+    /// One for each open call.
+    Calls,
+}
+
+impl Table {
+    pub(crate) const ALL: [Self; 4] = [Self::Peers, Self::Names, Self::Rules, Self::Calls];
+}
 
 /// One version of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -79,6 +99,17 @@ struct Current {
     digest: u64,
 }
 
+/// The version of an entry that does not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Other {
+    /// It counted once, or there never was one.
+    Older,
+    /// Written for a checkpoint that was not completed.
+    Unfinished,
+    /// It is not whole: half written when the worker died, or damaged.
+    Torn,
+}
+
 /// A block of the arena.
 #[derive(Debug, Clone, Copy)]
 struct Block {
@@ -89,6 +120,8 @@ struct Block {
 /// An entry as it is read back.
 #[derive(Debug)]
 pub(crate) struct Saved<'a> {
+    /// Where it is.
+    pub(crate) table: Table,
     /// Its index.
     pub(crate) index: usize,
     /// What the writer gave as its owner; only to be trusted with a body.
@@ -101,10 +134,10 @@ pub(crate) struct Saved<'a> {
 pub(crate) struct Checkpoints {
     region: Region,
     epoch: u64,
-    /// Entries that have been used, from the first on.
-    used: usize,
-    /// For each used entry, what counts.
-    current: Vec<Current>,
+    /// Entries in the smallest table.
+    unit: usize,
+    /// For each entry that has been used, from the first of each table on, what counts.
+    current: [Vec<Current>; 4],
     /// All of their parts: shows an entry that was lost without a trace.
     digest: u64,
     arena_end: u64,
@@ -115,40 +148,34 @@ pub(crate) struct Checkpoints {
     /// Whether there is to be no room, as a test has it.
     #[cfg(test)]
     pub(super) is_full: bool,
+    /// Entries with a version that the worker before wrote for a checkpoint it did not complete. It may never be written
+    /// over, and must not count with the next.
+    unfinished: Vec<usize>,
 }
 
 impl Checkpoints {
     /// No checkpoint yet, in a new region.
     pub(crate) fn create() -> io::Result<Self> {
-        let region = Region::create(
-            c"bus-checkpoint",
-            usize::try_from(ARENA + arena_len(address_space())).map_err(io::Error::other)?,
-        )?;
-        Ok(Self {
-            region,
-            epoch: 0,
-            used: 0,
-            current: Vec::new(),
-            digest: 0,
-            arena_end: ARENA,
-            free: vec![Vec::new(); 64],
-            superseded: Vec::new(),
-            #[cfg(test)]
-            is_full: false,
-        })
+        let limit = address_space();
+        let unit = if limit.is_none() { UNIT } else { LIMITED_UNIT };
+        let len = arena_start(unit) + arena_len(limit);
+        let region = Region::create(c"bus-checkpoint", usize::try_from(len).map_err(io::Error::other)?)?;
+        Ok(Self::reopen(region))
     }
 
     /// The checkpoints of a worker that died, to be [read](Self::read).
     pub(crate) fn reopen(region: Region) -> Self {
+        let unit = unit_of(&region);
         Self {
             region,
             epoch: 0,
-            used: 0,
-            current: Vec::new(),
+            unit,
+            current: [const { Vec::new() }; 4],
             digest: 0,
-            arena_end: ARENA,
+            arena_end: arena_start(unit),
             free: vec![Vec::new(); 64],
             superseded: Vec::new(),
+            unfinished: Vec::new(),
             #[cfg(test)]
             is_full: false,
         }
@@ -159,20 +186,47 @@ impl Checkpoints {
         self.region
     }
 
-    /// Bytes of the arena that were ever used, and of the table.
+    /// Bytes of the arena that were ever used, and of the tables.
     pub(crate) fn memory(&self) -> u64 {
-        self.arena_end - ARENA + (self.used * ENTRY) as u64
+        let entries: usize = self.current.iter().map(Vec::len).sum();
+        self.arena_end - arena_start(self.unit) + (entries * ENTRY) as u64
+    }
+
+    /// For how many slots of a table there are entries.
+    pub(crate) fn used(&self, table: Table) -> usize {
+        self.current[table as usize].len()
     }
 
     /// Begins a checkpoint. Entries that are not written keep what they have.
     pub(crate) fn begin(&mut self) {
+        for number in std::mem::take(&mut self.unfinished) {
+            self.forget_after(number, self.epoch);
+        }
         self.epoch += 1;
     }
 
+    /// An entry has no version any more that is newer than the checkpoint of this epoch.
+    fn forget_after(&self, number: usize, epoch: u64) {
+        let place = self.entry(number);
+        for version in 0..2 {
+            // SAFETY: an entry in the table, aligned; any bytes are a value.
+            let version = unsafe { &mut (*place).versions[version] };
+            if version.epoch > epoch {
+                *version = Version::default();
+            }
+        }
+    }
+
     /// Writes an entry; an empty body takes it away.
-    pub(crate) fn put(&mut self, index: usize, owner: [u64; 2], body: &[u8]) -> Result<(), String> {
-        if index >= ENTRIES {
-            return Err(format!("there is no checkpoint entry {index}"));
+    pub(crate) fn put(
+        &mut self,
+        table: Table,
+        index: usize,
+        owner: [u64; 2],
+        body: &[u8],
+    ) -> Result<(), String> {
+        if index >= self.room(table) {
+            return Err(format!("there is no checkpoint entry {index} of {table:?}"));
         }
         #[cfg(test)]
         if self.is_full {
@@ -180,9 +234,14 @@ impl Checkpoints {
         }
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("checkpoint");
-        if index >= self.used {
-            self.used = index + 1;
-            self.current.resize(self.used, Current::default());
+        #[cfg(test)]
+        WRITTEN.set(WRITTEN.get().and(table, body.len()));
+        let used = self.used(table);
+        if index >= used {
+            for unused in used..=index {
+                self.forget_after(self.number(table, unused), 0);
+            }
+            self.current[table as usize].resize(index + 1, Current::default());
         }
         let block = if body.is_empty() {
             None
@@ -202,16 +261,17 @@ impl Checkpoints {
             crc: 0,
         };
         version.crc = version.checksum(body);
-        let old = self.current[index];
+        let old = self.current[table as usize][index];
         // Written in this epoch already: that version does not count yet, and is written over.
         let again = old.epoch == self.epoch;
         let is_second = if again { old.is_second } else { !old.is_second };
-        let place = self.entry(index);
+        let number = self.number(table, index);
+        let place = self.entry(number);
         // SAFETY: an entry in the table, aligned; the version that does not count is written.
         unsafe { (*place).versions[usize::from(is_second)] = version };
-        let digest = digest_of(index, version.crc);
+        let digest = digest_of(number, version.crc);
         self.digest ^= old.digest ^ digest;
-        self.current[index] = Current {
+        self.current[table as usize][index] = Current {
             is_second,
             epoch: self.epoch,
             block,
@@ -232,7 +292,7 @@ impl Checkpoints {
             sequence: at.sequence,
             segment: at.segment,
             offset: at.offset,
-            entries: self.used as u64,
+            entries: self.current.each_ref().map(|used| used.len() as u64),
             arena_end: self.arena_end,
             digest: self.digest,
             crc: 0,
@@ -255,51 +315,31 @@ impl Checkpoints {
     /// Reads what a complete checkpoint holds, and goes on from it. Blocks that it does not use are free.
     pub(crate) fn read(&mut self, commit: &Commit) -> Vec<Saved<'static>> {
         self.epoch = commit.epoch;
-        self.used = usize::try_from(commit.entries).unwrap_or(0).min(ENTRIES);
-        self.arena_end = commit.arena_end.clamp(ARENA, self.region.len() as u64);
-        self.current = vec![Current::default(); self.used];
+        self.arena_end = commit
+            .arena_end
+            .clamp(arena_start(self.unit), self.region.len() as u64);
         self.digest = 0;
+        self.unfinished.clear();
         let mut blocks: Vec<Block> = Vec::new();
         let mut all = Vec::new();
-        // Entries whose other version is not whole: half written when the worker died, or damaged.
+        // Entries whose other version is half written or damaged.
         let mut unsure: Vec<usize> = Vec::new();
-        for index in 0..self.used {
-            // SAFETY: an entry in the table, aligned; any bytes are a value.
-            let entry = unsafe { self.entry(index).read() };
-            let counts = |version: &Version| version.epoch <= commit.epoch;
-            let [first, second] = entry.versions;
-            let is_second = counts(&second) && (!counts(&first) || second.epoch > first.epoch);
-            let (version, other) = if is_second {
-                (second, first)
-            } else {
-                (first, second)
-            };
-            if !counts(&other) && self.body(&other).is_none() {
-                unsure.push(all.len());
+        for (table, used) in Table::ALL.into_iter().zip(commit.entries) {
+            let used = usize::try_from(used).unwrap_or(0).min(self.room(table));
+            self.current[table as usize] = Vec::with_capacity(used);
+            for index in 0..used {
+                let (saved, current, other) = self.read_one(table, index, commit.epoch);
+                if other != Other::Older {
+                    self.unfinished.push(self.number(table, index));
+                }
+                if other == Other::Torn {
+                    unsure.push(all.len());
+                }
+                self.digest ^= current.digest;
+                blocks.extend(current.block);
+                self.current[table as usize].push(current);
+                all.push(saved);
             }
-            let digest = if version.epoch == 0 {
-                0
-            } else {
-                digest_of(index, version.crc)
-            };
-            let body = self.body(&version);
-            let block = body.filter(|body| !body.is_empty()).map(|body| Block {
-                offset: version.offset,
-                size: size_of_block(body.len()),
-            });
-            blocks.extend(block);
-            self.current[index] = Current {
-                is_second,
-                epoch: version.epoch,
-                block,
-                digest,
-            };
-            self.digest ^= digest;
-            all.push(Saved {
-                index,
-                owner: version.owner,
-                body: if version.epoch == 0 { Some(&[]) } else { body },
-            });
         }
         if self.digest != commit.digest && all.iter().all(|saved| saved.body.is_some()) {
             // Something was lost without a trace. Where nothing is under suspicion, nothing can be proved.
@@ -318,13 +358,58 @@ impl Checkpoints {
         all
     }
 
+    /// One entry as the checkpoint of this epoch has it, and what its other version is.
+    fn read_one(&self, table: Table, index: usize, epoch: u64) -> (Saved<'static>, Current, Other) {
+        let number = self.number(table, index);
+        // SAFETY: an entry in the table, aligned; any bytes are a value.
+        let entry = unsafe { self.entry(number).read() };
+        let counts = |version: &Version| version.epoch <= epoch;
+        let [first, second] = entry.versions;
+        let is_second = counts(&second) && (!counts(&first) || second.epoch > first.epoch);
+        let (version, other) = if is_second {
+            (second, first)
+        } else {
+            (first, second)
+        };
+        let other = if counts(&other) {
+            Other::Older
+        } else if self.body(&other).is_some() {
+            Other::Unfinished
+        } else {
+            Other::Torn
+        };
+        let is_absent = version.epoch == 0;
+        let body = self.body(&version);
+        let block = body.filter(|body| !body.is_empty()).map(|body| Block {
+            offset: version.offset,
+            size: size_of_block(body.len()),
+        });
+        let current = Current {
+            is_second,
+            epoch: version.epoch,
+            block,
+            digest: if is_absent {
+                0
+            } else {
+                digest_of(number, version.crc)
+            },
+        };
+        let saved = Saved {
+            table,
+            index,
+            owner: version.owner,
+            body: if is_absent { Some(&[]) } else { body },
+        };
+        (saved, current, other)
+    }
+
     /// The body of a version, if all of it is as it was written.
     fn body(&self, version: &Version) -> Option<&'static [u8]> {
         let len = version.len as usize;
         let body: &'static [u8] = if len == 0 {
             &[]
         } else {
-            let is_in_arena = version.offset >= ARENA
+            let is_in_arena = version.offset >= arena_start(self.unit)
                 && version
                     .offset
                     .checked_add(len as u64)
@@ -345,7 +430,7 @@ impl Checkpoints {
             offset: self.arena_end,
             size: 0,
         });
-        let mut at = ARENA;
+        let mut at = arena_start(self.unit);
         for block in blocks {
             let mut gap = block.offset.saturating_sub(at);
             while gap >= LEAST as u64 {
@@ -372,8 +457,73 @@ impl Checkpoints {
         Ok(Block { offset, size })
     }
 
-    fn entry(&self, index: usize) -> *mut Entry {
-        self.region.at(index * ENTRY, ENTRY).cast()
+    /// How many entries a table has room for.
+    fn room(&self, table: Table) -> usize {
+        let table = table as usize;
+        (TABLES[table + 1] - TABLES[table]) * self.unit
+    }
+
+    /// The number of an entry among those of all tables.
+    fn number(&self, table: Table, index: usize) -> usize {
+        TABLES[table as usize] * self.unit + index
+    }
+
+    fn entry(&self, number: usize) -> *mut Entry {
+        self.region.at(number * ENTRY, ENTRY).cast()
+    }
+}
+
+/// What the checkpoints of a thread have written.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Written {
+    /// Entries of peers, and of what belongs to none.
+    pub(crate) peers: usize,
+    /// Entries of names, match rules and open calls.
+    pub(crate) entries: usize,
+    /// Bytes of all bodies.
+    pub(crate) bytes: usize,
+}
+
+#[cfg(test)]
+thread_local! {
+    static WRITTEN: std::cell::Cell<Written> = std::cell::Cell::default();
+}
+
+#[cfg(test)]
+impl Written {
+    /// What has been written since this was last called.
+    pub(crate) fn take() -> Self {
+        WRITTEN.take()
+    }
+
+    fn and(self, table: Table, bytes: usize) -> Self {
+        let is_peer = table == Table::Peers;
+        Self {
+            peers: self.peers + usize::from(is_peer),
+            entries: self.entries + usize::from(!is_peer),
+            bytes: self.bytes + bytes,
+        }
+    }
+}
+
+/// Where a table begins in a region of checkpoints.
+#[cfg(any(test, feature = "test-hooks"))]
+pub(super) fn table_start(region: &Region, table: usize) -> usize {
+    TABLES[table] * unit_of(region) * ENTRY
+}
+
+/// Where the arena begins.
+const fn arena_start(unit: usize) -> u64 {
+    (TABLES[4] * unit * ENTRY) as u64
+}
+
+/// Entries in the smallest table of a region, as its length tells.
+fn unit_of(region: &Region) -> usize {
+    if region.len() as u64 == LARGEST_FILE {
+        UNIT
+    } else {
+        LIMITED_UNIT
     }
 }
 

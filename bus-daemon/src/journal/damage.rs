@@ -93,8 +93,8 @@ impl Remains {
     pub(crate) fn flip_a_bit(&self, mut choose: impl FnMut(usize) -> usize) -> Flip {
         let (what, offset) = match choose(4) {
             0 => ("header", choose(HEADER_LEN)),
-            1 => ("table", choose(128 * 80)),
-            2 => ("arena", super::checkpoint::ARENA as usize + choose(64 << 10)),
+            1 => ("table", self.table_byte(choose(4), choose(128 * 80))),
+            2 => ("arena", self.arena_start() + choose(64 << 10)),
             _ => ("log", HEADER_LEN + choose(1 << 20)),
         };
         let flip = Flip {
@@ -110,8 +110,8 @@ impl Remains {
     pub(crate) fn flip(&self, region: u8, offset: usize, bits: u8) -> Flip {
         let (what, offset) = match region % 4 {
             0 => ("header", offset % HEADER_LEN),
-            1 => ("table", offset % (128 * 80)),
-            2 => ("arena", super::checkpoint::ARENA as usize + offset % (64 << 10)),
+            1 => ("table", self.table_byte(offset % 4, offset / 4 % (128 * 80))),
+            2 => ("arena", self.arena_start() + offset % (64 << 10)),
             _ => ("log", HEADER_LEN + offset % (1 << 20)),
         };
         let flip = Flip {
@@ -125,36 +125,55 @@ impl Remains {
 
     /// Cuts the log, or else the checkpoints, off at a byte: what comes after is zero. Returns what was there.
     #[cfg(test)]
-    pub(crate) fn cut(&self, is_log: bool, at: usize) -> Vec<u8> {
-        let rest = self.rest(is_log, at);
-        let old = rest.to_vec();
-        rest.fill(0);
-        old
-    }
-
-    /// Where the bodies of checkpoints begin.
-    #[cfg(test)]
-    pub(crate) fn arena_start(&self) -> usize {
-        super::checkpoint::ARENA as usize
+    pub(crate) fn cut(&self, is_log: bool, at: usize) -> Vec<Vec<u8>> {
+        let cut = |rest: &'static mut [u8]| {
+            let old = rest.to_vec();
+            rest.fill(0);
+            old
+        };
+        self.rest(is_log, at).into_iter().map(cut).collect()
     }
 
     /// Undoes the cut.
     #[cfg(test)]
-    pub(crate) fn mend(&self, is_log: bool, at: usize, old: &[u8]) {
-        self.rest(is_log, at).copy_from_slice(old);
+    pub(crate) fn mend(&self, is_log: bool, at: usize, old: &[Vec<u8>]) {
+        for (rest, old) in self.rest(is_log, at).into_iter().zip(old) {
+            rest.copy_from_slice(old);
+        }
     }
 
+    /// Where a byte of one of the tables of entries is.
+    pub(crate) fn table_byte(&self, table: usize, byte: usize) -> usize {
+        super::checkpoint::table_start(&self.checkpoints, table) + byte
+    }
+
+    /// Where the bodies of checkpoints begin.
+    pub(crate) fn arena_start(&self) -> usize {
+        super::checkpoint::table_start(&self.checkpoints, 4)
+    }
+
+    /// What comes after a byte, as far as the tests use it.
     #[cfg(test)]
     #[expect(unsafe_code, reason = "a view of mapped memory")]
-    fn rest(&self, is_log: bool, at: usize) -> &'static mut [u8] {
-        let (region, len) = if is_log {
-            (self.log, HEADER_LEN + (1 << 20))
+    fn rest(&self, is_log: bool, at: usize) -> Vec<&'static mut [u8]> {
+        let (region, parts) = if is_log {
+            (self.log, vec![(0, HEADER_LEN + (1 << 20))])
         } else {
-            (self.checkpoints, super::checkpoint::ARENA as usize + (64 << 10))
+            let table = |table| (self.table_byte(table, 0), 4096 * 80);
+            let arena = (self.arena_start(), 64 << 10);
+            (
+                self.checkpoints,
+                vec![table(0), table(1), table(2), table(3), arena],
+            )
         };
-        let at = at.min(len);
-        // SAFETY: in the mapping; the test looks at nothing of it meanwhile.
-        unsafe { std::slice::from_raw_parts_mut(region.at(at, len - at), len - at) }
+        let mut rest = Vec::new();
+        for (start, len) in parts {
+            let end = start + len;
+            let start = at.clamp(start, end);
+            // SAFETY: in the mapping, and no other part; the test looks at nothing of it meanwhile.
+            rest.push(unsafe { std::slice::from_raw_parts_mut(region.at(start, end - start), end - start) });
+        }
+        rest
     }
 
     /// As if another build had written it. Done twice, it is as before.

@@ -143,8 +143,8 @@ pub(crate) struct Commit {
     pub(crate) segment: u32,
     /// In that segment.
     pub(crate) offset: u32,
-    /// Entries of the checkpoint's table that are in use.
-    pub(crate) entries: u64,
+    /// Entries of each of the checkpoint's tables that are in use.
+    pub(crate) entries: [u64; 4],
     /// Where the checkpoint's arena ends.
     pub(crate) arena_end: u64,
     /// Of all entries, as [`checkpoint`](super::checkpoint) makes it.
@@ -162,11 +162,11 @@ impl Commit {
             self.epoch,
             self.sequence,
             u64::from(self.segment) << 32 | u64::from(self.offset),
-            self.entries,
             self.arena_end,
             self.digest,
         ]
         .iter()
+        .chain(&self.entries)
         .fold(BUILD, |crc, field| {
             crc32c::crc32c_append(crc, &field.to_ne_bytes())
         })

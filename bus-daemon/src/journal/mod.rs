@@ -34,12 +34,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bus_wire::Fd;
 use serde::{Deserialize, Serialize};
 
-use crate::broker::{Attested, Blob, Fds, JournalMemory, MachineId, PeerId, Start};
+use crate::broker::{Attested, Blob, EntryKind, Fds, JournalMemory, MachineId, PeerId, Start};
 use crate::handoff::stored::Stored;
 use crate::os::descriptor;
 
 use checkpoint::Checkpoints;
 pub(crate) use checkpoint::LARGEST_FILE;
+#[cfg(test)]
+pub(crate) use checkpoint::Written;
 #[cfg(any(test, feature = "test-hooks"))]
 pub(crate) use damage::Flip;
 pub(crate) use extent::Extent;
@@ -134,6 +136,8 @@ pub(crate) struct Journal {
     header: &'static mut Header,
     /// Indexes of peers that are being written; those that could not be are for the next checkpoint.
     changed: Vec<u32>,
+    /// The same for names, match rules and open calls.
+    changed_entries: Vec<(EntryKind, u32)>,
     /// The next checkpoint has been begun.
     is_checkpoint_begun: bool,
     /// The log is being read, after a death.
@@ -162,6 +166,7 @@ impl Journal {
             waiting,
             header,
             changed: Vec::new(),
+            changed_entries: Vec::new(),
             is_checkpoint_begun: false,
             is_reading: false,
             is_answer_missing: false,

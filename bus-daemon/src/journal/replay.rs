@@ -133,6 +133,7 @@ impl Journal {
             waiting: Waiting::reopen(remains.store, header.store_salt.load(Ordering::Acquire))?,
             header,
             changed: Vec::new(),
+            changed_entries: Vec::new(),
             is_checkpoint_begun: false,
             is_reading: true,
             is_answer_missing: false,

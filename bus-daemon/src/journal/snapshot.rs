@@ -6,21 +6,25 @@ use bus_wire::Fd;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::checkpoint::Saved;
+use super::checkpoint::{Saved, Table};
 use super::extent::ExtentRange;
 use super::log::Position;
 use super::{BacklogV1, Journal};
-use crate::broker::{Blob, Broker, BrokerState, ConfigV1, ErrandOutcome, GlobalV2, NameV1, PeerId, PeerV2};
+use crate::broker::{
+    Blob, Broker, BrokerState, Checkpoint, ConfigV1, EntryKind, EntryV1, ErrandOutcome, GlobalV2, HeldV1,
+    PeerId, PeerV2,
+};
 use crate::handoff::codec;
 
 const BUS: usize = 0;
-const NAMES: usize = 1;
 const WORKER: usize = 2;
 const CONFIG: usize = 3;
 /// The entry of the peer with index 0.
 const PEERS: usize = 16;
 /// Peers written ahead of a checkpoint in one go.
 const AHEAD: usize = 64;
+/// The same for names, match rules and open calls. A rule of 1 kB takes about two microseconds.
+const AHEAD_ENTRIES: usize = 512;
 
 /// Bytes in an entry, or where they are.
 #[derive(Debug, Serialize, Deserialize)]
@@ -40,7 +44,9 @@ enum ConfigEntry {
 /// One peer.
 #[derive(Debug, Serialize, Deserialize)]
 struct PeerEntry {
+    /// Without what has entries of its own.
     record: PeerV2,
+    held: HeldV1,
     /// The record's partial input, where that is in an extent.
     input: Option<ExtentRange>,
     bodies: Vec<Bytes1>,
@@ -51,7 +57,7 @@ struct PeerEntry {
 /// What a checkpoint gives back.
 pub(crate) struct Loaded {
     /// To be restored. The roster names peers whose entries are damaged, too.
-    pub(crate) state: BrokerState,
+    pub(crate) checkpoint: Checkpoint,
     /// The memfd that the configuration lies in.
     pub(crate) config_source: Option<Fd>,
     /// The generation of the newest link.
@@ -66,15 +72,24 @@ impl Journal {
         self.log.wants_checkpoint() || self.extents.wants_checkpoint()
     }
 
-    /// Writes some of the many peers that changed, ahead of the next checkpoint: so none takes long. True if it did.
+    /// Writes some of the many peers and entries that changed, ahead of the next checkpoint: so none takes long. True if it
+    /// did.
     ///
-    /// Where more change all the time than are written, that leads nowhere, and the checkpoint is not put off for ever.
+    /// Entries are left until a checkpoint is wanted: many of them are gone by then. Where more change all the time than are
+    /// written, that leads nowhere, and the checkpoint is not put off for ever.
     pub(crate) fn write_ahead(&mut self, broker: &mut Broker) -> bool {
         let is_overdue = self.log.is_checkpoint_overdue() || self.extents.is_checkpoint_overdue();
-        if is_overdue || broker.changed_peers() <= 2 * AHEAD {
+        let are_many_peers = broker.changed_peers() > 2 * AHEAD;
+        let are_many_entries = broker.changed_entries() > 2 * AHEAD_ENTRIES && self.wants_checkpoint();
+        if is_overdue || !(are_many_peers || are_many_entries) {
             return false;
         }
-        broker.take_changed_peers(AHEAD, &mut self.changed);
+        if are_many_peers {
+            broker.take_changed_peers(AHEAD, &mut self.changed);
+        }
+        if are_many_entries {
+            broker.take_changed_entries(AHEAD_ENTRIES, &mut self.changed_entries);
+        }
         self.begin_checkpoint();
         if let Err(error) = self.put_changed(broker) {
             tracing::error!("checkpoint: {error}");
@@ -86,11 +101,8 @@ impl Journal {
     pub(crate) fn checkpoint(&mut self, broker: &mut Broker, generation: u32) -> Result<(), String> {
         self.begin_checkpoint();
         broker.take_changed_peers(usize::MAX, &mut self.changed);
+        broker.take_changed_entries(usize::MAX, &mut self.changed_entries);
         self.put_changed(broker)?;
-        if broker.are_names_changed() {
-            self.put(NAMES, &broker.save_names())?;
-            broker.note_names_saved();
-        }
         if broker.is_config_changed() {
             let entry = match broker.config_source() {
                 Some(handle) => ConfigEntry::InMemfd(handle),
@@ -114,11 +126,15 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes the peers that changed. One that cannot be written, and those after it, are still to be.
+    /// Writes the peers and entries that changed. One that cannot be written, and those after it, are still to be.
     fn put_changed(&mut self, broker: &mut Broker) -> Result<(), String> {
         while let Some(index) = self.changed.pop() {
             self.put_peer(broker, index)
                 .inspect_err(|_| self.changed.push(index))?;
+        }
+        while let Some((kind, slot)) = self.changed_entries.pop() {
+            self.put_entry(broker, kind, slot)
+                .inspect_err(|_| self.changed_entries.push((kind, slot)))?;
         }
         Ok(())
     }
@@ -133,7 +149,15 @@ impl Journal {
 
     fn put(&mut self, index: usize, value: &impl Serialize) -> Result<(), String> {
         let body = codec::encode(value).map_err(|error| error.to_string())?;
-        self.checkpoints.put(index, [0; 2], &body)
+        self.checkpoints.put(Table::Peers, index, [0; 2], &body)
+    }
+
+    fn put_entry(&mut self, broker: &Broker, kind: EntryKind, slot: u32) -> Result<(), String> {
+        let body = match broker.save_entry(kind, slot) {
+            Some(entry) => codec::encode(&entry).map_err(|error| error.to_string())?,
+            None => Vec::new(),
+        };
+        self.checkpoints.put(table_of(kind), slot as usize, [0; 2], &body)
     }
 
     fn put_peer(&mut self, broker: &mut Broker, index: u32) -> Result<(), String> {
@@ -141,8 +165,8 @@ impl Journal {
             .take_over(broker, index)
             .map_err(|error| format!("the store: {error}"))?;
         let entry = PEERS + index as usize;
-        let Some((mut record, bodies)) = broker.save_at(index) else {
-            return self.checkpoints.put(entry, [0; 2], &[]);
+        let Some((mut record, bodies, held)) = broker.save_alone(index) else {
+            return self.checkpoints.put(Table::Peers, entry, [0; 2], &[]);
         };
         let input = self.extents.locate(record.input());
         if input.is_some() {
@@ -161,9 +185,10 @@ impl Journal {
             bodies: bodies.collect(),
             backlog: self.waiting.at(index).filter(|backlog| !backlog.is_empty()),
             record,
+            held,
         };
         let body = codec::encode(&value).map_err(|error| error.to_string())?;
-        self.checkpoints.put(entry, owner, &body)
+        self.checkpoints.put(Table::Peers, entry, owner, &body)
     }
 
     /// Reads the newest checkpoint. `None`: there is none yet. `Err`: it cannot be gone on from.
@@ -177,28 +202,37 @@ impl Journal {
             .ok_or("the checkpoint's description is damaged")?;
         let entries = self.checkpoints.read(&commit);
         let whole = |index: usize| {
-            let entry = entries.iter().find(|saved| saved.index == index);
+            let mut of_bus = entries.iter().take_while(|saved| saved.table == Table::Peers);
+            let entry = of_bus.find(|saved| saved.index == index);
             entry
                 .and_then(|saved| saved.body)
                 .ok_or_else(|| format!("entry {index} of the checkpoint is damaged"))
         };
         let decoded = |error: codec::CodecError| format!("the checkpoint: {error}");
         let bus: GlobalV2 = codec::decode(whole(BUS)?).map_err(decoded)?;
-        let names: Vec<NameV1> = codec::decode(whole(NAMES)?).map_err(decoded)?;
         let (config, config_source) = match codec::decode(whole(CONFIG)?).map_err(decoded)? {
             ConfigEntry::Here(config) => (*config, None),
             ConfigEntry::InMemfd(handle) => (self.read_config(handle)?, Some(handle)),
         };
         let (generation, heard): (u32, u64) = codec::decode(whole(WORKER)?).map_err(decoded)?;
         self.has_heard(heard);
-        let (mut peers, mut shared, mut roster) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut peers, mut held, mut shared, mut roster) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut rest = Vec::new();
         let mut backlogs: Vec<BacklogV1> = Vec::new();
-        for saved in entries.iter().filter(|saved| saved.index >= PEERS) {
+        for saved in &entries {
+            if saved.table != Table::Peers {
+                rest.extend(load_entry(saved));
+                continue;
+            }
+            if saved.index < PEERS {
+                continue;
+            }
             let owner = PeerId::from_u64(saved.owner[0]);
             roster.push((owner, saved.owner[1].checked_sub(1)));
             match self.load_peer(saved, &mut shared) {
-                Ok((record, backlog)) => {
+                Ok((record, parts, backlog)) => {
                     peers.push(record);
+                    held.push(parts);
                     backlogs.extend(backlog);
                 }
                 // The roster tells that it is missing.
@@ -210,11 +244,17 @@ impl Journal {
             .iter()
             .map(|backlog| (PeerId::from_u64(backlog.owner), backlog.end));
         Ok(Some(Loaded {
-            state: BrokerState {
-                global: bus.complete(config, names, roster),
-                peers,
-                shared,
-                stored: ends.collect(),
+            checkpoint: Checkpoint {
+                state: BrokerState {
+                    global: bus.complete(config, Vec::new(), roster),
+                    peers,
+                    shared,
+                    stored: ends.collect(),
+                },
+                held,
+                entries: rest,
+                slots: [EntryKind::Name, EntryKind::Rule, EntryKind::Call]
+                    .map(|kind| self.checkpoints.used(table_of(kind)) as u32),
             },
             config_source,
             generation,
@@ -226,10 +266,11 @@ impl Journal {
         &mut self,
         saved: &Saved<'_>,
         shared: &mut Vec<Blob>,
-    ) -> Result<(PeerV2, Option<BacklogV1>), String> {
+    ) -> Result<(PeerV2, HeldV1, Option<BacklogV1>), String> {
         let body = saved.body.ok_or("its entry in the checkpoint is damaged")?;
         let PeerEntry {
             mut record,
+            held,
             input,
             bodies,
             backlog,
@@ -248,7 +289,7 @@ impl Journal {
                 Bytes1::InExtent(range) => Blob(self.adopt(range)?),
             });
         }
-        Ok((record, backlog))
+        Ok((record, held, backlog))
     }
 
     /// The configuration in the memfd of this handle.
@@ -264,5 +305,26 @@ impl Journal {
         self.extents
             .adopt(range)
             .ok_or_else(|| "it refers to an extent that is not there".to_owned())
+    }
+}
+
+/// An entry and its slot. Peers that one which cannot be read belongs to miss it.
+fn load_entry(saved: &Saved<'_>) -> Option<(u32, EntryV1)> {
+    let entry = saved.body.map(codec::decode::<EntryV1>);
+    let is_expected = |entry: &EntryV1| table_of(entry.kind()) == saved.table;
+    match entry.transpose().ok().flatten().filter(is_expected) {
+        Some(entry) => Some((saved.index as u32, entry)),
+        None => {
+            tracing::error!("entry {} of {:?} is damaged", saved.index, saved.table);
+            None
+        }
+    }
+}
+
+fn table_of(kind: EntryKind) -> Table {
+    match kind {
+        EntryKind::Name => Table::Names,
+        EntryKind::Rule => Table::Rules,
+        EntryKind::Call => Table::Calls,
     }
 }

@@ -47,7 +47,8 @@ pub(super) fn replay_in_steps(
     let (broker, generation, in_doubt) = match journal.load()? {
         Some(loaded) => {
             journal.rewind(Some(loaded.position));
-            let (mut broker, dropped) = Broker::restore(loaded.state).map_err(|error| error.to_string())?;
+            let (mut broker, dropped) =
+                Broker::restore_checkpoint(loaded.checkpoint).map_err(|error| error.to_string())?;
             broker.set_config_source(loaded.config_source);
             (broker, loaded.generation, dropped)
         }

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use super::key::{Key, Mask};
 
 /// Number of a rule in the index's slab.
-pub(super) type RuleId = u32;
+pub(in crate::broker) type RuleId = u32;
 
 /// A hash table from the values of the conditions in `mask` to rules.
 #[derive(Debug)]

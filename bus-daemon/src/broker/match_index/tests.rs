@@ -91,7 +91,7 @@ fn check(sample: &Sample, matching: &[&str], others: &[&str]) {
     for (texts, expected) in [(matching, true), (others, false)] {
         for text in texts {
             let mut index = MatchIndex::new(1);
-            index.add(peer(3), rule(text));
+            index.add(peer(3), rule(text), 0);
             assert_eq!(
                 sample.matching(&index),
                 if expected { vec![peer(3)] } else { vec![] },
@@ -183,21 +183,21 @@ fn destination_is_any_name_of_the_recipient() {
 fn rules_are_counted() {
     let mut index = MatchIndex::new(1);
     let sample = Sample::signal("/a", &[]);
-    index.add(peer(1), rule("path='/a',type='signal'"));
-    index.add(peer(1), rule("type='signal',path='/a'"));
-    index.add(peer(2), rule("path='/a',type='signal'"));
+    index.add(peer(1), rule("path='/a',type='signal'"), 0);
+    index.add(peer(1), rule("type='signal',path='/a'"), 0);
+    index.add(peer(2), rule("path='/a',type='signal'"), 0);
     assert_eq!(
         (index.len(), [1, 2, 3].map(|who| index.count(peer(who)))),
         (3, [2, 1, 0])
     );
-    assert!(index.remove(peer(1), &rule("path='/a',type='signal'")));
+    assert_eq!(index.remove(peer(1), &rule("path='/a',type='signal'")), Some(0));
     assert_eq!(sample.matching(&index), [peer(1), peer(2)]);
-    assert!(index.remove(peer(1), &rule("path='/a',type='signal'")));
+    assert_eq!(index.remove(peer(1), &rule("path='/a',type='signal'")), Some(0));
     assert_eq!(sample.matching(&index), [peer(2)]);
     // CVE-2006-6107: the one that is left is another peer's.
-    assert!(!index.remove(peer(1), &rule("path='/a',type='signal'")));
+    assert_eq!(index.remove(peer(1), &rule("path='/a',type='signal'")), None);
     assert_eq!(sample.matching(&index), [peer(2)]);
-    index.remove_peer(peer(2));
+    index.remove_peer(peer(2), |_| {});
     assert!(index.is_empty() && index.tables.is_empty() && index.senders.is_empty());
     assert!(index.named.is_empty());
     assert_eq!(sample.matching(&index), []);
@@ -228,9 +228,9 @@ fn rules_that_name_a_unique_name_go_with_it() {
         (4, "sender=':1.7'"),
         (4, living[3]),
     ] {
-        index.add(peer(who), rule(text));
+        index.add(peer(who), rule(text), 0);
     }
-    assert_eq!(index.remove_named(":1.7"), [peer(1), peer(2), peer(4)]);
+    assert_eq!(index.remove_named(":1.7", |_| {}), [peer(1), peer(2), peer(4)]);
     assert_eq!(texts(&index, 1), living[..2]);
     assert_eq!(texts(&index, 2), [""; 0]);
     assert_eq!(texts(&index, 3), living[2..3]);
@@ -239,12 +239,12 @@ fn rules_that_name_a_unique_name_go_with_it() {
         (index.len(), index.count(peer(1)), index.count(peer(2))),
         (4, 2, 0)
     );
-    assert!(!index.remove(peer(1), &rule("sender=':1.7'")));
-    assert_eq!(index.remove_named(":1.7"), []);
-    assert_eq!(index.remove_named(":1.8"), []);
-    assert_eq!(index.remove_named(":1.70"), [peer(1)]);
+    assert_eq!(index.remove(peer(1), &rule("sender=':1.7'")), None);
+    assert_eq!(index.remove_named(":1.7", |_| {}), []);
+    assert_eq!(index.remove_named(":1.8", |_| {}), []);
+    assert_eq!(index.remove_named(":1.70", |_| {}), [peer(1)]);
     for who in 1..5 {
-        index.remove_peer(peer(who));
+        index.remove_peer(peer(who), |_| {});
     }
     assert!(index.is_empty() && index.tables.is_empty() && index.named.is_empty());
 }
@@ -252,9 +252,9 @@ fn rules_that_name_a_unique_name_go_with_it() {
 #[test]
 fn rules_that_differ_in_a_namespace_only_are_two() {
     let mut index = MatchIndex::new(1);
-    index.add(peer(1), rule("path_namespace='/a'"));
-    index.add(peer(1), rule("path_namespace='/b'"));
-    assert!(index.remove(peer(1), &rule("path_namespace='/a'")));
+    index.add(peer(1), rule("path_namespace='/a'"), 0);
+    index.add(peer(1), rule("path_namespace='/b'"), 0);
+    assert_eq!(index.remove(peer(1), &rule("path_namespace='/a'")), Some(0));
     assert_eq!(Sample::signal("/b/c", &[]).matching(&index), [peer(1)]);
     assert_eq!(Sample::signal("/a/c", &[]).matching(&index), []);
 }
@@ -263,9 +263,9 @@ fn rules_that_differ_in_a_namespace_only_are_two() {
 fn rules_are_listed_as_they_were_added() {
     let mut index = MatchIndex::new(1);
     for text in ["member='C'", "member='A'", "member='B'", "member='A'"] {
-        index.add(peer(1), rule(text));
+        index.add(peer(1), rule(text), 0);
     }
-    index.add(peer(2), rule("member='Z'"));
+    index.add(peer(2), rule("member='Z'"), 0);
     let texts = |index: &MatchIndex| {
         index
             .rules_of(peer(1))
@@ -283,8 +283,8 @@ fn rules_are_listed_as_they_were_added() {
 #[test]
 fn equal_rules_are_stored_once() {
     let mut index = MatchIndex::new(1);
-    index.add(peer(1), rule("member='A',path='/a'"));
-    index.add(peer(2), rule("path='/a',member='A'"));
+    index.add(peer(1), rule("member='A',path='/a'"), 0);
+    index.add(peer(2), rule("path='/a',member='A'"), 0);
     assert_eq!(index.slots.len(), 1);
 }
 
@@ -298,7 +298,7 @@ fn peers_come_once_and_in_order() {
         (3, ""),
         (2, "path='/b'"),
     ] {
-        index.add(peer(who), rule(text));
+        index.add(peer(who), rule(text), 0);
     }
     let sample = Sample::signal("/a", &[]);
     assert_eq!(sample.matching(&index), [peer(1), peer(3), peer(5)]);
@@ -336,7 +336,7 @@ fn rules_of_others_are_not_met() {
     let common = "type='signal',interface='org.example.A'";
     for text in different {
         let mut index = MatchIndex::new(1);
-        index.add(peer(0), rule(&format!("{common},arg0='own'")));
+        index.add(peer(0), rule(&format!("{common},arg0='own'")), 0);
         for n in 0..10_000 {
             let own = text(n);
             let common = if own.starts_with("interface") {
@@ -344,7 +344,7 @@ fn rules_of_others_are_not_met() {
             } else {
                 common
             };
-            index.add(peer(n), rule(&format!("{common},{own}")));
+            index.add(peer(n), rule(&format!("{common},{own}")), 0);
         }
         assert_eq!(candidates(&index, &sample), 1, "{}", text(0));
         assert_eq!(sample.matching(&index), [peer(0)]);
@@ -355,7 +355,7 @@ fn rules_of_others_are_not_met() {
 #[test]
 fn long_paths_are_cheap() {
     let mut index = MatchIndex::new(1);
-    index.add(peer(1), rule("path_namespace='/a/a',arg0namespace='b.b'"));
+    index.add(peer(1), rule("path_namespace='/a/a',arg0namespace='b.b'"), 0);
     let sample = Sample::signal(&"/a".repeat(200_000), &[&"b.".repeat(200_000)]);
     sample.with_facts(|facts| {
         let probe = Probe::new(&index, facts, &Body::new(facts.message));
@@ -506,26 +506,30 @@ proptest! {
     #[test]
     fn it_finds_what_a_scan_finds(steps in steps(), seed in any::<u64>()) {
         let mut index = MatchIndex::new(seed);
-        let mut list: Vec<(PeerId, MatchRule)> = Vec::new();
-        for step in steps {
+        let mut list: Vec<(PeerId, MatchRule, u32)> = Vec::new();
+        for (number, step) in (0..).zip(steps) {
             match step {
                 Step::Add(who, rule) => {
-                    list.push((peer(who), rule.clone()));
-                    index.add(peer(who), rule);
+                    list.push((peer(who), rule.clone(), number));
+                    index.add(peer(who), rule, number);
                 }
                 Step::Remove(who, which) => {
-                    let Some((_, rule)) = list.get(which % list.len().max(1)).cloned() else { continue };
-                    let place = list.iter().position(|(owner, other)| *owner == peer(who) && *other == rule);
-                    prop_assert_eq!(index.remove(peer(who), &rule), place.is_some());
-                    place.map(|place| list.remove(place));
+                    let Some((_, rule, _)) = list.get(which % list.len().max(1)).cloned() else { continue };
+                    let place = list.iter().position(|(owner, other, _)| *owner == peer(who) && *other == rule);
+                    let removed = place.map(|place| list.remove(place).2);
+                    prop_assert_eq!(index.remove(peer(who), &rule), removed);
                 }
                 Step::RemovePeer(who) => {
-                    list.retain(|(owner, _)| *owner != peer(who));
-                    index.remove_peer(peer(who));
+                    let of_peer = list.iter().filter(|(owner, ..)| *owner == peer(who));
+                    let expected: Vec<u32> = of_peer.map(|(_, _, number)| *number).collect();
+                    list.retain(|(owner, ..)| *owner != peer(who));
+                    let mut removed = Vec::new();
+                    index.remove_peer(peer(who), |number| removed.push(number));
+                    prop_assert_eq!(removed, expected);
                 }
                 Step::Match(sample) => {
                     let mut expected: Vec<PeerId> =
-                        list.iter().filter(|(_, rule)| reference(rule, &sample)).map(|(peer, _)| *peer).collect();
+                        list.iter().filter(|(_, rule, _)| reference(rule, &sample)).map(|(peer, ..)| *peer).collect();
                     expected.sort();
                     expected.dedup();
                     prop_assert_eq!(sample.matching(&index), expected, "{:?}", sample);
@@ -534,7 +538,7 @@ proptest! {
             prop_assert_eq!(index.len(), list.len());
             for who in 0..6 {
                 let rules: Vec<&MatchRule> =
-                    list.iter().filter(|(owner, _)| *owner == peer(who)).map(|(_, rule)| rule).collect();
+                    list.iter().filter(|(owner, ..)| *owner == peer(who)).map(|(_, rule, _)| rule).collect();
                 prop_assert_eq!(index.rules_of(peer(who)).collect::<Vec<_>>(), rules);
             }
         }

@@ -181,8 +181,8 @@ impl Worker {
         self.take_checkpoint();
     }
 
-    /// Where that is not possible, the last one counts.
-    pub(super) fn take_checkpoint(&mut self) {
+    /// False: that was not possible, and the last one counts.
+    pub(super) fn take_checkpoint(&mut self) -> bool {
         let was_incomplete = self.journal.is_incomplete();
         match self.journal.checkpoint(&mut self.broker, self.links.generation()) {
             Ok(()) => {
@@ -199,8 +199,12 @@ impl Worker {
                     // Nothing was heard meanwhile.
                     self.record.control.wake_worker();
                 }
+                true
             }
-            Err(error) => tracing::error!("no checkpoint: {error}"),
+            Err(error) => {
+                tracing::error!("no checkpoint: {error}");
+                false
+            }
         }
     }
 }
