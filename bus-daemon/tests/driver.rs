@@ -433,6 +433,7 @@ fn stats_have_every_key() {
         ("org.busdaemon.JournalLogBytes", "0"),
         ("org.busdaemon.JournalExtentBytes", "0"),
         ("org.busdaemon.JournalCheckpointBytes", "0"),
+        ("org.busdaemon.StoreBytes", "0"),
     ];
     assert_eq!(pairs(&reply)[0].0, "Serial");
     assert_eq!(pairs(&reply)[1..], expected);

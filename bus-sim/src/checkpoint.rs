@@ -52,11 +52,7 @@ impl Checkpoint {
     }
 
     /// All that has happened is part of it from now on.
-    pub(crate) fn take(&mut self, broker: &mut Broker, random: &mut Random) {
-        if random.percent(30) {
-            // The log, or an extent, is to be used again.
-            broker.move_output_out(&|_| true);
-        }
+    pub(crate) fn take(&mut self, broker: &mut Broker) {
         self.write(broker, usize::MAX, usize::MAX);
         for (index, saved) in std::mem::take(&mut self.ahead) {
             match saved {
@@ -102,6 +98,7 @@ impl Checkpoint {
             global: bus.complete(config, Vec::new(), roster),
             peers,
             shared,
+            stored: Vec::new(),
         };
         let entries = self.entries.iter();
         let saved = Saved {

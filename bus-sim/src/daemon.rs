@@ -349,7 +349,7 @@ impl World {
         self.note(|| "upgrade".to_owned());
         self.stats.upgrades += 1;
         let events = self.twin_events();
-        self.bus.upgrade(events, &mut self.random)?;
+        self.bus.upgrade(events)?;
         self.take_over();
         Ok(())
     }

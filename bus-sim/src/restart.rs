@@ -12,7 +12,7 @@ use crate::random::Random;
 impl Bus {
     /// An upgrade: saved, restored, and the restored one goes on. The old one goes along for `events` more, and must do
     /// the same byte by byte.
-    pub(crate) fn upgrade(&mut self, events: u64, random: &mut Random) -> Check {
+    pub(crate) fn upgrade(&mut self, events: u64) -> Check {
         let image = Self::image(&self.broker)?;
         let mut restored = Self::load(&image)?;
         restored.set_config_source(self.broker.config_source());
@@ -26,12 +26,12 @@ impl Bus {
         self.saboteur
             .spoil(&mut self.broker, |method| model.victim(method));
         self.checkpoint = Checkpoint::default();
-        self.take_checkpoint(random)
+        self.take_checkpoint()
     }
 
     /// A checkpoint; the events before it are forgotten.
-    pub(crate) fn take_checkpoint(&mut self, random: &mut Random) -> Check {
-        self.checkpoint.take(&mut self.broker, random);
+    pub(crate) fn take_checkpoint(&mut self) -> Check {
+        self.checkpoint.take(&mut self.broker);
         self.journal.clear();
         let restored = self.checkpoint.restore()?;
         self.check_same(&restored, "restored from a checkpoint")

@@ -77,7 +77,7 @@ impl World {
     pub(crate) fn run(mut self) -> Result<Stats, Failure> {
         let outcome = self
             .bus
-            .take_checkpoint(&mut self.random)
+            .take_checkpoint()
             .and_then(|()| self.steps())
             .and_then(|()| self.finish());
         self.stats.queued = self.bus.model.matched;
@@ -109,7 +109,7 @@ impl World {
                 self.upgrade()?;
             }
             if self.random.permille(self.options.checkpoints) {
-                self.bus.take_checkpoint(&mut self.random)?;
+                self.bus.take_checkpoint()?;
             } else if self.random.permille(self.options.checkpoints) {
                 self.bus
                     .checkpoint

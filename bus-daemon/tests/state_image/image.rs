@@ -34,6 +34,7 @@ pub fn worker(broker: &Broker) -> WorkerState {
         generation: 1000,
         blocked: broker.peer_ids().filter(has_output).map(PeerId::to_u64).collect(),
         broken: Vec::new(),
+        stored: None,
     }
 }
 

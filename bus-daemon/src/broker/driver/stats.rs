@@ -32,6 +32,7 @@ pub(super) fn bus(broker: &mut Broker, call: Call<'_>, system: &mut dyn System) 
         ("org.busdaemon.JournalLogBytes", bytes(memory.log)),
         ("org.busdaemon.JournalExtentBytes", bytes(memory.extents)),
         ("org.busdaemon.JournalCheckpointBytes", bytes(memory.checkpoints)),
+        ("org.busdaemon.StoreBytes", bytes(memory.store)),
     ];
     broker.send_driver_reply(call.caller, call.message, |w| {
         w.array("{sv}", |w| write_numbers(&numbers, w));

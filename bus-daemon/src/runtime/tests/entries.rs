@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Rig, random, state};
 use crate::broker::Broker;
-use crate::handoff::image::{self, WorkerV2};
+use crate::handoff::image::{self, WorkerState};
 use crate::journal::{Journal, Written};
 
 impl Rig {
@@ -241,7 +241,7 @@ fn one_peer_with_very_many_names_or_rules() {
         assert_eq!(dropped, []);
         assert_eq!(broker.changed_entries(), 0);
         let at = clock();
-        let saved = image::save(&broker, &WorkerV2::default(), |_| None).unwrap();
+        let saved = image::save(&broker, &WorkerState::default(), |_| None).unwrap();
         eprintln!(
             "{what}: image of {} bytes saved in {:?}",
             saved.len(),
