@@ -1,6 +1,7 @@
 //! Names, match rules and open calls in checkpoints: the cost follows what changed, and peers that have many of them are
 //! recovered and carried over as fast as others.
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
 
@@ -205,6 +206,57 @@ fn names_rules_and_calls_come_and_go_and_a_replay_gives_what_the_worker_had() {
             "round {round}: the state that the journal gives is another"
         );
     }
+}
+
+/// Damage to one entry costs those whose it is, all of them, and nobody else.
+#[test]
+fn a_damaged_entry_costs_the_peers_that_it_belongs_to() {
+    let mut rig = Rig::new(false);
+    let [owner, waiter, caller, bystander] = [(); 4].map(|()| rig.greeted());
+    for (client, name) in [(owner, "A"), (waiter, "A"), (bystander, "B")] {
+        rig.clients[client].call("RequestName", |w| {
+            w.str(&format!("org.example.{name}")).u32(0);
+        });
+        rig.exchange(client);
+    }
+    for client in [bystander, waiter] {
+        rig.clients[client].call("AddMatch", |w| {
+            w.str(&long_rule(client));
+        });
+        rig.exchange(client);
+    }
+    for name in ["B", "A"] {
+        rig.clients[caller].send(&format!("org.example.{name}"), "Ask", 10);
+    }
+    rig.exchange(caller);
+    rig.checkpoint();
+    // In the order in which they came: table, slot, and who is lost.
+    let cases: [(usize, usize, &[usize]); 6] = [
+        (1, 0, &[owner, waiter]),
+        (1, 1, &[bystander]),
+        (2, 0, &[bystander]),
+        (2, 1, &[waiter]),
+        (3, 0, &[caller, bystander]),
+        (3, 1, &[owner, caller]),
+    ];
+    for (table, slot, lost) in cases {
+        // Every field of the version that counts, the second, since each entry was written once.
+        for byte in 80 * slot + 40..80 * slot + 80 {
+            // Whose an entry is stands in it, and these fields are empty.
+            let flip = rig.remains.flip(1, 4 * byte + table, 0x10);
+            let recovered = rig.replay();
+            let in_doubt: BTreeSet<usize> = recovered
+                .in_doubt
+                .iter()
+                .map(|one| one.peer.generation as usize - 1)
+                .collect();
+            assert_eq!(in_doubt, lost.iter().copied().collect(), "{flip:?}");
+            assert!(!recovered.is_damaged);
+            recovered.broker.check_invariants().unwrap();
+            rig.remains.undo(&flip);
+        }
+    }
+    assert!(state(&rig.replay().broker) == state(rig.worker.broker()));
 }
 
 /// Prints times; run it in a release build.
