@@ -158,6 +158,9 @@ fn recover(
     kept: &[RawFd],
 ) -> Result<(Worker, Start), String> {
     let mut recovered = recover::replay(&mut journal, record.image, skip)?;
+    if !recovered.is_damaged {
+        recovered.dismiss_quarantined(&mut journal);
+    }
     if recovered.has_ended_errand && !recovered.is_damaged {
         journal.checkpoint(&mut recovered.broker, recovered.generation)?;
     }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bus_wire::MessageBuilder;
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
 
-pub(super) use told::Told;
+pub(super) use told::{Told, meet};
 
 use super::worker::Worker;
 use super::{identity, recover};

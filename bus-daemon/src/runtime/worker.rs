@@ -40,9 +40,8 @@ pub(crate) struct Worker {
     acceptance: Acceptance,
     /// Peers whose write is to be tried again at a tick: those whose [`Writing`] is `Waiting`.
     waiting: Vec<PeerId>,
-    /// Peers whose streams cannot be proved, or whose input killed the last worker: to be closed.
+    /// Peers whose streams cannot be proved: to be closed.
     lost: Vec<PeerId>,
-    quarantined: Vec<PeerId>,
     /// What is to be done when the turn's events are applied and sent.
     follow_ups: VecDeque<FollowUp>,
     /// Descriptors that are to be closed when what a replay would need them for is past, while that is looked at.
@@ -76,7 +75,6 @@ impl Worker {
             complaints: Complaints::default(),
             waiting: Vec::new(),
             lost: Vec::new(),
-            quarantined: Vec::new(),
             follow_ups: VecDeque::new(),
             held_back: None,
             must_look: Cell::new(false),
@@ -175,7 +173,6 @@ impl Worker {
             broker,
             generation,
             in_doubt,
-            quarantined,
             ..
         } = recovered;
         let mut worker = Self::new(broker, journal, record, inbox, generation);
@@ -197,7 +194,6 @@ impl Worker {
         let in_doubt_peers: Vec<PeerId> = in_doubt.iter().map(|one| one.peer).collect();
         worker.drop_links(&in_doubt);
         worker.lost.extend(in_doubt_peers);
-        worker.quarantined = quarantined;
         worker
     }
 
@@ -278,21 +274,12 @@ impl Worker {
             self.continue_large(peer);
             self.write(peer);
         }
-        self.dismiss_quarantined();
+        self.flush();
     }
 
     /// Before the state of a recovered worker is given away: those who do not go on are in nobody else's list.
     pub(crate) fn dismiss_all(&mut self) {
         self.dismiss_lost();
-        self.dismiss_quarantined();
-    }
-
-    /// Disconnects those whose input killed the worker, once they have been told.
-    fn dismiss_quarantined(&mut self) {
-        self.flush();
-        for peer in std::mem::take(&mut self.quarantined) {
-            self.closed(peer, "what it sent killed the worker");
-        }
         self.flush();
     }
 
