@@ -100,6 +100,12 @@ impl Outbox {
         Inbox(self.region)
     }
 
+    /// Where the sheet is mapped, and its length.
+    #[cfg(all(test, target_arch = "x86_64"))]
+    pub(crate) fn mapping(&self) -> (usize, usize) {
+        (self.region.at(0, 0) as usize, self.region.len())
+    }
+
     /// The memfd of the sheet, and those of unheard entries: a worker's sweep keeps them.
     pub(crate) fn fds(&self) -> Vec<RawFd> {
         let payloads = self.unheard.iter().filter_map(|entry| match entry.told {
@@ -221,6 +227,22 @@ impl Inbox {
     /// The entry of this number, and all before it, are in the journal.
     pub(crate) fn acknowledge(&self, number: u64) {
         sheet(self.0).heard.store(number, Ordering::Release);
+    }
+
+    /// The same after a death, where the dead worker may not have come to it. The memfds of those entries belong to the
+    /// state from now on.
+    pub(crate) fn catch_up(&self, number: u64) -> Vec<RawFd> {
+        let heard = self.heard();
+        let entries = (heard..number).map_while(|before| self.next(before));
+        let payloads = entries.filter_map(|entry| match entry.told {
+            Told::ErrandEnded { payload, .. } => Some(payload),
+            Told::ReloadWanted | Told::UpgradeWanted => None,
+        });
+        let payloads = payloads.collect();
+        if number > heard {
+            self.acknowledge(number);
+        }
+        payloads
     }
 
     /// This process is dying of a signal. Callable from a signal handler.

@@ -164,7 +164,10 @@ fn recover(
     if recovered.has_ended_errand && !recovered.is_damaged {
         journal.checkpoint(&mut recovered.broker, recovered.generation)?;
     }
-    let accepted = recovered.reconcile(kept, &record.listeners, &mut journal);
+    // What the keeper keeps for entries that it takes for unheard is the state's, where the journal has them.
+    let heard = inbox.catch_up(journal.heard());
+    let kept: Vec<RawFd> = kept.iter().copied().filter(|fd| !heard.contains(fd)).collect();
+    let accepted = recovered.reconcile(&kept, &record.listeners, &mut journal);
     let quarantined = recovered.quarantined.len() as u32;
     let is_damaged = recovered.is_damaged;
     let mut worker = Worker::recovered(recovered, journal, record.clone(), inbox, &accepted);
