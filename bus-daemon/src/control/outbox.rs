@@ -100,6 +100,12 @@ impl Outbox {
         Inbox(self.region)
     }
 
+    /// Where the sheet is mapped, and its length.
+    #[cfg(all(test, target_arch = "x86_64"))]
+    pub(crate) fn mapping(&self) -> (usize, usize) {
+        (self.region.at(0, 0) as usize, self.region.len())
+    }
+
     /// The memfd of the sheet, and those of unheard entries: a worker's sweep keeps them.
     pub(crate) fn fds(&self) -> Vec<RawFd> {
         let payloads = self.unheard.iter().filter_map(|entry| match entry.told {
@@ -213,21 +219,6 @@ impl Inbox {
         sheet(self.0).heard.load(Ordering::Acquire)
     }
 
-    /// The payloads of the entries that are in the journal, up to number `heard`, and are not acknowledged.
-    pub(crate) fn unacknowledged(&self, heard: u64) -> Vec<RawFd> {
-        let mut payloads = Vec::new();
-        let mut number = self.heard();
-        while number < heard
-            && let Some(entry) = self.next(number)
-        {
-            if let Told::ErrandEnded { payload, .. } = entry.told {
-                payloads.push(payload);
-            }
-            number = entry.number;
-        }
-        payloads
-    }
-
     /// Whether the keeper had a binary that passed its trial when this worker was started.
     pub(crate) fn is_approved(&self) -> bool {
         sheet(self.0).approved.load(Ordering::Acquire) != 0
@@ -236,6 +227,22 @@ impl Inbox {
     /// The entry of this number, and all before it, are in the journal.
     pub(crate) fn acknowledge(&self, number: u64) {
         sheet(self.0).heard.store(number, Ordering::Release);
+    }
+
+    /// The same after a death, where the dead worker may not have come to it. The memfds of those entries belong to the
+    /// state from now on.
+    pub(crate) fn catch_up(&self, number: u64) -> Vec<RawFd> {
+        let heard = self.heard();
+        let entries = (heard..number).map_while(|before| self.next(before));
+        let payloads = entries.filter_map(|entry| match entry.told {
+            Told::ErrandEnded { payload, .. } => Some(payload),
+            Told::ReloadWanted | Told::UpgradeWanted => None,
+        });
+        let payloads = payloads.collect();
+        if number > heard {
+            self.acknowledge(number);
+        }
+        payloads
     }
 
     /// This process is dying of a signal. Callable from a signal handler.
@@ -302,10 +309,12 @@ mod tests {
         let inbox = outbox.inbox();
         inbox.acknowledge(1);
         // A request that is unheard is posted once: the entries are 70, the request, 71, 72.
-        assert_eq!(inbox.unacknowledged(1), []);
-        assert_eq!(inbox.unacknowledged(2), []);
-        assert_eq!(inbox.unacknowledged(3), [71]);
-        assert_eq!(inbox.unacknowledged(u64::MAX), [71, 72]);
+        assert_eq!(inbox.catch_up(1), []);
+        assert_eq!(inbox.catch_up(2), []);
+        assert_eq!(inbox.catch_up(3), [71]);
+        assert_eq!(inbox.heard(), 3);
+        assert_eq!(inbox.catch_up(3), []);
+        assert_eq!(inbox.catch_up(4), [72]);
     }
 
     #[test]

@@ -52,6 +52,11 @@ impl Remains {
         self.manifest.unmap();
     }
 
+    /// The memfd of what waits for slow readers, which an image refers to.
+    pub(crate) fn store(&self) -> std::os::fd::RawFd {
+        self.store
+    }
+
     /// Whether there is a checkpoint to go on from.
     pub(crate) fn has_checkpoint(&self) -> bool {
         self.header.committed.load(Ordering::Acquire) > 0

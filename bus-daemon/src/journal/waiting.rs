@@ -29,7 +29,7 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// An empty store in a new memfd. It stays open in whatever this process becomes.
+    /// An empty store in a new memfd.
     pub(super) fn create(salt: u32) -> std::io::Result<Self> {
         let memfd = Memfd::create(c"bus-store")?;
         Ok(Self::over(Store::create(memfd, salt), salt))

@@ -28,6 +28,8 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use crate::config::options::{self, Command};
+#[cfg(all(test, target_arch = "x86_64"))]
+pub(crate) use deaths::{Cause, Deaths};
 
 /// The whole daemon: reads the command line (without the program's name), serves until it is told to stop.
 ///

@@ -49,10 +49,10 @@ pub(crate) fn is_open(fd: RawFd) -> bool {
     unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
 
-/// Makes `fd` another number of what `number` is, in place of what it was. It stays open in whatever this process becomes.
+/// Makes `fd` another number of what `number` is, in place of what it was.
 pub(crate) fn replace(number: RawFd, fd: RawFd) -> Result<()> {
     // SAFETY: the caller owns `fd`.
-    if unsafe { libc::dup2(number, fd) } == fd {
+    if unsafe { libc::dup3(number, fd, libc::O_CLOEXEC) } == fd {
         Ok(())
     } else {
         Err(Error::last_os_error())

@@ -179,15 +179,17 @@ fn recover(
     kept: &[RawFd],
 ) -> Result<(Worker, Start), String> {
     let mut recovered = recover::replay_in_steps(&mut journal, record.image, death.skip, death.cut_short)?;
+    if !recovered.is_damaged {
+        recovered.dismiss_quarantined(&mut journal);
+    }
     // So the next one has nothing to replay, if this one is cut short, too.
     let is_progress = death.cut_short > 0 && death.skip.is_none();
     if (recovered.has_ended_errand || is_progress) && !recovered.is_damaged {
         journal.checkpoint(&mut recovered.broker, recovered.generation)?;
     }
-    // What the dead worker had noted and not acknowledged belongs to the state, and not to the outbox any more.
-    let noted = inbox.unacknowledged(journal.heard());
-    inbox.acknowledge(journal.heard().max(inbox.heard()));
-    let kept: Vec<RawFd> = kept.iter().copied().filter(|fd| !noted.contains(fd)).collect();
+    // What the keeper keeps for entries that it takes for unheard is the state's, where the journal has them.
+    let heard = inbox.catch_up(journal.heard());
+    let kept: Vec<RawFd> = kept.iter().copied().filter(|fd| !heard.contains(fd)).collect();
     let accepted = recovered.reconcile(&kept, &record.listeners, &mut journal);
     let quarantined = recovered.quarantined.len() as u32;
     let is_damaged = recovered.is_damaged;

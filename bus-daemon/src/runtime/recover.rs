@@ -20,7 +20,7 @@ pub(super) struct Recovered {
     pub(super) generation: u32,
     /// Peers whose streams cannot be proved. Their links are to be closed.
     pub(super) in_doubt: Vec<Dropped>,
-    /// Peers whose newest input killed the worker. Their links are to be closed once they have been told.
+    /// Peers whose newest input killed the worker.
     pub(super) quarantined: Vec<PeerId>,
     /// A part of the journal could not be read: whoever is not known any more is in doubt, too.
     pub(super) is_damaged: bool,
@@ -149,6 +149,8 @@ impl Recovered {
         crate::fault::kill_in("recovery");
         #[cfg(feature = "test-hooks")]
         crate::fault::poison(&event);
+        #[cfg(test)]
+        super::tests::meet(&event);
         self.broker.handle(event, &mut Kernel { journal });
         // In a replay nothing touches the system.
         for action in self.broker.actions().drain(..) {
@@ -206,6 +208,56 @@ impl Recovered {
             journal,
         );
         self.quarantined.push(peer);
+    }
+
+    /// Tells those whose input killed the worker, as far as their sockets take it, and lets them go. Before any
+    /// checkpoint: one that has passed what was left out leaves nothing that tells the next worker of it, and the peer
+    /// would go on behind a gap in its stream.
+    pub(super) fn dismiss_quarantined(&mut self, journal: &mut Journal) {
+        for peer in self.quarantined.clone() {
+            let Some(handle) = self.broker.socket(peer) else {
+                // The worker before this one has done so.
+                continue;
+            };
+            if let Some(socket) = journal.verified_number(handle) {
+                self.send_last(peer, socket, journal);
+            }
+            let reason = "what it sent killed the worker";
+            journal.note(
+                Some(peer),
+                &RareEvent::Closed {
+                    reason: reason.into(),
+                },
+            );
+            self.apply_new(Event::Closed { peer, reason }, journal);
+        }
+    }
+
+    fn send_last(&mut self, peer: PeerId, socket: RawFd, journal: &mut Journal) {
+        while let Some(queue) = self.broker.send_queue(peer).filter(|queue| !queue.is_empty()) {
+            let sent = queue.sent();
+            let Ok(written) = journal.send(socket, peer, queue) else {
+                return;
+            };
+            if written.upto > sent {
+                let upto = written.upto;
+                self.apply_new(Event::Sent { peer, upto }, journal);
+            }
+            if written.blocked {
+                return;
+            }
+        }
+    }
+
+    /// Applies an event that has just been noted.
+    fn apply_new(&mut self, event: Event, journal: &mut Journal) {
+        journal.mark_applying(journal.newest(), false);
+        #[cfg(test)]
+        let told = super::tests::Told::of(&event, &self.broker);
+        self.apply(event, journal);
+        journal.mark_applied();
+        #[cfg(test)]
+        told.tell(&self.broker);
     }
 
     /// Nothing that came after the damage is known, so no peer's stream can be proved.

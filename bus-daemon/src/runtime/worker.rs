@@ -40,9 +40,8 @@ pub(crate) struct Worker {
     acceptance: Acceptance,
     /// Peers whose write is to be tried again at a tick: those whose [`Writing`] is `Waiting`.
     waiting: Vec<PeerId>,
-    /// Peers whose streams cannot be proved, or whose input killed the last worker: to be closed.
+    /// Peers whose streams cannot be proved: to be closed.
     lost: Vec<PeerId>,
-    quarantined: Vec<PeerId>,
     /// The memfd of the store that another process image had, which may still have to go on with it.
     carried_store: Option<RawFd>,
     /// What is to be done when the turn's events are applied and sent.
@@ -80,7 +79,6 @@ impl Worker {
             complaints: Complaints::default(),
             waiting: Vec::new(),
             lost: Vec::new(),
-            quarantined: Vec::new(),
             carried_store: None,
             follow_ups: VecDeque::new(),
             held_back: None,
@@ -182,7 +180,6 @@ impl Worker {
             broker,
             generation,
             in_doubt,
-            quarantined,
             ..
         } = recovered;
         let mut worker = Self::new(broker, journal, record, inbox, generation);
@@ -204,7 +201,6 @@ impl Worker {
         let in_doubt_peers: Vec<PeerId> = in_doubt.iter().map(|one| one.peer).collect();
         worker.drop_links(&in_doubt);
         worker.lost.extend(in_doubt_peers);
-        worker.quarantined = quarantined;
         worker
     }
 
@@ -269,17 +265,8 @@ impl Worker {
         #[cfg(feature = "test-hooks")]
         let is_recovered = matches!(start, Start::Recovered { .. });
         let is_continued = start != Start::Clean;
-        self.journal.mark_serving();
-        if let Some(number) = self.carried_store.take() {
-            crate::os::descriptor::close(number);
-        }
-        self.record.control.wake_keeper();
-        self.tick();
         let worker_pid = std::process::id();
-        #[cfg(feature = "test-hooks")]
-        if is_recovered {
-            crate::fault::kill_in("recovery");
-        }
+        // First of all: where there is no way back to what it was given, how it came to serve is in the log.
         self.journal.note(
             None,
             &RareEvent::Serving {
@@ -287,7 +274,17 @@ impl Worker {
                 start: start.clone(),
             },
         );
+        self.journal.mark_serving();
+        if let Some(number) = self.carried_store.take() {
+            crate::os::descriptor::close(number);
+        }
+        self.record.control.wake_keeper();
+        #[cfg(feature = "test-hooks")]
+        if is_recovered {
+            crate::fault::kill_in("recovery");
+        }
         self.apply(Event::Serving { worker_pid, start });
+        self.tick();
         self.dismiss_lost();
         if is_continued {
             self.catch_up();
@@ -298,21 +295,12 @@ impl Worker {
             self.continue_large(peer);
             self.write(peer);
         }
-        self.dismiss_quarantined();
+        self.flush();
     }
 
     /// Before the state of a recovered worker is given away: those who do not go on are in nobody else's list.
     pub(crate) fn dismiss_all(&mut self) {
         self.dismiss_lost();
-        self.dismiss_quarantined();
-    }
-
-    /// Disconnects those whose input killed the worker, once they have been told.
-    fn dismiss_quarantined(&mut self) {
-        self.flush();
-        for peer in std::mem::take(&mut self.quarantined) {
-            self.closed(peer, "what it sent killed the worker");
-        }
         self.flush();
     }
 

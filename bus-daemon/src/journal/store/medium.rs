@@ -33,9 +33,9 @@ pub(crate) trait Medium {
 pub(crate) struct Memfd(RawFd);
 
 impl Memfd {
-    /// A new one, empty. It stays open in whatever this process becomes: an upgrade goes on with it.
+    /// A new one, empty.
     pub(crate) fn create(name: &CStr) -> Result<Self> {
-        Ok(Self(memfd_create(name, MFdFlags::empty())?.into_raw_fd()))
+        Ok(Self(memfd_create(name, MFdFlags::MFD_CLOEXEC)?.into_raw_fd()))
     }
 
     /// One that another process of the daemon created.

@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, raise};
 
+use super::worker::WorkerProcess;
 use super::{End, Keeper};
 use crate::control::Told;
 use crate::keeper::exec;
@@ -22,6 +23,10 @@ impl Keeper {
         };
         let (image, back) = (*image, back.take());
         self.record.image = image;
+        if let Some(store) = self.worker.as_ref().map(WorkerProcess::store) {
+            // The image refers to it.
+            set_close_on_exec(store, false);
+        }
         let reason = match back {
             None => self.replace_process(),
             Some(reason) => self.go_back(reason),

@@ -32,6 +32,11 @@ pub(super) struct WorkerProcess {
 }
 
 impl WorkerProcess {
+    /// The memfd of what waits for slow readers.
+    pub(super) fn store(&self) -> RawFd {
+        self.remains.store()
+    }
+
     /// Whether it does I/O on links, or did before it died.
     pub(super) fn is_serving(&self) -> bool {
         self.serving.get()

@@ -6,18 +6,28 @@
 //! of bytes say, and every byte of output the one that was or will be sent. Now and then the kill is real, and a
 //! successor goes on, watched from its first store.
 
+mod answers;
 mod client;
+mod errands;
+mod examine;
 mod judge;
+mod keeper;
+mod life;
+mod play;
+mod quarantine;
 mod stage;
+mod succession;
+mod upgrade;
 mod watch;
 
-use std::os::fd::AsRawFd;
 use std::process::Command;
 
 use super::random;
 use super::told::Kind;
 use crate::journal::Sabotage;
-use stage::{Stage, order};
+use life::order;
+use play::{Step, play};
+use stage::Stage;
 
 /// Runs `body` in a process without other threads and with few descriptors: the worker shares their table.
 fn in_own_process(name: &str, body: impl FnOnce()) {
@@ -27,8 +37,11 @@ fn in_own_process(name: &str, body: impl FnOnce()) {
         nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).unwrap();
         return body();
     }
+    let directory = tempfile::tempdir().unwrap();
     let output = Command::new(std::env::current_exe().unwrap())
         .arg(format!("runtime::tests::every_store::{name}"))
+        // Copies of what is left out.
+        .env("XDG_RUNTIME_DIR", directory.path())
         .args(["--exact", "--include-ignored", "--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")
         // A copy goes in steps of a vector, not of a byte.
@@ -44,150 +57,6 @@ fn in_own_process(name: &str, body: impl FnOnce()) {
         "{}",
         String::from_utf8_lossy(&output.stdout)
     );
-}
-
-/// What a client does next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
-    Connect,
-    Leave,
-    RequestName,
-    ReleaseName,
-    AddMatch,
-    Credentials,
-    Signal,
-    Send,
-    SendLong,
-    SendLarge,
-    SendFd,
-    SignalFd,
-    Checkpoint,
-}
-
-const STEPS: [Step; 14] = [
-    Step::Connect,
-    Step::Leave,
-    Step::RequestName,
-    Step::ReleaseName,
-    Step::AddMatch,
-    Step::Credentials,
-    Step::Signal,
-    Step::Send,
-    Step::SendLong,
-    Step::SendLarge,
-    Step::SendFd,
-    Step::SignalFd,
-    Step::Checkpoint,
-    Step::Checkpoint,
-];
-const MOST_CLIENTS: usize = 5;
-
-impl Stage {
-    fn below(&mut self, limit: usize) -> usize {
-        self.random.below(limit)
-    }
-
-    /// Some client that is there.
-    fn someone(&mut self) -> usize {
-        let there: Vec<usize> = self.clients.iter().flatten().map(|client| client.index).collect();
-        there[self.random.below(there.len())]
-    }
-
-    fn step(&mut self, step: Step) -> Result<(), String> {
-        let count = self.clients.iter().flatten().count();
-        if count < 3 || (step == Step::Connect && count < MOST_CLIENTS) {
-            self.connect();
-        }
-        let (index, to) = (self.someone(), self.someone());
-        let destination = format!(":1.{to}");
-        let len = self.below(600);
-        let client = self.clients[index].as_mut().unwrap();
-        match step {
-            Step::Connect => {}
-            Step::Leave if count >= MOST_CLIENTS - 1 && index != 1 => self.clients[index] = None,
-            Step::Leave => {}
-            Step::RequestName => client.call("RequestName", |w| {
-                w.str("org.example.Shared").u32(4);
-            }),
-            Step::ReleaseName => client.call("ReleaseName", |w| {
-                w.str("org.example.Shared");
-            }),
-            Step::AddMatch => client.call("AddMatch", |w| {
-                w.str("type='signal',interface='org.example.Signals'");
-            }),
-            // The system is asked in the middle of it: by one who takes no descriptors, and by others.
-            Step::Credentials if index > 1 => client.call("GetConnectionCredentials", |w| {
-                w.str(&destination);
-            }),
-            Step::Credentials => {
-                if let Some(Some(client)) = self.clients.get_mut(1) {
-                    client.call("GetConnectionCredentials", |w| {
-                        w.str(&destination);
-                    });
-                }
-            }
-            Step::Signal => client.signal(len),
-            Step::Send => client.send("org.example.Shared", len),
-            Step::SendLong => client.send(&destination, 3_000 + len),
-            Step::SendLarge => client.send(&destination, 70_000),
-            // That one would be disconnected for it.
-            Step::SendFd | Step::SignalFd if index == 1 => {}
-            Step::SendFd => client.send_fd(&destination),
-            // The system duplicates it for the second receiver.
-            Step::SignalFd => client.signal_fd(),
-            Step::Checkpoint => self.order(order::CHECKPOINT)?,
-        }
-        self.exchange()
-    }
-
-    /// A part of what waits is written, some read, and the worker has a turn.
-    fn exchange(&mut self) -> Result<(), String> {
-        let passed = self.passed.as_raw_fd();
-        for index in 0..self.clients.len() {
-            let (len, reads) = (1 + self.below(6_000), self.below(4) > 0);
-            if let Some(client) = &mut self.clients[index] {
-                client.write(len, passed);
-            }
-            if reads {
-                self.read(index, 8_000)?;
-            }
-        }
-        self.order(order::TURN)
-    }
-
-    /// Until nothing is on its way.
-    fn settle(&mut self) -> Result<(), String> {
-        let passed = self.passed.as_raw_fd();
-        for _ in 0..10_000 {
-            for client in self.clients.iter_mut().flatten() {
-                while client.write(usize::MAX, passed) {}
-            }
-            self.order(order::TURN)?;
-            let mut is_idle = self.clients.iter().flatten().all(client::Client::is_done);
-            for index in 0..self.clients.len() {
-                while self.read(index, 64 << 10)? > 0 {
-                    is_idle = false;
-                }
-            }
-            if is_idle {
-                return Ok(());
-            }
-        }
-        Err("the bus does not come to rest".into())
-    }
-}
-
-/// Each step once in a round, in an order of the seed's choice.
-fn play(stage: &mut Stage, rounds: usize) -> Result<(), String> {
-    for _ in 0..rounds {
-        let mut steps = STEPS.to_vec();
-        while !steps.is_empty() {
-            let index = stage.below(steps.len());
-            let step = steps.swap_remove(index);
-            stage.step(step).map_err(|error| format!("{step:?}: {error}"))?;
-        }
-    }
-    Ok(())
 }
 
 /// To the end of the log's segment and beyond.
@@ -252,7 +121,7 @@ fn crowd(stage: &mut Stage) -> Result<(), String> {
 /// Everybody leaves, and nothing is left behind.
 fn end(stage: &mut Stage) -> Result<(), String> {
     stage.order(order::LEAVE)?;
-    stage.settle()?;
+    stage.answer_all()?;
     for client in &mut stage.clients {
         *client = None;
     }
@@ -260,6 +129,7 @@ fn end(stage: &mut Stage) -> Result<(), String> {
         stage.order(order::TURN)?;
     }
     // The worker keeps one descriptor for when the table is full.
+    stage.examine()?;
     let others = stage.others();
     if others.len() > 1 {
         return Err(format!("descriptors {others:?} are left"));
@@ -282,10 +152,10 @@ fn check(stage: &Stage, rounds: u64) {
 fn a_kill_between_any_two_stores_is_recovered_from_exactly() {
     in_own_process("a_kill_between_any_two_stores_is_recovered_from_exactly", || {
         let mut stage = Stage::new(random()).unwrap();
-        play(&mut stage, 4).unwrap();
+        play(&mut stage, 4, &[]).unwrap();
         cross_segments(&mut stage).unwrap();
         (stage.kill_rate, stage.most_kills) = (150, 20);
-        play(&mut stage, 4).unwrap();
+        play(&mut stage, 4, &[]).unwrap();
         check(&stage, 8);
         end(&mut stage).unwrap();
         assert!(stage.counts.kills > 2);
@@ -299,10 +169,10 @@ fn kills_between_any_two_stores_are_recovered_from_again_and_again() {
         "kills_between_any_two_stores_are_recovered_from_again_and_again",
         || {
             let mut stage = Stage::new(random()).unwrap();
-            play(&mut stage, 10).unwrap();
+            play(&mut stage, 10, &[]).unwrap();
             for kill_rate in [0, 1_000, 200] {
                 stage.kill_rate = kill_rate;
-                play(&mut stage, 10).unwrap();
+                play(&mut stage, 10, &[]).unwrap();
                 cross_segments(&mut stage).unwrap();
             }
             // A successor notes each event that it replays: with kills it would not come to the end of so many.
@@ -352,7 +222,7 @@ fn a_journal_that_lacks_something_is_found_out() {
         ] {
             let mut stage = Stage::new(random()).unwrap();
             stage.sabotage = Some(how);
-            let error = play(&mut stage, 1).expect_err("nothing was noticed");
+            let error = play(&mut stage, 1, &[]).expect_err("nothing was noticed");
             eprintln!("{how:?}: {error}");
             assert!(error.contains(found), "{how:?}: {error}");
         }

@@ -14,6 +14,16 @@ use crate::broker::{Broker, Event, PeerId};
 /// Called after each event, with the state that it gave.
 pub(super) static OBSERVER: OnceLock<fn(&Told, &Broker)> = OnceLock::new();
 
+/// Called before each event is applied, live or in a replay.
+pub(super) static MEETING: OnceLock<fn(&Event)> = OnceLock::new();
+
+/// An event is about to be applied.
+pub(in crate::runtime) fn meet(event: &Event) {
+    if let Some(meeting) = MEETING.get() {
+        meeting(event);
+    }
+}
+
 /// The kinds of events that tests tell apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
@@ -23,6 +33,12 @@ pub(super) enum Kind {
     Sent,
     Closed,
     Tick,
+    /// What the keeper told: SIGHUP, SIGUSR2, the end of an errand.
+    ReloadWanted,
+    UpgradeWanted,
+    ErrandEnded,
+    UpgradeFailed,
+    Serving,
     Other,
 }
 
@@ -37,6 +53,8 @@ pub(in crate::runtime) struct Told {
     pub(super) received: u64,
     /// Descriptors that came with it.
     pub(super) fds: u64,
+    /// The number of the errand that has ended with it.
+    pub(super) errand: u64,
 }
 
 impl Told {
@@ -48,7 +66,9 @@ impl Told {
             socket: peer.and_then(|peer: PeerId| broker.socket(peer)),
             received: received as u64,
             fds: fds as u64,
+            errand: 0,
         };
+        meet(event);
         match event {
             Event::Accepted { peer, .. } => told(Kind::Accepted, Some(*peer), 0, 0),
             Event::Received { peer, data, fds, .. } => {
@@ -63,14 +83,17 @@ impl Told {
             Event::Sent { peer, .. } => told(Kind::Sent, Some(*peer), 0, 0),
             Event::Closed { peer, .. } => told(Kind::Closed, Some(*peer), 0, 0),
             Event::Tick { .. } => told(Kind::Tick, None, 0, 0),
-            Event::Quarantined { .. }
-            | Event::Detached { .. }
-            | Event::Attached { .. }
-            | Event::ReloadRequested
-            | Event::UpgradeRequested
-            | Event::ErrandEnded { .. }
-            | Event::UpgradeFailed { .. }
-            | Event::Serving { .. } => told(Kind::Other, None, 0, 0),
+            Event::ReloadRequested => told(Kind::ReloadWanted, None, 0, 0),
+            Event::UpgradeRequested => told(Kind::UpgradeWanted, None, 0, 0),
+            Event::ErrandEnded { errand, .. } => Self {
+                errand: *errand,
+                ..told(Kind::ErrandEnded, None, 0, 0)
+            },
+            Event::UpgradeFailed { .. } => told(Kind::UpgradeFailed, None, 0, 0),
+            Event::Serving { .. } => told(Kind::Serving, None, 0, 0),
+            Event::Quarantined { .. } | Event::Detached { .. } | Event::Attached { .. } => {
+                told(Kind::Other, None, 0, 0)
+            }
         }
     }
 

@@ -11,8 +11,10 @@ use bus_wire::MessageBuilder;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, bind,
-    connect, getpeername, recvmsg, sendmsg, setsockopt, socket, sockopt,
+    connect, getpeername, recv, recvmsg, sendmsg, setsockopt, socket, sockopt,
 };
+
+use super::life::POISON;
 
 /// Bytes that a socket holds at most, nearly: few, so that writes end in the middle of messages.
 const SOCKET_BUFFER: usize = 8 << 10;
@@ -30,6 +32,10 @@ pub(super) struct Client {
     pub(super) read: u64,
     /// Descriptors that it got.
     pub(super) fds: usize,
+    /// The serials of its calls to the bus itself: each is answered once.
+    pub(super) calls: Vec<u32>,
+    /// Lines that the authentication gives it.
+    pub(super) lines: usize,
 }
 
 /// Connections of this test have names, so that the other end tells whose it is.
@@ -84,6 +90,8 @@ impl Client {
             written: 0,
             read: 0,
             fds: 0,
+            calls: Vec::new(),
+            lines: 1 + usize::from(passes_fds),
         };
         let greeting = format!("\0AUTH EXTERNAL {uid}\r\n{negotiate}BEGIN\r\n").into_bytes();
         client.waiting.push_back((greeting, false));
@@ -181,10 +189,43 @@ impl Client {
     }
 
     pub(super) fn call(&mut self, member: &str, body: impl FnOnce(&mut bus_wire::BodyWriter)) {
+        self.call_interface("org.freedesktop.DBus", member, body);
+    }
+
+    /// A call that kills workers; its serial. It is not counted with the others.
+    pub(super) fn poison(&mut self) -> u32 {
+        let poison = String::from_utf8_lossy(POISON);
+        self.call("NameHasOwner", |w| {
+            w.str(&poison);
+        });
+        self.calls.pop().unwrap_or(0)
+    }
+
+    /// Whether the bus has closed the connection, and nothing is left to read.
+    pub(super) fn is_at_end(&self) -> bool {
+        let mut byte = [0];
+        recv(self.socket.as_raw_fd(), &mut byte, MsgFlags::MSG_PEEK) == Ok(0)
+    }
+
+    /// Asks for an upgrade to the binary that is there already.
+    pub(super) fn upgrade(&mut self) {
+        self.call_interface("org.busdaemon.Restart1", "Upgrade", |w| {
+            w.str("");
+        });
+    }
+
+    fn call_interface(
+        &mut self,
+        interface: &str,
+        member: &str,
+        body: impl FnOnce(&mut bus_wire::BodyWriter),
+    ) {
+        let serial = self.next_serial();
+        self.calls.push(serial);
         let message = MessageBuilder::method_call("/org/freedesktop/DBus", member)
             .destination("org.freedesktop.DBus")
-            .interface("org.freedesktop.DBus")
-            .serial(self.next_serial())
+            .interface(interface)
+            .serial(serial)
             .body(body);
         self.push(message, false);
     }

@@ -14,6 +14,8 @@ pub(super) struct Found {
     pub(super) has_other_fd: bool,
     /// How many bytes of a client the worker's socket had given, for each client that the broker knows.
     pub(super) taken: BTreeMap<usize, u64>,
+    /// How many of the keeper's entries it knew of.
+    pub(super) heard: u64,
 }
 
 /// Compares recoveries with the events that the living worker handles.
@@ -83,6 +85,26 @@ impl Judge {
             return Err("recovery gave another state than the event did".into());
         }
         agree(&next.taken, &self.taken)
+    }
+
+    /// Records in the log after the last event that the living worker handled.
+    pub(super) fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// The worker has handed over this state: it must be the one after the last event.
+    pub(super) fn handed_over(&self, state: &[u8]) -> Result<(), String> {
+        self.at_rest()?;
+        if state != self.state {
+            return Err("the state that was handed over is not the one after the last event".into());
+        }
+        Ok(())
+    }
+
+    /// The next worker begins with a journal of its own, and the same state.
+    pub(super) fn begin_journal(&mut self) {
+        self.records = 0;
+        self.next = None;
     }
 
     /// Between turns no event is under way.

@@ -6,8 +6,6 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, Ordering};
 
 use bus_wire::Fd;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -15,37 +13,26 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::super::told::{Kind, OBSERVER, Told};
-use super::super::{Random, record, session, state};
+use super::super::told::Kind;
+use super::super::{Random, record};
 use super::client::{self, Client};
-use super::judge::{Found, Judge};
+use super::judge::Judge;
+use super::keeper::{Keeper, inode};
+use super::life::{self, Beginning, KINDS, live, order};
+use super::succession::Given;
 use super::watch::{self, Report, what};
-use crate::broker::{Broker, PeerId, Start};
-use crate::control::{Inbox, Outbox};
+use crate::broker::PeerId;
 use crate::handoff::keeper::KeeperV1;
-use crate::journal::{Journal, Mirror, Position, Remains, Sabotage};
-use crate::runtime::worker::Worker;
-use crate::runtime::{Death, identity, recover};
+use crate::journal::{Journal, Mirror, Position, Remains, Sabotage, Serving};
+use crate::keeper::Cause;
+use crate::runtime::recover;
 
-/// Room for the state that the worker tells.
-const STATE_ROOM: usize = 16 << 20;
 /// Descriptors have smaller numbers.
 const MOST_FDS: RawFd = 1024;
 /// What is made in the middle of an event, while there are few clients, has a smaller one.
-const FEW_FDS: RawFd = 128;
+pub(super) const FEW_FDS: RawFd = 128;
 /// How long a worker may be silent.
 const PATIENCE: u16 = 20_000;
-
-static STATE: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
-
-/// Orders to the worker.
-pub(super) mod order {
-    pub(in super::super) const GO_ON: u8 = b'.';
-    pub(in super::super) const TURN: u8 = b't';
-    pub(in super::super) const CHECKPOINT: u8 = b'c';
-    pub(in super::super) const WATCH: u8 = b'w';
-    pub(in super::super) const LEAVE: u8 = b'l';
-}
 
 /// What was looked at.
 #[derive(Debug, Default)]
@@ -72,6 +59,25 @@ pub(super) struct Counts {
     pub(super) entries: u64,
     /// Writes that a full socket refused.
     pub(super) full: u64,
+    /// Workers that died by their own fault.
+    pub(super) faults: u64,
+    /// Times that the state went over to another worker in an image.
+    pub(super) handed: u64,
+    /// Of those, because no other binary could be executed.
+    pub(super) returned: u64,
+    /// Workers that were killed before they served what an image had.
+    pub(super) kills_in_restore: u64,
+}
+
+/// A mistake that somebody other than the memory makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mistake {
+    /// What the keeper told is acknowledged before it is in the journal.
+    AcknowledgeFirst,
+    /// The state that is restored is an old one.
+    StaleImage,
+    /// The unit that is left out is a neighbour's.
+    LeaveOutAnother,
 }
 
 pub(super) struct Stage {
@@ -84,28 +90,46 @@ pub(super) struct Stage {
     pub(super) most_kills: u64,
     /// A worker is killed as soon as an accepted connection is in the log.
     pub(super) kills_at_accept: bool,
+    /// Workers are killed around what the keeper tells.
+    pub(super) kills_at_told: bool,
     pub(super) sabotage: Option<Sabotage>,
-    record: KeeperV1,
-    outbox: Outbox,
-    remains: Remains,
-    mirror: Mirror,
-    judge: Judge,
+    pub(super) mistake: Option<Mistake>,
+    pub(super) keeper: Keeper,
+    pub(super) record: KeeperV1,
+    pub(super) remains: Remains,
+    pub(super) serving: Serving,
+    /// The image is to be restored by whoever comes, since nobody has served it.
+    pub(super) given: Option<Given>,
+    /// The image could not be replaced: the next worker begins with this journal, and restores the image.
+    pub(super) pending: Option<Journal>,
+    /// The image of the first upgrade, where it is to be restored again by mistake.
+    pub(super) stale: Option<Vec<u8>>,
+    /// The inode of the image that the present journal began with.
+    pub(super) image_inode: u64,
+    pub(super) mirror: Mirror,
+    pub(super) judge: Judge,
     /// Every byte of output that is known, for each client.
-    streams: Vec<Vec<u8>>,
+    pub(super) streams: Vec<Vec<u8>>,
     /// The worker's ends of the connections, and whose they are.
-    sockets: BTreeMap<RawFd, usize>,
+    pub(super) sockets: BTreeMap<RawFd, usize>,
+    /// What the state owned when it was last looked at.
+    pub(super) owned: Vec<RawFd>,
+    /// The client that has sent poison, and which peer it was.
+    pub(super) doomed: Option<(usize, Option<PeerId>)>,
+    /// The newest unit that somebody else sent.
+    pub(super) innocent: u64,
     /// Whose connection was accepted last.
     accepted: Option<usize>,
     is_watched: bool,
     is_ready: bool,
-    segment: u32,
+    pub(super) segment: u32,
     worker: Option<Pid>,
     reports: std::io::PipeReader,
     answers: std::io::PipeWriter,
     /// The worker's ends of the two pipes above.
     worker_pipes: (std::io::PipeWriter, std::io::PipeReader),
     /// Descriptors that are not the bus's.
-    kept: Vec<RawFd>,
+    pub(super) kept: Vec<RawFd>,
     pub(super) passed: std::fs::File,
     pub(super) path: PathBuf,
     _directory: tempfile::TempDir,
@@ -120,7 +144,7 @@ impl Drop for Stage {
 impl Stage {
     /// A bus without clients, whose worker is being watched.
     pub(super) fn new(random: Random) -> Result<Self, String> {
-        OBSERVER.get_or_init(|| observe);
+        life::arrange();
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("bus");
         let record = record(&path);
@@ -128,19 +152,6 @@ impl Stage {
         let remains = journal.remains();
         let (reports, to_test) = std::io::pipe().unwrap();
         let (from_test, answers) = std::io::pipe().unwrap();
-        // SAFETY: a new mapping.
-        let room = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                STATE_ROOM,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        assert_ne!(room, libc::MAP_FAILED);
-        STATE.store(room.cast(), Ordering::Relaxed);
         let mut stage = Self {
             random,
             clients: Vec::new(),
@@ -148,7 +159,18 @@ impl Stage {
             kill_rate: 0,
             most_kills: u64::MAX,
             kills_at_accept: false,
+            kills_at_told: false,
             sabotage: None,
+            mistake: None,
+            keeper: Keeper::new(),
+            serving: journal.serving(),
+            given: None,
+            pending: None,
+            stale: None,
+            image_inode: 0,
+            owned: Vec::new(),
+            doomed: None,
+            innocent: 0,
             mirror: Mirror::of(remains).unwrap(),
             judge: Judge::default(),
             streams: Vec::new(),
@@ -166,50 +188,74 @@ impl Stage {
             path,
             _directory: directory,
             record,
-            outbox: Outbox::create().unwrap(),
             remains,
         };
-        stage.kept = open_fds(MOST_FDS).collect();
-        stage.start(Some(journal))?;
+        let of_keeper = stage.keeper.fds();
+        stage.kept = open_fds(MOST_FDS).filter(|fd| !of_keeper.contains(fd)).collect();
+        stage.start(Beginning::Clean(journal))?;
         stage.order(order::WATCH)?;
         Ok(stage)
     }
 
-    /// Starts a worker: the first one, over `journal`, or the successor of one that was killed. False: it was killed.
-    fn start(&mut self, journal: Option<Journal>) -> Result<bool, String> {
+    /// Starts a worker. False: it was killed.
+    pub(super) fn start(&mut self, beginning: Beginning) -> Result<bool, String> {
         let record = self.record.clone();
-        let (remains, inbox, kept) = (self.remains, self.outbox.inbox(), self.kept());
+        let (remains, inbox, kept) = (self.remains, self.keeper.outbox().inbox(), self.kept());
+        let outbox = self.keeper.outbox().mapping();
         let pipes = (self.worker_pipes.0.as_raw_fd(), self.worker_pipes.1.as_raw_fd());
         self.is_ready = false;
-        self.is_watched = journal.is_none();
+        self.is_watched = !matches!(beginning, Beginning::Clean(_));
         let pid = crate::runtime::process::spawn(|| {
-            watch::install(&remains, pipes.0, pipes.1);
-            live(record, remains, inbox, journal, &kept)
+            watch::install(&remains, outbox, pipes.0, pipes.1);
+            live(record, remains, inbox, beginning, &kept)
         })
         .unwrap();
         self.worker = Some(pid);
+        self.record.control.wake_worker();
         self.follow()
     }
 
-    fn kept(&self) -> Vec<RawFd> {
-        let clients = self.clients.iter().flatten().map(Client::fd);
-        self.kept.iter().copied().chain(clients).collect()
+    /// What belongs to the test, or to the keeper whose part it plays.
+    pub(super) fn kept(&mut self) -> Vec<RawFd> {
+        let image = self.image();
+        let mut kept = self.keeper.fds();
+        kept.extend(self.kept.iter().chain([&image]));
+        kept.extend(self.clients.iter().flatten().map(Client::fd));
+        kept
+    }
+
+    /// The image that the journal's beginning is, as long as there is no checkpoint.
+    pub(super) fn image(&self) -> RawFd {
+        if self.remains.has_checkpoint() {
+            return -1;
+        }
+        self.record.image
     }
 
     /// Has an order carried out; if the worker is killed meanwhile, until a successor is ready.
     pub(super) fn order(&mut self, order: u8) -> Result<(), String> {
         let epoch = self.remains.epoch();
-        self.answer(order);
-        let mut is_alive = self.follow()?;
-        while !is_alive {
-            is_alive = self.start(None)?;
+        if order == order::TURN && self.keeper.end_errands(&mut self.random) {
+            self.record.control.wake_worker();
         }
+        let is_rash = order == order::TURN && self.mistake == Some(Mistake::AcknowledgeFirst);
+        self.answer(if is_rash { order::RASH } else { order });
+        let mut is_alive = self.follow()?;
+        let has_died = !is_alive;
+        while !is_alive {
+            is_alive = self.succeed()?;
+        }
+        self.keeper.listen(self.record.control, &mut self.random)?;
         if self.is_watched {
-            self.counts.checkpoints += self.remains.epoch() - epoch;
+            self.counts.checkpoints += self.remains.epoch().saturating_sub(epoch);
             self.judge.at_rest()?;
             if !self.mirror.is_equal().unwrap() {
                 return Err("something wrote to the journal's memory and was not seen".into());
             }
+            if order == order::TURN && !has_died {
+                self.keeper.at_rest()?;
+            }
+            self.compare_descriptors()?;
         }
         self.is_watched = match order {
             order::WATCH => true,
@@ -232,7 +278,33 @@ impl Stage {
         Ok(())
     }
 
-    /// Looks at each store until the order is carried out; false when the worker was killed.
+    /// From here on a worker is killed once in so many stores, and a few in all: where a recovery takes more stores than
+    /// that, kills without end would let none come to its end.
+    pub(super) fn kill_a_few(&mut self, kill_rate: usize) {
+        self.kill_rate = kill_rate;
+        self.most_kills = self.counts.kills + 8;
+    }
+
+    /// Workers that ended.
+    pub(super) fn deaths(&self) -> u64 {
+        self.counts.kills + self.counts.faults + self.counts.handed
+    }
+
+    /// Nothing is open that belongs to nobody.
+    fn compare_descriptors(&mut self) -> Result<(), String> {
+        let others = self.others();
+        // The worker keeps one descriptor for when the table is full.
+        if others.len() > 1 {
+            let paths: Vec<_> = others
+                .iter()
+                .map(|fd| (fd, std::fs::read_link(format!("/proc/self/fd/{fd}"))))
+                .collect();
+            return Err(format!("descriptors belong to nobody: {paths:?}"));
+        }
+        Ok(())
+    }
+
+    /// Looks at each store until the order is carried out; false when the worker has died.
     fn follow(&mut self) -> Result<bool, String> {
         loop {
             let report = self.next_report()?;
@@ -251,6 +323,25 @@ impl Stage {
                     self.answer(order::GO_ON);
                     continue;
                 }
+                what::DYING => {
+                    self.answer(order::GO_ON);
+                    let pid = self.worker.take().ok_or("nobody dies")?;
+                    let status = waitpid(pid, None).unwrap();
+                    if !matches!(status, WaitStatus::Signaled(_, Signal::SIGABRT, _)) {
+                        return Err(format!("the worker died otherwise: {status:?}"));
+                    }
+                    self.counts.faults += 1;
+                    self.died(Cause::OwnFault)?;
+                    return Ok(false);
+                }
+                what::ENDED => {
+                    let handed = self.counts.handed;
+                    self.died(Cause::OwnFault)?;
+                    if self.counts.handed == handed {
+                        return Err("the worker has ended without a word".into());
+                    }
+                    return Ok(false);
+                }
                 _ => {
                     self.is_ready = true;
                     return Ok(true);
@@ -265,21 +356,29 @@ impl Stage {
                     && self
                         .accepted
                         .take_if(|client| found.taken.contains_key(client))
-                        .is_some());
-            let again = is_killed.then(|| found.clone());
+                        .is_some())
+                || (self.kills_at_told && self.is_telling(&report, found.heard));
             let is_applying = self.remains.is_applying() && self.is_ready;
             self.judge
                 .found(found, is_applying)
                 .map_err(|error| format!("{error}, {at}"))?;
-            if let Some(found) = again {
+            if is_killed {
                 self.kill();
                 self.counts.kills += 1;
                 self.counts.kills_in_recovery += u64::from(!self.is_ready);
-                self.judge.killed(found);
+                self.died(Cause::Outside)
+                    .map_err(|error| format!("{error}, {at}"))?;
                 return Ok(false);
             }
             self.answer(order::GO_ON);
         }
+    }
+
+    /// Something that the keeper told is between unheard and done with; one such moment of a few.
+    fn is_telling(&mut self, report: &Report, heard: u64) -> bool {
+        let is_acknowledged = report.what == what::STORED && self.keeper.is_in_sheet(report.first);
+        let is_journaled = heard > self.keeper.heard();
+        (is_acknowledged && self.random.below(3) == 0) || (is_journaled && self.random.below(60) == 0)
     }
 
     fn next_report(&mut self) -> Result<Report, String> {
@@ -287,8 +386,8 @@ impl Stage {
             std::os::fd::AsFd::as_fd(&self.reports),
             PollFlags::POLLIN,
         )];
-        for _ in 0..PATIENCE / 100 {
-            if poll(&mut pipe, PollTimeout::from(100_u16)).unwrap() > 0 {
+        for _ in 0..PATIENCE / 10 {
+            if poll(&mut pipe, PollTimeout::from(10_u16)).unwrap() > 0 {
                 let mut bytes = [0; size_of::<Report>()];
                 self.reports.read_exact(&mut bytes).unwrap();
                 // SAFETY: plain integers.
@@ -296,10 +395,14 @@ impl Stage {
             }
             if let Some(pid) = self.worker {
                 let status = waitpid(pid, Some(WaitPidFlag::WNOHANG)).unwrap();
-                if status != WaitStatus::StillAlive {
-                    self.worker = None;
-                    return Err(format!("the worker died: {status:?}"));
+                if status == WaitStatus::StillAlive {
+                    continue;
                 }
+                self.worker = None;
+                if matches!(status, WaitStatus::Exited(_, 0)) {
+                    return Ok(Report::plain(what::ENDED));
+                }
+                return Err(format!("the worker died: {status:?}"));
             }
         }
         Err("the worker hangs".into())
@@ -348,13 +451,16 @@ impl Stage {
         let kind = KINDS[(report.first & 0xff) as usize];
         let socket = (report.first >> 8).checked_sub(1).map(|handle| Fd(handle as i32));
         let peer = PeerId::from_u64(report.second);
-        let room = STATE.load(Ordering::Relaxed);
-        // SAFETY: in the mapping; the worker waits.
-        let state = unsafe { std::slice::from_raw_parts(room, report.fifth as usize) }.to_vec();
+        let state = life::told_state(report.fifth);
+        self.keeper.handled(kind, report.second)?;
         let received = matches!(kind, Kind::Received | Kind::ReceivedLarge)
             .then(|| client::owner(self.remains.number(socket?)?))
             .flatten()
             .map(|client| (client, report.third as u64));
+        if kind == Kind::Received && received.map(|(owner, _)| owner) != self.doomed.map(|(doomed, _)| doomed)
+        {
+            self.innocent = self.remains.records() - 1;
+        }
         if self.is_watched {
             *self.counts.events.entry(kind).or_default() += 1;
             self.counts.fds += report.fourth;
@@ -362,105 +468,6 @@ impl Stage {
         self.judge
             .handled(received, state, self.remains.records(), self.is_watched)
             .map_err(|error| format!("{error}: {kind:?} of peer {}", peer.index))
-    }
-
-    /// Recovers from a copy of the memory, and compares with what the kernel knows.
-    fn examine(&mut self) -> Result<Found, String> {
-        if let Some(how) = self.sabotage {
-            self.mirror.sabotage(how);
-        }
-        let mut journal = Journal::reopen(self.mirror.copy()).unwrap();
-        let open: Vec<RawFd> = open_fds(FEW_FDS).collect();
-        let recovered = recover::replay(&mut journal, -1, None)?;
-        let mut has_other_fd = false;
-        for fd in open_fds(FEW_FDS).filter(|fd| !open.contains(fd)) {
-            has_other_fd = true;
-            nix::unistd::close(fd).unwrap();
-        }
-        self.counts.other_fds += u64::from(has_other_fd);
-        if !recovered.in_doubt.is_empty() || !recovered.quarantined.is_empty() || recovered.is_damaged {
-            return Err(format!(
-                "in doubt: {:?}, left out: {:?}",
-                recovered.in_doubt, recovered.quarantined
-            ));
-        }
-        recovered
-            .broker
-            .check_invariants()
-            .map_err(|violation| violation.to_string())?;
-        let mut taken = BTreeMap::new();
-        let mut known = Vec::new();
-        for peer in recovered.broker.peer_ids() {
-            let fd = recovered
-                .broker
-                .socket(peer)
-                .and_then(|handle| journal.verified_number(handle))
-                .ok_or("a peer without a socket")?;
-            let Some(&index) = self.sockets.get(&fd) else {
-                return Err(format!("peer {} has no socket", peer.index));
-            };
-            known.push(fd);
-            let queue = recovered.broker.send_queue(peer).ok_or("a peer without output")?;
-            if let Some(client) = &self.clients[index] {
-                taken.insert(index, client.written - client::unread(fd));
-                if queue.sent() != client.reached() {
-                    return Err(format!(
-                        "client {index} was reached by {} bytes, not {}",
-                        client.reached(),
-                        queue.sent()
-                    ));
-                }
-            }
-            let waiting = journal.output_of(peer, queue);
-            self.agree(index, queue.sent(), &waiting)?;
-        }
-        let is_known = |fd: &RawFd| known.contains(fd);
-        if !self.sockets.keys().all(is_known) {
-            let strays = recovered.strays(&self.kept(), &self.record.listeners, &journal);
-            for (fd, index) in self.sockets.iter().filter(|(fd, _)| !is_known(fd)) {
-                let is_adopted = strays.accepted.iter().any(|(accepted, _)| accepted == fd);
-                self.counts.adopted += u64::from(is_adopted);
-                self.counts.ended += u64::from(strays.ended.contains(fd));
-                // A client that went may be known to be gone, or still have to be found out.
-                if self.clients[*index].is_some() && !is_adopted {
-                    return Err(format!("client {index} would be disconnected"));
-                }
-                if self.clients[*index].is_none() && is_adopted && !self.streams[*index].is_empty() {
-                    return Err(format!("client {index} would be taken for a new one"));
-                }
-            }
-        }
-        let state = state(&recovered.broker);
-        drop(recovered);
-        let (records, segment) = (journal.end().sequence, journal.end().segment);
-        self.counts.segments += u64::from(segment != self.segment);
-        self.segment = segment;
-        self.mirror.undo_replay(journal).unwrap();
-        Ok(Found {
-            records,
-            state,
-            has_other_fd,
-            taken,
-        })
-    }
-
-    /// Compares bytes of a client's output with what is known, from an absolute offset on.
-    fn agree(&mut self, index: usize, at: u64, bytes: &[u8]) -> Result<(), String> {
-        let stream = &mut self.streams[index];
-        let at = at as usize;
-        let common = bytes.len().min(
-            stream
-                .len()
-                .checked_sub(at)
-                .ok_or_else(|| format!("bytes are missing in client {index}'s output before {at}"))?,
-        );
-        if stream[at..at + common] != bytes[..common] {
-            return Err(format!(
-                "client {index}'s output is another after {at} bytes of it"
-            ));
-        }
-        stream.extend_from_slice(&bytes[common..]);
-        Ok(())
     }
 
     /// A new client.
@@ -497,88 +504,22 @@ impl Stage {
         self.remains.epoch()
     }
 
-    /// Descriptors that are open and belong neither to the test nor to a connection.
-    pub(super) fn others(&self) -> Vec<RawFd> {
+    /// Descriptors that are open and belong neither to the test, nor to the keeper, nor to the state.
+    pub(super) fn others(&mut self) -> Vec<RawFd> {
         let kept = self.kept();
         open_fds(MOST_FDS)
-            .filter(|fd| !kept.contains(fd) && !self.sockets.contains_key(fd))
+            .filter(|fd| !kept.contains(fd) && !self.owned.contains(fd) && !self.sockets.contains_key(fd))
+            // The image is closed at a checkpoint by itself, or by the next worker.
+            .filter(|fd| inode(*fd) != self.image_inode)
             .collect()
     }
 }
 
-fn open_fds(limit: RawFd) -> impl Iterator<Item = RawFd> {
+pub(super) fn open_fds(limit: RawFd) -> impl Iterator<Item = RawFd> {
     (0..limit).filter(|fd| nix::fcntl::fcntl(borrowed(*fd), nix::fcntl::FcntlArg::F_GETFD).is_ok())
 }
 
 fn borrowed(fd: RawFd) -> std::os::fd::BorrowedFd<'static> {
     // SAFETY: asked about only.
     unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }
-}
-
-const KINDS: [Kind; 7] = [
-    Kind::Accepted,
-    Kind::Received,
-    Kind::ReceivedLarge,
-    Kind::Sent,
-    Kind::Closed,
-    Kind::Tick,
-    Kind::Other,
-];
-
-/// In the worker: tells an event.
-fn observe(told: &Told, broker: &Broker) {
-    let state = state(broker);
-    assert!(state.len() <= STATE_ROOM);
-    let room = STATE.load(Ordering::Relaxed);
-    // SAFETY: room for that, and the test waits.
-    unsafe { std::ptr::copy_nonoverlapping(state.as_ptr(), room, state.len()) };
-    watch::report(Report {
-        what: what::HANDLED,
-        first: KINDS.iter().position(|kind| *kind == told.kind).unwrap() as u64
-            | told.socket.map_or(0, |handle| (handle.0 as u64 + 1) << 8),
-        second: told.peer.map_or(0, PeerId::to_u64),
-        third: told.received as i64,
-        fourth: told.fds,
-        fifth: state.len() as u64,
-    });
-}
-
-/// The life of a worker.
-fn live(record: KeeperV1, remains: Remains, inbox: Inbox, journal: Option<Journal>, kept: &[RawFd]) -> i32 {
-    let (mut worker, start) = match journal {
-        Some(journal) => {
-            let broker = Broker::new(
-                identity(&record).unwrap(),
-                Arc::new(session()),
-                crate::runtime::now(),
-            );
-            let mut worker = Worker::new(broker, journal, record, inbox, 0);
-            worker.first_checkpoint().unwrap();
-            (worker, Start::Clean)
-        }
-        None => {
-            watch::set_on(true);
-            let journal = Journal::reopen(remains).unwrap();
-            crate::runtime::recover(&record, journal, inbox, &Death::now(), kept).unwrap()
-        }
-    };
-    worker.register().unwrap();
-    worker.begin(start);
-    loop {
-        let done = Report {
-            what: what::DONE,
-            first: 0,
-            second: 0,
-            third: 0,
-            fourth: 0,
-            fifth: 0,
-        };
-        match watch::report(done) {
-            order::TURN => worker.turns(),
-            order::CHECKPOINT => worker.first_checkpoint().unwrap(),
-            order::WATCH => watch::set_on(true),
-            order::LEAVE => watch::set_on(false),
-            other => panic!("no such order: {other}"),
-        }
-    }
 }

@@ -20,7 +20,7 @@ const EXTENTS: usize = 16;
 const TRAP_FLAG: i64 = 0x100;
 
 /// Calls that are caught, and `fcntl` where it makes a descriptor.
-const CAUGHT: [libc::c_long; 9] = [
+const CAUGHT: [libc::c_long; 11] = [
     libc::SYS_recvmmsg,
     libc::SYS_sendmmsg,
     libc::SYS_accept4,
@@ -30,6 +30,8 @@ const CAUGHT: [libc::c_long; 9] = [
     libc::SYS_fallocate,
     libc::SYS_mmap,
     libc::SYS_munmap,
+    libc::SYS_sendto,
+    libc::SYS_memfd_create,
 ];
 
 /// What the worker tells; it waits for one byte of answer each time.
@@ -55,15 +57,19 @@ pub(super) mod what {
     pub(in super::super) const CALLED: u64 = 2;
     pub(in super::super) const HANDLED: u64 = 3;
     pub(in super::super) const DONE: u64 = 4;
+    /// It is about to end by its own fault.
+    pub(in super::super) const DYING: u64 = 5;
+    /// Its process has ended; the test's own word.
+    pub(in super::super) const ENDED: u64 = 6;
 }
 
 static IS_ON: AtomicBool = AtomicBool::new(false);
 static TO_TEST: AtomicI32 = AtomicI32::new(-1);
 static FROM_TEST: AtomicI32 = AtomicI32::new(-1);
 static EXTENTS_FD: AtomicI32 = AtomicI32::new(-1);
-/// Address and length of what is protected: log, checkpoints, and whatever extents are mapped.
-static RANGES: [(AtomicUsize, AtomicUsize); 2 + EXTENTS] =
-    [const { (AtomicUsize::new(0), AtomicUsize::new(0)) }; 2 + EXTENTS];
+/// Address and length of what is protected: log, checkpoints, manifest, the outbox, and whatever extents are mapped.
+static RANGES: [(AtomicUsize, AtomicUsize); 4 + EXTENTS] =
+    [const { (AtomicUsize::new(0), AtomicUsize::new(0)) }; 4 + EXTENTS];
 /// The store that is being let through: its address, and the pages opened for it.
 static STORE: AtomicUsize = AtomicUsize::new(0);
 static OPENED: (AtomicUsize, AtomicUsize) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -116,6 +122,20 @@ fn protect_all(writable: bool) {
     }
 }
 
+impl Report {
+    /// One that says no more than what happened.
+    pub(super) fn plain(what: u64) -> Self {
+        Self {
+            what,
+            first: 0,
+            second: 0,
+            third: 0,
+            fourth: 0,
+            fifth: 0,
+        }
+    }
+}
+
 /// Tells something, and waits for the answer.
 pub(super) fn report(report: Report) -> u8 {
     let bytes = size_of::<Report>() as u64;
@@ -128,11 +148,11 @@ pub(super) fn report(report: Report) -> u8 {
 }
 
 /// Prepares this process, which is to be a worker over the memory of `remains`.
-pub(super) fn install(remains: &Remains, to_test: RawFd, from_test: RawFd) {
+pub(super) fn install(remains: &Remains, outbox: (usize, usize), to_test: RawFd, from_test: RawFd) {
     TO_TEST.store(to_test, Ordering::Relaxed);
     FROM_TEST.store(from_test, Ordering::Relaxed);
     EXTENTS_FD.store(remains.fds()[2], Ordering::Relaxed);
-    for (range, (address, len)) in RANGES.iter().zip(remains.mappings()) {
+    for (range, (address, len)) in RANGES.iter().zip(remains.mappings().into_iter().chain([outbox])) {
         range.0.store(address, Ordering::Relaxed);
         range.1.store(len, Ordering::Relaxed);
     }
@@ -199,12 +219,8 @@ extern "C" fn on_step(_: i32, _: *mut libc::siginfo_t, context: *mut libc::ucont
         false,
     );
     report(Report {
-        what: what::STORED,
         first: STORE.load(Ordering::Relaxed) as u64,
-        second: 0,
-        third: 0,
-        fourth: 0,
-        fifth: 0,
+        ..Report::plain(what::STORED)
     });
 }
 
@@ -263,7 +279,7 @@ extern "C" fn on_call(_: i32, _: *mut libc::siginfo_t, context: *mut libc::ucont
 /// Extents come and go.
 fn note_mapping(number: i64, arguments: [u64; 6], result: i64, is_on: bool) {
     let find = |address: usize| {
-        RANGES[2..]
+        RANGES[4..]
             .iter()
             .find(|(start, _)| start.load(Ordering::Relaxed) == address)
     };
