@@ -79,10 +79,18 @@ impl Checkpoint {
     /// All that has happened is part of it from now on.
     pub(crate) fn take(&mut self, mut source: Source<'_>) -> Check {
         self.write(&mut source, usize::MAX, usize::MAX)?;
-        let Source { broker, store, .. } = source;
+        let Source {
+            broker,
+            store,
+            saboteur,
+            ..
+        } = source;
         for (index, saved) in std::mem::take(&mut self.ahead) {
             match saved {
-                Some(saved) => self.peers.insert(index, saved),
+                Some(mut saved) => {
+                    saved.backlog = saved.backlog.and_then(|backlog| saboteur.spoil_backlog(backlog));
+                    self.peers.insert(index, saved)
+                }
                 None => self.peers.remove(&index),
             };
         }
@@ -160,8 +168,8 @@ impl Peer {
         let Source {
             broker,
             store,
-            saboteur,
             random,
+            ..
         } = source;
         store.take_over(broker, index, random)?;
         let saved = broker.save_alone(index);
@@ -169,9 +177,7 @@ impl Peer {
             record,
             bodies,
             held,
-            backlog: store
-                .backlog_at(index)
-                .and_then(|backlog| saboteur.spoil_backlog(backlog)),
+            backlog: store.backlog_at(index),
         }))
     }
 }
