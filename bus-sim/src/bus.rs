@@ -1,14 +1,14 @@
 //! The broker under simulation: what goes in, what came out of it, and everything that is checked about that.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::IoSlice;
 use std::sync::Arc;
 
 use bus_daemon::broker::{
     Action, Broker, Event, Identity, ListenerIdentity, Millis, PeerId, System, Transport,
 };
 use bus_daemon::config::{BusType, Config, Connect, Traffic};
-use bus_daemon::handoff::image::{self, WorkerState};
+use bus_daemon::handoff::image::{self, Restored, WorkerState};
+use bus_daemon::handoff::stored::{BacklogV1, Stored};
 use bus_wire::{Fd, Guid, Message, message_length};
 use bytes::Bytes;
 
@@ -17,6 +17,7 @@ use crate::files::{File, Files};
 use crate::model::{BUS_ID, Check, KEEPER_PID, Model, OWN_UID, Seen, wrong};
 use crate::random::Random;
 use crate::sabotage::Saboteur;
+use crate::store::Store;
 
 /// The daemon's configuration, as far as it varies.
 pub(crate) fn config(limits: bus_daemon::config::Limits, eavesdrop_allowed: bool) -> Arc<Config> {
@@ -153,24 +154,15 @@ pub(crate) fn fresh(broker: &Broker, ends: &mut Ends) -> BTreeMap<PeerId, Fresh>
         if end == start {
             continue;
         }
-        let skip = start.saturating_sub(queue.sent()) as usize;
-        let (bytes, fds): (Vec<u8>, _) = if queue.queued_fds() == 0 {
-            let mut slices: Vec<IoSlice<'_>> = Vec::new();
-            queue.next_write(&mut slices, usize::MAX);
-            (
-                slices.iter().flat_map(|slice| slice.iter().copied()).collect(),
-                Vec::new(),
-            )
+        // The tail begins there; only what was seen already is moved away.
+        let skip = start.saturating_sub(queue.stored()) as usize;
+        let fds = if queue.queued_fds() == 0 {
+            Vec::new()
         } else {
-            let state = queue.save();
-            let bytes = state.pieces.iter().flat_map(|piece| match piece {
-                bus_wire::PieceState::Inline(bytes) => bytes.as_slice(),
-                bus_wire::PieceState::Shared(bytes) => bytes,
-            });
-            (bytes.copied().collect(), state.fds)
+            queue.save().fds
         };
         let fds = fds.into_iter().filter(|(at, _)| *at >= start).collect();
-        let bytes = bytes.get(skip..).unwrap_or_default().to_vec();
+        let bytes = queue.to_bytes().get(skip..).unwrap_or_default().to_vec();
         all.insert(id, Fresh { start, bytes, fds });
     }
     *ends = present;
@@ -184,6 +176,8 @@ pub(crate) type Entry = (Event, Vec<Answer>);
 #[derive(Debug)]
 pub(crate) struct Bus {
     pub(crate) broker: Broker,
+    /// What waits for slow readers.
+    pub(crate) store: Store,
     pub(crate) files: Files,
     pub(crate) model: Model,
     pub(crate) saboteur: Saboteur,
@@ -206,6 +200,8 @@ pub(crate) struct Bus {
 #[derive(Debug)]
 pub(crate) struct Twin {
     pub(crate) broker: Broker,
+    /// As it was: what the twin knows to be there.
+    pub(crate) store: Store,
     pub(crate) ends: Ends,
     /// Events until it is compared for the last time.
     pub(crate) left: u64,
@@ -228,6 +224,7 @@ impl Bus {
         let model = Model::new(config.limits.clone(), config.eavesdrop_allowed, now);
         Self {
             broker: Broker::new(identity, config, Millis(now)),
+            store: Store::default(),
             files: Files::default(),
             model,
             saboteur,
@@ -260,7 +257,7 @@ impl Bus {
                 }
             }
             self.broker = self.replay()?.0;
-            self.checkpoint.forget_ahead();
+            self.forget_uncommitted();
             self.ends_within += 1;
             answers = self.ask(&event, random, answers.into());
         }
@@ -400,15 +397,25 @@ impl Bus {
     }
 
     /// Saved as the daemon saves it.
-    pub(crate) fn image(broker: &Broker) -> Check<Vec<u8>> {
-        image::save(broker, &WorkerState::default(), |handle| Some(handle.0))
+    pub(crate) fn image(broker: &Broker, backlogs: Vec<BacklogV1>) -> Check<Vec<u8>> {
+        let worker = WorkerState {
+            stored: Some(Stored {
+                backlogs,
+                ..Stored::default()
+            }),
+            ..WorkerState::default()
+        };
+        image::save(broker, &worker, |handle| Some(handle.0))
             .map_err(|error| format!("the state cannot be saved: {error}").into())
     }
 
     /// Restored as the daemon restores it; nothing may be lost.
-    pub(crate) fn load(image: &[u8]) -> Check<Broker> {
+    pub(crate) fn load(image: &[u8]) -> Check<(Broker, Vec<BacklogV1>)> {
         match image::load(image, Millis(0)) {
-            Ok(restored) if restored.dropped.is_empty() && restored.damage.is_empty() => Ok(restored.broker),
+            Ok(restored) if restored.dropped.is_empty() && restored.damage.is_empty() => {
+                let Restored { broker, worker, .. } = restored;
+                Ok((broker, worker.stored.map_or(Vec::new(), |stored| stored.backlogs)))
+            }
             Ok(restored) => wrong(format!(
                 "restoring lost something: {:?}, {:?}",
                 restored.dropped, restored.damage

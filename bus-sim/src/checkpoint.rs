@@ -3,12 +3,24 @@
 use std::collections::BTreeMap;
 
 use bus_daemon::broker::{
-    Blob, Broker, BrokerState, Checkpoint as Saved, ConfigV1, EntryKind, EntryV1, GlobalV2, HeldV1, PeerV2,
+    Blob, Broker, BrokerState, Checkpoint as Saved, ConfigV1, EntryKind, EntryV1, GlobalV2, HeldV1, PeerId,
+    PeerV2,
 };
+use bus_daemon::handoff::stored::BacklogV1;
 use bus_wire::Fd;
 
 use crate::model::{Check, wrong};
 use crate::random::Random;
+use crate::sabotage::Saboteur;
+use crate::store::Store;
+
+/// What a checkpoint is taken of.
+pub(crate) struct Source<'a> {
+    pub(crate) broker: &'a mut Broker,
+    pub(crate) store: &'a mut Store,
+    pub(crate) saboteur: &'a mut Saboteur,
+    pub(crate) random: &'a mut Random,
+}
 
 /// The newest checkpoint, and what is written ahead of the next one.
 #[derive(Debug, Default)]
@@ -25,22 +37,34 @@ pub(crate) struct Checkpoint {
     slots: [u32; 3],
 }
 
-type Peer = (PeerV2, Vec<Blob>, HeldV1);
+/// The entry of a peer.
+#[derive(Debug)]
+struct Peer {
+    record: PeerV2,
+    bodies: Vec<Blob>,
+    held: HeldV1,
+    /// What is in the store.
+    backlog: Option<BacklogV1>,
+}
+
 type Place = (EntryKind, u32);
 
 impl Checkpoint {
     /// Writes some of what changed.
-    pub(crate) fn write_ahead(&mut self, broker: &mut Broker, random: &mut Random) {
+    pub(crate) fn write_ahead(&mut self, mut source: Source<'_>) -> Check {
+        let random = &mut source.random;
         let (peers, entries) = (random.below(4) as usize, random.below(8) as usize);
-        self.write(broker, peers, entries);
+        self.write(&mut source, peers, entries)
     }
 
-    fn write(&mut self, broker: &mut Broker, peers: usize, entries: usize) {
+    fn write(&mut self, source: &mut Source<'_>, peers: usize, entries: usize) -> Check {
         let mut changed = Vec::new();
-        broker.take_changed_peers(peers, &mut changed);
+        source.broker.take_changed_peers(peers, &mut changed);
         for index in changed {
-            self.ahead.insert(index, broker.save_alone(index));
+            let peer = Peer::save(source, index)?;
+            self.ahead.insert(index, peer);
         }
+        let broker = &mut *source.broker;
         let mut changed = Vec::new();
         broker.take_changed_entries(entries, &mut changed);
         for (kind, slot) in changed {
@@ -49,14 +73,24 @@ impl Checkpoint {
             self.entries_ahead
                 .insert((kind, slot), broker.save_entry(kind, slot));
         }
+        Ok(())
     }
 
     /// All that has happened is part of it from now on.
-    pub(crate) fn take(&mut self, broker: &mut Broker) {
-        self.write(broker, usize::MAX, usize::MAX);
+    pub(crate) fn take(&mut self, mut source: Source<'_>) -> Check {
+        self.write(&mut source, usize::MAX, usize::MAX)?;
+        let Source {
+            broker,
+            store,
+            saboteur,
+            ..
+        } = source;
         for (index, saved) in std::mem::take(&mut self.ahead) {
             match saved {
-                Some(saved) => self.peers.insert(index, saved),
+                Some(mut saved) => {
+                    saved.backlog = saved.backlog.and_then(|backlog| saboteur.spoil_backlog(backlog));
+                    self.peers.insert(index, saved)
+                }
                 None => self.peers.remove(&index),
             };
         }
@@ -72,6 +106,13 @@ impl Checkpoint {
             broker.note_config_saved();
         }
         self.bus = Some(broker.save_bus());
+        store.committed();
+        Ok(())
+    }
+
+    /// What is in the store, as the checkpoint has it.
+    pub(crate) fn backlogs(&self) -> impl Iterator<Item = BacklogV1> {
+        self.peers.values().filter_map(|peer| peer.backlog)
     }
 
     /// Who wrote ahead has died.
@@ -86,19 +127,22 @@ impl Checkpoint {
             return wrong("there is no checkpoint");
         };
         let (mut peers, mut shared, mut roster, mut held) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for (record, bodies, parts) in self.peers.values() {
-            let mut record = record.clone();
+        for peer in self.peers.values() {
+            let mut record = peer.record.clone();
             record.shift_bodies(shared.len() as u32);
-            shared.extend(bodies.iter().cloned());
+            shared.extend(peer.bodies.iter().cloned());
             roster.push((record.id(), record.unique()));
             peers.push(record);
-            held.push(*parts);
+            held.push(peer.held);
         }
+        let stored = self.backlogs();
         let state = BrokerState {
             global: bus.complete(config, Vec::new(), roster),
             peers,
             shared,
-            stored: Vec::new(),
+            stored: stored
+                .map(|backlog| (PeerId::from_u64(backlog.owner()), backlog.end()))
+                .collect(),
         };
         let entries = self.entries.iter();
         let saved = Saved {
@@ -115,5 +159,25 @@ impl Checkpoint {
             Ok((_, dropped)) => wrong(format!("a checkpoint lost something: {dropped:?}")),
             Err(error) => wrong(format!("a checkpoint cannot be restored: {error}")),
         }
+    }
+}
+
+impl Peer {
+    /// As the daemon does it: first the tail goes to the store, then what is left is saved.
+    fn save(source: &mut Source<'_>, index: u32) -> Check<Option<Self>> {
+        let Source {
+            broker,
+            store,
+            random,
+            ..
+        } = source;
+        store.take_over(broker, index, random)?;
+        let saved = broker.save_alone(index);
+        Ok(saved.map(|(record, bodies, held)| Self {
+            record,
+            bodies,
+            held,
+            backlog: store.backlog_at(index),
+        }))
     }
 }

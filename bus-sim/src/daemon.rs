@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use bus_daemon::broker::{Action, Event, Fds, Millis, PeerId, Start};
 use bytes::Bytes;
 
+use crate::bus::Bus;
 use crate::link::{Link, Read};
 use crate::model::{Check, wrong};
 use crate::random::Random;
@@ -170,9 +171,15 @@ impl World {
         let Some(link) = self.links.get_mut(&id).filter(|link| !link.is_closed) else {
             return Ok(false);
         };
-        let Some((bytes, files)) = link.send(&self.bus.broker, &self.bus.files, &mut self.random)? else {
+        let Bus {
+            broker, store, files, ..
+        } = &self.bus;
+        let queue = broker.send_queue(id);
+        let is_stored = queue.is_some_and(|queue| queue.next_stored_write().is_some());
+        let Some((bytes, files)) = link.send(broker, store, files, &mut self.random)? else {
             return Ok(false);
         };
+        self.stats.stored += u64::from(is_stored);
         let upto = link.sent;
         self.note(|| format!("{id:?} is sent {bytes} bytes and {files} files"));
         self.apply(Event::Sent { peer: id, upto }, |model| {
@@ -349,7 +356,7 @@ impl World {
         self.note(|| "upgrade".to_owned());
         self.stats.upgrades += 1;
         let events = self.twin_events();
-        self.bus.upgrade(events)?;
+        self.bus.upgrade(events, &mut self.random)?;
         self.take_over();
         Ok(())
     }

@@ -2,7 +2,8 @@
 //!
 //! A run is the whole broker with simulated clients on simulated connections. The clients do whatever comes to their
 //! minds, at any moment, and the connections cut every stream at any byte. At every step the broker may be saved and
-//! restored, or "die" and be recovered from its last checkpoint and the events since. Three things watch over it:
+//! restored, or "die" and be recovered from its last checkpoint and the events since. What waits at a checkpoint may be moved
+//! to a store, which goes on when the broker is replaced. Three things watch over it:
 //!
 //! * the model (`model/`): the rules of the bus once more, in the plainest way. It says which messages each
 //!   client must be sent in each event, and takes nothing else;
@@ -27,6 +28,7 @@ mod random;
 mod restart;
 mod rule;
 mod sabotage;
+mod store;
 mod world;
 
 use thiserror::Error;
@@ -90,6 +92,10 @@ pub struct Stats {
     pub large: u64,
     /// Events that told what was told already.
     pub told_again: u64,
+    /// Writes of the bus whose bytes came from the store.
+    pub stored: u64,
+    /// Bytes that a bus which died had put into the store for a checkpoint that was never complete.
+    pub forgotten: u64,
     /// Links that were lost while their peers stayed.
     pub parked: u64,
     /// Upgrades that came as far as the state being handed over.
@@ -114,6 +120,8 @@ impl Stats {
             recoveries,
             large,
             told_again,
+            stored,
+            forgotten,
             parked,
             hand_overs,
             unknowable,
@@ -129,6 +137,8 @@ impl Stats {
         self.recoveries += recoveries;
         self.large += large;
         self.told_again += told_again;
+        self.stored += stored;
+        self.forgotten += forgotten;
         self.parked += parked;
         self.hand_overs += hand_overs;
         self.unknowable += unknowable;

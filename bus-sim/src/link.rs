@@ -10,6 +10,7 @@ use bytes::Bytes;
 use crate::files::{File, Files};
 use crate::model::Check;
 use crate::random::Random;
+use crate::store::Store;
 
 /// What was written at once; the files go with its first byte.
 #[derive(Debug)]
@@ -147,6 +148,7 @@ impl Link {
     pub(crate) fn send(
         &mut self,
         broker: &Broker,
+        store: &Store,
         files: &Files,
         random: &mut Random,
     ) -> Check<Option<(u64, usize)>> {
@@ -158,7 +160,15 @@ impl Link {
             return Ok(None);
         };
         let mut slices: Vec<IoSlice<'_>> = Vec::new();
-        let fds = queue.next_write(&mut slices, 1 + random.index(8));
+        let stored: Bytes;
+        let fds = match queue.next_stored_write() {
+            None => queue.next_write(&mut slices, 1 + random.index(8)),
+            Some((most, fds)) => {
+                stored = store.read(self.id, queue.sent(), most)?;
+                slices.push(IoSlice::new(&stored));
+                fds
+            }
+        };
         let offered: usize = slices.iter().map(|slice| slice.len()).sum();
         let most = offered.min(room);
         let count = if random.percent(60) {

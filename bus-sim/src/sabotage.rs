@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bus_daemon::broker::{Broker, Event, Fds, PeerId, System};
+use bus_daemon::handoff::stored::BacklogV1;
 use bus_wire::{Fd, Flags, Message, MessageBuilder};
 
 use crate::files::File;
@@ -36,6 +37,14 @@ pub enum Sabotage {
     LoseErrand(u64),
     /// Whoever serves after an upgrade does not say so.
     LoseServing(u64),
+    /// A checkpoint forgets that output is in the store.
+    ForgetStored(u64),
+    /// A checkpoint is wrong by one about the end of what is in the store.
+    ShiftStored(u64),
+    /// Whoever serves after an upgrade does not know that output is in the store.
+    ForgetCarried(u64),
+    /// Whoever serves after an upgrade is wrong by one about the end of what is in the store.
+    ShiftCarried(u64),
 }
 
 /// Waits for the occasion.
@@ -94,7 +103,11 @@ impl Saboteur {
                 | Sabotage::SendTwice(_)
                 | Sabotage::LoseParked(_)
                 | Sabotage::LoseErrand(_)
-                | Sabotage::LoseServing(_) => {}
+                | Sabotage::LoseServing(_)
+                | Sabotage::ForgetStored(_)
+                | Sabotage::ShiftStored(_)
+                | Sabotage::ForgetCarried(_)
+                | Sabotage::ShiftCarried(_) => {}
             }
         }
     }
@@ -148,6 +161,26 @@ impl Saboteur {
         }
     }
 
+    /// What a checkpoint says of a peer's part of the store.
+    pub(crate) fn spoil_backlog(&mut self, backlog: BacklogV1) -> Option<BacklogV1> {
+        let fault = self.fault;
+        match fault {
+            Some(Sabotage::ForgetStored(at)) if self.strikes(at) => None,
+            Some(Sabotage::ShiftStored(at)) if self.strikes(at) => Some(shifted(backlog, at)),
+            Some(_) | None => Some(backlog),
+        }
+    }
+
+    /// The same in an upgrade.
+    pub(crate) fn spoil_image(&mut self, backlog: BacklogV1) -> Option<BacklogV1> {
+        let fault = self.fault;
+        match fault {
+            Some(Sabotage::ForgetCarried(at)) if self.strikes(at) => None,
+            Some(Sabotage::ShiftCarried(at)) if self.strikes(at) => Some(shifted(backlog, at)),
+            Some(_) | None => Some(backlog),
+        }
+    }
+
     /// Takes something from a broker that was restored, behind its back. `victim` finds a peer, and what it has that the
     /// method of this name takes away.
     pub(crate) fn spoil(
@@ -169,7 +202,11 @@ impl Saboteur {
                 | Sabotage::SendTwice(_)
                 | Sabotage::LoseParked(_)
                 | Sabotage::LoseErrand(_)
-                | Sabotage::LoseServing(_),
+                | Sabotage::LoseServing(_)
+                | Sabotage::ForgetStored(_)
+                | Sabotage::ShiftStored(_)
+                | Sabotage::ForgetCarried(_)
+                | Sabotage::ShiftCarried(_),
             )
             | None => return,
         };
@@ -195,6 +232,16 @@ impl Saboteur {
             &mut Deaf,
         );
     }
+}
+
+/// With an end that is too large by one, or too small.
+fn shifted(backlog: BacklogV1, at: u64) -> BacklogV1 {
+    let end = if at.is_multiple_of(2) {
+        backlog.end() + 1
+    } else {
+        backlog.end() - 1
+    };
+    BacklogV1::without_pages(backlog.owner(), backlog.start(), end)
 }
 
 struct Deaf;

@@ -70,6 +70,7 @@ impl World {
             trace: VecDeque::new(),
         };
         world.bus.deaths_within = options.deaths;
+        world.bus.store.chance = [0, 50, 90, 100][world.random.index(4)];
         world.bus.shortage = if world.random.percent(15) { 20 } else { 0 };
         world
     }
@@ -77,12 +78,13 @@ impl World {
     pub(crate) fn run(mut self) -> Result<Stats, Failure> {
         let outcome = self
             .bus
-            .take_checkpoint()
+            .take_checkpoint(&mut self.random)
             .and_then(|()| self.steps())
             .and_then(|()| self.finish());
         self.stats.queued = self.bus.model.matched;
         self.stats.recoveries += self.bus.ends_within;
         self.stats.descriptors = self.bus.files.opened;
+        self.stats.forgotten = self.bus.store.forgotten;
         self.stats.sabotaged = u64::from(self.bus.saboteur.has_struck);
         match outcome {
             Ok(()) => Ok(self.stats),
@@ -109,11 +111,9 @@ impl World {
                 self.upgrade()?;
             }
             if self.random.permille(self.options.checkpoints) {
-                self.bus.take_checkpoint()?;
+                self.bus.take_checkpoint(&mut self.random)?;
             } else if self.random.permille(self.options.checkpoints) {
-                self.bus
-                    .checkpoint
-                    .write_ahead(&mut self.bus.broker, &mut self.random);
+                self.bus.write_ahead(&mut self.random)?;
             }
             if self.random.permille(self.options.deaths) {
                 self.die()?;

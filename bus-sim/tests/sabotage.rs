@@ -96,3 +96,23 @@ fn a_lost_end_of_an_errand() {
 fn a_lost_end_of_an_upgrade() {
     check(|_| Sabotage::LoseServing(0), 20, 100);
 }
+
+#[test]
+fn a_checkpoint_that_forgets_what_is_stored() {
+    check(Sabotage::ForgetStored, 0, 100);
+}
+
+#[test]
+fn a_checkpoint_that_is_wrong_by_one_about_what_is_stored() {
+    check(Sabotage::ShiftStored, 0, 100);
+}
+
+#[test]
+fn an_upgrade_that_forgets_what_is_stored() {
+    check(|at| Sabotage::ForgetCarried(at % 5), 20, 90);
+}
+
+#[test]
+fn an_upgrade_that_is_wrong_by_one_about_what_is_stored() {
+    check(|at| Sabotage::ShiftCarried(at % 5), 20, 90);
+}

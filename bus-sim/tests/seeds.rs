@@ -24,7 +24,7 @@ fn check(seeds: std::ops::Range<u64>, options: impl Fn(u64) -> Options) -> Stats
     sum
 }
 
-/// What a seed means: mostly a bit of everything, sometimes a restart at every step.
+/// What a seed means: mostly a bit of everything, sometimes a restart at every step, or nearly as many checkpoints.
 fn everything(seed: u64) -> Options {
     let usual = Options::default();
     match seed % 10 {
@@ -45,6 +45,10 @@ fn everything(seed: u64) -> Options {
             steps: 1500,
             ..usual
         },
+        3 => Options {
+            checkpoints: 400,
+            ..usual
+        },
         _ => usual,
     }
 }
@@ -61,6 +65,7 @@ fn nothing_is_lost_doubled_or_reordered() {
             stats.told_again > 2_000 && stats.parked > 1_000 && stats.hand_overs > 50,
             "{stats:?}"
         );
+        assert!(stats.stored > 3_000 && stats.forgotten > 100_000, "{stats:?}");
         assert!(stats.unknowable < 10, "{stats:?}");
     }
 }

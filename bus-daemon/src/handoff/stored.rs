@@ -41,6 +41,31 @@ impl BacklogV1 {
         }
     }
 
+    /// From one offset of a peer's stream to another, in a store that needs no pages: a simulated one.
+    pub const fn without_pages(owner: u64, start: u64, end: u64) -> Self {
+        Self {
+            start,
+            end,
+            head_page: if start < end { 0 } else { NO_PAGE },
+            ..Self::empty(owner, end)
+        }
+    }
+
+    /// The peer, as [`PeerId::to_u64`](crate::broker::PeerId::to_u64) numbers it.
+    pub const fn owner(&self) -> u64 {
+        self.owner
+    }
+
+    /// Absolute offset in the stream of the first byte that is stored and not sent.
+    pub const fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// Absolute offset of the byte behind the last one stored.
+    pub const fn end(&self) -> u64 {
+        self.end
+    }
+
     /// Bytes that wait.
     pub const fn len(&self) -> u64 {
         self.end.saturating_sub(self.start)
