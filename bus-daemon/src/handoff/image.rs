@@ -296,7 +296,7 @@ impl<'a> Records<'a> {
                     continue;
                 }
             };
-            if record.kind == kind::GLOBAL || record.kind == kind::PEER {
+            if matches!(record.kind, kind::WORKER | kind::GLOBAL | kind::PEER) {
                 all.version = all.version.max(record.version);
             }
             let body = record.body;

@@ -48,13 +48,7 @@ pub(crate) enum Sabotage {
 impl Mirror {
     /// Of the memory that `live` tells of.
     pub(crate) fn of(live: Remains) -> Result<Self> {
-        // A replay only reads the store, so the copy needs none of its own.
         let copy = Journal::create()?.remains();
-        crate::os::descriptor::close(copy.store);
-        let copy = Remains {
-            store: live.store,
-            ..copy
-        };
         let mut mirror = Self { live, copy };
         mirror.copy_all()?;
         Ok(mirror)
@@ -62,6 +56,9 @@ impl Mirror {
 
     /// The copy, to be replayed.
     pub(crate) fn copy(&self) -> Remains {
+        // A replay only reads the store, so that is the same memory. The worker may have taken over another.
+        let shared = crate::os::descriptor::replace(self.live.store, self.copy.store);
+        debug_assert!(shared.is_ok(), "{shared:?}");
         self.copy
     }
 

@@ -285,6 +285,15 @@ impl Journal {
         self.restore_backlogs(&stored.backlogs)
     }
 
+    /// The same after a worker's death, which may have come to it.
+    pub(crate) fn go_on_with(&mut self, stored: &Stored) -> std::result::Result<(), String> {
+        if self.waiting.salt() == stored.salt {
+            self.restore_backlogs(&stored.backlogs)
+        } else {
+            self.adopt_stored(stored)
+        }
+    }
+
     /// The backlogs that a state tells of, in the store as it is.
     pub(crate) fn restore_backlogs(&mut self, backlogs: &[BacklogV1]) -> std::result::Result<(), String> {
         self.waiting

@@ -58,8 +58,7 @@ pub(super) fn replay_in_steps(
                 memfd::read(image).map_err(|error| format!("there is no state to go on from: {error}"))?;
             let restored = image::load(&bytes, super::now()).map_err(|error| error.to_string())?;
             if let Some(stored) = &restored.worker.stored {
-                // The dead worker had taken the store over.
-                journal.restore_backlogs(&stored.backlogs)?;
+                journal.go_on_with(stored)?;
             }
             if journal.is_empty() {
                 // The dead worker may not have come to take over the manifest.
