@@ -160,11 +160,11 @@ impl Link {
             return Ok(None);
         };
         let mut slices: Vec<IoSlice<'_>> = Vec::new();
-        let stored: Bytes;
+        let stored: Vec<u8>;
         let fds = match queue.next_stored_write() {
             None => queue.next_write(&mut slices, 1 + random.index(8)),
             Some((most, fds)) => {
-                stored = store.read(self.id, queue.sent(), most)?;
+                stored = store.read(self.id, queue.sent(), most.min(room as u64))?;
                 slices.push(IoSlice::new(&stored));
                 fds
             }

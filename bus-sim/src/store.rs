@@ -121,27 +121,27 @@ impl Store {
         self.backlogs.get(&index).copied()
     }
 
-    /// The bytes of a peer's stream from the absolute offset `at` on, at most `most`, and as many as lie together.
-    pub(crate) fn read(&self, id: PeerId, at: u64, most: u64) -> Check<Bytes> {
-        let pieces = self.written.get(&id);
-        let piece = pieces.and_then(|pieces| pieces.range(..=at).next_back());
-        let Some((begin, bytes)) = piece.filter(|(begin, bytes)| at - **begin < bytes.len() as u64) else {
-            return wrong(format!("what is to be sent to {id:?} from {at} on is not stored"));
-        };
-        let rest = bytes.slice((at - begin) as usize..);
-        let count = most.min(rest.len() as u64);
-        Ok(rest.slice(..count as usize))
+    /// So many bytes of a peer's stream from the absolute offset `at` on.
+    pub(crate) fn read(&self, id: PeerId, mut at: u64, count: u64) -> Check<Vec<u8>> {
+        let end = at + count;
+        let mut all = Vec::with_capacity(count as usize);
+        while at < end {
+            let pieces = self.written.get(&id);
+            let piece = pieces.and_then(|pieces| pieces.range(..=at).next_back());
+            let rest = piece.and_then(|(begin, bytes)| bytes.get((at - begin) as usize..));
+            let Some(rest) = rest.filter(|rest| !rest.is_empty()) else {
+                return wrong(format!("what waits for {id:?} from {at} on is not stored"));
+            };
+            let count = (rest.len() as u64).min(end - at);
+            all.extend_from_slice(&rest[..count as usize]);
+            at += count;
+        }
+        Ok(all)
     }
 
     /// All bytes that wait for a peer, wherever they are kept.
     pub(crate) fn output_of(&self, id: PeerId, queue: &SendQueue) -> Check<Vec<u8>> {
-        let mut all = Vec::with_capacity(queue.len() as usize);
-        let mut at = queue.sent();
-        while at < queue.stored() {
-            let read = self.read(id, at, queue.stored() - at)?;
-            at += read.len() as u64;
-            all.extend_from_slice(&read);
-        }
+        let mut all = self.read(id, queue.sent(), queue.stored() - queue.sent())?;
         all.extend_from_slice(&queue.to_bytes());
         Ok(all)
     }
