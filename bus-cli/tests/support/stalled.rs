@@ -100,6 +100,11 @@ impl Stalled {
         }
     }
 
+    /// Its connection.
+    pub fn stream(&self) -> std::os::unix::net::UnixStream {
+        self.stream.try_clone().unwrap()
+    }
+
     /// Messages that it is still to get.
     pub fn missing(&self) -> usize {
         self.expected.len()
@@ -268,6 +273,19 @@ impl Sender {
             }
         }
         self.write(&bytes, has_descriptor.then(|| fds::numbered(number).unwrap()));
+    }
+
+    /// Sends the next message, to everybody or the one of this name, of which nobody keeps books.
+    pub fn send_unnoted(&mut self, to: Option<&str>, length: usize) {
+        self.number += 1;
+        let mut message = MessageBuilder::signal(PATH, INTERFACE, NUMBERED).serial(self.number as u32);
+        if let Some(to) = to {
+            message = message.destination(to);
+        }
+        let message = message.body(|body| {
+            body.u64(self.number).byte_slice(&vec![7; length]);
+        });
+        self.write(&message.build().unwrap(), None);
     }
 
     fn write(&mut self, mut bytes: &[u8], fd: Option<OwnedFd>) {
