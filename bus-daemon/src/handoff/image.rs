@@ -59,6 +59,9 @@ struct StoreV1 {
     layout: u32,
 }
 
+/// The version of the state that this build writes: that of the worker's record, which is the first.
+pub(crate) const VERSION: u16 = 3;
+
 /// The layout that this build reads and writes.
 const LAYOUT: u32 = 1;
 
@@ -237,7 +240,7 @@ pub fn save(
 ) -> Result<Vec<u8>, CodecError> {
     let salt = crc32c::crc32c(&broker.identity().hash_seed.to_le_bytes());
     let mut writer = Writer::new(salt);
-    writer.record(kind::WORKER, 3, IfUnknown::Refuse, &WorkerV3::from(worker))?;
+    writer.record(kind::WORKER, VERSION, IfUnknown::Refuse, &WorkerV3::from(worker))?;
     writer.record(kind::GLOBAL, 2, IfUnknown::Refuse, &broker.save_global())?;
     let mut handles = broker.owned_fds();
     // The configuration itself is in the image, so nobody goes on to read it there.

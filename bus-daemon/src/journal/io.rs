@@ -178,6 +178,7 @@ impl Journal {
                 fds
             }
         };
+        let is_stored = queue.next_stored_write().is_some();
         let offered: u64 = slices.iter().map(|slice| slice.len() as u64).sum();
         let slot = &mut self.header.slot;
         slot.peer.store(peer.to_u64(), Ordering::Relaxed);
@@ -202,6 +203,7 @@ impl Journal {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         // SAFETY: the slot's header names valid slices (IoSlice has the layout of iovec) and its own control buffer.
         let result = unsafe { libc::sendmmsg(socket, &raw mut slot.message, 1, flags as _) };
+        drop(slices);
         if result < 0 {
             let error = Error::last_os_error();
             slot.disarm();
@@ -219,6 +221,9 @@ impl Journal {
         let upto = queue.sent() + len;
         if len > 0 {
             self.log.append(Kind::Sent, Fields::new(peer.to_u64(), upto), &[]);
+            if is_stored {
+                self.waiting.note_released(len);
+            }
         }
         self.header.slot.disarm();
         Ok(Written {

@@ -317,6 +317,16 @@ impl Journal {
         self.waiting.do_chores();
     }
 
+    /// Whether a checkpoint would free much of the store. It does not depend on what comes next, so it is not waited for.
+    pub(crate) fn has_needless_output(&self) -> bool {
+        self.waiting.wants_checkpoint()
+    }
+
+    /// The peer is gone, and what waited for it in the store is not needed any more.
+    pub(crate) fn note_gone(&mut self, peer: PeerId) {
+        self.waiting.note_gone(peer);
+    }
+
     /// Takes an extent back, when its message is complete or its link is gone.
     pub(crate) fn give_back(&mut self, extent: Extent) {
         self.extents.give_back(extent);

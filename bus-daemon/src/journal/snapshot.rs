@@ -69,7 +69,7 @@ pub(crate) struct Loaded {
 impl Journal {
     /// Whether a checkpoint should be taken before the next event.
     pub(crate) fn wants_checkpoint(&self) -> bool {
-        self.log.wants_checkpoint() || self.extents.wants_checkpoint()
+        self.log.wants_checkpoint() || self.extents.wants_checkpoint() || self.waiting.wants_checkpoint()
     }
 
     /// Writes some of the many peers and entries that changed, ahead of the next checkpoint: so none takes long. True if it

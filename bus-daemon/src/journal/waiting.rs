@@ -15,6 +15,8 @@ use crate::os::descriptor;
 const WRITE: usize = 256 * 1024;
 /// Units of work put off that are done in one go: less than a millisecond.
 const STEP: usize = 4096;
+/// Bytes that are not needed any more and wait for a checkpoint to be freed; or else an eighth of what is held.
+const NEEDLESS: u64 = 4 << 20;
 
 /// The store, and the backlogs of the peers.
 pub(super) struct Waiting {
@@ -26,6 +28,8 @@ pub(super) struct Waiting {
     buffer: Vec<u8>,
     /// Whether the store has work that was put off.
     has_chores: bool,
+    /// Bytes that were sent, or whose receivers are gone, since the last checkpoint.
+    released: u64,
 }
 
 impl Waiting {
@@ -48,6 +52,7 @@ impl Waiting {
             backlogs: Vec::new(),
             buffer: Vec::new(),
             has_chores: false,
+            released: 0,
         }
     }
 
@@ -117,6 +122,7 @@ impl Waiting {
     pub(super) fn committed(&mut self) {
         self.store.committed();
         self.has_chores = true;
+        self.released = 0;
     }
 
     /// Brings the backlog of the peer with this index up to date with its queue: what was sent goes, the tail is appended.
@@ -151,6 +157,27 @@ impl Waiting {
         self.set(index, Some(backlog));
         broker.note_output_kept(index);
         Ok(())
+    }
+
+    /// So many bytes of backlogs are not needed any more.
+    pub(super) fn note_released(&mut self, bytes: u64) {
+        self.released += bytes;
+    }
+
+    /// The peer is gone.
+    pub(super) fn note_gone(&mut self, peer: PeerId) {
+        if let Some(backlog) = self
+            .at(peer.index)
+            .filter(|backlog| backlog.owner == peer.to_u64())
+        {
+            self.released += backlog.len();
+        }
+    }
+
+    /// Whether a checkpoint would free much.
+    pub(super) fn wants_checkpoint(&self) -> bool {
+        let needless = self.released.max(self.store.freed_by_commit());
+        needless >= NEEDLESS && needless >= self.store.held() / 8
     }
 
     fn set(&mut self, index: u32, backlog: Option<BacklogV1>) {

@@ -32,7 +32,11 @@ pub(crate) fn check(fd: RawFd, options: &Options) -> Result<String, CheckError> 
         .check_invariants()
         .map_err(|what| CheckError::Restored(what.to_string()))?;
     let again = written_again(&restored)?;
-    let is_same = if restored.version == 1 {
+    let is_own = bytes
+        .first_chunk()
+        .and_then(image::version_of)
+        .is_some_and(|version| version == image::VERSION);
+    let is_same = if !is_own {
         // It is written in this build's version, so it is compared with what that gives when it is read.
         let restored = image::load(&again, crate::runtime::now()).map_err(|error| state(&error))?;
         written_again(&restored)? == again

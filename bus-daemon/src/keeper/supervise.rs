@@ -104,7 +104,7 @@ impl Keeper {
             Origin::Clean { config, announcement } => (Standing::First, Some(config), Some(announcement)),
             Origin::Upgraded { restored_from } => {
                 // A binary that cannot read what this one writes is returned to only while its own image is still true.
-                let until = if is_of_version_1(record.image) {
+                let until = if is_of_older_version(record.image) {
                     Nanos(0)
                 } else {
                     clock::monotonic() + PROBATION
@@ -319,9 +319,10 @@ impl Keeper {
     }
 }
 
-/// Whether the binary before this one knows only version 1 of the state.
-fn is_of_version_1(image: RawFd) -> bool {
+/// Whether the binary before this one knows only an older version of the state.
+fn is_of_older_version(image: RawFd) -> bool {
     let mut beginning = [0; image::BEGINNING];
     let read = nix::sys::uio::pread(borrow(image), &mut beginning, 0);
-    read == Ok(beginning.len()) && image::version_of(&beginning) == Some(1)
+    read == Ok(beginning.len())
+        && image::version_of(&beginning).is_some_and(|version| version < image::VERSION)
 }

@@ -208,6 +208,11 @@ impl<M: Medium> Store<M> {
         }
     }
 
+    /// Bytes that are freed by the next [`committed`](Self::committed), about.
+    pub(crate) fn freed_by_commit(&self) -> u64 {
+        self.space.freed_by_commit()
+    }
+
     /// Does about so many units of work that was put off, a unit being about a record: frees what is not needed, walks
     /// the backlogs of peers that are gone, counts references after a reopen, gives memory back. Whether there is more.
     ///

@@ -128,6 +128,7 @@ pub(super) struct Space {
     /// Chunks in which items were freed since they were last trimmed.
     ragged: BTreeSet<u32>,
     dying: Vec<Item>,
+    dying_bytes: u64,
     freeable: Vec<Item>,
     /// Bytes in memory, as far as known: all but `old_bytes`.
     resident: u64,
@@ -152,6 +153,7 @@ impl Space {
             bare: BTreeSet::new(),
             ragged: BTreeSet::new(),
             dying: Vec::new(),
+            dying_bytes: 0,
             freeable: Vec::new(),
             resident: 0,
             used: 0,
@@ -289,6 +291,7 @@ impl Space {
         *count = count.wrapping_sub(1);
         if is_exact && *count == 0 {
             self.dying.push(item);
+            self.dying_bytes += item.class().size();
         }
         Ok(())
     }
@@ -386,9 +389,20 @@ impl Space {
     /// What was dying is not needed any more.
     pub(super) fn committed(&mut self) {
         self.freeable.append(&mut self.dying);
+        self.dying_bytes = 0;
         if self.phase == Phase::Counted {
             self.phase = Phase::Sweeping { next: 0 };
         }
+    }
+
+    /// Bytes that the next commit sets free, at least; those of a reopened file, once they are counted, are not known.
+    pub(super) fn freed_by_commit(&self) -> u64 {
+        let unswept = if self.phase == Phase::Counted {
+            self.old_bytes
+        } else {
+            0
+        };
+        self.dying_bytes + unswept
     }
 
     /// References to old chunks are to be counted.

@@ -190,6 +190,7 @@ impl Worker {
         let Some(link) = self.links.remove(peer) else {
             return;
         };
+        self.journal.note_gone(peer);
         if let Some(extent) = link.large {
             self.journal.give_back(extent);
         }

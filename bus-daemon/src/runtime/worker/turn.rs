@@ -61,6 +61,10 @@ impl Worker {
         self.keep_replay_short();
         if self.journal.has_chores() {
             self.journal.do_chores();
+            if !self.journal.has_chores() && self.journal.has_needless_output() {
+                // Perhaps nothing else comes that would lead to one.
+                self.keep_replay_short();
+            }
         }
         has_more || self.journal.has_chores() || self.must_look.get() || !self.rotation.is_empty()
     }
