@@ -468,7 +468,7 @@ fn measure(role: Role, count: usize, length: usize, each: u64, reader: bool) {
                         sender.send_unnoted(Some(name), length);
                     }
                 }
-                _ => sender.send_unnoted(None, length),
+                Role::Subscriber | Role::Monitor => sender.send_unnoted(None, length),
             }
         }
         sender.settle();
@@ -481,7 +481,7 @@ fn measure(role: Role, count: usize, length: usize, each: u64, reader: bool) {
     let full = Memory::of(&scene.bus);
     let per_memory = (full.total() as f64 - memory.total() as f64) / deliveries;
     let kind = if reader { "reading" } else { "stalled" };
-    println!(
+    eprintln!(
         "{count} {kind} {role:?}, {} MB each in messages of {length}: {took:.2?}, CPU {per_delivery:.0} ns a delivery; \
          memory +{} MB ({per_memory:.1} B a delivery); bystander {waits}",
         each >> 20,
@@ -489,7 +489,7 @@ fn measure(role: Role, count: usize, length: usize, each: u64, reader: bool) {
     );
     for (fault, idle) in [Fault::Upgrade, Fault::Kill].into_iter().zip(idle) {
         let waiting = [0; 3].map(|_| pause(&mut scene, fault));
-        println!(
+        eprintln!(
             "    {fault:?}: pause {waiting:?} us, idle {idle} us; memory {:?}",
             Memory::of(&scene.bus)
         );
@@ -504,7 +504,7 @@ fn measure(role: Role, count: usize, length: usize, each: u64, reader: bool) {
         stat(&mut scene.control, "ActiveConnections") == 2
     });
     std::thread::sleep(Duration::from_millis(1000));
-    println!("    gone: {:?}", Memory::of(&scene.bus));
+    eprintln!("    gone: {:?}", Memory::of(&scene.bus));
 }
 
 /// Whether a connection has not ended.

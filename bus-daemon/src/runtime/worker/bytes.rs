@@ -133,13 +133,21 @@ impl Worker {
             self.broker.take_dirty(&mut dirty);
             let idle = dirty.is_empty();
             for &peer in &dirty {
-                self.write(peer);
+                // A socket that is full tells when it has room again; to try would cost a read of what is stored.
+                if !self.is_blocked(peer) {
+                    self.write(peer);
+                }
             }
             self.dirty = dirty;
             if idle {
                 return;
             }
         }
+    }
+
+    fn is_blocked(&mut self, peer: PeerId) -> bool {
+        let link = self.links.get_mut(peer);
+        link.is_some_and(|link| link.writing == Writing::Blocked)
     }
 
     pub(super) fn write(&mut self, peer: PeerId) {
