@@ -283,7 +283,7 @@ fn a_message_half_sent_goes_on_where_it_was() {
 
 /// Bytes of memory that may be left of a backlog: of the log, and of extents, some are kept. In the store it is less.
 const LEFT: u64 = 16 << 20;
-const LEFT_IN_STORE: u64 = 4 << 20;
+const LEFT_IN_STORE: u64 = 8 << 20;
 
 #[test]
 fn receivers_that_go_away_leave_no_memory_behind() {

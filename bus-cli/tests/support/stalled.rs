@@ -329,16 +329,26 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// As soon as there is a worker that stays for so long.
     pub fn of(bus: &Bus) -> Memory {
+        let mut memory = None;
+        super::wait_until("a worker", || {
+            memory = Memory::try_of(bus);
+            memory.is_some()
+        });
+        memory.unwrap()
+    }
+
+    fn try_of(bus: &Bus) -> Option<Memory> {
         use std::os::unix::fs::MetadataExt;
         let (mut private, mut files) = (0, std::collections::BTreeMap::new());
-        for process in [Some(bus.pid()), bus.worker()].into_iter().flatten() {
-            let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+        for process in [bus.pid(), bus.worker()?] {
+            let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
             let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-            let kib = line.unwrap().trim().trim_end_matches(" kB");
+            let kib = line?.trim().trim_end_matches(" kB");
             private += kib.parse::<u64>().unwrap() * 1024;
-            for entry in std::fs::read_dir(format!("/proc/{process}/fd")).unwrap() {
-                let path = entry.unwrap().path();
+            for entry in std::fs::read_dir(format!("/proc/{process}/fd")).ok()? {
+                let path = entry.ok()?.path();
                 let is_memfd =
                     std::fs::read_link(&path).is_ok_and(|link| link.to_string_lossy().starts_with("/memfd:"));
                 if let (true, Ok(metadata)) = (is_memfd, std::fs::metadata(&path)) {
@@ -346,10 +356,10 @@ impl Memory {
                 }
             }
         }
-        Memory {
+        Some(Memory {
             private,
             files: files.values().sum(),
-        }
+        })
     }
 
     pub fn total(self) -> u64 {
