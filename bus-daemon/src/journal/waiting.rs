@@ -148,8 +148,15 @@ impl Waiting {
             return Ok(());
         }
         let mut backlog = known.unwrap_or(BacklogV1::empty(id.to_u64(), queue.sent()));
-        self.store.advance(&mut backlog, queue.sent())?;
+        let advanced = self.store.advance(&mut backlog, queue.sent());
+        // Even after an error: what was dropped must not be dropped once more.
         self.set(index, (!backlog.is_empty()).then_some(backlog));
+        match advanced {
+            // It keeps memory until its owner goes. Whether that can still be sent anything, a read shows; a checkpoint
+            // that was given up for it would cost everybody.
+            Err(damage @ StoreError::Damaged { .. }) => tracing::error!("{damage}"),
+            other => other?,
+        }
         if queue.is_tail_empty() {
             return Ok(());
         }
