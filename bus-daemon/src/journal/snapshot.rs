@@ -2,6 +2,8 @@
 //!
 //! Bodies of large messages are not copied: an entry names the part of the extent that they lie in.
 
+use std::collections::BTreeSet;
+
 use bus_wire::Fd;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -11,8 +13,8 @@ use super::extent::ExtentRange;
 use super::log::Position;
 use super::{BacklogV1, Journal};
 use crate::broker::{
-    Blob, Broker, BrokerState, Checkpoint, ConfigV1, EntryKind, EntryV1, ErrandOutcome, GlobalV2, HeldV1,
-    PeerId, PeerV2,
+    Blob, Broker, BrokerState, Checkpoint, ConfigV1, Dropped, EntryKind, EntryV1, ErrandOutcome, GlobalV2,
+    HeldV1, PeerId, PeerV2,
 };
 use crate::handoff::codec;
 
@@ -64,6 +66,8 @@ pub(crate) struct Loaded {
     pub(crate) generation: u32,
     /// Where the events begin that are not part of it.
     pub(crate) position: Position,
+    /// Peers, be their entries damaged or not, and the indexes of these.
+    pub(crate) indexes: Vec<(PeerId, u32)>,
 }
 
 impl Journal {
@@ -218,6 +222,7 @@ impl Journal {
         self.has_heard(heard);
         let (mut peers, mut held, mut shared, mut roster) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut rest = Vec::new();
+        let mut indexes = Vec::new();
         let mut backlogs: Vec<BacklogV1> = Vec::new();
         for saved in &entries {
             if saved.table != Table::Peers {
@@ -229,6 +234,7 @@ impl Journal {
             }
             let owner = PeerId::from_u64(saved.owner[0]);
             roster.push((owner, saved.owner[1].checked_sub(1)));
+            indexes.push((owner, (saved.index - PEERS) as u32));
             match self.load_peer(saved, &mut shared) {
                 Ok((record, parts, backlog)) => {
                     peers.push(record);
@@ -259,7 +265,18 @@ impl Journal {
             config_source,
             generation,
             position: commit.position(),
+            indexes,
         }))
+    }
+
+    /// The next checkpoint takes the entries of these peers away: they could not be restored, and the recovery after this
+    /// one is not to meet them again.
+    pub(crate) fn forget_dropped(&mut self, indexes: &[(PeerId, u32)], dropped: &[Dropped]) {
+        let dropped: BTreeSet<u64> = dropped.iter().map(|one| one.peer.to_u64()).collect();
+        let of_dropped = indexes
+            .iter()
+            .filter(|(peer, _)| dropped.contains(&peer.to_u64()));
+        self.changed.extend(of_dropped.map(|(_, index)| *index));
     }
 
     fn load_peer(

@@ -6,6 +6,7 @@
 use std::os::fd::RawFd;
 
 use bus_wire::{SendQueue, TailPiece};
+use bytes::Bytes;
 
 use super::store::{BacklogV1, Memfd, Store, StoreError};
 use crate::broker::{Broker, PeerId};
@@ -24,6 +25,9 @@ pub(super) struct Waiting {
     salt: u32,
     /// By index.
     backlogs: Vec<Option<BacklogV1>>,
+    /// Bodies that the store knows by their addresses until the checkpoint is complete, which may be turns from now: no
+    /// other bytes must come to lie there before.
+    shared: Vec<Bytes>,
     /// Bytes on their way from the store to a socket.
     buffer: Vec<u8>,
     /// Whether the store has work that was put off.
@@ -50,6 +54,7 @@ impl Waiting {
             store,
             salt,
             backlogs: Vec::new(),
+            shared: Vec::new(),
             buffer: Vec::new(),
             has_chores: false,
             released: 0,
@@ -116,11 +121,13 @@ impl Waiting {
     /// A checkpoint begins.
     pub(super) fn begin_checkpoint(&mut self) {
         self.store.begin_checkpoint();
+        self.shared = Vec::new();
     }
 
     /// A checkpoint is complete: what no backlog reaches any more is free.
     pub(super) fn committed(&mut self) {
         self.store.committed();
+        self.shared = Vec::new();
         self.has_chores = true;
         self.released = 0;
     }
@@ -141,8 +148,15 @@ impl Waiting {
             return Ok(());
         }
         let mut backlog = known.unwrap_or(BacklogV1::empty(id.to_u64(), queue.sent()));
-        self.store.advance(&mut backlog, queue.sent())?;
+        let advanced = self.store.advance(&mut backlog, queue.sent());
+        // Even after an error: what was dropped must not be dropped once more.
         self.set(index, (!backlog.is_empty()).then_some(backlog));
+        match advanced {
+            // It keeps memory until its owner goes. Whether that can still be sent anything, a read shows; a checkpoint
+            // that was given up for it would cost everybody.
+            Err(damage @ StoreError::Damaged { .. }) => tracing::error!("{damage}"),
+            other => other?,
+        }
         if queue.is_tail_empty() {
             return Ok(());
         }
@@ -150,7 +164,7 @@ impl Waiting {
             backlog = BacklogV1::empty(id.to_u64(), queue.sent());
         }
         let before = backlog;
-        if let Err(error) = append_tail(&mut self.store, &mut backlog, queue) {
+        if let Err(error) = append_tail(&mut self.store, &mut self.shared, &mut backlog, queue) {
             self.store.revert(&mut backlog, before)?;
             return Err(error);
         }
@@ -251,6 +265,7 @@ impl Waiting {
 
 fn append_tail(
     store: &mut Store<Memfd>,
+    shared: &mut Vec<Bytes>,
     backlog: &mut BacklogV1,
     queue: &SendQueue,
 ) -> Result<(), StoreError> {
@@ -261,7 +276,12 @@ fn append_tail(
             TailPiece::Shared { bytes, sent } if bytes.len() >= SHARED => {
                 let end = bytes.as_ptr() as usize + bytes.len();
                 let rest = bytes.get(sent..).unwrap_or_default();
-                store.append_body(backlog, end, rest)?;
+                let known = store.shared_bodies();
+                let appended = store.append_body(backlog, end, rest);
+                if store.shared_bodies() != known {
+                    shared.push(bytes.clone());
+                }
+                appended?;
             }
             TailPiece::Shared { bytes, sent } => {
                 store.append_inline(backlog, bytes.get(sent..).unwrap_or_default())?;

@@ -50,6 +50,7 @@ pub(super) fn replay_in_steps(
             let (mut broker, dropped) =
                 Broker::restore_checkpoint(loaded.checkpoint).map_err(|error| error.to_string())?;
             broker.set_config_source(loaded.config_source);
+            journal.forget_dropped(&loaded.indexes, &dropped);
             (broker, loaded.generation, dropped)
         }
         None => {

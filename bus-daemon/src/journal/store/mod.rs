@@ -186,6 +186,11 @@ impl<M: Medium> Store<M> {
         self.space.held()
     }
 
+    /// Bodies that are known by their addresses: all bytes of this checkpoint at which one ends.
+    pub(crate) fn shared_bodies(&self) -> usize {
+        self.bodies.len()
+    }
+
     /// Peers of which records wait in memory to be written by [`flush`](Self::flush).
     pub(crate) fn waiting(&self) -> usize {
         self.images.len()

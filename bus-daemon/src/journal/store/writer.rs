@@ -76,8 +76,9 @@ impl Image {
 
 impl<M: Medium> Store<M> {
     /// A block with these bytes, at most [`LARGEST_BLOCK`]. `key` tells shared bytes of one checkpoint: the address of their
-    /// end. Where more bytes with that end were put before, the reference is to those, and only its last
-    /// `bytes.len()` are these.
+    /// end, where no others may come to lie until the checkpoint is [complete](Store::committed) or the next one
+    /// [begins](Store::begin_checkpoint). Where more bytes with that end were put before, the reference is to those, and
+    /// only its last `bytes.len()` are these.
     pub(crate) fn put_body(&mut self, key: usize, bytes: &[u8]) -> Result<Reference> {
         let known = self.bodies.get(&key).copied();
         if let Some(known) = known.filter(|known| known.len as usize >= bytes.len()) {

@@ -259,6 +259,37 @@ fn a_damaged_entry_costs_the_peers_that_it_belongs_to() {
     assert!(state(&rig.replay().broker) == state(rig.worker.broker()));
 }
 
+#[test]
+fn who_was_lost_in_a_recovery_is_not_lost_again_in_the_next() {
+    // Of the first peer's entry (its length, and whose it is), and of its name's.
+    for (table, byte) in [(0, 80 * 16 + 72), (0, 80 * 16 + 56), (1, 50)] {
+        let mut rig = Rig::new(false);
+        for name in ["A", "B"] {
+            let client = rig.greeted();
+            rig.clients[client].call("RequestName", |w| {
+                w.str(&format!("org.example.{name}")).u32(4);
+            });
+            rig.exchange(client);
+        }
+        rig.checkpoint();
+        rig.remains.flip(1, 4 * byte + table, 0x10);
+        for lost in [1, 0, 0] {
+            let mut journal = Journal::reopen(rig.remains).unwrap();
+            let mut recovered = crate::runtime::recover::replay(&mut journal, -1, None).unwrap();
+            assert_eq!(
+                recovered.in_doubt.len(),
+                lost,
+                "{table}, {byte}: {:?}",
+                recovered.in_doubt
+            );
+            assert_eq!(recovered.broker.peer_ids().count(), 1);
+            journal
+                .checkpoint(&mut recovered.broker, recovered.generation)
+                .unwrap();
+        }
+    }
+}
+
 /// Prints times; run it in a release build.
 #[test]
 #[ignore = "measures"]

@@ -1,0 +1,91 @@
+//! Damage in the store to what a peer was sent already: a checkpoint meets it, and no read does.
+
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+
+use super::{Rig, recover};
+use crate::journal::Journal;
+
+const SLOW: usize = 0;
+const OTHER: usize = 1;
+const SENDER: usize = 2;
+
+impl Rig {
+    /// Has a client write everything that it wants to.
+    fn write_all(&mut self, index: usize) {
+        use std::io::Write;
+        let client = &mut self.clients[index];
+        client.stream.write_all(&client.waiting).unwrap();
+        client.waiting.clear();
+        self.worker.turns();
+    }
+
+    /// Signals to both receivers, who do not read.
+    fn broadcast(&mut self, count: usize) {
+        for _ in 0..count {
+            self.clients[SENDER].signal(1_500);
+            self.write_all(SENDER);
+        }
+    }
+}
+
+#[test]
+fn damage_to_what_was_sent_costs_no_checkpoint_and_nobody_else() {
+    let mut rig = Rig::new(false);
+    for index in [SLOW, OTHER, SENDER] {
+        rig.connect();
+        if index != SENDER {
+            rig.clients[index].call("AddMatch", |w| {
+                w.str("type='signal',interface='org.example.Signals'");
+            });
+        }
+        rig.write_all(index);
+    }
+    rig.broadcast(800);
+    rig.worker.first_checkpoint().unwrap();
+    let stored = rig.worker.journal().stored();
+    let of_slow = rig.worker.broker().peer_ids().next().unwrap().to_u64();
+    let backlog = stored
+        .backlogs
+        .iter()
+        .find(|backlog| backlog.owner == of_slow)
+        .unwrap();
+    // In the middle of its first page: what comes before is dropped, and must not be dropped again.
+    let damaged = backlog.head_page + 2_048;
+    assert!(backlog.head_page != backlog.tail_page && backlog.head_at < 1_024);
+    while rig
+        .worker
+        .broker()
+        .send_queue(rig.worker.broker().peer_ids().next().unwrap())
+        .unwrap()
+        .sent()
+        < backlog.start + 400_000
+    {
+        let _ = rig.clients[SLOW].stream.read(&mut [0; 100_000]);
+        rig.worker.turns();
+    }
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(format!("/proc/self/fd/{}", stored.number))
+        .unwrap();
+    file.write_all_at(&[0xff; 64], damaged).unwrap();
+
+    // A worker that goes on after a death has its checkpoints, too.
+    let mut journal = Journal::reopen(rig.remains).unwrap();
+    let mut recovered = recover::replay(&mut journal, -1, None).unwrap();
+    assert!(recovered.in_doubt.is_empty());
+    journal
+        .checkpoint(&mut recovered.broker, recovered.generation)
+        .unwrap();
+    drop(journal);
+    // What the damaged peer's records no longer refer to is not freed more than once: new output does not lie over it.
+    for _ in 0..5 {
+        rig.broadcast(50);
+        rig.worker.first_checkpoint().unwrap();
+        rig.worker.turns();
+    }
+    let other = rig.worker.broker().peer_ids().nth(OTHER).unwrap();
+    let (broker, journal) = rig.worker.parts();
+    let output = journal.output_of(other, broker.send_queue(other).unwrap());
+    assert_eq!(output.len() as u64, broker.send_queue(other).unwrap().len());
+}
