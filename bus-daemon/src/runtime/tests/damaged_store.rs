@@ -50,7 +50,7 @@ fn damage_to_what_was_sent_costs_no_checkpoint_and_nobody_else() {
         .iter()
         .find(|backlog| backlog.owner == of_slow)
         .unwrap();
-    // In the middle of its first page: what comes before is dropped, and must not be dropped again.
+    // In the middle of its first page.
     let damaged = backlog.head_page + 2_048;
     assert!(backlog.head_page != backlog.tail_page && backlog.head_at < 1_024);
     while rig
@@ -78,7 +78,7 @@ fn damage_to_what_was_sent_costs_no_checkpoint_and_nobody_else() {
         .checkpoint(&mut recovered.broker, recovered.generation)
         .unwrap();
     drop(journal);
-    // What the damaged peer's records no longer refer to is not freed more than once: new output does not lie over it.
+    // Nor has the live one fewer of them, and what waits for the other is whole.
     for _ in 0..5 {
         rig.broadcast(50);
         rig.worker.first_checkpoint().unwrap();
