@@ -17,6 +17,7 @@ use smallvec::SmallVec;
 use super::header::{CONTROL, InFlight, MAX_FDS};
 use super::log::Fields;
 use super::record::Kind;
+use super::store::StoreError;
 use super::{Extent, Journal};
 use crate::broker::{Fds, PeerId};
 
@@ -156,7 +157,8 @@ impl Journal {
     /// Writes from the head of a send queue, once. The record is written when this returns.
     ///
     /// # Errors
-    /// The system's, and `InvalidData` where what waits in the store cannot be read.
+    /// The system's; `InvalidData` where what waits in the store is damaged, `ResourceBusy` where the system does not give it
+    /// now.
     pub(crate) fn send(&mut self, socket: RawFd, peer: PeerId, queue: &SendQueue) -> Result<Written> {
         #[cfg(feature = "bench-hooks")]
         if super::plain::is_wanted() {
@@ -167,7 +169,7 @@ impl Journal {
             None => queue.next_write(&mut slices, SLICES),
             Some((most, fds)) => {
                 let stored = self.waiting.read(peer.index, queue.sent(), most);
-                let stored = stored.map_err(|error| Error::new(ErrorKind::InvalidData, error))?;
+                let stored = stored.map_err(unreadable)?;
                 if stored.is_empty() {
                     return Err(Error::new(
                         ErrorKind::InvalidData,
@@ -289,6 +291,14 @@ impl Journal {
         };
         Ok(Some((slot.message.msg_len as usize, fds, lost_fds)))
     }
+}
+
+fn unreadable(error: StoreError) -> Error {
+    let kind = match error {
+        StoreError::Damaged { .. } | StoreError::Caller(_) => ErrorKind::InvalidData,
+        StoreError::System { .. } | StoreError::Full { .. } => ErrorKind::ResourceBusy,
+    };
+    Error::new(kind, error)
 }
 
 const CMSG_HEADER: usize = size_of::<libc::cmsghdr>();

@@ -165,9 +165,7 @@ impl Journal {
     }
 
     fn put_peer(&mut self, broker: &mut Broker, index: u32) -> Result<(), String> {
-        self.waiting
-            .take_over(broker, index)
-            .map_err(|error| format!("the store: {error}"))?;
+        self.waiting.take_over(broker, index);
         let entry = PEERS + index as usize;
         let Some((mut record, bodies, held)) = broker.save_alone(index) else {
             return self.checkpoints.put(Table::Peers, entry, [0; 2], &[]);

@@ -133,7 +133,9 @@ impl Waiting {
     }
 
     /// Brings the backlog of the peer with this index up to date with its queue: what was sent goes, the tail is appended.
-    pub(super) fn take_over(&mut self, broker: &mut Broker, index: u32) -> Result<(), StoreError> {
+    ///
+    /// What cannot be stored is told of, and stays in the queue and in the peer's own entry.
+    pub(super) fn take_over(&mut self, broker: &mut Broker, index: u32) {
         let known = self.at(index);
         let output = broker.output_at(index);
         if let Some(known) = known
@@ -142,35 +144,39 @@ impl Waiting {
             self.store.abandon(known);
             self.set(index, None);
         }
-        let Some((id, queue)) = output else { return Ok(()) };
+        let Some((id, queue)) = output else { return };
         let known = self.at(index);
         if known.is_none() && queue.is_tail_empty() {
-            return Ok(());
+            return;
         }
         let mut backlog = known.unwrap_or(BacklogV1::empty(id.to_u64(), queue.sent()));
         let advanced = self.store.advance(&mut backlog, queue.sent());
         // Even after an error: what was dropped must not be dropped once more.
         self.set(index, (!backlog.is_empty()).then_some(backlog));
-        match advanced {
+        if let Err(error) = advanced {
             // It keeps memory until its owner goes. Whether that can still be sent anything, a read shows; a checkpoint
             // that was given up for it would cost everybody.
-            Err(damage @ StoreError::Damaged { .. }) => tracing::error!("{damage}"),
-            other => other?,
+            return tracing::error!("{error}");
         }
         if queue.is_tail_empty() {
-            return Ok(());
+            return;
         }
         if backlog.is_empty() {
             backlog = BacklogV1::empty(id.to_u64(), queue.sent());
         }
         let before = backlog;
         if let Err(error) = append_tail(&mut self.store, &mut self.shared, &mut backlog, queue) {
-            self.store.revert(&mut backlog, before)?;
-            return Err(error);
+            // What cannot be stored stays where it is, and stands in the checkpoint itself: that one peer's part cannot be
+            // written is nothing that others should pay for.
+            if let Err(lost) = self.store.revert(&mut backlog, before) {
+                tracing::error!("{lost}");
+            }
+            self.set(index, (!before.is_empty()).then_some(before));
+            tracing::error!("what waits for peer {index} is not stored: {error}");
+            return;
         }
         self.set(index, Some(backlog));
         broker.note_output_kept(index);
-        Ok(())
     }
 
     /// So many bytes of backlogs are not needed any more.

@@ -44,6 +44,8 @@ pub(crate) struct Worker {
     lost: Vec<PeerId>,
     /// The memfd of the store that another process image had, which may still have to go on with it.
     carried_store: Option<RawFd>,
+    /// A checkpoint that could not be taken is not tried again before this time, in milliseconds.
+    no_checkpoint_before: u64,
     /// What is to be done when the turn's events are applied and sent.
     follow_ups: VecDeque<FollowUp>,
     /// Descriptors that the event at hand lets go of, while it is looked at whether a replay would need them.
@@ -80,6 +82,7 @@ impl Worker {
             waiting: Vec::new(),
             lost: Vec::new(),
             carried_store: None,
+            no_checkpoint_before: 0,
             follow_ups: VecDeque::new(),
             held_back: None,
             needed_until_checkpoint: Vec::new(),

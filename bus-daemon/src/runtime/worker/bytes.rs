@@ -172,8 +172,12 @@ impl Worker {
                         break;
                     }
                 }
-                Err(error) if error.raw_os_error() == Some(libc::ETOOMANYREFS) => {
-                    // Too many descriptors of this user are in flight: theirs to take, and only this peer waits.
+                Err(error)
+                    if error.raw_os_error() == Some(libc::ETOOMANYREFS)
+                        || error.kind() == ErrorKind::ResourceBusy =>
+                {
+                    // Too many descriptors of this user are in flight: theirs to take, and only this peer waits. Or what
+                    // waits for the peer cannot be read now.
                     writing = Writing::Waiting;
                     self.waiting.push(peer);
                     break;

@@ -23,6 +23,8 @@ const RETRY: u64 = 20;
 /// A deadline that is noticed so many milliseconds late was not missed by whom it concerns: the bus itself stood still
 /// (a debugger, the freezer, suspend). What arrived meanwhile is served first.
 const LATE: u64 = 250;
+/// How long to wait before a checkpoint that could not be taken is tried again, in milliseconds.
+const AGAIN: u64 = 100;
 /// Work of one turn, in the units of [`Broker::work`](crate::broker::Broker::work), and one more for whoever is served.
 const WORK: u64 = 512;
 
@@ -175,7 +177,8 @@ impl Worker {
 
     /// Takes a checkpoint when a replay would take long; one that is large is written ahead in parts.
     fn keep_replay_short(&mut self) {
-        if !self.journal.write_ahead(&mut self.broker) && self.journal.wants_checkpoint() {
+        let has_failed = self.now.0 < self.no_checkpoint_before;
+        if !has_failed && !self.journal.write_ahead(&mut self.broker) && self.journal.wants_checkpoint() {
             self.take_checkpoint();
         }
     }
@@ -207,6 +210,7 @@ impl Worker {
             }
             Err(error) => {
                 tracing::error!("no checkpoint: {error}");
+                self.no_checkpoint_before = self.now.0 + AGAIN;
                 false
             }
         }
