@@ -18,6 +18,8 @@ const WRITE: usize = 256 * 1024;
 const STEP: usize = 4096;
 /// Bytes that are not needed any more and wait for a checkpoint to be freed; or else an eighth of what is held.
 const NEEDLESS: u64 = 4 << 20;
+/// Bytes for which a checkpoint is wanted however much is held.
+const MOST_NEEDLESS: u64 = 32 << 20;
 
 /// The store, and the backlogs of the peers.
 pub(super) struct Waiting {
@@ -197,7 +199,8 @@ impl Waiting {
     /// Whether a checkpoint would free much.
     pub(super) fn wants_checkpoint(&self) -> bool {
         let needless = self.released.max(self.store.freed_by_commit());
-        needless >= NEEDLESS && needless >= self.store.held() / 8
+        // A share of what is held, so that freeing costs little beside what it frees; but never so much that it takes long.
+        needless >= (self.store.held() / 8).clamp(NEEDLESS, MOST_NEEDLESS)
     }
 
     fn set(&mut self, index: u32, backlog: Option<BacklogV1>) {
