@@ -74,7 +74,7 @@ impl Roster {
         self.peers.get_mut(id)
     }
 
-    /// The peer that has an index now.
+    /// The same as [`at`](Self::at), for what does not change the peer: where its bytes are kept.
     pub(super) fn at_mut(&mut self, index: u32) -> Option<&mut Peer> {
         self.peers.at_mut(index)
     }

@@ -214,6 +214,14 @@ impl Rig {
         self.worker.turns();
     }
 
+    /// Has a client write everything that it wants to.
+    fn write_all(&mut self, index: usize) {
+        let client = &mut self.clients[index];
+        client.stream.write_all(&client.waiting).unwrap();
+        client.waiting.clear();
+        self.worker.turns();
+    }
+
     /// The state that the worker has, and the one that its journal gives.
     fn replay(&self) -> recover::Recovered {
         self.replay_with_output().0

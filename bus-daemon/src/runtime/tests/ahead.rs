@@ -1,21 +1,12 @@
 //! Output that is moved to the store ahead of a checkpoint, while more comes.
 
-use std::io::{Read, Write};
+use std::io::Read;
 
 use super::Rig;
 
 /// More than are written ahead in two turns.
 const RECEIVERS: usize = 150;
 const SIGNALS: u32 = 200;
-
-impl Rig {
-    fn write(&mut self, index: usize) {
-        let client = &mut self.clients[index];
-        client.stream.write_all(&client.waiting).unwrap();
-        client.waiting.clear();
-        self.worker.turns();
-    }
-}
 
 /// The serials of signals in a stream that begins with the answers of the authentication.
 fn signals(stream: &[u8]) -> Vec<u32> {
@@ -41,14 +32,14 @@ fn a_receiver_gets_every_message_once_however_many_wait_and_are_written_ahead() 
         rig.clients[index].call("AddMatch", |w| {
             w.str("type='signal',interface='org.example.Signals'");
         });
-        rig.write(index);
+        rig.write_all(index);
     }
     rig.connect();
-    rig.write(RECEIVERS);
+    rig.write_all(RECEIVERS);
     let first = rig.clients[RECEIVERS].serial + 1;
     for _ in 0..SIGNALS {
         rig.clients[RECEIVERS].signal(1_500);
-        rig.write(RECEIVERS);
+        rig.write_all(RECEIVERS);
     }
     let expected: Vec<u32> = (first..first + SIGNALS).collect();
     for index in [0, RECEIVERS / 2, RECEIVERS - 1] {

@@ -11,15 +11,6 @@ const OTHER: usize = 1;
 const SENDER: usize = 2;
 
 impl Rig {
-    /// Has a client write everything that it wants to.
-    fn write_all(&mut self, index: usize) {
-        use std::io::Write;
-        let client = &mut self.clients[index];
-        client.stream.write_all(&client.waiting).unwrap();
-        client.waiting.clear();
-        self.worker.turns();
-    }
-
     /// Signals to both receivers, who do not read.
     fn broadcast(&mut self, count: usize) {
         for _ in 0..count {
