@@ -25,8 +25,8 @@ pub struct Framer {
     /// What is not cut yet.
     chunk: Bytes,
     fds: VecDeque<Arrived>,
-    /// Bytes of the stream that were cut into messages.
-    cut: u64,
+    /// Where the bytes that have arrived end, from the beginning of the stream.
+    end: u64,
     failed: Option<MessageError>,
 }
 
@@ -34,7 +34,8 @@ pub struct Framer {
 ///
 /// It belongs to a message of which at least one byte came in the same chunk: the kernel hands descriptors out with the
 /// first of the bytes that they were sent with. Whoever sends more of them than UNIX_FDS says (some libraries repeat
-/// them with each piece of a long message) must not have the surplus taken for the next message's.
+/// them with each piece of a long message) must not have the surplus taken for the next message's: it stays here, in
+/// front of the others, until [`Framer::take_surplus`] hands it out.
 #[derive(Debug, Clone, Copy)]
 struct Arrived {
     fd: Fd,
@@ -56,8 +57,6 @@ pub struct Framed {
     pub message: Message,
     /// Its file descriptors: exactly as many as its header says.
     pub fds: SmallVec<[Fd; 2]>,
-    /// File descriptors that came with it beyond those, and can belong to no later message: to be closed.
-    pub surplus: Vec<Fd>,
 }
 
 /// How far a large message has arrived.
@@ -89,10 +88,10 @@ impl Framer {
     pub fn restore(state: FramerState, max_message_size: usize) -> Self {
         Self {
             max_message_size: max_message_size.min(MAX_MESSAGE),
+            end: state.partial.len() as u64,
             fds: arrived(state.fds, state.partial.len() as u64).collect(),
             partial: Partial::Shared(state.partial),
             chunk: Bytes::new(),
-            cut: 0,
             failed: None,
         }
     }
@@ -111,8 +110,10 @@ impl Framer {
     }
 
     /// The next bytes of the stream, and the file descriptors that came with them. Then call [`next`](Self::next)
-    /// until it returns `None`.
+    /// until it returns `None`, and then [`take_surplus`](Self::take_surplus).
     pub fn push(&mut self, chunk: Bytes, fds: impl IntoIterator<Item = Fd>) {
+        self.end += chunk.len() as u64;
+        self.fds.extend(arrived(fds, self.end));
         if self.chunk.is_empty() {
             self.chunk = chunk;
         } else {
@@ -121,14 +122,14 @@ impl Framer {
             partial.extend_from_slice(&rest);
             self.chunk = chunk;
         }
-        self.fds.extend(arrived(fds, self.end()));
     }
 
     /// A longer beginning of the [large message](Self::large) that is pending, in place of the bytes held so far; it may
     /// be the whole message (or more). It is not copied.
     pub fn push_large(&mut self, prefix: Bytes, fds: impl IntoIterator<Item = Fd>) {
+        self.end = self.cut() + prefix.len() as u64;
+        self.fds.extend(arrived(fds, self.end));
         self.partial = Partial::Shared(prefix);
-        self.fds.extend(arrived(fds, self.end()));
     }
 
     /// The next whole message; `None` where it has not arrived completely.
@@ -141,7 +142,7 @@ impl Framer {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
-        match self.cut() {
+        match self.split_next() {
             Ok(None) => Ok(None),
             Ok(Some(bytes)) => self.framed(bytes),
             Err(error) => self.fail(error),
@@ -182,6 +183,13 @@ impl Framer {
         self.fds.iter().map(|arrived| arrived.fd)
     }
 
+    /// Hands out the file descriptors that came with messages beyond what these claimed, and can belong to no later one:
+    /// to be closed. To be asked after [`next`](Self::next) has returned `None`.
+    pub fn take_surplus(&mut self) -> Vec<Fd> {
+        let surplus = self.surplus(self.cut());
+        self.fds.drain(..surplus).map(|arrived| arrived.fd).collect()
+    }
+
     /// Hands out all file descriptors that are held: the stream has ended.
     pub fn take_fds(&mut self) -> Vec<Fd> {
         std::mem::take(&mut self.fds)
@@ -195,14 +203,19 @@ impl Framer {
         self.max_message_size = max_message_size.min(MAX_MESSAGE);
     }
 
-    /// Where the bytes that are held end, from the beginning of the stream.
-    fn end(&self) -> u64 {
-        self.cut + self.partial_bytes() as u64
+    /// Where the bytes end that were cut into messages, from the beginning of the stream.
+    fn cut(&self) -> u64 {
+        self.end - self.partial_bytes() as u64
+    }
+
+    /// How many of the descriptors that are held are surplus where messages begin behind so many bytes of the stream.
+    fn surplus(&self, cut: u64) -> usize {
+        self.fds.partition_point(|arrived| arrived.end <= cut)
     }
 
     /// The bytes of the next whole message.
     #[inline]
-    fn cut(&mut self) -> Result<Option<Bytes>, MessageError> {
+    fn split_next(&mut self) -> Result<Option<Bytes>, MessageError> {
         if self.partial.is_empty() {
             return match self.length(&self.chunk)? {
                 Some(length) if length <= self.chunk.len() => Ok(Some(self.chunk.split_to(length))),
@@ -260,42 +273,32 @@ impl Framer {
 
     #[inline]
     fn framed(&mut self, bytes: Bytes) -> Result<Option<Framed>, MessageError> {
-        self.cut += bytes.len() as u64;
         let message = match Message::parse(bytes) {
             Ok(message) => message,
             Err(error) => return self.fail(error),
         };
-        if message.unix_fds() == 0 && self.fds.is_empty() {
-            return Ok(Some(Framed {
+        match message.unix_fds() {
+            0 => Ok(Some(Framed {
                 message,
                 fds: SmallVec::new(),
-                surplus: Vec::new(),
-            }));
+            })),
+            claimed => self.with_fds(message, claimed),
         }
-        self.with_fds(message)
     }
 
-    /// Gives a message the descriptors that it claims, and parts with those that only it could have claimed.
-    fn with_fds(&mut self, message: Message) -> Result<Option<Framed>, MessageError> {
-        let (claimed, arrived) = (message.unix_fds(), self.fds.len());
+    /// Gives a message the descriptors that it claims: the first ones that came with a byte of it, or later.
+    fn with_fds(&mut self, message: Message, claimed: u32) -> Result<Option<Framed>, MessageError> {
+        let surplus = self.surplus(self.cut() - message.bytes().len() as u64);
+        let arrived = self.fds.len() - surplus;
         if claimed as usize > arrived {
             return self.fail(MessageError::MissingFds { claimed, arrived });
         }
-        let fds = self
-            .fds
-            .drain(..claimed as usize)
-            .map(|arrived| arrived.fd)
-            .collect();
-        let past = self.fds.partition_point(|arrived| arrived.end <= self.cut);
-        let surplus = self.fds.drain(..past).map(|arrived| arrived.fd).collect();
+        let theirs = surplus..surplus + claimed as usize;
+        let fds = self.fds.drain(theirs).map(|arrived| arrived.fd).collect();
         if self.fds.is_empty() {
             self.fds = VecDeque::new();
         }
-        Ok(Some(Framed {
-            message,
-            fds,
-            surplus,
-        }))
+        Ok(Some(Framed { message, fds }))
     }
 
     #[cold]

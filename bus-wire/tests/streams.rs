@@ -370,8 +370,8 @@ fn check_fds(claims: &[u32], pieces: &[Piece<'_>], expected: &[&[i32]], dropped:
             at += length;
             for framed in drain(&mut framer).unwrap() {
                 got.push(framed.fds.iter().map(|fd| fd.0).collect::<Vec<_>>());
-                surplus.extend(framed.surplus.iter().map(|fd| fd.0));
             }
+            surplus.extend(framer.take_surplus().iter().map(|fd| fd.0));
             if is_restored {
                 framer = Framer::restore(framer.save(), MAX);
             }
@@ -443,6 +443,12 @@ fn surplus_fds_never_reach_a_later_message() {
         &[&[1], &[], &[3]],
         &[2],
     );
+    check_fds(
+        &[1, 1],
+        &[(500, &[1, 2]), (2 * one - 500, &[3])],
+        &[&[1], &[3]],
+        &[2],
+    );
     check_fds(&[0, 1], &[(none + one, &[1])], &[&[], &[1]], &[]);
     check_fds(&[0, 1], &[(none + 10, &[1]), (one - 10, &[])], &[&[], &[1]], &[]);
     // In as many sends as its sender likes, as long as it claims them all.
@@ -458,6 +464,25 @@ fn surplus_fds_never_reach_a_later_message() {
         &[&[1, 2], &[3]],
         &[],
     );
+}
+
+#[test]
+fn surplus_fds_are_none_that_a_later_message_may_claim() {
+    let bytes = stream(&[(1000, 1), (1000, 1)]).bytes;
+    let mut framer = Framer::new(MAX);
+    framer.push(Bytes::copy_from_slice(&bytes[..500]), [Fd(1), Fd(2)]);
+    assert!(framer.next().unwrap().is_none());
+    assert!(framer.take_surplus().is_empty());
+    framer.push(Bytes::copy_from_slice(&bytes[500..]), []);
+    assert_eq!(framer.next().unwrap().unwrap().fds.as_slice(), [Fd(1)]);
+    assert_eq!(
+        framer.next().unwrap_err(),
+        MessageError::MissingFds {
+            claimed: 1,
+            arrived: 0
+        }
+    );
+    assert_eq!(framer.take_fds(), [Fd(2)]);
 }
 
 #[test]

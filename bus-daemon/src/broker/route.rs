@@ -102,12 +102,7 @@ impl Broker {
                 return;
             };
             match peer.framer.next() {
-                Ok(Some(framed)) => {
-                    if !framed.surplus.is_empty() {
-                        self.close_fds(framed.surplus);
-                    }
-                    self.dispatch(id, &framed.message, framed.fds, system);
-                }
+                Ok(Some(framed)) => self.dispatch(id, &framed.message, framed.fds, system),
                 Ok(None) => break,
                 Err(error) => return self.disconnect(id, Breach::from(error).into()),
             }
@@ -116,12 +111,17 @@ impl Broker {
         self.watch_pending_fds(id);
     }
 
-    /// Descriptors whose message has not arrived completely are limited in number and time.
+    /// Descriptors whose message has not arrived completely are limited in number and time; those that belong to none are
+    /// closed.
     fn watch_pending_fds(&mut self, id: PeerId) {
-        let deadline = self.deadlines.later(self.config.limits.pending_fd_timeout);
         let Some(peer) = self.roster.get_mut(id) else {
             return;
         };
+        if peer.framer.pending_fds() == 0 && peer.fds_deadline.is_none() {
+            return;
+        }
+        self.outgoing.close_fds(peer.framer.take_surplus());
+        let deadline = self.deadlines.later(self.config.limits.pending_fd_timeout);
         let pending = peer.framer.pending_fds() as u64;
         if pending > self.config.limits.max_incoming_unix_fds {
             return self.disconnect(id, Excess::PendingFds(pending).into());
