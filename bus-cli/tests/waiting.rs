@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use support::bystander::Bystander;
-use support::process::{Work, quarantined, strike};
+use support::process::{Work, quarantined, strike, worker_pid};
 use support::random::Random;
 use support::stalled::{Memory, Role, Sender, Stalled, To, stat};
 use support::{Bus, SOON, binary, faulty, generation, last_pause, recoveries, upgrade, wait_until};
@@ -67,16 +67,14 @@ impl Scene {
         }
     }
 
+    /// Kills the worker that serves, and waits for the next one. The one before it may still be about to end: of a fault, or
+    /// because it has handed its state over.
     fn kill(&mut self) {
-        if self
-            .bus
-            .worker()
-            .is_some_and(|worker| strike(worker, Signal::SIGKILL))
-        {
-            self.kills += 1;
-            let kills = self.kills;
-            wait_until("the bus has recovered", || recoveries(&mut self.control) >= kills);
-        }
+        let worker = worker_pid(&mut self.control);
+        assert!(strike(worker, Signal::SIGKILL), "there is no worker {worker}");
+        self.kills += 1;
+        let kills = self.kills;
+        wait_until("the bus has recovered", || recoveries(&mut self.control) >= kills);
     }
 
     fn strike(&mut self, fault: Fault, random: &mut Random) {
@@ -405,7 +403,7 @@ fn a_backlog_goes_on_from_a_version_without_a_store() {
     }
     // The old binary could not go on with what this one has by now.
     for death in 1..=3 {
-        strike(scene.bus.worker().unwrap(), Signal::SIGSEGV);
+        assert!(strike(worker_pid(&mut scene.control), Signal::SIGSEGV));
         wait_until("the bus has recovered", || {
             recoveries(&mut scene.control) == death
         });

@@ -22,6 +22,10 @@ mod runtime;
 #[cfg(feature = "runtime")]
 pub use keeper::main_from;
 
+/// For the fuzz target of the store: a file as `data` says, and what a worker does with it.
+#[doc(hidden)]
+#[cfg(all(feature = "runtime", feature = "test-hooks"))]
+pub use journal::fuzz_store;
 /// For the fuzz target of the journal: damage as `data` says, and a replay.
 #[doc(hidden)]
 #[cfg(all(feature = "runtime", feature = "test-hooks"))]

@@ -176,18 +176,20 @@ impl Bus {
     }
 
     /// The worker process, if there is one at the moment: neither one that has ended and is not reaped yet, nor a child that
-    /// does an errand, which leads a process group of its own.
+    /// does an errand. Where a worker is about to end by itself, and the next one is there, it may be either.
     pub fn worker(&self) -> Option<u32> {
         let pid = self.pid();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
         let mut children = children.split_whitespace().filter_map(|child| child.parse().ok());
         children.find(|child: &u32| {
-            let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-            let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
-            let fields: Vec<&str> = fields.split_whitespace().collect();
-            // State, parent, process group.
-            matches!(fields.as_slice(), [state, _, group, ..]
-                if *state != "Z" && group.parse() != Ok(*child))
+            let status = std::fs::read_to_string(format!("/proc/{child}/status")).unwrap_or_default();
+            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+            let is_over = field("State:\t").is_none_or(|state| state.starts_with('Z'));
+            let ignored = field("SigIgn:\t").map(|mask| u64::from_str_radix(mask, 16).unwrap());
+            // Workers ignore this signal; an errand's child leads a process group of its own too, but not from its first
+            // moment.
+            let is_worker = ignored.is_some_and(|mask| mask >> (Signal::SIGUSR2 as u32 - 1) & 1 == 1);
+            !is_over && is_worker
         })
     }
 

@@ -10,6 +10,7 @@ use super::header::{Commit, Header};
 use super::log::Fields;
 use super::record::Kind;
 use super::replay::Remains;
+use super::store::{Medium, Memfd};
 use crate::broker::PeerId;
 
 impl Journal {
@@ -71,6 +72,13 @@ impl Journal {
     }
 }
 
+impl Flip {
+    /// Whether it is in the store.
+    pub(crate) fn is_in_store(&self) -> bool {
+        self.what == "store"
+    }
+}
+
 impl Remains {
     /// How many records a replay would read.
     pub(crate) fn since_checkpoint(&self) -> u64 {
@@ -106,9 +114,16 @@ impl Remains {
         flip
     }
 
-    /// The same at a place of the caller's choice.
+    /// The same at a place of the caller's choice, which may be in the store too.
     pub(crate) fn flip(&self, region: u8, offset: usize, bits: u8) -> Flip {
         let (what, offset) = match region % 4 {
+            _ if region >= 192 => (
+                "store",
+                offset
+                    % Memfd::reopen(self.store)
+                        .len()
+                        .map_or(1, |len| len.max(1) as usize),
+            ),
             0 => ("header", offset % HEADER_LEN),
             1 => ("table", self.table_byte(offset % 4, offset / 4 % (128 * 80))),
             2 => ("arena", self.arena_start() + offset % (64 << 10)),
@@ -194,6 +209,14 @@ impl Remains {
     /// Flips it back.
     #[expect(unsafe_code, reason = "writes into mapped memory")]
     pub(crate) fn undo(&self, flip: &Flip) {
+        if flip.what == "store" {
+            let (store, at, mut byte) = (Memfd::reopen(self.store), flip.offset as u64, [0]);
+            if store.pread(at, &mut byte).is_ok() {
+                let written = store.pwrite(at, &[byte[0] ^ flip.bit]);
+                debug_assert!(written.is_ok(), "{written:?}");
+            }
+            return;
+        }
         let region = if matches!(flip.what, "header" | "log") {
             self.log
         } else {

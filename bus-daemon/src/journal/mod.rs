@@ -58,6 +58,8 @@ pub(crate) use outcome::{failed_outcome, outcome_in, small_outcome};
 use record::Kind;
 pub(crate) use replay::{Recorded, Remains, UnitAtWork};
 pub(crate) use store::BacklogV1;
+#[cfg(feature = "test-hooks")]
+pub use store::fuzz::store as fuzz_store;
 use waiting::Waiting;
 
 /// An event that is too rare to have a record layout of its own.
@@ -304,7 +306,18 @@ impl Journal {
     /// All bytes that wait for a peer, in the store or not.
     #[cfg(test)]
     pub(crate) fn output_of(&mut self, peer: PeerId, queue: &bus_wire::SendQueue) -> Vec<u8> {
-        self.waiting.output_of(peer, queue)
+        self.try_output_of(peer, queue).unwrap()
+    }
+
+    /// The same, unless it is damaged.
+    #[cfg(any(test, feature = "test-hooks"))]
+    pub(crate) fn try_output_of(
+        &mut self,
+        peer: PeerId,
+        queue: &bus_wire::SendQueue,
+    ) -> std::result::Result<Vec<u8>, String> {
+        let output = self.waiting.output_of(peer, queue);
+        output.map_err(|error| format!("peer {}: {error}", peer.index))
     }
 
     /// Whether the store has work that was put off.

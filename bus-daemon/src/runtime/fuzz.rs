@@ -13,18 +13,24 @@ use crate::config::{Config, Connect, Limits, Traffic};
 use crate::handoff::image::{self, WorkerState};
 use crate::journal::{Flip, Journal, RareEvent, Remains};
 
-/// The journal's memory, and the state that it gives as long as nothing is damaged.
+/// The journal's memory, and the state and the output that it gives as long as nothing is damaged.
 struct Whole {
     remains: Remains,
     state: Vec<u8>,
+    output: Vec<(PeerId, Vec<u8>)>,
 }
 
 // SAFETY: it is used under the lock only.
 #[expect(unsafe_code, reason = "the memory is shared on purpose")]
 unsafe impl Send for Whole {}
 
-/// Damages the journal as `data` says (5 bytes each: region, place, bits), and replays it. Nothing may panic, hang or
-/// break the broker's invariants; afterwards the damage is undone.
+/// Damages journal and store as `data` says (5 bytes each: region, place, bits), and replays. Nothing may panic, hang or
+/// break the broker's invariants, and damage to the store alone costs those only to whom the damaged bytes were to be
+/// sent; afterwards the damage is undone.
+#[cfg_attr(
+    not(feature = "test-hooks"),
+    allow(unreachable_pub, reason = "for the fuzz target")
+)]
 pub fn journal(data: &[u8]) {
     static WHOLE: OnceLock<Mutex<Whole>> = OnceLock::new();
     let whole = WHOLE.get_or_init(|| Mutex::new(build()));
@@ -40,21 +46,59 @@ pub fn journal(data: &[u8]) {
                 .flip(*region, u32::from_le_bytes([*a, *b, *c, 0]) as usize, *bits)
         })
         .collect();
+    let is_journal_whole = flips.iter().all(Flip::is_in_store);
     let outcome = Journal::reopen(whole.remains)
         .map_err(|error| error.to_string())
-        .and_then(|mut journal| recover::replay(&mut journal, -1, None));
+        .and_then(|mut journal| Ok((recover::replay(&mut journal, -1, None)?, journal)));
     match outcome {
-        Ok(recovered) => {
+        Ok((recovered, mut journal)) => {
             assert_eq!(recovered.broker.check_invariants(), Ok(()));
-            if flips.is_empty() {
+            if is_journal_whole {
                 assert!(saved(&recovered.broker).is_some_and(|state| state == whole.state));
             }
+            let output = output(&recovered.broker, &mut journal);
+            count(&mut journal);
+            if is_journal_whole {
+                compare(&output, &whole, flips.is_empty());
+            }
         }
-        Err(error) => assert!(!flips.is_empty(), "undamaged, and not readable: {error}"),
+        Err(error) => assert!(!is_journal_whole, "undamaged, and not readable: {error}"),
     }
     for flip in flips.iter().rev() {
         whole.remains.undo(flip);
     }
+}
+
+/// What waits for each peer; where it is damaged, why it cannot be read.
+fn output(broker: &Broker, journal: &mut Journal) -> Vec<(PeerId, Result<Vec<u8>, String>)> {
+    let peers = broker.peer_ids();
+    let queues = peers.filter_map(|peer| Some((peer, broker.send_queue(peer)?)));
+    queues
+        .map(|(peer, queue)| (peer, journal.try_output_of(peer, queue)))
+        .collect()
+}
+
+/// Each peer is there, and gets what waits for it, or nothing where that is damaged.
+fn compare(output: &[(PeerId, Result<Vec<u8>, String>)], whole: &Whole, is_whole: bool) {
+    assert_eq!(output.len(), whole.output.len());
+    for ((peer, found), (other, expected)) in output.iter().zip(&whole.output) {
+        assert_eq!(peer, other);
+        match found {
+            Ok(found) => assert!(found == expected, "peer {} gets other bytes", peer.index),
+            Err(error) => assert!(!is_whole, "undamaged, and not readable: {error}"),
+        }
+    }
+}
+
+/// References to what the store holds are counted, in a number of steps that ends.
+fn count(journal: &mut Journal) {
+    for _ in 0..10_000 {
+        if !journal.has_chores() {
+            return;
+        }
+        journal.do_chores();
+    }
+    panic!("the store has work without end");
 }
 
 /// A bus with a few peers, names, rules and open calls, partly in a checkpoint and partly in the log.
@@ -149,6 +193,15 @@ fn build() -> Whole {
         if call.build_into(&mut input).is_err() {
             panic!("a call cannot be built");
         }
+        // For all who are there, so that they share the body.
+        let signal = MessageBuilder::signal("/a", "org.example.I", "M")
+            .serial(10u32)
+            .body(|w| {
+                w.str(&"s".repeat(700));
+            });
+        if signal.build_into(&mut input).is_err() {
+            panic!("a signal cannot be built");
+        }
         input.extend_from_slice(b"l\x01\0\x01half a message");
         let data = journal.pretend_received(peer, 0, &input);
         broker.handle(
@@ -180,9 +233,14 @@ fn build() -> Whole {
     let Some(state) = saved(&broker) else {
         panic!("the state cannot be saved")
     };
+    let output = output(&broker, &mut journal).into_iter();
+    let output = output
+        .filter_map(|(peer, output)| Some((peer, output.ok()?)))
+        .collect();
     Whole {
         remains: journal.remains(),
         state,
+        output,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The thin shell around the broker: sockets, clock, system questions, on a current-thread tokio runtime.
 
 mod complaints;
-#[cfg(feature = "test-hooks")]
+#[cfg(any(test, feature = "test-hooks"))]
 pub(crate) mod fuzz;
 mod last_word;
 mod links;

@@ -281,14 +281,14 @@ impl Client {
 /// The broker's whole state, as bytes, but for what its output says and where that is kept.
 fn state(broker: &Broker) -> Vec<u8> {
     let mut shared = SharedBodies::new();
-    let peers = broker.peer_ids().map(|peer| {
+    let mut state = codec::encode(&broker.save_global()).unwrap();
+    for peer in broker.peer_ids() {
         let mut record = broker.save_peer(peer, &mut shared).unwrap();
         record.take_output();
         let end = broker.send_queue(peer).unwrap().end();
-        codec::encode(&(record, end)).unwrap()
-    });
-    let peers: Vec<Vec<u8>> = peers.collect();
-    codec::encode(&(broker.save_global(), peers)).unwrap()
+        codec::encode_into(&(record, end), &mut state).unwrap();
+    }
+    state
 }
 
 /// All that waits for the peers, in the store or not.

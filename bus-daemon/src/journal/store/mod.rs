@@ -26,6 +26,8 @@
 
 mod backlog;
 mod class;
+#[cfg(any(test, feature = "test-hooks"))]
+pub(crate) mod fuzz;
 mod medium;
 mod page;
 mod reader;
@@ -91,6 +93,9 @@ impl StoreError {
     }
 }
 
+/// No store's file is longer, 1 TiB: what is known of each part of it would take more than the memory there is.
+const LONGEST: u64 = 1 << 40;
+
 type Result<T> = std::result::Result<T, StoreError>;
 type Map<K, V> = HashMap<K, V, FixedState>;
 
@@ -151,6 +156,12 @@ impl<M: Medium> Store<M> {
     pub(crate) fn reopen(medium: M, salt: u32) -> Result<Self> {
         let ask = || Ok((medium.len()?, medium.allocated()?));
         let (len, allocated) = ask().map_err(StoreError::system("tell the size of the store"))?;
+        if len > LONGEST {
+            return Err(StoreError::Full {
+                held: len,
+                limit: LONGEST,
+            });
+        }
         Ok(Self::over(medium, salt, Space::new(len, allocated)))
     }
 

@@ -165,7 +165,8 @@ impl Seal {
         let next = word64(page, 0)?;
         let end = word32(page, 8)? as usize;
         let is_whole = word32(page, 12)? == crc32c::crc32c_append(self.at(0), page.get(..12)?);
-        let is_in_page = (PAGE_HEADER..=PAGE as usize).contains(&end);
+        // A page without a record would be no step along the stream.
+        let is_in_page = (PAGE_HEADER + 1..=PAGE as usize).contains(&end);
         (is_whole && is_in_page).then_some((next, end))
     }
 

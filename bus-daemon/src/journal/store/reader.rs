@@ -6,7 +6,7 @@ use super::backlog::BacklogV1;
 use super::class::{Item, LARGEST_BLOCK, PAGE};
 use super::medium::Medium;
 use super::page::{Body, NONE, PAGE_HEADER, Reference};
-use super::walk::Page;
+use super::walk::{Page, next_page};
 use super::{Result, Store, StoreError};
 
 /// Peers whose pages are kept at hand.
@@ -192,6 +192,7 @@ impl<M: Medium> Store<M> {
         };
         let mut filled = 0;
         let mut begin = None;
+        let mut pages = self.space.pages();
         loop {
             match cursor.take_page(backlog, mark.page) {
                 Some(page) => cursor.page = page,
@@ -200,9 +201,10 @@ impl<M: Medium> Store<M> {
                     .map_err(|error| (filled, error))?,
             }
             let page = &cursor.page;
+            pages = next_page(pages, page).map_err(|error| (filled, error))?;
             while mark.at < page.end && filled < buffer.len() {
                 let record = page.record(mark.at).map_err(|error| (filled, error))?;
-                let end = mark.stream + u64::from(record.len);
+                let end = mark.stream.saturating_add(u64::from(record.len));
                 let wanted = at + filled as u64;
                 if end > wanted {
                     if begin.is_none() {

@@ -171,6 +171,11 @@ impl Space {
         self.resident + unswept
     }
 
+    /// Pages that there can be: no chain of them is longer.
+    pub(super) fn pages(&self) -> u64 {
+        self.chunks.len() as u64 * PAGES_PER_CHUNK
+    }
+
     /// Bytes by which an item of that class may make the file grow.
     pub(super) fn cost(class: Class) -> u64 {
         class.size().next_multiple_of(PAGE)

@@ -76,15 +76,18 @@ pub(super) struct Walk {
     at: usize,
     /// Bytes of the stream from that record on.
     left: u64,
+    /// Pages that it may still come to.
+    pages: u64,
 }
 
 impl Walk {
-    fn new(purpose: Purpose, backlog: BacklogV1) -> Self {
+    fn new(purpose: Purpose, backlog: BacklogV1, pages: u64) -> Self {
         Self {
             purpose,
             page: backlog.head_page,
             at: backlog.head_at as usize,
-            left: backlog.len() + u64::from(backlog.head_sent),
+            left: backlog.len().saturating_add(u64::from(backlog.head_sent)),
+            pages,
             backlog,
         }
     }
@@ -107,6 +110,7 @@ impl<M: Medium> Store<M> {
     }
 
     fn advance_over(&mut self, backlog: &mut BacklogV1, upto: u64, page: &mut Page) -> Result<()> {
+        let mut pages = self.space.pages();
         loop {
             let cached = self.cursors.get_mut(&backlog.owner);
             let cached = cached.and_then(|cursor| cursor.take_page(backlog, backlog.head_page));
@@ -114,6 +118,7 @@ impl<M: Medium> Store<M> {
                 Some(cached) => *page = cached,
                 None => self.load(backlog, backlog.head_page, page)?,
             }
+            pages = next_page(pages, page)?;
             let result = self.advance_in(backlog, upto, page);
             let next = page.next;
             let missing = page.damage(page.end, "bytes are missing");
@@ -168,13 +173,14 @@ impl<M: Medium> Store<M> {
     pub(crate) fn abandon(&mut self, backlog: BacklogV1) {
         self.cursors.remove(&backlog.owner);
         if !backlog.is_empty() {
-            self.walks.push_back(Walk::new(Purpose::Drop, backlog));
+            let pages = self.space.pages();
+            self.walks.push_back(Walk::new(Purpose::Drop, backlog, pages));
         }
     }
 
     /// Drops a backlog at once.
     pub(super) fn abandon_now(&mut self, backlog: BacklogV1) -> Result<()> {
-        self.walk_whole(Walk::new(Purpose::Drop, backlog))
+        self.walk_whole(Walk::new(Purpose::Drop, backlog, self.space.pages()))
     }
 
     /// Drops what was appended to a backlog since `old` was copied from it.
@@ -190,6 +196,7 @@ impl<M: Medium> Store<M> {
             page: first.next,
             at: PAGE_HEADER,
             left: left - passed,
+            pages: self.space.pages(),
         })
     }
 
@@ -209,8 +216,9 @@ impl<M: Medium> Store<M> {
     ) -> Result<()> {
         self.space.begin_counting();
         let stored = backlogs.into_iter().filter(|backlog| !backlog.is_empty());
+        let pages = self.space.pages();
         self.walks
-            .extend(stored.map(|backlog| Walk::new(Purpose::Count, backlog)));
+            .extend(stored.map(|backlog| Walk::new(Purpose::Count, backlog, pages)));
         for place in held {
             let item = place.item()?;
             self.space
@@ -284,6 +292,7 @@ impl<M: Medium> Store<M> {
 
     fn walk_into(&mut self, walk: &mut Walk, page: &mut Page) -> Result<usize> {
         self.load(&walk.backlog, walk.page, page)?;
+        walk.pages = next_page(walk.pages, page)?;
         let before = walk.left;
         walk.left -= self.pass(walk.purpose, page, walk.at, walk.left)?;
         let is_last = page.next == NONE;
@@ -386,6 +395,14 @@ impl<M: Medium> Store<M> {
             .pread(offset, &mut bytes[..there])
             .map_err(StoreError::system("read records"))
     }
+}
+
+/// How many pages may come after this one, where it and so many others may. Damage: a chain of more pages than there are
+/// leads in a circle.
+pub(super) fn next_page(pages: u64, page: &Page) -> Result<u64> {
+    pages
+        .checked_sub(1)
+        .ok_or_else(|| page.damage(0, "its pages lead in a circle"))
 }
 
 impl Walk {

@@ -79,15 +79,17 @@ fn cross_segments(stage: &mut Stage) -> Result<(), String> {
 /// Until a checkpoint is taken because a replay would have to read many records.
 fn wait_for_checkpoint(stage: &mut Stage) -> Result<(), String> {
     const RECORDS: u64 = 4096;
+    /// More than one step brings about: the checkpoint must not come unwatched.
+    const BEFORE: u64 = 60;
     stage.order(order::LEAVE)?;
     stage.order(order::CHECKPOINT)?;
     let start = stage.end().sequence;
-    while stage.end().sequence < start + RECORDS - 10 {
+    while stage.end().sequence < start + RECORDS - BEFORE {
         stage.step(Step::Signal)?;
     }
     let epoch = stage.epoch();
     stage.order(order::WATCH)?;
-    for _ in 0..20 {
+    for _ in 0..2 * BEFORE {
         if stage.epoch() > epoch {
             return Ok(());
         }

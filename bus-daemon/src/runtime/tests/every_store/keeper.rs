@@ -301,7 +301,7 @@ impl Keeper {
             self.left_out = self
                 .deaths
                 .note(cause, now, remains)
-                .map_err(|error| error.to_string())?;
+                .map_err(|error| format!("{error}: {:?} {:?}", remains.suspect(), self.deaths))?;
             self.done.left_out += u64::from(self.left_out.is_some() && self.left_out != before);
         }
         Ok(())
