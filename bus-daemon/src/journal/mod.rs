@@ -35,7 +35,7 @@ use bus_wire::Fd;
 use serde::{Deserialize, Serialize};
 
 use crate::broker::{Attested, Blob, EntryKind, Fds, JournalMemory, MachineId, PeerId, Start};
-use crate::handoff::stored::Stored;
+use crate::handoff::stored::{LAYOUT, Stored};
 use crate::os::descriptor;
 
 use checkpoint::Checkpoints;
@@ -58,7 +58,7 @@ pub(crate) use outcome::{failed_outcome, outcome_in, small_outcome};
 use record::Kind;
 pub(crate) use replay::{Recorded, Remains, UnitAtWork};
 pub(crate) use store::BacklogV1;
-use waiting::Waiting;
+use waiting::{Export, Waiting};
 
 /// An event that is too rare to have a record layout of its own.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -269,8 +269,15 @@ impl Journal {
         Stored {
             number: self.waiting.fd(),
             salt: self.waiting.salt(),
+            layout: LAYOUT,
             backlogs: self.waiting.backlogs().collect(),
         }
+    }
+
+    /// For an image: which descriptor number a handle stands for, and the output that waits in the store.
+    pub(crate) fn for_image(&mut self) -> (impl Fn(Fd) -> Option<RawFd> + '_, Export<'_>) {
+        let manifest = &self.manifest;
+        (|handle| manifest.number(handle), self.waiting.export())
     }
 
     /// Goes on with what another process image had in its store.

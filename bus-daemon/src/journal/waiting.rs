@@ -5,11 +5,12 @@
 
 use std::os::fd::RawFd;
 
-use bus_wire::{SendQueue, TailPiece};
+use bus_wire::{PieceState, SendQueue, TailPiece};
 use bytes::Bytes;
 
-use super::store::{BacklogV1, Memfd, Store, StoreError};
+use super::store::{BacklogV1, Exported, Memfd, Store, StoreError};
 use crate::broker::{Broker, PeerId};
+use crate::handoff::stored::Backlogs;
 use crate::os::descriptor;
 
 /// Bytes read from the store for one write.
@@ -237,6 +238,14 @@ impl Waiting {
         Ok(self.buffer.get(..read).unwrap_or_default())
     }
 
+    /// For an image that is to hold the output itself.
+    pub(super) fn export(&mut self) -> Export<'_> {
+        Export {
+            store: &mut self.store,
+            known: Exported::default(),
+        }
+    }
+
     /// All bytes that wait for a peer.
     #[cfg(test)]
     pub(super) fn output_of(&mut self, peer: PeerId, queue: &SendQueue) -> Vec<u8> {
@@ -269,6 +278,20 @@ impl Waiting {
         for damage in self.store.take_damaged() {
             tracing::error!("{damage}");
         }
+    }
+}
+
+/// Reads backlogs for an image that is to hold them itself. Bodies that wait for several are read once.
+pub(crate) struct Export<'a> {
+    store: &'a mut Store<Memfd>,
+    known: Exported,
+}
+
+impl Backlogs for Export<'_> {
+    fn pieces(&mut self, backlog: &BacklogV1, from: u64, _: &[u64]) -> Result<Vec<PieceState>, String> {
+        // A message with descriptors begins a record of its own.
+        let exported = self.store.export(backlog, from, &mut self.known);
+        exported.map_err(|error| error.to_string())
     }
 }
 

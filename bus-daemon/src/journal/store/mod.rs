@@ -26,6 +26,7 @@
 
 mod backlog;
 mod class;
+mod export;
 mod medium;
 mod page;
 mod reader;
@@ -42,6 +43,7 @@ use hashbrown::HashMap;
 
 pub(crate) use backlog::BacklogV1;
 pub(crate) use class::LARGEST_BLOCK;
+pub(crate) use export::Exported;
 use class::{Class, Item};
 pub(crate) use medium::{Medium, Memfd};
 pub(crate) use page::Reference;
