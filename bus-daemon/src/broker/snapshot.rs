@@ -9,8 +9,8 @@ use hashbrown::HashMap;
 use super::deliver::SHARED;
 use super::event::{Credentials, PeerId, Transport};
 use super::frozen::{
-    Blob, BrokerState, ConfigV1, GlobalV2, IdentityV2, ListenerV1, Lists, NameV1, PeerV2, PhaseV1, PieceV1,
-    ReloadV1, RestartV2, TransportV1, UpgradeV1,
+    Blob, BrokerState, ConfigV1, GlobalV2, IdentityV2, ListenerV1, Lists, NameV1, PeerRecord, PeerV2,
+    PhaseV1, PieceV1, ReloadV1, RestartV2, SaslV1, TransportV1, UpgradeV1,
 };
 use super::name::{Name, Owner};
 use super::peer::{Peaks, Peer, Phase};
@@ -80,7 +80,7 @@ impl Broker {
     }
 
     /// The record of one peer. Bodies that its queue shares are added to `shared`.
-    pub fn save_peer(&self, id: PeerId, shared: &mut SharedBodies) -> Option<PeerV2> {
+    pub fn save_peer(&self, id: PeerId, shared: &mut SharedBodies) -> Option<PeerRecord> {
         self.save_peer_behind(Vec::new(), id, shared)
     }
 
@@ -90,7 +90,7 @@ impl Broker {
         before: Vec<PieceState>,
         id: PeerId,
         shared: &mut SharedBodies,
-    ) -> Option<PeerV2> {
+    ) -> Option<PeerRecord> {
         let peer = self.roster.get(id)?;
         Some(self.save_one(peer, self.save_lists(id), before, shared))
     }
@@ -216,7 +216,7 @@ impl Broker {
         lists: Lists,
         mut output: Vec<PieceState>,
         shared: &mut SharedBodies,
-    ) -> PeerV2 {
+    ) -> PeerRecord {
         let Peer {
             id,
             listener,
@@ -235,6 +235,8 @@ impl Broker {
             hello_deadline,
             fds_deadline,
             peaks,
+            #[cfg(feature = "next-version")]
+            note,
             // Empty between events.
             is_condemned: _,
             // Rebuilt: a peer with output is dirty.
@@ -265,7 +267,7 @@ impl Broker {
             owed,
             awaited,
         } = lists;
-        PeerV2 {
+        let record = PeerV2 {
             id: *id,
             listener: *listener,
             socket: *socket,
@@ -276,7 +278,7 @@ impl Broker {
             label: label.clone(),
             takes_fds: *takes_fds,
             phase: match phase {
-                Phase::Authenticating(sasl) => PhaseV1::Authenticating((**sasl).clone()),
+                Phase::Authenticating(sasl) => PhaseV1::Authenticating(SaslV1::from(&**sasl)),
                 Phase::Greeting => PhaseV1::Greeting,
                 Phase::Active => PhaseV1::Active,
                 Phase::Monitor => PhaseV1::Monitor,
@@ -300,7 +302,13 @@ impl Broker {
             peak_rules,
             peak_outgoing_bytes: outgoing_bytes,
             peak_outgoing_fds: outgoing_fds,
-        }
+        };
+        #[cfg(feature = "next-version")]
+        let record = PeerRecord {
+            peer: record,
+            note: note.clone(),
+        };
+        record
     }
 }
 

@@ -52,7 +52,11 @@ impl Form {
     /// does not write that version.
     pub fn new(version: u16, layout: Option<u32>) -> Option<Self> {
         let knows_store = version >= FIRST_WITH_STORE && layout == Some(stored::LAYOUT);
-        let output = if knows_store { Output::InStore } else { Output::Inline };
+        let output = if knows_store {
+            Output::InStore
+        } else {
+            Output::Inline
+        };
         WRITTEN.contains(&version).then_some(Self { version, output })
     }
 
@@ -92,7 +96,11 @@ impl Form {
     /// The inverse of [`to_bits`](Self::to_bits).
     #[cfg(feature = "runtime")]
     pub(crate) fn from_bits(bits: u32) -> Option<Self> {
-        let output = if bits & 1 == 0 { Output::InStore } else { Output::Inline };
+        let output = if bits & 1 == 0 {
+            Output::InStore
+        } else {
+            Output::Inline
+        };
         let version = u16::try_from(bits >> 1).ok()?;
         WRITTEN.contains(&version).then_some(Self { version, output })
     }
@@ -125,7 +133,7 @@ impl Reads {
     pub fn own() -> Self {
         Self {
             versions: READ,
-            layouts: stored::LAYOUTS.to_vec(),
+            layouts: stored::LAYOUTS.collect(),
         }
     }
 
@@ -139,7 +147,9 @@ impl Display for Reads {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (oldest, newest) = (self.versions.start(), self.versions.end());
         write!(formatter, "{VERSIONS}{oldest} to {newest}{LAYOUTS}")?;
-        self.layouts.iter().try_for_each(|layout| write!(formatter, " {layout}"))
+        self.layouts
+            .iter()
+            .try_for_each(|layout| write!(formatter, " {layout}"))
     }
 }
 
@@ -185,10 +195,16 @@ mod tests {
         assert_eq!(line.parse(), Ok(reads(1, 3, &[1, 7])));
         assert_eq!(format!("{line}, and more 9").parse(), Ok(reads(1, 3, &[1])));
         assert_eq!(
-            format!("a warning\n{line}\nbus-daemon: no").as_str().lines().count(),
+            format!("a warning\n{line}\nbus-daemon: no")
+                .as_str()
+                .lines()
+                .count(),
             3
         );
-        assert_eq!(Reads::found_in(&format!("a warning\n{line}\nno")), line.parse().ok());
+        assert_eq!(
+            Reads::found_in(&format!("a warning\n{line}\nno")),
+            line.parse().ok()
+        );
         assert_eq!(Reads::found_in("usage: cat"), None);
         assert_eq!(Reads::own().to_string().parse(), Ok(Reads::own()));
     }

@@ -4,21 +4,24 @@
 //! single peer there is nothing to go on with.
 
 mod error;
+#[cfg(feature = "next-version")]
+mod next;
 mod records;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bus_wire::{Fd, PieceState};
-use serde::Serialize;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::codec::{self, CodecError};
-use super::container::{self, IfUnknown, Reader, Writer};
+#[cfg(feature = "runtime")]
+use super::container;
+use super::container::{IfUnknown, Reader, Record, Writer};
 use super::form::{Form, Output, VERSION};
 use super::stored::{BacklogV1, Backlogs, LAYOUTS, StandIn, Stored};
-use crate::broker::{
-    Blob, Broker, Dropped, GlobalV1, GlobalV2, Millis, PeerId, PeerV1, PeerV2, SharedBodies,
-};
-pub use error::{ImageError, SaveError, Unexpressed, Whose};
+use crate::broker::{Blob, Broker, Dropped, GlobalV1, GlobalV2, Millis, PeerId, SharedBodies, Unexpressed};
+pub use error::{ImageError, SaveError, Whose};
 use records::{BodyV1, ManifestV1, PeerV3, WorkerV1, WorkerV2, WorkerV3, kind};
 
 /// What the worker knows besides the broker.
@@ -34,6 +37,19 @@ pub struct WorkerState {
     pub broken: Vec<u64>,
     /// What waits for slow readers. Versions before 3 had it in the peers' records.
     pub stored: Option<Stored>,
+    /// Records of later versions, to be written again as they are.
+    pub foreign: Vec<ForeignRecord>,
+}
+
+/// A record that this build does not know, and that is carried along for a later build which does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForeignRecord {
+    /// Its type.
+    pub kind: u16,
+    /// Its version.
+    pub version: u16,
+    /// Its encoded value.
+    pub body: Blob,
 }
 
 /// What an image gives.
@@ -94,6 +110,8 @@ pub fn save_as(
         writer: Writer::new(salt),
         backlogs: backlogs.iter().map(|backlog| (backlog.owner, *backlog)).collect(),
         shared: SharedBodies::new(),
+        #[cfg(feature = "next-version")]
+        hints: next::HintsV1::default(),
     };
     saver.put_worker(worker)?;
     saver.put(kind::GLOBAL, 2, &broker.save_global())?;
@@ -102,7 +120,11 @@ pub fn save_as(
     for id in broker.peer_ids() {
         saver.put_peer(id, output)?;
     }
-    saver.finish()
+    saver.put_bodies()?;
+    saver.put_foreign(&worker.foreign)?;
+    #[cfg(feature = "next-version")]
+    saver.put_next()?;
+    Ok(saver.writer.finish())
 }
 
 /// An image in the making.
@@ -113,6 +135,8 @@ struct Saver<'a> {
     /// By their owners.
     backlogs: BTreeMap<u64, BacklogV1>,
     shared: SharedBodies,
+    #[cfg(feature = "next-version")]
+    hints: next::HintsV1,
 }
 
 impl Saver<'_> {
@@ -124,11 +148,7 @@ impl Saver<'_> {
     /// What a version before has no place for.
     fn inexpressible(&self, whose: Whose) -> impl FnOnce(Unexpressed) -> SaveError {
         let version = self.form.version();
-        move |what| SaveError::Inexpressible {
-            whose,
-            what,
-            version,
-        }
+        move |what| SaveError::Inexpressible { whose, what, version }
     }
 
     /// The first record: its version is that of the state.
@@ -169,6 +189,11 @@ impl Saver<'_> {
         let Some(peer) = self.broker.save_peer_behind(before, id, &mut self.shared) else {
             return Ok(());
         };
+        #[cfg(feature = "next-version")]
+        let peer = match self.older_peer(peer, backlog)? {
+            Some(peer) => peer,
+            None => return Ok(()),
+        };
         match backlog {
             None => self.put(kind::PEER, 2, &peer),
             Some(backlog) => self.put(kind::PEER, 3, &PeerV3 { peer, backlog }),
@@ -187,18 +212,37 @@ impl Saver<'_> {
         };
         let whose = Whose::of(self.broker, id);
         if backlog.len() > MOST_INLINE {
-            return Err(self.inexpressible(whose)(Unexpressed("more than a gigabyte of output that waits")));
+            return Err(self.inexpressible(whose)(Unexpressed(
+                "more than a gigabyte of output that waits",
+            )));
         }
         let cuts: Vec<u64> = queue.fd_positions().filter(|at| *at > queue.sent()).collect();
         let pieces = output.pieces(&backlog, queue.sent(), &cuts);
         pieces.map_err(|reason| SaveError::Unreadable { whose, reason })
     }
 
-    fn finish(mut self) -> Result<Vec<u8>, SaveError> {
+    fn put_bodies(&mut self) -> Result<(), SaveError> {
         for (index, bytes) in (0..).zip(std::mem::take(&mut self.shared).into_bodies()) {
             self.put(kind::BODY, 1, &BodyV1 { index, bytes })?;
         }
-        Ok(self.writer.finish())
+        Ok(())
+    }
+
+    /// As they were read.
+    fn put_foreign(&mut self, records: &[ForeignRecord]) -> Result<(), SaveError> {
+        if !records.is_empty() && !self.form.carries() {
+            let what = Unexpressed("a record of a later version that is to be carried along");
+            return Err(self.inexpressible(Whose::Bus)(what));
+        }
+        for record in records {
+            self.writer.encoded(Record {
+                kind: record.kind,
+                version: record.version,
+                if_unknown: IfUnknown::Carry,
+                body: &record.body.0,
+            });
+        }
+        Ok(())
     }
 }
 
@@ -211,6 +255,9 @@ struct Records<'a> {
     peers: Vec<(u16, &'a [u8])>,
     bodies: Vec<BodyV1>,
     manifest: Vec<(Fd, i32)>,
+    foreign: Vec<ForeignRecord>,
+    #[cfg(feature = "next-version")]
+    next: next::Next,
     version: u16,
     damage: Vec<String>,
 }
@@ -252,13 +299,20 @@ impl<'a> Records<'a> {
                 (kind::MANIFEST, 1) => {
                     codec::decode::<ManifestV1>(body).map(|value| all.manifest.extend(value.entries))
                 }
-                (kind::PEER, 1..=3) => {
+                (kind::PEER, 1..=VERSION) => {
                     all.peers.push((record.version, body));
                     Ok(())
                 }
+                #[cfg(feature = "next-version")]
+                (kind, 1) if next::is_known(kind) => all.next.read(kind, body),
                 (kind, version) => match record.if_unknown {
                     IfUnknown::Refuse => return Err(ImageError::Unknown { kind, version }),
                     IfUnknown::Skip => Ok(()),
+                    IfUnknown::Carry => {
+                        let body = Blob(Bytes::copy_from_slice(body));
+                        all.foreign.push(ForeignRecord { kind, version, body });
+                        Ok(())
+                    }
                 },
             };
             if let Err(error) = outcome {
@@ -281,6 +335,9 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
         peers,
         bodies,
         mut manifest,
+        foreign,
+        #[cfg(feature = "next-version")]
+        mut next,
         version,
         mut damage,
     } = Records::read(bytes)?;
@@ -290,14 +347,11 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
     let has_store = worker.as_ref().is_some_and(|worker| worker.store.is_some());
     let mut backlogs = Vec::new();
     let peers = peers.into_iter().filter_map(|(version, record)| {
-        let peer = match version {
-            1 => codec::decode::<PeerV1>(record).map(|peer| (PeerV2::from(peer).moved(saved_at, now), None)),
-            2 => codec::decode::<PeerV2>(record).map(|peer| (peer, None)),
-            _ => codec::decode::<PeerV3>(record).map(|record| (record.peer, Some(record.backlog))),
-        };
-        let (peer, backlog) = peer
+        let (peer, backlog) = records::peer(version, record, saved_at, now)
             .map_err(|error| damage.push(unreadable(kind::PEER, &error)))
             .ok()?;
+        #[cfg(feature = "next-version")]
+        let peer = next.complete(peer);
         if let Some(backlog) = backlog {
             if !has_store || backlog.owner != peer.id().to_u64() {
                 damage.push(format!("what waits for peer {} is nowhere", peer.id().index));
@@ -308,6 +362,8 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
         Some((peer, backlog.map(|backlog| backlog.end)))
     });
     let (broker, mut dropped) = Broker::restore_from(global, peers, &shared)?;
+    #[cfg(feature = "next-version")]
+    damage.extend(next.damage(version));
     tidy_dropped(&broker, &mut dropped, &mut damage);
     if version == 1 {
         // A handle was the number; what peers had whose records are lost is known by their indexes.
@@ -325,7 +381,7 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
             .collect();
     }
     let worker = match worker {
-        Some(worker) => worker.with(backlogs),
+        Some(worker) => worker.with(backlogs, foreign),
         None => {
             damage.push("there is no readable record of the worker".into());
             without_record(&broker, &dropped)
@@ -375,6 +431,7 @@ fn without_record(broker: &Broker, dropped: &[Dropped]) -> WorkerState {
         blocked: broker.peer_ids().filter(has_output).map(PeerId::to_u64).collect(),
         broken: Vec::new(),
         stored: None,
+        foreign: Vec::new(),
     }
 }
 

@@ -1,13 +1,21 @@
 //! What waits for slow readers, as a state names it: places in a store, whose memory goes on with the connections.
 
+use std::ops::RangeInclusive;
+
 use bus_wire::PieceState;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 /// The layout of pages and blocks that this build writes.
-pub const LAYOUT: u32 = 1;
-/// Those that it reads.
-pub const LAYOUTS: [u32; 1] = [LAYOUT];
+pub const LAYOUT: u32 = if cfg!(feature = "next-version") {
+    CURRENT_LAYOUT + 1
+} else {
+    CURRENT_LAYOUT
+};
+/// Those that it reads. A store in another one than [`LAYOUT`] is rewritten.
+pub const LAYOUTS: RangeInclusive<u32> = CURRENT_LAYOUT..=LAYOUT;
+/// The newest that is in use.
+const CURRENT_LAYOUT: u32 = 1;
 
 /// No page.
 pub(crate) const NO_PAGE: u64 = u64::MAX;

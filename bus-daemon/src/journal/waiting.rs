@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::store::{BacklogV1, Exported, Memfd, Store, StoreError};
 use crate::broker::{Broker, PeerId};
-use crate::handoff::stored::Backlogs;
+use crate::handoff::stored::{Backlogs, Stored};
 use crate::os::descriptor;
 
 /// Bytes read from the store for one write.
@@ -84,6 +84,34 @@ impl Waiting {
         let fd = self.fd();
         descriptor::replace(number, fd)?;
         *self = Self::reopen(fd, salt)?;
+        Ok(())
+    }
+
+    /// Puts into this store, which is empty, what waits in that of another process image, which has an older layout.
+    pub(super) fn rewrite(&mut self, stored: &Stored) -> Result<(), StoreError> {
+        let mut old = Store::reopen_older(Memfd::reopen(stored.number), stored.salt, stored.layout)?;
+        let mut known = Exported::default();
+        let mut bytes = 0;
+        for backlog in stored.backlogs.iter().filter(|backlog| !backlog.is_empty()) {
+            let mut new = BacklogV1::empty(backlog.owner, backlog.start);
+            for piece in old.export(backlog, backlog.start, &mut known)? {
+                match piece {
+                    PieceState::Inline(bytes) => self.store.append_inline(&mut new, &bytes)?,
+                    // It stays where it is until all are written.
+                    PieceState::Shared(body) => {
+                        let end = body.as_ptr() as usize + body.len();
+                        self.store.append_body(&mut new, end, &body)?;
+                    }
+                }
+            }
+            bytes += new.len();
+            self.set(PeerId::from_u64(backlog.owner).index, Some(new));
+        }
+        self.store.flush()?;
+        tracing::info!(
+            "{bytes} bytes of output were rewritten from a store of layout {}",
+            stored.layout
+        );
         Ok(())
     }
 

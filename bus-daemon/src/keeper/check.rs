@@ -8,6 +8,7 @@ use bus_wire::Fd;
 
 use super::error::CheckError;
 use crate::config::options::Options;
+use crate::handoff::container;
 use crate::handoff::form::{Form, VERSION};
 use crate::handoff::image::{self, Restored, SaveError};
 use crate::handoff::keeper::KeeperV1;
@@ -35,17 +36,19 @@ pub(crate) fn check(fd: RawFd, options: &Options) -> Result<String, CheckError> 
         .map_err(|what| CheckError::Restored(what.to_string()))?;
     // In the version of the binary that asks. What is in a store stays there, so that costs no more the more waits.
     let version = image::version_of(&bytes).unwrap_or(VERSION);
-    let is_same = match Form::new(version, Some(LAYOUT)) {
-        Some(form) => written_again(&restored, form)? == *bytes,
+    let difference = match Form::new(version, Some(LAYOUT)) {
+        Some(form) => container::difference(&bytes, &written_again(&restored, form)?),
         None => {
             // Nobody writes that version any more, so what this build makes of it is compared with itself.
             let again = written_again(&restored, Form::OWN)?;
             let restored = image::load(&again, crate::runtime::now()).map_err(|error| state(&error))?;
-            written_again(&restored, Form::OWN)? == again
+            container::difference(&again, &written_again(&restored, Form::OWN)?)
         }
     };
-    if !is_same {
-        return Err(CheckError::Restored("written again, it is not the same".into()));
+    if let Some(kind) = difference {
+        return Err(CheckError::Restored(format!(
+            "written again, its record of type {kind} is not the same"
+        )));
     }
     Ok(approval(&bytes))
 }

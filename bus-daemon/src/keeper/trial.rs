@@ -202,8 +202,8 @@ impl Attempt {
                 .map_err(about_path)
                 .and_then(|()| Binary::open(path).map_err(|error| error.to_string()))
                 .and_then(|binary| {
-                    let saved =
-                        prepare(&reporter).map_err(|why| format!("{} cannot be tried: {why}", path.display()))?;
+                    let saved = prepare(&reporter)
+                        .map_err(|why| format!("{} cannot be tried: {why}", path.display()))?;
                     report(&reporter, &Report::Opened(&binary)).map_err(about_path)?;
                     let arguments = exec::arguments(record, &[format!("--check-upgrade={saved}")]);
                     Err::<(), String>(binary.execute(&arguments).to_string())

@@ -30,6 +30,7 @@ use crate::control::{Inbox, worker_exit};
 use crate::handoff::form::Form;
 use crate::handoff::image;
 use crate::handoff::keeper::KeeperV1;
+use crate::handoff::stored::LAYOUT;
 use crate::journal::Journal;
 use crate::os::clock;
 use poll::EpollSet;
@@ -166,7 +167,16 @@ fn restore(
     if let Some(stored) = &restored.worker.stored {
         journal.adopt_stored(stored)?;
     }
-    let worker = Worker::carried(restored, journal, record.clone(), inbox);
+    let is_rewritten = restored
+        .worker
+        .stored
+        .as_ref()
+        .is_some_and(|stored| stored.layout != LAYOUT);
+    let mut worker = Worker::carried(restored, journal, record.clone(), inbox);
+    if is_rewritten {
+        // So nobody has to do it again, and the old store can go.
+        worker.first_checkpoint()?;
+    }
     let pause = clock::monotonic().micros_since(stopped_at);
     Ok((worker, pause))
 }

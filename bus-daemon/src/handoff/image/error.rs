@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display};
 
-use crate::broker::{Broker, PeerId, RestoreError};
+use crate::broker::{Broker, PeerId, RestoreError, Unexpressed};
 use crate::handoff::codec::CodecError;
 use crate::handoff::container::ContainerError;
 
@@ -63,11 +63,6 @@ pub enum SaveError {
         reason: String,
     },
 }
-
-/// Something that an older version has no place for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Unexpressed(pub &'static str);
 
 /// Whose part of a state it is.
 #[derive(Debug, Clone, PartialEq, Eq)]

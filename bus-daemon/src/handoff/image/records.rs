@@ -4,9 +4,9 @@
 use bus_wire::Fd;
 use serde::{Deserialize, Serialize};
 
-use super::WorkerState;
-use super::error::Unexpressed;
-use crate::broker::{Blob, PeerV2};
+use super::{ForeignRecord, WorkerState};
+use crate::broker::{Blob, Millis, PeerRecord, PeerV1, PeerV2, Unexpressed};
+use crate::handoff::codec::{self, CodecError};
 use crate::handoff::stored::{BacklogV1, Stored};
 
 /// Record types. Never used for anything else.
@@ -148,6 +148,8 @@ impl From<WorkerState> for WorkerV3 {
             blocked,
             broken,
             stored,
+            // Records of their own.
+            foreign: _,
         } = state;
         Self {
             stopped_at,
@@ -164,7 +166,7 @@ impl From<WorkerState> for WorkerV3 {
 }
 
 impl WorkerV3 {
-    pub(super) fn with(self, backlogs: Vec<BacklogV1>) -> WorkerState {
+    pub(super) fn with(self, backlogs: Vec<BacklogV1>, foreign: Vec<ForeignRecord>) -> WorkerState {
         WorkerState {
             stopped_at: self.stopped_at,
             generation: self.generation,
@@ -176,6 +178,35 @@ impl WorkerV3 {
                 layout: store.layout,
                 backlogs,
             }),
+            foreign,
         }
     }
+}
+
+/// A peer in any version, as it is saved today, and what waits for it in a store. Version 1 was saved at `saved_at` on another
+/// clock, on which it is `now`.
+pub(super) fn peer(
+    version: u16,
+    body: &[u8],
+    saved_at: Millis,
+    now: Millis,
+) -> Result<(PeerRecord, Option<BacklogV1>), CodecError> {
+    #[cfg(feature = "next-version")]
+    if version == super::VERSION {
+        return super::next::peer(body);
+    }
+    let (peer, backlog) = match version {
+        1 => {
+            let peer = codec::decode::<PeerV1>(body)?;
+            (PeerV2::from(peer).moved(saved_at, now), None)
+        }
+        2 => (codec::decode::<PeerV2>(body)?, None),
+        _ => {
+            let PeerV3 { peer, backlog } = codec::decode(body)?;
+            (peer, Some(backlog))
+        }
+    };
+    #[cfg(feature = "next-version")]
+    let peer = PeerRecord::from(peer);
+    Ok((peer, backlog))
 }

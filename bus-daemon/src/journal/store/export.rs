@@ -82,7 +82,11 @@ impl<M: Medium> Store<M> {
 
     /// All of a block.
     fn block(&self, backlog: &BacklogV1, block: Reference, known: &mut Exported) -> Result<Bytes> {
-        if let Some(body) = known.0.get(&block.item).filter(|body| body.len() == block.len as usize) {
+        if let Some(body) = known
+            .0
+            .get(&block.item)
+            .filter(|body| body.len() == block.len as usize)
+        {
             return Ok(body.clone());
         }
         let mut body = vec![0; block.len as usize];

@@ -240,10 +240,10 @@ impl Worker {
             blocked: with(Writing::Blocked),
             broken: with(Writing::Broken),
             stored: Some(self.journal.stored()),
+            foreign: self.journal.foreign().to_vec(),
         };
         let (number, mut output) = self.journal.for_image();
-        let bytes =
-            image::save_as(form, &self.broker, &worker, number, &mut output).map_err(Error::other)?;
+        let bytes = image::save_as(form, &self.broker, &worker, number, &mut output).map_err(Error::other)?;
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("hand-over");
         memfd::write(c"bus-state", &bytes)
