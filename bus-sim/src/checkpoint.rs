@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bus_daemon::broker::{
     Blob, Broker, BrokerState, Checkpoint as Saved, ConfigV1, EntryKind, EntryV1, GlobalV2, HeldV1, PeerId,
-    PeerV2,
+    PeerRecord,
 };
 use bus_daemon::handoff::stored::BacklogV1;
 use bus_wire::Fd;
@@ -40,7 +40,7 @@ pub(crate) struct Checkpoint {
 /// The entry of a peer.
 #[derive(Debug)]
 struct Peer {
-    record: PeerV2,
+    record: PeerRecord,
     bodies: Vec<Blob>,
     held: HeldV1,
     /// What is in the store.

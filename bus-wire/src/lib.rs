@@ -44,7 +44,7 @@ pub use message::Message;
 pub use names::{
     BusName, ErrorName, InterfaceName, MemberName, NameError, ObjectPath, UniqueName, WellKnownName,
 };
-pub use sasl::{Mechanism, SaslConfig, SaslDone, SaslError, SaslServer, SaslStep};
+pub use sasl::{Mechanism, SaslConfig, SaslDone, SaslError, SaslServer, SaslStage, SaslState, SaslStep};
 pub use send_queue::{PieceState, SendQueue, SendQueueState, TailPiece};
 pub use serial::Serial;
 pub use signature::{Signature, SignatureError};

@@ -54,7 +54,7 @@ impl Mechanism {
 }
 
 /// What a server offers its clients.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SaslConfig {
     /// Of the address that the client connected to; the argument of OK.
     pub guid: Guid,
@@ -65,7 +65,7 @@ pub struct SaslConfig {
 }
 
 /// The server's side of one exchange.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SaslServer {
     config: SaslConfig,
     peer_uid: Option<u32>,
@@ -76,6 +76,38 @@ pub struct SaslServer {
     partial: Vec<u8>,
 }
 
+/// What a [`SaslServer`] holds, to be saved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SaslState {
+    /// What the client is offered.
+    pub config: SaslConfig,
+    /// Who the kernel says that the client is.
+    pub peer_uid: Option<u32>,
+    /// How far the exchange has come.
+    pub stage: SaslStage,
+    /// How often the client was rejected.
+    pub rejections: u32,
+    /// How many of its commands were in error.
+    pub errors: u32,
+    /// A line that has not arrived completely.
+    pub partial: Vec<u8>,
+}
+
+/// How far an exchange has come: the states of the specification, "Server states", with one before and one behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SaslStage {
+    /// The nul byte has not arrived.
+    Nul,
+    /// WaitingForAuth
+    WaitingForAuth,
+    /// WaitingForData, of the mechanism EXTERNAL: who the client wants to be.
+    WaitingForIdentity,
+    /// WaitingForBegin, and what is agreed upon then.
+    WaitingForBegin(SaslDone),
+    /// BEGIN has been read, or the exchange has failed.
+    Over,
+}
+
 /// The states of the specification, "Server states", with one before them and one behind.
 ///
 /// ```text
@@ -84,7 +116,7 @@ pub struct SaslServer {
 ///              |  +--------------------------------+ |
 ///              +-------------------------------------+
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
     /// The "special credentials-passing nul byte" has not arrived.
     Nul,
@@ -96,7 +128,7 @@ enum State {
 }
 
 /// What a client was asked that has to answer with DATA.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Challenge {
     /// EXTERNAL without an initial response: who do you want to be?
     ExternalIdentity,
@@ -123,7 +155,7 @@ pub struct SaslStep {
 }
 
 /// The result of an exchange.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SaslDone {
     /// Who the client is; `None` for an anonymous one.
     pub uid: Option<u32>,
@@ -166,6 +198,58 @@ impl SaslServer {
             rejections: 0,
             errors: 0,
             partial: Vec::new(),
+        }
+    }
+
+    /// To be continued by [`restore`](Self::restore).
+    pub fn save(&self) -> SaslState {
+        let Self {
+            config,
+            peer_uid,
+            state,
+            rejections,
+            errors,
+            partial,
+        } = self.clone();
+        SaslState {
+            config,
+            peer_uid,
+            stage: match state {
+                State::Nul => SaslStage::Nul,
+                State::WaitingForAuth => SaslStage::WaitingForAuth,
+                State::WaitingForData(Challenge::ExternalIdentity) => SaslStage::WaitingForIdentity,
+                State::WaitingForBegin(done) => SaslStage::WaitingForBegin(done),
+                State::Over => SaslStage::Over,
+            },
+            rejections,
+            errors,
+            partial,
+        }
+    }
+
+    /// As it was when it was saved.
+    pub fn restore(state: SaslState) -> Self {
+        let SaslState {
+            config,
+            peer_uid,
+            stage,
+            rejections,
+            errors,
+            partial,
+        } = state;
+        Self {
+            config,
+            peer_uid,
+            state: match stage {
+                SaslStage::Nul => State::Nul,
+                SaslStage::WaitingForAuth => State::WaitingForAuth,
+                SaslStage::WaitingForIdentity => State::WaitingForData(Challenge::ExternalIdentity),
+                SaslStage::WaitingForBegin(done) => State::WaitingForBegin(done),
+                SaslStage::Over => State::Over,
+            },
+            rejections,
+            errors,
+            partial,
         }
     }
 

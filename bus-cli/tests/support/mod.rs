@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 pub mod asker;
+pub mod builds;
 pub mod bystander;
 pub mod load;
 pub mod observer;
@@ -40,9 +41,14 @@ pub fn binary() -> &'static Path {
 
 /// The binary under test, with a fault that is compiled into it for tests.
 pub fn faulty(directory: &Path, fault: &str) -> PathBuf {
+    faulty_copy(binary(), directory, fault)
+}
+
+/// The same with another binary.
+pub fn faulty_copy(binary: &Path, directory: &Path, fault: &str) -> PathBuf {
     let path = directory.join("faulty");
     let fault = fault.replace("PATH", path.to_str().unwrap());
-    let (binary, directory) = (binary().display(), directory.display());
+    let (binary, directory) = (binary.display(), directory.display());
     let script =
         format!("#!/bin/sh\nBUS_TEST_FAULT={fault} XDG_RUNTIME_DIR='{directory}' exec '{binary}' \"$@\"\n");
     std::fs::write(&path, script).unwrap();

@@ -5,7 +5,7 @@ use bus_wire::SendQueue;
 use super::Broker;
 use super::errand::Errand;
 use super::event::PeerId;
-use super::frozen::{Blob, CallEntryV1, EntryV1, HeldV1, Lists, NameEntryV1, PeerV2, RuleEntryV1};
+use super::frozen::{Blob, CallEntryV1, EntryV1, HeldV1, Lists, NameEntryV1, PeerRecord, RuleEntryV1};
 use super::peer::Phase;
 use super::restart::Upgrade;
 use super::snapshot::SharedBodies;
@@ -44,7 +44,7 @@ impl Broker {
     }
 
     /// The record of the peer that has this index, if any, and the bodies that its output refers to.
-    pub fn save_at(&self, index: u32) -> Option<(PeerV2, Vec<Blob>)> {
+    pub fn save_at(&self, index: u32) -> Option<(PeerRecord, Vec<Blob>)> {
         let id = self.roster.at(index)?.id;
         let mut bodies = SharedBodies::new();
         let record = self.save_peer(id, &mut bodies)?;
@@ -52,10 +52,10 @@ impl Broker {
     }
 
     /// The same without what has [entries](Self::save_entry) of its own, and how many of these the peer has a part in.
-    pub fn save_alone(&self, index: u32) -> Option<(PeerV2, Vec<Blob>, HeldV1)> {
+    pub fn save_alone(&self, index: u32) -> Option<(PeerRecord, Vec<Blob>, HeldV1)> {
         let peer = self.roster.at(index)?;
         let mut bodies = SharedBodies::new();
-        let record = self.save_one(peer, Lists::default(), &mut bodies);
+        let record = self.save_one(peer, Lists::default(), Vec::new(), &mut bodies);
         let held = HeldV1 {
             names: self.names.held_count(peer.id) as u32,
             rules: self.subscriptions.held_count(peer.id) as u32,

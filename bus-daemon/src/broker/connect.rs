@@ -65,6 +65,8 @@ impl Broker {
             hello_deadline: None,
             fds_deadline: None,
             peaks: Peaks::default(),
+            #[cfg(feature = "next-version")]
+            note: None,
         };
         if !self.roster.enter(peer) {
             return self.refuse_index(id, socket, credentials.uid);

@@ -3,7 +3,7 @@
 //!
 //! They are apart from the live types on purpose, hold plain owned data, and are read as hostile input.
 
-use bus_wire::{Fd, Guid, SaslServer};
+use bus_wire::{Fd, Guid};
 use bytes::Bytes;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -12,11 +12,17 @@ use super::event::{Millis, PeerId};
 
 mod config;
 mod entry;
+#[cfg(feature = "next-version")]
+mod next;
+mod sasl;
 mod v1;
 
 pub use config::ConfigV1;
 pub(super) use entry::{CallEntryV1, NameEntryV1, RuleEntryV1};
 pub use entry::{EntryV1, HeldV1};
+#[cfg(feature = "next-version")]
+pub use next::{NoteV1, PeerNextV1};
+pub(super) use sasl::SaslV1;
 pub use v1::{GlobalV1, PeerV1};
 
 /// Everything that [`Broker::save`](super::Broker::save) knows.
@@ -25,7 +31,7 @@ pub struct BrokerState {
     /// What belongs to no single peer.
     pub global: GlobalV2,
     /// One record per peer.
-    pub peers: Vec<PeerV2>,
+    pub peers: Vec<PeerRecord>,
     /// Bodies that wait in send queues, each once however many queues it is in.
     pub shared: Vec<Blob>,
     /// Peers of which output is kept elsewhere, up to this absolute offset; their records have what comes after it.
@@ -188,6 +194,18 @@ pub struct PeerV2 {
     pub(super) peak_outgoing_fds: u32,
 }
 
+/// The newest form of a peer's record: what the broker saves and restores.
+#[cfg(not(feature = "next-version"))]
+pub type PeerRecord = PeerV2;
+/// The newest form of a peer's record: what the broker saves and restores.
+#[cfg(feature = "next-version")]
+pub type PeerRecord = PeerNextV1;
+
+/// Something that an older version of a record has no place for: why it is not written in that version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unexpressed(pub &'static str);
+
 /// What of a peer's record a checkpoint keeps in entries of their own: see [`PeerV2`].
 #[derive(Debug, Default)]
 pub(super) struct Lists {
@@ -277,7 +295,7 @@ impl PeerV2 {
 /// How far a peer has come.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum PhaseV1 {
-    Authenticating(SaslServer),
+    Authenticating(SaslV1),
     Greeting,
     Active,
     Monitor,

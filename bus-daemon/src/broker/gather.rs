@@ -8,7 +8,7 @@ use super::changes::EntryKind;
 use super::entries::Slot;
 use super::event::PeerId;
 use super::frozen::{
-    BrokerState, CallEntryV1, EntryV1, HeldV1, Lists, NameEntryV1, NameV1, PeerV2, RuleEntryV1,
+    BrokerState, CallEntryV1, EntryV1, HeldV1, Lists, NameEntryV1, NameV1, PeerRecord, RuleEntryV1,
 };
 use super::record_fault::RecordFault;
 use super::restore::with_stored;
@@ -134,7 +134,7 @@ impl Gathered {
     }
 
     /// Puts the lists into the records; those of names are [left out](Broker::restore_placed). Returns those that are complete, and whose are not.
-    fn fill(&mut self, peers: Vec<PeerV2>, held: &[HeldV1]) -> (Vec<PeerV2>, Vec<PeerId>) {
+    fn fill(&mut self, peers: Vec<PeerRecord>, held: &[HeldV1]) -> (Vec<PeerRecord>, Vec<PeerId>) {
         let mut lists: HashMap<PeerId, Lists, Seeded> = HashMap::with_hasher(Seeded::default());
         let mut names: HashMap<PeerId, u32, Seeded> = HashMap::with_hasher(Seeded::default());
         for (peer, ..) in self.names.iter().flat_map(|(_, name)| &name.owners) {

@@ -50,7 +50,12 @@ pub use action::{Action, JournalMemory, MachineId, System};
 pub use changes::EntryKind;
 pub use errand::{ConfigRefusal, Errand, ErrandOutcome};
 pub use event::{Attested, Credentials, Event, Fds, Millis, PeerId, Start, Transport};
-pub use frozen::{Blob, BrokerState, ConfigV1, EntryV1, GlobalV1, GlobalV2, HeldV1, NameV1, PeerV1, PeerV2};
+pub use frozen::{
+    Blob, BrokerState, ConfigV1, EntryV1, GlobalV1, GlobalV2, HeldV1, NameV1, PeerRecord, PeerV1, PeerV2,
+    Unexpressed,
+};
+#[cfg(feature = "next-version")]
+pub use frozen::{NoteV1, PeerNextV1};
 pub use gather::Checkpoint;
 pub use invariants::Violation;
 pub use restore::{Dropped, RestoreError};

@@ -53,6 +53,9 @@ pub(crate) struct Peer {
     pub(crate) is_congested: bool,
     /// Whether the peer is on the dirty list of [`Outgoing`](super::outgoing::Outgoing).
     pub(crate) is_dirty: bool,
+    /// What the peer has asked the bus to remember.
+    #[cfg(feature = "next-version")]
+    pub(crate) note: Option<super::frozen::NoteV1>,
     /// Whether the runtime was told to stop reading from the peer.
     pub(crate) is_stopped: bool,
     /// When the peer will be disconnected if it is not active by then.

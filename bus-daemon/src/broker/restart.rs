@@ -5,7 +5,14 @@ use super::event::{PeerId, Start};
 use super::{Action, Broker};
 
 /// The state's version: what `StateVersion` answers.
-pub(crate) const STATE_VERSION: u32 = 3;
+pub(crate) const STATE_VERSION: u16 = if cfg!(feature = "next-version") {
+    CURRENT_VERSION + 1
+} else {
+    CURRENT_VERSION
+};
+
+/// The newest that is in use.
+const CURRENT_VERSION: u16 = 3;
 
 const UPGRADE_REFUSED: &str = "org.busdaemon.Error.UpgradeRefused";
 const QUARANTINED: &str = "org.busdaemon.Error.Quarantined";

@@ -14,8 +14,8 @@ use super::deadline::Deadline;
 use super::deliver::SHARED;
 use super::event::{Credentials, PeerId, Transport};
 use super::frozen::{
-    Blob, BrokerState, GlobalV2, IdentityV2, ListenerV1, NameEntryV1, NameV1, PeerV2, PhaseV1, PieceV1,
-    ReloadV1, RestartV2, TransportV1, UpgradeV1,
+    Blob, BrokerState, GlobalV2, IdentityV2, ListenerV1, NameEntryV1, NameV1, PeerRecord, PeerV2, PhaseV1,
+    PieceV1, ReloadV1, RestartV2, TransportV1, UpgradeV1,
 };
 use super::name::NameFlags;
 use super::outgoing::Outgoing;
@@ -78,7 +78,7 @@ impl Broker {
     /// As [`restore`](Self::restore).
     pub fn restore_from(
         global: GlobalV2,
-        peers: impl IntoIterator<Item = (PeerV2, Option<u64>)>,
+        peers: impl IntoIterator<Item = (PeerRecord, Option<u64>)>,
         shared: &[Blob],
     ) -> Result<(Self, Vec<Dropped>), RestoreError> {
         Self::restore_placed(global, peers, shared, &[])
@@ -87,7 +87,7 @@ impl Broker {
     /// The same with names whose places in the lists of their owners are known, instead of the lists in the records.
     pub(super) fn restore_placed(
         global: GlobalV2,
-        peers: impl IntoIterator<Item = (PeerV2, Option<u64>)>,
+        peers: impl IntoIterator<Item = (PeerRecord, Option<u64>)>,
         shared: &[Blob],
         places: &[(u32, NameEntryV1)],
     ) -> Result<(Self, Vec<Dropped>), RestoreError> {
@@ -184,12 +184,14 @@ impl Broker {
     /// Puts one peer into the roster, and its rules, deadlines and output into the other parts.
     fn restore_peer(
         &mut self,
-        record: PeerV2,
+        record: PeerRecord,
         shared: &[Blob],
         stored: Option<u64>,
         owned: &mut HashSet<Fd, Seeded>,
     ) -> Result<Kept, RecordFault> {
         let fds = fds_of(&record);
+        #[cfg(feature = "next-version")]
+        let PeerRecord { peer: record, note } = record;
         let PeerV2 {
             id,
             listener,
@@ -222,7 +224,7 @@ impl Broker {
             peak_outgoing_fds,
         } = record;
         let phase = match phase {
-            PhaseV1::Authenticating(sasl) => Phase::Authenticating(Box::new(sasl)),
+            PhaseV1::Authenticating(sasl) => Phase::Authenticating(Box::new(sasl.into())),
             PhaseV1::Greeting => Phase::Greeting,
             PhaseV1::Active => Phase::Active,
             PhaseV1::Monitor => Phase::Monitor,
@@ -310,6 +312,8 @@ impl Broker {
                 outgoing_bytes: peak_outgoing_bytes,
                 outgoing_fds: peak_outgoing_fds,
             },
+            #[cfg(feature = "next-version")]
+            note,
         };
         if !self.roster.enter(peer) {
             return Err(RecordFault::IndexTaken);
@@ -442,9 +446,9 @@ impl Broker {
 
 /// The records, each with the absolute offset up to which the peer's output is kept elsewhere.
 pub(super) fn with_stored(
-    peers: Vec<PeerV2>,
+    peers: Vec<PeerRecord>,
     stored: Vec<(PeerId, u64)>,
-) -> impl Iterator<Item = (PeerV2, Option<u64>)> {
+) -> impl Iterator<Item = (PeerRecord, Option<u64>)> {
     let stored: HashMap<PeerId, u64, Seeded> = stored.into_iter().collect();
     peers.into_iter().map(move |peer| {
         let stored = stored.get(&peer.id).copied();

@@ -9,8 +9,8 @@ use hashbrown::HashMap;
 use super::deliver::SHARED;
 use super::event::{Credentials, PeerId, Transport};
 use super::frozen::{
-    Blob, BrokerState, ConfigV1, GlobalV2, IdentityV2, ListenerV1, Lists, NameV1, PeerV2, PhaseV1, PieceV1,
-    ReloadV1, RestartV2, TransportV1, UpgradeV1,
+    Blob, BrokerState, ConfigV1, GlobalV2, IdentityV2, ListenerV1, Lists, NameV1, PeerRecord, PeerV2,
+    PhaseV1, PieceV1, ReloadV1, RestartV2, SaslV1, TransportV1, UpgradeV1,
 };
 use super::name::{Name, Owner};
 use super::peer::{Peaks, Peer, Phase};
@@ -62,7 +62,7 @@ impl Broker {
         let peers = self
             .roster
             .iter()
-            .map(|peer| self.save_one(peer, self.save_lists(peer.id), &mut shared))
+            .map(|peer| self.save_one(peer, self.save_lists(peer.id), Vec::new(), &mut shared))
             .collect();
         BrokerState {
             global: self.save_global(),
@@ -80,9 +80,26 @@ impl Broker {
     }
 
     /// The record of one peer. Bodies that its queue shares are added to `shared`.
-    pub fn save_peer(&self, id: PeerId, shared: &mut SharedBodies) -> Option<PeerV2> {
+    pub fn save_peer(&self, id: PeerId, shared: &mut SharedBodies) -> Option<PeerRecord> {
+        self.save_peer_behind(Vec::new(), id, shared)
+    }
+
+    /// The same with output that is kept elsewhere, and comes first.
+    pub fn save_peer_behind(
+        &self,
+        before: Vec<PieceState>,
+        id: PeerId,
+        shared: &mut SharedBodies,
+    ) -> Option<PeerRecord> {
         let peer = self.roster.get(id)?;
-        Some(self.save_one(peer, self.save_lists(id), shared))
+        Some(self.save_one(peer, self.save_lists(id), before, shared))
+    }
+
+    /// Unique name and credentials of a peer.
+    pub fn identity_of(&self, id: PeerId) -> Option<(Option<String>, Credentials)> {
+        let peer = self.roster.get(id)?;
+        let name = peer.unique.as_ref().map(|unique| unique.name.to_string());
+        Some((name, peer.credentials))
     }
 
     /// What belongs to no single peer.
@@ -193,7 +210,13 @@ impl Broker {
         }
     }
 
-    pub(super) fn save_one(&self, peer: &Peer, lists: Lists, shared: &mut SharedBodies) -> PeerV2 {
+    pub(super) fn save_one(
+        &self,
+        peer: &Peer,
+        lists: Lists,
+        mut output: Vec<PieceState>,
+        shared: &mut SharedBodies,
+    ) -> PeerRecord {
         let Peer {
             id,
             listener,
@@ -212,6 +235,8 @@ impl Broker {
             hello_deadline,
             fds_deadline,
             peaks,
+            #[cfg(feature = "next-version")]
+            note,
             // Empty between events.
             is_condemned: _,
             // Rebuilt: a peer with output is dirty.
@@ -229,6 +254,7 @@ impl Broker {
             // In a list of its own.
             stored: _,
         } = out.save();
+        output.extend(pieces);
         let Peaks {
             names: peak_names,
             rules: peak_rules,
@@ -241,7 +267,7 @@ impl Broker {
             owed,
             awaited,
         } = lists;
-        PeerV2 {
+        let record = PeerV2 {
             id: *id,
             listener: *listener,
             socket: *socket,
@@ -252,7 +278,7 @@ impl Broker {
             label: label.clone(),
             takes_fds: *takes_fds,
             phase: match phase {
-                Phase::Authenticating(sasl) => PhaseV1::Authenticating((**sasl).clone()),
+                Phase::Authenticating(sasl) => PhaseV1::Authenticating(SaslV1::from(&**sasl)),
                 Phase::Greeting => PhaseV1::Greeting,
                 Phase::Active => PhaseV1::Active,
                 Phase::Monitor => PhaseV1::Monitor,
@@ -262,7 +288,7 @@ impl Broker {
             input: Blob(partial),
             input_fds,
             sent,
-            output: save_output(pieces, shared),
+            output: save_output(output, shared),
             output_fds,
             is_congested: *is_congested,
             is_stopped: *is_stopped,
@@ -276,7 +302,13 @@ impl Broker {
             peak_rules,
             peak_outgoing_bytes: outgoing_bytes,
             peak_outgoing_fds: outgoing_fds,
-        }
+        };
+        #[cfg(feature = "next-version")]
+        let record = PeerRecord {
+            peer: record,
+            note: note.clone(),
+        };
+        record
     }
 }
 

@@ -33,6 +33,9 @@ pub enum IfUnknown {
     Refuse = 1,
     /// Go on without it.
     Skip = 2,
+    /// Go on without it, and write it again as it is whenever the state is written, for a later reader that knows it. What it
+    /// speaks of may be gone by then. Readers from before this flag refuse the container.
+    Carry = 3,
 }
 
 /// A record as it stands in the container.
@@ -138,6 +141,14 @@ impl Writer {
         }
         self.seal(start, kind, version, if_unknown);
         Ok(())
+    }
+
+    /// Adds a record whose value is encoded already.
+    pub fn encoded(&mut self, record: Record<'_>) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&[0; RECORD_HEADER]);
+        self.bytes.extend_from_slice(record.body);
+        self.seal(start, record.kind, record.version, record.if_unknown);
     }
 
     /// Writes the header in front of the body that goes from `start` to the end.
@@ -289,10 +300,11 @@ impl<'a> Iterator for Reader<'a> {
             });
         }
         self.records += 1;
-        let if_unknown = if flags == IfUnknown::Skip as u16 {
-            IfUnknown::Skip
-        } else {
-            IfUnknown::Refuse
+        let if_unknown = match flags {
+            2 => IfUnknown::Skip,
+            3 => IfUnknown::Carry,
+            // What a later build means by another flag is not known, so the record cannot be passed over.
+            _ => IfUnknown::Refuse,
         };
         Some(Ok(Record {
             kind,
@@ -301,6 +313,31 @@ impl<'a> Iterator for Reader<'a> {
             body,
         }))
     }
+}
+
+/// The first record in which two containers differ, but for those that are carried along: what these speak of may be gone, so
+/// that a reader who knows them does not write them again as they were. `None`: they say the same.
+pub fn difference(a: &[u8], b: &[u8]) -> Option<u16> {
+    let records = |bytes| -> Vec<Record<'_>> {
+        let all = Reader::new(bytes).into_iter().flatten().filter_map(Result::ok);
+        all.filter(|record| record.if_unknown != IfUnknown::Carry)
+            .collect()
+    };
+    let (a, b) = (records(a), records(b));
+    let other = a.iter().zip(&b).find(|(a, b)| a != b).map(|(a, _)| a.kind);
+    let longer = a.get(b.len()).or(b.get(a.len())).map(|record| record.kind);
+    other.or(longer)
+}
+
+/// Version and body of the first record of a container, of which `read` gives so many bytes, from there on. `None`: there is
+/// none that is whole.
+#[cfg(feature = "runtime")]
+pub(crate) fn first_record(read: impl Fn(usize, usize) -> Option<Vec<u8>>) -> Option<(u16, Vec<u8>)> {
+    let beginning = read(0, CONTAINER_HEADER + RECORD_HEADER)?;
+    let reader = Reader::new(&beginning).ok()?;
+    let (_, version, _, length, crc) = reader.header_at(CONTAINER_HEADER)?;
+    let body = read(CONTAINER_HEADER + RECORD_HEADER, length)?;
+    (crc32c::crc32c(&body) == crc).then_some((version, body))
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
@@ -343,6 +380,57 @@ mod tests {
             codec::decode::<String>(last.body).unwrap(),
             "longer than eight bytes"
         );
+    }
+
+    #[test]
+    fn what_a_reader_does_with_a_record_that_it_does_not_know_is_in_its_flags() {
+        let all = [IfUnknown::Refuse, IfUnknown::Skip, IfUnknown::Carry];
+        let mut writer = Writer::new(7);
+        for if_unknown in all {
+            writer.record(1, 1, if_unknown, &"encoded").unwrap();
+        }
+        let bytes = writer.finish();
+        let records: Vec<Record<'_>> = Reader::new(&bytes).unwrap().map(Result::unwrap).collect();
+        assert!(records.iter().map(|record| record.if_unknown).eq(all));
+        // One that is carried along is written again as it was.
+        let mut again = Writer::new(7);
+        for record in records {
+            again.encoded(record);
+        }
+        assert!(again.finish() == bytes);
+    }
+
+    #[test]
+    fn containers_differ_in_what_is_not_carried_along() {
+        let make = |records: &[(u16, IfUnknown, &str)]| {
+            let mut writer = Writer::new(1);
+            for (kind, if_unknown, value) in records {
+                writer.record(*kind, 1, *if_unknown, value).unwrap();
+            }
+            writer.finish()
+        };
+        let (refuse, carry, skip) = (IfUnknown::Refuse, IfUnknown::Carry, IfUnknown::Skip);
+        let one = make(&[(1, refuse, "a"), (2, skip, "b"), (3, carry, "c")]);
+        assert_eq!(difference(&one, &one), None);
+        assert_eq!(difference(&one, &make(&[(1, refuse, "a"), (2, skip, "b")])), None);
+        assert_eq!(
+            difference(&one, &make(&[(1, refuse, "a"), (2, skip, "c")])),
+            Some(2)
+        );
+        assert_eq!(difference(&one, &make(&[(1, refuse, "a")])), Some(2));
+        assert_eq!(difference(&make(&[]), &one), Some(1));
+    }
+
+    #[test]
+    fn a_flag_of_a_later_build_means_refuse() {
+        let mut writer = Writer::new(0);
+        writer.record(1, 1, IfUnknown::Carry, &"").unwrap();
+        let mut bytes = writer.finish();
+        bytes[CONTAINER_HEADER + 8] = 77;
+        let crc = crc32c::crc32c_append(0, &bytes[CONTAINER_HEADER..][..16]);
+        bytes[CONTAINER_HEADER + 16..][..4].copy_from_slice(&crc.to_le_bytes());
+        let record = Reader::new(&bytes).unwrap().next().unwrap().unwrap();
+        assert_eq!(record.if_unknown, IfUnknown::Refuse);
     }
 
     #[test]

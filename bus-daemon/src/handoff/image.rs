@@ -3,26 +3,26 @@
 //! A damaged record costs the peers that it concerns, and says so; only without the record of what belongs to no
 //! single peer there is nothing to go on with.
 
+mod error;
+#[cfg(feature = "next-version")]
+mod next;
+mod records;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use bus_wire::Fd;
+use bus_wire::{Fd, PieceState};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::codec::{self, CodecError};
-use super::container::{ContainerError, IfUnknown, Reader, Writer};
-use super::stored::{BacklogV1, Stored};
-use crate::broker::{
-    Blob, Broker, Dropped, GlobalV1, GlobalV2, Millis, PeerId, PeerV1, PeerV2, RestoreError, SharedBodies,
-};
-
-/// Record types. Never used for anything else.
-mod kind {
-    pub(super) const WORKER: u16 = 10;
-    pub(super) const GLOBAL: u16 = 11;
-    pub(super) const BODY: u16 = 12;
-    pub(super) const PEER: u16 = 13;
-    pub(super) const MANIFEST: u16 = 14;
-}
+#[cfg(feature = "runtime")]
+use super::container;
+use super::container::{IfUnknown, Reader, Record, Writer};
+use super::form::{Form, Output, VERSION};
+use super::stored::{BacklogV1, Backlogs, LAYOUTS, StandIn, Stored};
+use crate::broker::{Blob, Broker, Dropped, GlobalV1, GlobalV2, Millis, PeerId, SharedBodies, Unexpressed};
+pub use error::{ImageError, SaveError, Whose};
+use records::{BodyV1, ManifestV1, PeerV3, WorkerV1, WorkerV2, WorkerV3, kind};
 
 /// What the worker knows besides the broker.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -37,145 +37,19 @@ pub struct WorkerState {
     pub broken: Vec<u64>,
     /// What waits for slow readers. Versions before 3 had it in the peers' records.
     pub stored: Option<Stored>,
+    /// Records of later versions, to be written again as they are.
+    pub foreign: Vec<ForeignRecord>,
 }
 
-/// What the worker knows besides the broker, in version 3.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-struct WorkerV3 {
-    stopped_at: u64,
-    generation: u32,
-    blocked: Vec<u64>,
-    broken: Vec<u64>,
-    store: Option<StoreV1>,
-}
-
-/// Where the store is that records of backlogs refer to.
+/// A record that this build does not know, and that is carried along for a later build which does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct StoreV1 {
-    /// The number of its memfd.
-    number: i32,
-    salt: u32,
-    /// The layout of its pages and blocks.
-    layout: u32,
-}
-
-/// The version of the state that this build writes: that of the worker's record, which is the first.
-pub(crate) const VERSION: u16 = 3;
-
-/// The layout that this build reads and writes.
-const LAYOUT: u32 = 1;
-
-/// A peer for which something waits in the store, in version 3.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct PeerV3 {
-    peer: PeerV2,
-    backlog: BacklogV1,
-}
-
-/// What the worker knew besides the broker, in version 2.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-struct WorkerV2 {
-    stopped_at: u64,
-    generation: u32,
-    blocked: Vec<u64>,
-    broken: Vec<u64>,
-}
-
-impl From<WorkerV2> for WorkerV3 {
-    fn from(old: WorkerV2) -> Self {
-        let WorkerV2 {
-            stopped_at,
-            generation,
-            blocked,
-            broken,
-        } = old;
-        Self {
-            stopped_at,
-            generation,
-            blocked,
-            broken,
-            store: None,
-        }
-    }
-}
-
-impl From<&WorkerState> for WorkerV3 {
-    fn from(state: &WorkerState) -> Self {
-        let WorkerState {
-            stopped_at,
-            generation,
-            blocked,
-            broken,
-            stored,
-        } = state;
-        Self {
-            stopped_at: *stopped_at,
-            generation: *generation,
-            blocked: blocked.clone(),
-            broken: broken.clone(),
-            store: stored.as_ref().map(|stored| StoreV1 {
-                number: stored.number,
-                salt: stored.salt,
-                layout: LAYOUT,
-            }),
-        }
-    }
-}
-
-impl WorkerV3 {
-    fn with(self, backlogs: Vec<BacklogV1>) -> WorkerState {
-        WorkerState {
-            stopped_at: self.stopped_at,
-            generation: self.generation,
-            blocked: self.blocked,
-            broken: self.broken,
-            stored: self.store.map(|store| Stored {
-                number: store.number,
-                salt: store.salt,
-                backlogs,
-            }),
-        }
-    }
-}
-
-/// A part of the manifest: handles, and the descriptor numbers that they stand for.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-struct ManifestV1 {
-    entries: Vec<(Fd, i32)>,
-}
-
-/// Entries in one record of the manifest: damage to one costs no more peers.
-const MANIFEST_PART: usize = 256;
-
-/// What the worker knew in version 1, when a descriptor's handle was its number.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-struct WorkerV1 {
-    stopped_at: u64,
-    generation: u32,
-    links: Vec<LinkV1>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct LinkV1 {
-    peer: u64,
-    blocked: bool,
-    stopped: bool,
-    broken: bool,
-}
-
-impl From<WorkerV1> for WorkerV2 {
-    fn from(old: WorkerV1) -> Self {
-        let with = |is_so: fn(&LinkV1) -> bool| -> Vec<u64> {
-            let links = old.links.iter().filter(|link| is_so(link));
-            links.map(|link| link.peer).collect()
-        };
-        Self {
-            blocked: with(|link| link.blocked),
-            broken: with(|link| link.broken),
-            stopped_at: old.stopped_at,
-            generation: old.generation,
-        }
-    }
+pub struct ForeignRecord {
+    /// Its type.
+    pub kind: u16,
+    /// Its version.
+    pub version: u16,
+    /// Its encoded value.
+    pub body: Blob,
 }
 
 /// What an image gives.
@@ -196,40 +70,13 @@ pub struct Restored {
     pub damage: Vec<String>,
 }
 
-/// An image that cannot be restored at all.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ImageError {
-    /// Not a container this build can read.
-    #[error(transparent)]
-    Container(#[from] ContainerError),
-    /// A record that this build does not know and that says it must not be passed over.
-    #[error("the state has a record of type {kind} version {version}, which this build does not know")]
-    Unknown {
-        /// Its type.
-        kind: u16,
-        /// Its version.
-        version: u16,
-    },
-    /// What waits for slow readers is laid out in a way that this build cannot read.
-    #[error("the store of the state has layout {0}, which this build does not know")]
-    Layout(u32),
-    /// The record of what belongs to no single peer is missing or damaged.
-    #[error("the state has no readable record of the bus itself")]
-    NoGlobal,
-    /// The records contradict each other.
-    #[error(transparent)]
-    Restore(#[from] RestoreError),
-}
+/// Entries in one record of the manifest: damage to one costs no more peers.
+const MANIFEST_PART: usize = 256;
 
-/// A body that waits in several send queues, in version 1.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct BodyV1 {
-    /// Its place in the table that the records of the peers refer to.
-    index: u32,
-    bytes: Blob,
-}
+/// Bytes that wait for one peer and stand in its record at most: well below the longest record.
+const MOST_INLINE: u64 = 1 << 30;
 
-/// Writes an image. `number` tells which descriptor number a handle stands for.
+/// Writes an image in this build's own form. `number` tells which descriptor number a handle stands for.
 ///
 /// # Errors
 /// When a value is too long for a record.
@@ -237,42 +84,166 @@ pub fn save(
     broker: &Broker,
     worker: &WorkerState,
     number: impl Fn(Fd) -> Option<i32>,
-) -> Result<Vec<u8>, CodecError> {
+) -> Result<Vec<u8>, SaveError> {
+    // Nothing that it is asked for: this form refers to the store.
+    save_as(Form::OWN, broker, worker, number, &mut StandIn)
+}
+
+/// Writes an image in this form. `output` gives what waits in the store, where the form has it in the image itself.
+///
+/// # Errors
+/// When there is something in the state that this form cannot express, or a value is too long for a record, or `output`
+/// cannot give what waits.
+pub fn save_as(
+    form: Form,
+    broker: &Broker,
+    worker: &WorkerState,
+    number: impl Fn(Fd) -> Option<i32>,
+    output: &mut dyn Backlogs,
+) -> Result<Vec<u8>, SaveError> {
     let salt = crc32c::crc32c(&broker.identity().hash_seed.to_le_bytes());
-    let mut writer = Writer::new(salt);
-    writer.record(kind::WORKER, VERSION, IfUnknown::Refuse, &WorkerV3::from(worker))?;
-    writer.record(kind::GLOBAL, 2, IfUnknown::Refuse, &broker.save_global())?;
-    let mut handles = broker.owned_fds();
-    // The configuration itself is in the image, so nobody goes on to read it there.
-    handles.retain(|handle| Some(*handle) != broker.config_source());
-    for part in handles.chunks(MANIFEST_PART) {
-        let entries = part.iter().filter_map(|handle| Some((*handle, number(*handle)?)));
-        let part = ManifestV1 {
-            entries: entries.collect(),
-        };
-        writer.record(kind::MANIFEST, 1, IfUnknown::Refuse, &part)?;
-    }
-    let backlogs: &[BacklogV1] = worker.stored.as_ref().map_or(&[], |stored| &stored.backlogs);
-    let backlogs: BTreeMap<u64, BacklogV1> =
-        backlogs.iter().map(|backlog| (backlog.owner, *backlog)).collect();
-    let mut shared = SharedBodies::new();
+    let stored = worker.stored.as_ref();
+    let backlogs = stored.map_or(&[][..], |stored| &stored.backlogs);
+    let mut saver = Saver {
+        form,
+        broker,
+        writer: Writer::new(salt),
+        backlogs: backlogs.iter().map(|backlog| (backlog.owner, *backlog)).collect(),
+        shared: SharedBodies::new(),
+        #[cfg(feature = "next-version")]
+        hints: next::HintsV1::default(),
+    };
+    saver.put_worker(worker)?;
+    saver.put(kind::GLOBAL, 2, &broker.save_global())?;
+    saver.put_manifest(number)?;
     // One after the other: each needs the memory of the one before it.
-    for peer in broker
-        .peer_ids()
-        .filter_map(|id| broker.save_peer(id, &mut shared))
-    {
-        match backlogs.get(&peer.id().to_u64()) {
-            None => writer.record(kind::PEER, 2, IfUnknown::Refuse, &peer)?,
-            Some(backlog) => {
-                let backlog = *backlog;
-                writer.record(kind::PEER, 3, IfUnknown::Refuse, &PeerV3 { peer, backlog })?;
+    for id in broker.peer_ids() {
+        saver.put_peer(id, output)?;
+    }
+    saver.put_bodies()?;
+    saver.put_foreign(&worker.foreign)?;
+    #[cfg(feature = "next-version")]
+    saver.put_next()?;
+    Ok(saver.writer.finish())
+}
+
+/// An image in the making.
+struct Saver<'a> {
+    form: Form,
+    broker: &'a Broker,
+    writer: Writer,
+    /// By their owners.
+    backlogs: BTreeMap<u64, BacklogV1>,
+    shared: SharedBodies,
+    #[cfg(feature = "next-version")]
+    hints: next::HintsV1,
+}
+
+impl Saver<'_> {
+    fn put(&mut self, kind: u16, version: u16, record: &impl Serialize) -> Result<(), SaveError> {
+        let written = self.writer.record(kind, version, IfUnknown::Refuse, record);
+        written.map_err(SaveError::from)
+    }
+
+    /// What a version before has no place for.
+    fn inexpressible(&self, whose: Whose) -> impl FnOnce(Unexpressed) -> SaveError {
+        let version = self.form.version();
+        move |what| SaveError::Inexpressible { whose, what, version }
+    }
+
+    /// The first record: its version is that of the state.
+    fn put_worker(&mut self, worker: &WorkerState) -> Result<(), SaveError> {
+        let mut record = WorkerV3::from(worker.clone());
+        if self.form.output() == Output::Inline {
+            record.store = None;
+        }
+        match self.form.version() {
+            2 => {
+                let record = WorkerV2::try_from(record).map_err(self.inexpressible(Whose::Bus))?;
+                self.put(kind::WORKER, 2, &record)
             }
+            version => self.put(kind::WORKER, version, &record),
         }
     }
-    for (index, bytes) in (0..).zip(shared.into_bodies()) {
-        writer.record(kind::BODY, 1, IfUnknown::Refuse, &BodyV1 { index, bytes })?;
+
+    fn put_manifest(&mut self, number: impl Fn(Fd) -> Option<i32>) -> Result<(), SaveError> {
+        let mut handles = self.broker.owned_fds();
+        // The configuration itself is in the image, so nobody goes on to read it there.
+        handles.retain(|handle| Some(*handle) != self.broker.config_source());
+        for part in handles.chunks(MANIFEST_PART) {
+            let entries = part.iter().filter_map(|handle| Some((*handle, number(*handle)?)));
+            let part = ManifestV1 {
+                entries: entries.collect(),
+            };
+            self.put(kind::MANIFEST, 1, &part)?;
+        }
+        Ok(())
     }
-    Ok(writer.finish())
+
+    fn put_peer(&mut self, id: PeerId, output: &mut dyn Backlogs) -> Result<(), SaveError> {
+        let mut backlog = self.backlogs.remove(&id.to_u64());
+        let before = match self.form.output() {
+            Output::InStore => Vec::new(),
+            Output::Inline => self.stored_output(id, backlog.take(), output)?,
+        };
+        let Some(peer) = self.broker.save_peer_behind(before, id, &mut self.shared) else {
+            return Ok(());
+        };
+        #[cfg(feature = "next-version")]
+        let peer = match self.older_peer(peer, backlog)? {
+            Some(peer) => peer,
+            None => return Ok(()),
+        };
+        match backlog {
+            None => self.put(kind::PEER, 2, &peer),
+            Some(backlog) => self.put(kind::PEER, 3, &PeerV3 { peer, backlog }),
+        }
+    }
+
+    /// What waits for a peer in the store and was not sent.
+    fn stored_output(
+        &self,
+        id: PeerId,
+        backlog: Option<BacklogV1>,
+        output: &mut dyn Backlogs,
+    ) -> Result<Vec<PieceState>, SaveError> {
+        let (Some(backlog), Some(queue)) = (backlog, self.broker.send_queue(id)) else {
+            return Ok(Vec::new());
+        };
+        let whose = Whose::of(self.broker, id);
+        if backlog.len() > MOST_INLINE {
+            return Err(self.inexpressible(whose)(Unexpressed(
+                "more than a gigabyte of output that waits",
+            )));
+        }
+        let cuts: Vec<u64> = queue.fd_positions().filter(|at| *at > queue.sent()).collect();
+        let pieces = output.pieces(&backlog, queue.sent(), &cuts);
+        pieces.map_err(|reason| SaveError::Unreadable { whose, reason })
+    }
+
+    fn put_bodies(&mut self) -> Result<(), SaveError> {
+        for (index, bytes) in (0..).zip(std::mem::take(&mut self.shared).into_bodies()) {
+            self.put(kind::BODY, 1, &BodyV1 { index, bytes })?;
+        }
+        Ok(())
+    }
+
+    /// As they were read.
+    fn put_foreign(&mut self, records: &[ForeignRecord]) -> Result<(), SaveError> {
+        if !records.is_empty() && !self.form.carries() {
+            let what = Unexpressed("a record of a later version that is to be carried along");
+            return Err(self.inexpressible(Whose::Bus)(what));
+        }
+        for record in records {
+            self.writer.encoded(Record {
+                kind: record.kind,
+                version: record.version,
+                if_unknown: IfUnknown::Carry,
+                body: &record.body.0,
+            });
+        }
+        Ok(())
+    }
 }
 
 /// The records of an image, as far as they can be read.
@@ -284,6 +255,9 @@ struct Records<'a> {
     peers: Vec<(u16, &'a [u8])>,
     bodies: Vec<BodyV1>,
     manifest: Vec<(Fd, i32)>,
+    foreign: Vec<ForeignRecord>,
+    #[cfg(feature = "next-version")]
+    next: next::Next,
     version: u16,
     damage: Vec<String>,
 }
@@ -309,10 +283,10 @@ impl<'a> Records<'a> {
                 (kind::WORKER, 2) => {
                     codec::decode::<WorkerV2>(body).map(|value| all.worker = Some(value.into()))
                 }
-                (kind::WORKER, 3) => match codec::decode::<WorkerV3>(body) {
+                (kind::WORKER, 3..=VERSION) => match codec::decode::<WorkerV3>(body) {
                     Ok(WorkerV3 {
                         store: Some(store), ..
-                    }) if store.layout != LAYOUT => {
+                    }) if !LAYOUTS.contains(&store.layout) => {
                         return Err(ImageError::Layout(store.layout));
                     }
                     decoded => decoded.map(|value| all.worker = Some(value)),
@@ -325,13 +299,20 @@ impl<'a> Records<'a> {
                 (kind::MANIFEST, 1) => {
                     codec::decode::<ManifestV1>(body).map(|value| all.manifest.extend(value.entries))
                 }
-                (kind::PEER, 1..=3) => {
+                (kind::PEER, 1..=VERSION) => {
                     all.peers.push((record.version, body));
                     Ok(())
                 }
+                #[cfg(feature = "next-version")]
+                (kind, 1) if next::is_known(kind) => all.next.read(kind, body),
                 (kind, version) => match record.if_unknown {
                     IfUnknown::Refuse => return Err(ImageError::Unknown { kind, version }),
                     IfUnknown::Skip => Ok(()),
+                    IfUnknown::Carry => {
+                        let body = Blob(Bytes::copy_from_slice(body));
+                        all.foreign.push(ForeignRecord { kind, version, body });
+                        Ok(())
+                    }
                 },
             };
             if let Err(error) = outcome {
@@ -354,6 +335,9 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
         peers,
         bodies,
         mut manifest,
+        foreign,
+        #[cfg(feature = "next-version")]
+        mut next,
         version,
         mut damage,
     } = Records::read(bytes)?;
@@ -363,14 +347,11 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
     let has_store = worker.as_ref().is_some_and(|worker| worker.store.is_some());
     let mut backlogs = Vec::new();
     let peers = peers.into_iter().filter_map(|(version, record)| {
-        let peer = match version {
-            1 => codec::decode::<PeerV1>(record).map(|peer| (PeerV2::from(peer).moved(saved_at, now), None)),
-            2 => codec::decode::<PeerV2>(record).map(|peer| (peer, None)),
-            _ => codec::decode::<PeerV3>(record).map(|record| (record.peer, Some(record.backlog))),
-        };
-        let (peer, backlog) = peer
+        let (peer, backlog) = records::peer(version, record, saved_at, now)
             .map_err(|error| damage.push(unreadable(kind::PEER, &error)))
             .ok()?;
+        #[cfg(feature = "next-version")]
+        let peer = next.complete(peer);
         if let Some(backlog) = backlog {
             if !has_store || backlog.owner != peer.id().to_u64() {
                 damage.push(format!("what waits for peer {} is nowhere", peer.id().index));
@@ -381,6 +362,8 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
         Some((peer, backlog.map(|backlog| backlog.end)))
     });
     let (broker, mut dropped) = Broker::restore_from(global, peers, &shared)?;
+    #[cfg(feature = "next-version")]
+    damage.extend(next.damage(version));
     tidy_dropped(&broker, &mut dropped, &mut damage);
     if version == 1 {
         // A handle was the number; what peers had whose records are lost is known by their indexes.
@@ -398,7 +381,7 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
             .collect();
     }
     let worker = match worker {
-        Some(worker) => worker.with(backlogs),
+        Some(worker) => worker.with(backlogs, foreign),
         None => {
             damage.push("there is no readable record of the worker".into());
             without_record(&broker, &dropped)
@@ -414,18 +397,22 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
     })
 }
 
-/// Bytes of an image that tell its version.
+/// The form of an image that a binary wrote for itself, and so reads: where it is to be given its state back. `read` gives so many
+/// bytes of it, from there on. `None`: this build does not write that form.
 #[cfg(feature = "runtime")]
-pub(crate) const BEGINNING: usize = 64;
+pub(crate) fn form_of(read: impl Fn(usize, usize) -> Option<Vec<u8>>) -> Option<Form> {
+    let (version, body) = container::first_record(read)?;
+    // Before there were stores, the record said nothing else that matters here.
+    let worker = codec::decode::<WorkerV3>(&body).ok();
+    let layout = worker.and_then(|worker| worker.store).map(|store| store.layout);
+    Form::new(version, layout)
+}
 
-/// The version that an image was written in, by its first [`BEGINNING`] bytes: that of its first record, which is the
-/// worker's.
+/// The version that an image was written in: that of its first record, which is the worker's.
 #[cfg(feature = "runtime")]
-pub(crate) fn version_of(beginning: &[u8; BEGINNING]) -> Option<u16> {
-    let [.., b'b', b'r', b'e', b'c', a, b, c, d, _, _, _, _, _, _, _, _] = beginning else {
-        return None;
-    };
-    (u16::from_le_bytes([*a, *b]) == kind::WORKER).then(|| u16::from_le_bytes([*c, *d]))
+pub(crate) fn version_of(bytes: &[u8]) -> Option<u16> {
+    let read = |from: usize, len: usize| Some(bytes.get(from..from.checked_add(len)?)?.to_vec());
+    container::first_record(read).map(|(version, _)| version)
 }
 
 /// More descriptors than any machine has: a number beyond this is nonsense.
@@ -444,6 +431,7 @@ fn without_record(broker: &Broker, dropped: &[Dropped]) -> WorkerState {
         blocked: broker.peer_ids().filter(has_output).map(PeerId::to_u64).collect(),
         broken: Vec::new(),
         stored: None,
+        foreign: Vec::new(),
     }
 }
 

@@ -9,8 +9,9 @@
 
 use std::io;
 
-use super::header::{BUILD, Commit, Header};
+use super::header::{Commit, Header};
 use super::log::Position;
+use crate::os::build;
 use crate::os::region::Region;
 
 const ENTRY: usize = size_of::<Entry>();
@@ -74,7 +75,7 @@ impl Version {
             u64::from(self.len),
         ]
         .iter()
-        .fold(BUILD, |crc, field| {
+        .fold(build::id(), |crc, field| {
             crc32c::crc32c_append(crc, &field.to_ne_bytes())
         });
         crc32c::crc32c_append(crc, body)

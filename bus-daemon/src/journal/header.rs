@@ -9,6 +9,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
 
 use super::log::{Position, SEGMENTS};
+use crate::os::build;
 use crate::os::region::Region;
 
 /// Descriptors that one message to or from the kernel may carry (`SCM_MAX_FD`).
@@ -89,19 +90,6 @@ impl Slot {
     }
 }
 
-/// Begins every checksum: what another build has written is nowhere taken for whole.
-pub(crate) const BUILD: u32 = {
-    let version = env!("CARGO_PKG_VERSION").as_bytes();
-    let mut hash = size_of::<Header>() as u32;
-    let mut index = 0;
-    while index < version.len() {
-        // FNV-1a.
-        hash = (hash ^ version[index] as u32).wrapping_mul(0x0100_0193);
-        index += 1;
-    }
-    hash
-};
-
 /// The journal's first pages.
 #[repr(C)]
 pub(crate) struct Header {
@@ -167,7 +155,7 @@ impl Commit {
         ]
         .iter()
         .chain(&self.entries)
-        .fold(BUILD, |crc, field| {
+        .fold(build::id(), |crc, field| {
             crc32c::crc32c_append(crc, &field.to_ne_bytes())
         })
     }
@@ -194,9 +182,9 @@ impl Header {
         (epoch > 0 && commit.epoch == epoch && commit.crc == commit.checksum()).then_some(commit)
     }
 
-    /// What the checksums of records begin with.
+    /// What the checksums of records begin with: what another build has written is nowhere taken for whole.
     pub(crate) fn salt(&self) -> u32 {
-        self.salt.load(Ordering::Relaxed) ^ BUILD
+        self.salt.load(Ordering::Relaxed) ^ build::id()
     }
 
     /// Makes a checkpoint the newest: all of it is written.

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use bus_wire::Fd;
 
-use super::header::BUILD;
+use crate::os::build;
 use crate::os::region::Region;
 
 /// Handles there may be: more than any process has descriptors by default.
@@ -188,7 +188,7 @@ fn entry_at(region: Region, place: usize) -> &'static Entry {
 }
 
 fn checksum(index: u32, born: u64, number: u32) -> u32 {
-    let crc = crc32c::crc32c_append(BUILD, &index.to_ne_bytes());
+    let crc = crc32c::crc32c_append(build::id(), &index.to_ne_bytes());
     let crc = crc32c::crc32c_append(crc, &born.to_ne_bytes());
     crc32c::crc32c_append(crc, &number.to_ne_bytes())
 }

@@ -35,7 +35,8 @@ use bus_wire::Fd;
 use serde::{Deserialize, Serialize};
 
 use crate::broker::{Attested, Blob, EntryKind, Fds, JournalMemory, MachineId, PeerId, Start};
-use crate::handoff::stored::Stored;
+use crate::handoff::image::ForeignRecord;
+use crate::handoff::stored::{LAYOUT, Stored};
 use crate::os::descriptor;
 
 use checkpoint::Checkpoints;
@@ -60,7 +61,7 @@ pub(crate) use replay::{Recorded, Remains, UnitAtWork};
 pub(crate) use store::BacklogV1;
 #[cfg(feature = "test-hooks")]
 pub use store::fuzz::store as fuzz_store;
-use waiting::Waiting;
+use waiting::{Export, Waiting};
 
 /// An event that is too rare to have a record layout of its own.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -150,6 +151,10 @@ pub(crate) struct Journal {
     lost_fds: Option<PeerId>,
     /// The number of the newest entry of the keeper's outbox that is in the log or the state before it.
     heard: u64,
+    /// Records of later versions, for the next image.
+    foreign: Vec<ForeignRecord>,
+    /// They are not in the checkpoint.
+    is_foreign_new: bool,
 }
 
 impl Journal {
@@ -174,7 +179,20 @@ impl Journal {
             is_answer_missing: false,
             lost_fds: None,
             heard: 0,
+            foreign: Vec::new(),
+            is_foreign_new: false,
         })
+    }
+
+    /// Records that are carried along from one image to the next.
+    pub(crate) fn foreign(&self) -> &[ForeignRecord] {
+        &self.foreign
+    }
+
+    /// Keeps these records for the next image.
+    pub(crate) fn carry(&mut self, foreign: Vec<ForeignRecord>) {
+        self.is_foreign_new |= foreign != self.foreign;
+        self.foreign = foreign;
     }
 
     /// Notes an event that has no bytes.
@@ -271,15 +289,27 @@ impl Journal {
         Stored {
             number: self.waiting.fd(),
             salt: self.waiting.salt(),
+            layout: LAYOUT,
             backlogs: self.waiting.backlogs().collect(),
         }
     }
 
-    /// Goes on with what another process image had in its store.
+    /// For an image: which descriptor number a handle stands for, and the output that waits in the store.
+    pub(crate) fn for_image(&mut self) -> (impl Fn(Fd) -> Option<RawFd> + '_, Export<'_>) {
+        let manifest = &self.manifest;
+        (|handle| manifest.number(handle), self.waiting.export())
+    }
+
+    /// Goes on with what another process image had in its store. Where that is laid out in an older way it is rewritten, which
+    /// takes as long as it is large; from the next checkpoint on it is not needed any more.
     ///
     /// # Errors
-    /// Where the memfd is not there, or no store of this layout.
+    /// Where the memfd is not there, or what is in it is damaged.
     pub(crate) fn adopt_stored(&mut self, stored: &Stored) -> std::result::Result<(), String> {
+        if stored.layout != LAYOUT {
+            let rewritten = self.waiting.rewrite(stored);
+            return rewritten.map_err(|error| format!("the store cannot be rewritten: {error}"));
+        }
         self.waiting
             .adopt(stored.number, stored.salt)
             .map_err(|error| format!("the store: {error}"))?;

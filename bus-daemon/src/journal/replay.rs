@@ -144,6 +144,8 @@ impl Journal {
             is_answer_missing: false,
             lost_fds: None,
             heard: 0,
+            foreign: Vec::new(),
+            is_foreign_new: false,
         })
     }
 

@@ -14,13 +14,14 @@ use super::log::Position;
 use super::{BacklogV1, Journal};
 use crate::broker::{
     Blob, Broker, BrokerState, Checkpoint, ConfigV1, Dropped, EntryKind, EntryV1, ErrandOutcome, GlobalV2,
-    HeldV1, PeerId, PeerV2,
+    HeldV1, PeerId, PeerRecord,
 };
 use crate::handoff::codec;
 
 const BUS: usize = 0;
 const WORKER: usize = 2;
 const CONFIG: usize = 3;
+const FOREIGN: usize = 4;
 /// The entry of the peer with index 0.
 const PEERS: usize = 16;
 /// Peers written ahead of a checkpoint in one go.
@@ -47,7 +48,7 @@ enum ConfigEntry {
 #[derive(Debug, Serialize, Deserialize)]
 struct PeerEntry {
     /// Without what has entries of its own.
-    record: PeerV2,
+    record: PeerRecord,
     held: HeldV1,
     /// The record's partial input, where that is in an extent.
     input: Option<ExtentRange>,
@@ -114,6 +115,13 @@ impl Journal {
             };
             self.put(CONFIG, &entry)?;
             broker.note_config_saved();
+        }
+        if self.is_foreign_new {
+            let foreign = std::mem::take(&mut self.foreign);
+            let put = self.put(FOREIGN, &foreign);
+            self.foreign = foreign;
+            put?;
+            self.is_foreign_new = false;
         }
         self.put(BUS, &broker.save_bus())?;
         self.put(WORKER, &(generation, self.heard))?;
@@ -218,6 +226,12 @@ impl Journal {
         };
         let (generation, heard): (u32, u64) = codec::decode(whole(WORKER)?).map_err(decoded)?;
         self.has_heard(heard);
+        if entries
+            .iter()
+            .any(|saved| saved.table == Table::Peers && saved.index == FOREIGN)
+        {
+            self.foreign = codec::decode(whole(FOREIGN)?).map_err(decoded)?;
+        }
         let (mut peers, mut held, mut shared, mut roster) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut rest = Vec::new();
         let mut indexes = Vec::new();
@@ -281,7 +295,7 @@ impl Journal {
         &mut self,
         saved: &Saved<'_>,
         shared: &mut Vec<Blob>,
-    ) -> Result<(PeerV2, HeldV1, Option<BacklogV1>), String> {
+    ) -> Result<(PeerRecord, HeldV1, Option<BacklogV1>), String> {
         let body = saved.body.ok_or("its entry in the checkpoint is damaged")?;
         let PeerEntry {
             mut record,

@@ -5,11 +5,12 @@
 
 use std::os::fd::RawFd;
 
-use bus_wire::{SendQueue, TailPiece};
+use bus_wire::{PieceState, SendQueue, TailPiece};
 use bytes::Bytes;
 
-use super::store::{BacklogV1, Memfd, Store, StoreError};
+use super::store::{BacklogV1, Exported, Memfd, Store, StoreError};
 use crate::broker::{Broker, PeerId};
+use crate::handoff::stored::{Backlogs, Stored};
 use crate::os::descriptor;
 
 /// Bytes read from the store for one write.
@@ -85,6 +86,34 @@ impl Waiting {
         let fd = self.fd();
         descriptor::replace(number, fd)?;
         *self = Self::reopen(fd, salt)?;
+        Ok(())
+    }
+
+    /// Puts into this store, which is empty, what waits in that of another process image, which has an older layout.
+    pub(super) fn rewrite(&mut self, stored: &Stored) -> Result<(), StoreError> {
+        let mut old = Store::reopen_older(Memfd::reopen(stored.number), stored.salt, stored.layout)?;
+        let mut known = Exported::default();
+        let mut bytes = 0;
+        for backlog in stored.backlogs.iter().filter(|backlog| !backlog.is_empty()) {
+            let mut new = BacklogV1::empty(backlog.owner, backlog.start);
+            for piece in old.export(backlog, backlog.start, &mut known)? {
+                match piece {
+                    PieceState::Inline(bytes) => self.store.append_inline(&mut new, &bytes)?,
+                    // It stays where it is until all are written.
+                    PieceState::Shared(body) => {
+                        let end = body.as_ptr() as usize + body.len();
+                        self.store.append_body(&mut new, end, &body)?;
+                    }
+                }
+            }
+            bytes += new.len();
+            self.set(PeerId::from_u64(backlog.owner).index, Some(new));
+        }
+        self.store.flush()?;
+        tracing::info!(
+            "{bytes} bytes of output were rewritten from a store of layout {}",
+            stored.layout
+        );
         Ok(())
     }
 
@@ -247,6 +276,14 @@ impl Waiting {
         Ok(self.buffer.get(..read).unwrap_or_default())
     }
 
+    /// For an image that is to hold the output itself.
+    pub(super) fn export(&mut self) -> Export<'_> {
+        Export {
+            store: &mut self.store,
+            known: Exported::default(),
+        }
+    }
+
     /// All bytes that wait for a peer.
     #[cfg(any(test, feature = "test-hooks"))]
     pub(super) fn output_of(&mut self, peer: PeerId, queue: &SendQueue) -> Result<Vec<u8>, StoreError> {
@@ -281,6 +318,20 @@ impl Waiting {
         for damage in self.store.take_damaged() {
             tracing::error!("{damage}");
         }
+    }
+}
+
+/// Reads backlogs for an image that is to hold them itself. Bodies that wait for several are read once.
+pub(crate) struct Export<'a> {
+    store: &'a mut Store<Memfd>,
+    known: Exported,
+}
+
+impl Backlogs for Export<'_> {
+    fn pieces(&mut self, backlog: &BacklogV1, from: u64, _: &[u64]) -> Result<Vec<PieceState>, String> {
+        // A message with descriptors begins a record of its own.
+        let exported = self.store.export(backlog, from, &mut self.known);
+        exported.map_err(|error| error.to_string())
     }
 }
 

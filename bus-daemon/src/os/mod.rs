@@ -2,6 +2,7 @@
 //!
 //! Architecture invariant: this module depends on no other module of the daemon.
 
+pub(crate) mod build;
 pub(crate) mod clock;
 pub(crate) mod descriptor;
 pub(crate) mod log;

@@ -27,8 +27,10 @@ use tokio::io::unix::AsyncFd;
 use crate::broker::{Broker, Identity, ListenerIdentity, Millis, Start, Transport};
 use crate::config::Config;
 use crate::control::{Inbox, worker_exit};
+use crate::handoff::form::Form;
 use crate::handoff::image;
 use crate::handoff::keeper::KeeperV1;
+use crate::handoff::stored::LAYOUT;
 use crate::journal::Journal;
 use crate::os::clock;
 use poll::EpollSet;
@@ -53,8 +55,8 @@ pub(crate) enum Beginning {
     Recovered {
         /// Its death.
         death: Death,
-        /// Only save the state, for the binary before this one, and exit.
-        convert: bool,
+        /// Only save the state in this form, for the binary before this one, and exit.
+        convert: Option<Form>,
     },
 }
 
@@ -124,9 +126,9 @@ fn prepare(
         }
         Beginning::Recovered { death, convert } => {
             let (mut worker, start) = recover(record, journal, inbox, &death, kept.unwrap_or_default())?;
-            if convert {
+            if let Some(form) = convert {
                 worker.dismiss_all();
-                worker.hand_over();
+                worker.hand_over(form);
             }
             Ok((worker, start))
         }
@@ -165,7 +167,16 @@ fn restore(
     if let Some(stored) = &restored.worker.stored {
         journal.adopt_stored(stored)?;
     }
-    let worker = Worker::carried(restored, journal, record.clone(), inbox);
+    let is_rewritten = restored
+        .worker
+        .stored
+        .as_ref()
+        .is_some_and(|stored| stored.layout != LAYOUT);
+    let mut worker = Worker::carried(restored, journal, record.clone(), inbox);
+    if is_rewritten {
+        // So nobody has to do it again, and the old store can go.
+        worker.first_checkpoint()?;
+    }
     let pause = clock::monotonic().micros_since(stopped_at);
     Ok((worker, pause))
 }

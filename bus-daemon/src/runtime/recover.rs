@@ -61,6 +61,7 @@ pub(super) fn replay_in_steps(
             if let Some(stored) = &restored.worker.stored {
                 journal.go_on_with(stored)?;
             }
+            journal.carry(restored.worker.foreign);
             if journal.is_empty() {
                 // The dead worker may not have come to take over the manifest.
                 for (handle, number) in &restored.manifest {

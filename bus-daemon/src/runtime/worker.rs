@@ -111,6 +111,7 @@ impl Worker {
         }
         let mut worker = Self::new(broker, journal, record, inbox, saved.generation);
         worker.carried_store = saved.stored.map(|stored| stored.number);
+        worker.journal.carry(saved.foreign);
         for (peers, writing) in [(saved.blocked, Writing::Blocked), (saved.broken, Writing::Broken)] {
             for peer in peers.into_iter().map(PeerId::from_u64) {
                 if let Some(link) = worker.links.get_mut(peer) {

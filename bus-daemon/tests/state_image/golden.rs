@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use bus_daemon::broker::{Broker, Millis, PeerId};
 use bus_daemon::handoff::image::{self, Restored, WorkerState};
-use bus_daemon::handoff::stored::{BacklogV1, Stored};
+use bus_daemon::handoff::stored::{BacklogV1, LAYOUT, Stored};
 use bus_wire::Fd;
 
 use crate::image::{NOW, load, number, worker};
@@ -39,6 +39,7 @@ fn stored(broker: &Broker) -> Stored {
     Stored {
         number: 77,
         salt: 0x1234_5678,
+        layout: LAYOUT,
         backlogs: peers.collect(),
     }
 }

@@ -35,6 +35,7 @@ pub fn worker(broker: &Broker) -> WorkerState {
         blocked: broker.peer_ids().filter(has_output).map(PeerId::to_u64).collect(),
         broken: Vec::new(),
         stored: None,
+        foreign: Vec::new(),
     }
 }
 

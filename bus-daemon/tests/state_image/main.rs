@@ -14,6 +14,8 @@ mod corpus;
 mod damage;
 #[path = "../../../fuzz/src/state_image.rs"]
 mod fuzz;
+mod forms;
+#[cfg(not(feature = "next-version"))]
 mod golden;
 mod hostile;
 mod image;

@@ -10,6 +10,8 @@ mod introspect;
 mod matches;
 mod method;
 mod names;
+#[cfg(feature = "next-version")]
+mod next;
 mod properties;
 mod restart;
 mod stats;
@@ -77,6 +79,10 @@ impl Call<'_> {
 /// Sends the answer, now or later. Signals that come with it are sent before it, except where noted.
 fn answer(broker: &mut Broker, call: Call<'_>, system: &mut dyn System) -> Result<(), Fault> {
     let message = call.message;
+    #[cfg(feature = "next-version")]
+    if let Some(answer) = next::answer(broker, call) {
+        return answer;
+    }
     let member = message.member().unwrap_or_default();
     let spec = Spec::find(call.path(), message.interface(), member).map_err(|unknown| {
         let name = match unknown {

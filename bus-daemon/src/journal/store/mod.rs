@@ -28,6 +28,7 @@ mod backlog;
 mod class;
 #[cfg(any(test, feature = "test-hooks"))]
 pub(crate) mod fuzz;
+mod export;
 mod medium;
 mod page;
 mod reader;
@@ -42,9 +43,12 @@ use std::collections::{BTreeMap, VecDeque};
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
+use crate::handoff::stored::LAYOUT;
+
 pub(crate) use backlog::BacklogV1;
 pub(crate) use class::LARGEST_BLOCK;
 use class::{Class, Item};
+pub(crate) use export::Exported;
 pub(crate) use medium::{Medium, Memfd};
 pub(crate) use page::Reference;
 use page::Seal;
@@ -125,6 +129,7 @@ impl ExtentPlace {
 /// Everything that waits for slow readers.
 pub(crate) struct Store<M> {
     medium: M,
+    layout: u32,
     /// Begins every checksum.
     salt: u32,
     /// Bytes that may be held.
@@ -165,9 +170,16 @@ impl<M: Medium> Store<M> {
         Ok(Self::over(medium, salt, Space::new(len, allocated)))
     }
 
+    /// A store of another layout that this build reads, to be exported.
+    pub(crate) fn reopen_older(medium: M, salt: u32, layout: u32) -> Result<Self> {
+        let store = Self::reopen(medium, salt)?;
+        Ok(Self { layout, ..store })
+    }
+
     fn over(medium: M, salt: u32, space: Space) -> Self {
         Self {
             medium,
+            layout: LAYOUT,
             salt,
             limit: u64::MAX,
             space,
@@ -277,7 +289,7 @@ impl<M: Medium> Store<M> {
     }
 
     fn seal(&self, owner: u64, page: u64) -> Seal {
-        Seal::new(self.salt, owner, page)
+        Seal::new(self.layout, self.salt, owner, page)
     }
 
     /// The checksum of a body in a block.

@@ -107,17 +107,24 @@ pub(super) fn inline_room(at: usize) -> usize {
 
 /// The beginning of the checksums of one page.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Seal(u32);
+pub(super) struct Seal {
+    crc: u32,
+    /// What the number of a record's kind is greater by than in layout 1.
+    kinds: u32,
+}
 
 impl Seal {
-    /// Of that peer's page there.
-    pub(super) fn new(salt: u32, owner: u64, page: u64) -> Self {
+    /// Of that peer's page there, in a store of this layout.
+    pub(super) fn new(layout: u32, salt: u32, owner: u64, page: u64) -> Self {
         let crc = crc32c::crc32c_append(salt, &owner.to_le_bytes());
-        Self(crc32c::crc32c_append(crc, &page.to_le_bytes()))
+        Self {
+            crc: crc32c::crc32c_append(crc, &page.to_le_bytes()),
+            kinds: EXTENT * (layout - 1),
+        }
     }
 
     fn at(self, place: usize) -> u32 {
-        self.0.wrapping_add(place as u32)
+        self.crc.wrapping_add(place as u32)
     }
 
     /// Appends a record that begins at `place` of the page.
@@ -128,7 +135,7 @@ impl Seal {
             Fill::Block(..) => BLOCK,
             Fill::Extent { .. } => EXTENT,
         };
-        let word = kind << KIND_SHIFT | fill.len().min(LONGEST);
+        let word = (kind + self.kinds) << KIND_SHIFT | fill.len().min(LONGEST);
         to.extend_from_slice(&word.to_le_bytes());
         to.extend_from_slice(&[0; 4]);
         match fill {
@@ -174,7 +181,7 @@ impl Seal {
     pub(super) fn read(self, page: &[u8], place: usize, end: usize) -> Option<Record> {
         let page = page.get(..end)?;
         let word = word32(page, place)?;
-        let (kind, len) = (word >> KIND_SHIFT, word & LONGEST);
+        let (kind, len) = ((word >> KIND_SHIFT).checked_sub(self.kinds)?, word & LONGEST);
         let start = place + RECORD_HEADER;
         let payload = if kind == INLINE { len as usize } else { 16 };
         let bytes = page.get(start..start.checked_add(payload)?)?;

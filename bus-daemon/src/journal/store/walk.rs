@@ -6,6 +6,7 @@ use super::medium::Medium;
 use super::page::{NONE, PAGE_HEADER, Record, Seal, is_page, page_item};
 use super::space::NoSuchItem;
 use super::{ExtentPlace, Result, Store, StoreError};
+use crate::handoff::stored::LAYOUT;
 
 /// Records that a page is worth, as work.
 const PAGE_UNITS: usize = 16;
@@ -32,7 +33,7 @@ impl Default for Page {
             next: NONE,
             bytes: Vec::new(),
             owner: 0,
-            seal: Seal::new(0, 0, NONE),
+            seal: Seal::new(LAYOUT, 0, 0, NONE),
         }
     }
 }
