@@ -26,6 +26,7 @@ mod store;
 mod view;
 mod waiting;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io::Result;
 use std::os::fd::RawFd;
@@ -60,6 +61,9 @@ pub(crate) use replay::{Recorded, Remains, UnitAtWork};
 pub(crate) use store::BacklogV1;
 use waiting::Waiting;
 
+/// The buffer for a record's data keeps at most so many bytes.
+const KEPT: usize = 4096;
+
 /// An event that is too rare to have a record layout of its own.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum RareEvent {
@@ -75,7 +79,7 @@ pub(crate) enum RareEvent {
     /// [`Event::Closed`](crate::broker::Event::Closed).
     Closed {
         /// The reason given.
-        reason: String,
+        reason: Cow<'static, str>,
     },
     /// [`Event::ReloadRequested`](crate::broker::Event::ReloadRequested).
     ReloadRequested,
@@ -148,6 +152,8 @@ pub(crate) struct Journal {
     lost_fds: Option<PeerId>,
     /// The number of the newest entry of the keeper's outbox that is in the log or the state before it.
     heard: u64,
+    /// A record's data, while it is encoded.
+    encoded: Vec<u8>,
 }
 
 impl Journal {
@@ -172,6 +178,7 @@ impl Journal {
             is_answer_missing: false,
             lost_fds: None,
             heard: 0,
+            encoded: Vec::new(),
         })
     }
 
@@ -357,13 +364,14 @@ impl Journal {
     }
 
     fn append_numbered(&mut self, kind: Kind, peer: Option<PeerId>, number: u64, value: &impl Serialize) {
-        match crate::handoff::codec::encode(value) {
-            Ok(data) if data.len() <= Log::MOST_DATA => {
+        let mut data = std::mem::take(&mut self.encoded);
+        match crate::handoff::codec::encode_into(value, &mut data) {
+            Ok(()) if data.len() <= Log::MOST_DATA => {
                 self.log
                     .append_data(kind, peer.map_or(0, PeerId::to_u64), number, &data);
             }
             // A replay cannot know of it, and need not once a checkpoint does.
-            Ok(data) => {
+            Ok(()) => {
                 tracing::warn!("an event of {} bytes does not fit into the journal", data.len());
                 self.log.demand_checkpoint();
             }
@@ -372,5 +380,8 @@ impl Journal {
                 self.log.demand_checkpoint();
             }
         }
+        data.clear();
+        data.shrink_to(KEPT);
+        self.encoded = data;
     }
 }

@@ -144,6 +144,7 @@ impl Journal {
             is_answer_missing: false,
             lost_fds: None,
             heard: 0,
+            encoded: Vec::new(),
         })
     }
 
