@@ -1,5 +1,7 @@
 //! What comes out of the broker besides queued bytes: what it asks of the system.
 
+use std::borrow::Cow;
+
 use bus_wire::Fd;
 use bytes::Bytes;
 
@@ -14,7 +16,7 @@ pub enum Action {
         /// Whose.
         peer: PeerId,
         /// For the log: who is at fault, and the clause of the specification where there is one.
-        reason: String,
+        reason: Cow<'static, str>,
         /// Whose peer it was, if that is known.
         uid: Option<u32>,
         /// False where the peer hung up by itself: not worth a warning.

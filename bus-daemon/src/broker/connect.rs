@@ -23,7 +23,7 @@ impl Broker {
         if u64::from(self.roster.incomplete()) >= limit {
             self.outgoing.ask(Action::Close {
                 peer: id,
-                reason: Excess::Incomplete.to_string(),
+                reason: Excess::Incomplete.to_string().into(),
                 uid: attested.credentials.uid,
                 is_fault: true,
                 last_words: Bytes::new(),
@@ -84,7 +84,7 @@ impl Broker {
         if self.roster.get(id).is_none() {
             return self.outgoing.ask(Action::Close {
                 peer: id,
-                reason,
+                reason: reason.into(),
                 uid,
                 is_fault: true,
                 last_words: Bytes::new(),
@@ -237,9 +237,10 @@ impl Broker {
         self.close_fds(peer.framer.take_fds().into_iter().chain(peer.out.clear()));
         self.forget_caller(id);
         let is_fault = reason.is_fault();
-        let reason = match &peer.unique {
-            Some(unique) if is_fault => format!("{}: {reason}", unique.name),
-            Some(_) | None => reason.to_string(),
+        let reason = match (reason, &peer.unique) {
+            (Disconnect::Transport(reason), _) => reason.into(),
+            (reason, Some(unique)) => format!("{}: {reason}", unique.name).into(),
+            (reason, None) => reason.to_string().into(),
         };
         self.outgoing.ask(Action::Close {
             peer: id,

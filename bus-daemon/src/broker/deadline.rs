@@ -80,7 +80,15 @@ impl Deadlines {
     }
 
     /// Moves a deadline; one that was popped is not there any more, which is no harm.
+    #[inline]
     pub(super) fn change(&mut self, deadline: Deadline, before: Option<Millis>, after: Option<Millis>) {
+        // Most calls have none.
+        if before.is_some() || after.is_some() {
+            self.replace(deadline, before, after);
+        }
+    }
+
+    fn replace(&mut self, deadline: Deadline, before: Option<Millis>, after: Option<Millis>) {
         if let Some(at) = before {
             self.due.remove(&(at, deadline));
         }

@@ -83,10 +83,14 @@ impl Unique {
 
     /// The number in a unique name of this bus, in the one spelling that the bus gives out.
     pub(crate) fn parse(name: &str) -> Option<u64> {
-        let digits = name.strip_prefix(":1.")?;
-        let canonical =
-            digits.bytes().all(|b| b.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
-        if canonical { digits.parse().ok() } else { None }
+        let digits = name.strip_prefix(":1.")?.as_bytes();
+        if digits.is_empty() || (digits[0] == b'0' && digits.len() > 1) {
+            return None;
+        }
+        digits.iter().try_fold(0_u64, |number, digit| {
+            let value = digit.is_ascii_digit().then(|| digit - b'0')?;
+            number.checked_mul(10)?.checked_add(u64::from(value))
+        })
     }
 }
 

@@ -11,7 +11,7 @@ use super::event::{Fds, PeerId};
 use super::monitor::Addressee;
 use super::peer::Phase;
 use super::reply::{DISCONNECTED, NO_REPLY};
-use super::speak::LIMITS_EXCEEDED;
+use super::speak::{LIMITS_EXCEEDED, NOT_ACTIVE_YET};
 use super::subscriptions::Audience;
 use super::{Broker, DRIVER, System, driver};
 use crate::config::Traffic;
@@ -159,21 +159,16 @@ impl Broker {
         };
         let mut head = std::mem::take(&mut self.scratch.head);
         head.clear();
-        let expected;
-        let sender = match &peer.unique {
-            Some(unique) => &*unique.name,
-            None => {
-                expected = self.expected_name(peer.credentials.uid);
-                &*expected
-            }
-        };
         let is_copied = !matches!(addressee, Addressee::Driver)
             || !self.subscriptions.is_empty(Audience::Monitors)
             || self.may_eavesdrop();
-        let stitched = if is_copied {
-            stitch_header(message, sender, &mut head)
-        } else {
-            Ok(())
+        let stitched = match &peer.unique {
+            _ if !is_copied => Ok(()),
+            Some(unique) => stitch_header(message, &unique.name, &mut head),
+            None => {
+                let expected = self.expected_name(peer.credentials.uid);
+                stitch_header(message, &expected, &mut head)
+            }
         };
         match stitched {
             Ok(()) => {
@@ -190,6 +185,7 @@ impl Broker {
                 self.forward(id, addressee, transit, fds, system);
             }
             Err(error) => {
+                let sender = peer.unique.as_ref().map_or(NOT_ACTIVE_YET, |unique| &unique.name);
                 let text = format!("{sender}: a message cannot be forwarded: {error}");
                 self.close_fds(fds);
                 self.warn(self.uid(id), text);

@@ -194,6 +194,10 @@ impl Broker {
             None => NOT_ACTIVE_YET.into(),
         };
         let serial = self.outgoing.next_serial();
+        if peer.is_condemned && self.subscriptions.is_empty(Audience::Monitors) {
+            // Nobody would hear it: what a peer that leaves is told of its own names.
+            return Ok(());
+        }
         let mut speech = std::mem::take(&mut self.scratch.speech);
         speech.clear();
         let built = message

@@ -26,6 +26,7 @@ mod store;
 mod view;
 mod waiting;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io::Result;
 use std::os::fd::RawFd;
@@ -63,6 +64,9 @@ pub(crate) use store::BacklogV1;
 pub use store::fuzz::store as fuzz_store;
 use waiting::{Export, Waiting};
 
+/// The buffer for a record's data keeps at most so many bytes.
+const KEPT: usize = 4096;
+
 /// An event that is too rare to have a record layout of its own.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum RareEvent {
@@ -78,7 +82,7 @@ pub(crate) enum RareEvent {
     /// [`Event::Closed`](crate::broker::Event::Closed).
     Closed {
         /// The reason given.
-        reason: String,
+        reason: Cow<'static, str>,
     },
     /// [`Event::ReloadRequested`](crate::broker::Event::ReloadRequested).
     ReloadRequested,
@@ -155,6 +159,8 @@ pub(crate) struct Journal {
     foreign: Vec<ForeignRecord>,
     /// They are not in the checkpoint.
     is_foreign_new: bool,
+    /// A record's data, while it is encoded.
+    encoded: Vec<u8>,
 }
 
 impl Journal {
@@ -181,6 +187,7 @@ impl Journal {
             heard: 0,
             foreign: Vec::new(),
             is_foreign_new: false,
+            encoded: Vec::new(),
         })
     }
 
@@ -400,13 +407,14 @@ impl Journal {
     }
 
     fn append_numbered(&mut self, kind: Kind, peer: Option<PeerId>, number: u64, value: &impl Serialize) {
-        match crate::handoff::codec::encode(value) {
-            Ok(data) if data.len() <= Log::MOST_DATA => {
+        let mut data = std::mem::take(&mut self.encoded);
+        match crate::handoff::codec::encode_into(value, &mut data) {
+            Ok(()) if data.len() <= Log::MOST_DATA => {
                 self.log
                     .append_data(kind, peer.map_or(0, PeerId::to_u64), number, &data);
             }
             // A replay cannot know of it, and need not once a checkpoint does.
-            Ok(data) => {
+            Ok(()) => {
                 tracing::warn!("an event of {} bytes does not fit into the journal", data.len());
                 self.log.demand_checkpoint();
             }
@@ -415,5 +423,8 @@ impl Journal {
                 self.log.demand_checkpoint();
             }
         }
+        data.clear();
+        data.shrink_to(KEPT);
+        self.encoded = data;
     }
 }

@@ -146,6 +146,7 @@ impl Journal {
             heard: 0,
             foreign: Vec::new(),
             is_foreign_new: false,
+            encoded: Vec::new(),
         })
     }
 

@@ -52,6 +52,8 @@ pub(crate) struct Link {
     pub(crate) stopped: bool,
     /// What the kernel said is ready and was not served yet: epoll's flags. 0: it is not in the rotation.
     pub(crate) ready: u32,
+    /// The kernel said that both directions of the socket are shut (EPOLLHUP): the peer has closed its end.
+    pub(crate) is_shut: bool,
     /// Where a large message under way goes.
     pub(crate) large: Option<Extent>,
 }
@@ -66,6 +68,7 @@ impl Link {
             writing: Writing::Open,
             stopped: false,
             ready: 0,
+            is_shut: false,
             large: None,
         }
     }

@@ -1,5 +1,6 @@
 //! The thin shell around the broker: sockets, clock, system questions, on a current-thread tokio runtime.
 
+mod alarm;
 mod complaints;
 #[cfg(any(test, feature = "test-hooks"))]
 pub(crate) mod fuzz;
@@ -18,7 +19,6 @@ mod worker;
 use std::convert::Infallible;
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bus_wire::Guid;
 use tokio::io::Interest;
@@ -33,6 +33,7 @@ use crate::handoff::keeper::KeeperV1;
 use crate::handoff::stored::LAYOUT;
 use crate::journal::Journal;
 use crate::os::clock;
+use alarm::Alarm;
 use poll::EpollSet;
 pub(crate) use system::machine_id;
 use worker::Worker;
@@ -225,18 +226,10 @@ fn serve(record: &KeeperV1, mut worker: Worker, start: Start) -> Result<Infallib
         let epoll = unsafe { AsyncFd::register_with_interest(EpollSet(record.epoll), Interest::READABLE) }
             .map_err(|error| format!("epoll: {error}"))?;
         worker.begin(start);
+        let mut alarm = Alarm::default();
         loop {
             worker.turns();
-            let due = worker.next_tick();
-            let wait = async {
-                match due {
-                    None => std::future::pending().await,
-                    Some(due) => {
-                        let left = due.0.saturating_sub(now().0);
-                        tokio::time::sleep(Duration::from_millis(left)).await;
-                    }
-                }
-            };
+            alarm.want(worker.next_tick());
             tokio::select! {
                 biased;
                 ready = epoll.readable() => match ready {
@@ -244,7 +237,7 @@ fn serve(record: &KeeperV1, mut worker: Worker, start: Start) -> Result<Infallib
                     Ok(mut guard) => guard.clear_ready(),
                     Err(error) => return Err(format!("epoll: {error}")),
                 },
-                () = wait => worker.tick(),
+                () = alarm.ring() => worker.tick(),
             }
         }
     })

@@ -4,6 +4,7 @@
 #![allow(unsafe_code, reason = "epoll by descriptor number")]
 
 use std::io::{Error, Result};
+use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 
 /// Events taken at once.
@@ -83,9 +84,9 @@ impl EpollSet {
 
     /// Takes what is ready now; false when there may be more.
     pub(crate) fn take_ready(&self, ready: &mut Vec<(Source, u32)>) -> Result<bool> {
-        let mut events = [libc::epoll_event { events: 0, u64: 0 }; BATCH];
+        let mut events = [MaybeUninit::<libc::epoll_event>::uninit(); BATCH];
         // SAFETY: room for BATCH events.
-        let count = unsafe { libc::epoll_wait(self.0, events.as_mut_ptr(), BATCH as i32, 0) };
+        let count = unsafe { libc::epoll_wait(self.0, events.as_mut_ptr().cast(), BATCH as i32, 0) };
         if count < 0 {
             let error = Error::last_os_error();
             return if error.raw_os_error() == Some(libc::EINTR) {
@@ -95,11 +96,11 @@ impl EpollSet {
             };
         }
         let count = count.unsigned_abs() as usize;
-        ready.extend(
-            events[..count]
-                .iter()
-                .map(|event| (Source::from_u64(event.u64), event.events)),
-        );
+        ready.extend(events[..count].iter().map(|event| {
+            // SAFETY: the kernel has written so many.
+            let event = unsafe { event.assume_init() };
+            (Source::from_u64(event.u64), event.events)
+        }));
         Ok(count < BATCH)
     }
 }

@@ -155,54 +155,55 @@ fn option<T>(socket: RawFd, name: i32) -> Option<T> {
 
 /// SO_PEERGROUPS, with the primary one.
 fn groups(socket: RawFd, primary: Option<u32>) -> Option<Vec<u32>> {
-    let mut groups = vec![0_u32; 64];
+    let mut few = [0_u32; 32];
+    let mut many = Vec::new();
+    let mut room = few.as_mut_slice();
     loop {
-        let mut len = (groups.len() * 4) as libc::socklen_t;
-        // SAFETY: room for `len` bytes.
-        let result = unsafe {
-            libc::getsockopt(
-                socket,
-                libc::SOL_SOCKET,
-                libc::SO_PEERGROUPS,
-                groups.as_mut_ptr().cast(),
-                &raw mut len,
-            )
-        };
-        let count = len as usize / 4;
-        if result == 0 {
-            groups.truncate(count);
-            groups.extend(primary);
-            groups.sort_unstable();
-            groups.dedup();
-            return Some(groups);
+        let (result, len) = option_into(socket, libc::SO_PEERGROUPS, room);
+        let count = len / 4;
+        match result {
+            Ok(()) => {
+                let mut groups: Vec<u32> = room.iter().copied().take(count).chain(primary).collect();
+                groups.sort_unstable();
+                groups.dedup();
+                return Some(groups);
+            }
+            // As many as there are now; there may be more by the next time.
+            Err(libc::ERANGE) if count > room.len() => {
+                many.resize(count, 0);
+                room = &mut many;
+            }
+            Err(_) => return None,
         }
-        if std::io::Error::last_os_error().raw_os_error() != Some(libc::ERANGE) || count <= groups.len() {
-            return None;
-        }
-        groups.resize(count, 0);
     }
 }
 
 /// SO_PEERSEC, without a terminating nul.
 fn label(socket: RawFd) -> Option<Vec<u8>> {
-    let mut label = vec![0_u8; 256];
-    let mut len = label.len() as libc::socklen_t;
-    // SAFETY: room for `len` bytes.
+    let mut room = [0_u8; 256];
+    let (result, len) = option_into(socket, libc::SO_PEERSEC, &mut room);
+    result.ok()?;
+    let label = &room[..len.min(room.len())];
+    let end = label.iter().rposition(|byte| *byte != 0)? + 1;
+    Some(label[..end].to_vec())
+}
+
+/// A socket option of any length, as numbers; how many bytes it has, or would have had. `Err` is the system's number.
+fn option_into<T: Copy>(socket: RawFd, name: i32, room: &mut [T]) -> (Result<(), i32>, usize) {
+    let mut len = size_of_val(room) as libc::socklen_t;
+    // SAFETY: room for `len` bytes; all callers' T are integers.
     let result = unsafe {
         libc::getsockopt(
             socket,
             libc::SOL_SOCKET,
-            libc::SO_PEERSEC,
-            label.as_mut_ptr().cast(),
+            name,
+            room.as_mut_ptr().cast(),
             &raw mut len,
         )
     };
-    if result != 0 {
-        return None;
-    }
-    label.truncate(len as usize);
-    while label.last() == Some(&0) {
-        label.pop();
-    }
-    (!label.is_empty()).then_some(label)
+    let result = match result {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(0)),
+    };
+    (result, len as usize)
 }

@@ -569,7 +569,7 @@ impl Bus {
     pub fn close_reason(&mut self, who: Who) -> Option<String> {
         let closed = self.peer(who);
         self.asked().into_iter().find_map(|action| match action {
-            Action::Close { peer, reason, .. } if peer == closed => Some(reason),
+            Action::Close { peer, reason, .. } if peer == closed => Some(reason.into_owned()),
             _ => None,
         })
     }

@@ -196,8 +196,10 @@ impl Worker {
         }
         if let Some(Socket { handle, number }) = link.socket {
             self.epoll.remove(number);
-            // A duplicate of the descriptor elsewhere must not hide the end from the peer.
-            let _ = nix::sys::socket::shutdown(number, nix::sys::socket::Shutdown::Both);
+            if !link.is_shut {
+                // A duplicate of the descriptor elsewhere must not hide the end from the peer.
+                let _ = nix::sys::socket::shutdown(number, nix::sys::socket::Shutdown::Both);
+            }
             self.close_descriptor(handle);
         }
     }

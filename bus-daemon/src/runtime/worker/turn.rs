@@ -131,6 +131,7 @@ impl Worker {
                 self.rotation.add(link.user, Ready::Peer(peer));
             }
             link.ready |= events;
+            link.is_shut |= events & libc::EPOLLHUP as u32 != 0;
         }
     }
 
