@@ -4,12 +4,10 @@
 #![allow(unsafe_code, reason = "copies between mapped memories")]
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::{Error, Result};
-use std::mem::{ManuallyDrop, offset_of};
+use std::mem::offset_of;
 use std::ops::Range;
-use std::os::fd::{FromRawFd, RawFd};
-use std::os::unix::fs::FileExt;
+use std::os::fd::RawFd;
 use std::sync::atomic::Ordering;
 
 use bus_wire::Fd;
@@ -70,26 +68,22 @@ impl Mirror {
                 copy_range(live, copy, range);
             }
         }
-        self.copy_extents()
+        Ok(())
     }
 
     /// An instruction has stored at this address of the worker, or the system `len` bytes from there on.
-    pub(crate) fn copy_written(&mut self, address: usize, len: usize) -> Result<()> {
+    pub(crate) fn copy_written(&mut self, address: usize, len: usize) {
         for (live, copy) in self.pairs() {
             if let Some(offset) = live.offset_of(address) {
                 let end = (offset + len.max(WIDEST_STORE)).min(live.len());
                 copy_range(live, copy, offset..end);
-                return Ok(());
             }
         }
-        // What the worker maps later is an extent.
-        self.copy_extents()
     }
 
-    /// The system has written into the in-flight slot, or changed the extents' file.
-    pub(crate) fn copy_called(&mut self) -> Result<()> {
+    /// The system has written into the in-flight slot.
+    pub(crate) fn copy_called(&mut self) {
         copy_range(self.live.log, self.copy.log, 0..HEADER_LEN);
-        self.copy_extents()
     }
 
     /// Takes back what a replay of the copy wrote.
@@ -103,7 +97,7 @@ impl Mirror {
             copy_range(self.live.manifest, self.copy.manifest, range);
         }
         journal.extents.unmap_all();
-        self.copy_extents()
+        Ok(())
     }
 
     /// Whether the copy is equal: whether everything that wrote was told of.
@@ -160,23 +154,6 @@ impl Mirror {
             (self.live.checkpoints, self.copy.checkpoints),
             (self.live.manifest, self.copy.manifest),
         ]
-    }
-
-    fn copy_extents(&mut self) -> Result<()> {
-        let (live, copy) = (file(self.live.extents), file(self.copy.extents));
-        let ranges = data_ranges(self.live.extents)?;
-        let len = live.metadata()?.len();
-        if ranges.is_empty() && copy.metadata()?.len() == len {
-            return Ok(());
-        }
-        copy.set_len(len)?;
-        Region::release(self.copy.extents, 0, len);
-        for range in ranges {
-            let mut bytes = vec![0; range.len()];
-            live.read_exact_at(&mut bytes, range.start as u64)?;
-            copy.write_all_at(&bytes, range.start as u64)?;
-        }
-        Ok(())
     }
 }
 
@@ -254,9 +231,4 @@ fn data_ranges(fd: RawFd) -> Result<Vec<Range<usize>>> {
         }
         ranges.push(start as usize..at as usize);
     }
-}
-
-fn file(fd: RawFd) -> ManuallyDrop<File> {
-    // SAFETY: open as long as the journal, and not closed here.
-    ManuallyDrop::new(unsafe { File::from_raw_fd(fd) })
 }

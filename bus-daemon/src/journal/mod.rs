@@ -21,7 +21,6 @@ mod plain;
 mod record;
 mod replay;
 mod snapshot;
-#[allow(dead_code, unused_imports, reason = "extents move onto it next")]
 mod store;
 mod view;
 mod waiting;
@@ -160,7 +159,7 @@ impl Journal {
         header.store_salt.store(waiting.salt(), Ordering::Release);
         Ok(Self {
             log,
-            extents: ExtentPool::create()?,
+            extents: ExtentPool::default(),
             checkpoints: Checkpoints::create()?,
             manifest: Manifest::create()?,
             waiting,
@@ -259,7 +258,7 @@ impl Journal {
 
     /// An extent for a large message of `total` bytes, of which `prefix` has arrived.
     pub(crate) fn lend_extent(&mut self, total: usize, prefix: &[u8]) -> Result<Extent> {
-        let mut extent = self.extents.lend(total)?;
+        let mut extent = self.extents.lend(&mut self.waiting, total)?;
         extent.fill(prefix);
         Ok(extent)
     }
@@ -282,23 +281,17 @@ impl Journal {
             .adopt(stored.number, stored.salt)
             .map_err(|error| format!("the store: {error}"))?;
         self.header.store_salt.store(stored.salt, Ordering::Release);
-        self.restore_backlogs(&stored.backlogs)
+        self.waiting.restore(stored.backlogs.iter().copied());
+        Ok(())
     }
 
     /// The same after a worker's death, which may have come to it.
     pub(crate) fn go_on_with(&mut self, stored: &Stored) -> std::result::Result<(), String> {
-        if self.waiting.salt() == stored.salt {
-            self.restore_backlogs(&stored.backlogs)
-        } else {
-            self.adopt_stored(stored)
+        if self.waiting.salt() != stored.salt {
+            return self.adopt_stored(stored);
         }
-    }
-
-    /// The backlogs that a state tells of, in the store as it is.
-    pub(crate) fn restore_backlogs(&mut self, backlogs: &[BacklogV1]) -> std::result::Result<(), String> {
-        self.waiting
-            .restore(backlogs.iter().copied())
-            .map_err(|error| format!("the store: {error}"))
+        self.waiting.restore(stored.backlogs.iter().copied());
+        Ok(())
     }
 
     /// All bytes that wait for a peer, in the store or not.
@@ -339,11 +332,12 @@ impl Journal {
 
     /// Bytes of shared memory in use.
     pub(crate) fn memory(&self) -> JournalMemory {
+        let extents = self.extents.memory();
         JournalMemory {
             log: self.log.memory() as u64,
-            extents: self.extents.memory() as u64,
+            extents,
             checkpoints: self.checkpoints.memory(),
-            store: self.waiting.memory(),
+            store: self.waiting.memory().saturating_sub(extents),
         }
     }
 

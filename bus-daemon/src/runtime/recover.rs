@@ -124,9 +124,7 @@ pub(super) fn replay_in_steps(
         recovered.doubt_all(&what);
     }
     journal.mark_applied();
-    journal
-        .resume()
-        .map_err(|error| format!("the journal's memory: {error}"))?;
+    journal.resume();
     Ok(recovered)
 }
 
