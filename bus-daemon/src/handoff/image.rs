@@ -6,11 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bus_wire::Fd;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::codec::{self, CodecError};
 use super::container::{ContainerError, IfUnknown, Reader, Writer};
-use super::stored::{BacklogV1, Stored};
+use super::stored::{BacklogV1, InputV1, Stored};
 use crate::broker::{
     Blob, Broker, Dropped, GlobalV1, GlobalV2, Millis, PeerId, PeerV1, PeerV2, RestoreError, SharedBodies,
 };
@@ -39,7 +40,7 @@ pub struct WorkerState {
     pub stored: Option<Stored>,
 }
 
-/// What the worker knows besides the broker, in version 3.
+/// What the worker knows besides the broker, in versions 3 and 4.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 struct WorkerV3 {
     stopped_at: u64,
@@ -60,16 +61,58 @@ struct StoreV1 {
 }
 
 /// The version of the state that this build writes: that of the worker's record, which is the first.
-pub(crate) const VERSION: u16 = 3;
+pub(crate) const VERSION: u16 = 4;
 
 /// The layout that this build reads and writes.
 const LAYOUT: u32 = 1;
 
-/// A peer for which something waits in the store, in version 3.
+/// A peer for which something waited in the store, in version 3.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct PeerV3 {
     peer: PeerV2,
     backlog: BacklogV1,
+}
+
+/// A peer of which something is in the store, in version 4: what waits for it, and the large message that it is in the
+/// middle of, which the record lacks then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct PeerV4 {
+    peer: PeerV2,
+    backlog: Option<BacklogV1>,
+    input: Option<InputV1>,
+}
+
+impl From<PeerV2> for PeerV4 {
+    fn from(peer: PeerV2) -> Self {
+        Self {
+            peer,
+            backlog: None,
+            input: None,
+        }
+    }
+}
+
+impl From<PeerV3> for PeerV4 {
+    fn from(old: PeerV3) -> Self {
+        let PeerV3 { peer, backlog } = old;
+        Self {
+            backlog: Some(backlog),
+            ..Self::from(peer)
+        }
+    }
+}
+
+impl PeerV4 {
+    /// Whether what it has in the store is its own.
+    fn is_consistent(&self) -> bool {
+        let owners = [
+            self.backlog.map(|backlog| backlog.owner),
+            self.input.map(|input| input.owner),
+        ];
+        let own = self.peer.id().to_u64();
+        let has_one_input = self.input.is_none() || self.peer.input().is_empty();
+        has_one_input && owners.into_iter().flatten().all(|owner| owner == own)
+    }
 }
 
 /// What the worker knew besides the broker, in version 2.
@@ -123,7 +166,7 @@ impl From<&WorkerState> for WorkerV3 {
 }
 
 impl WorkerV3 {
-    fn with(self, backlogs: Vec<BacklogV1>) -> WorkerState {
+    fn with(self, backlogs: Vec<BacklogV1>, inputs: Vec<InputV1>) -> WorkerState {
         WorkerState {
             stopped_at: self.stopped_at,
             generation: self.generation,
@@ -133,6 +176,7 @@ impl WorkerV3 {
                 number: store.number,
                 salt: store.salt,
                 backlogs,
+                inputs,
             }),
         }
     }
@@ -252,22 +296,32 @@ pub fn save(
         };
         writer.record(kind::MANIFEST, 1, IfUnknown::Refuse, &part)?;
     }
-    let backlogs: &[BacklogV1] = worker.stored.as_ref().map_or(&[], |stored| &stored.backlogs);
-    let backlogs: BTreeMap<u64, BacklogV1> =
-        backlogs.iter().map(|backlog| (backlog.owner, *backlog)).collect();
+    let (mut backlogs, mut inputs) = (BTreeMap::new(), BTreeMap::new());
+    if let Some(stored) = &worker.stored {
+        backlogs.extend(stored.backlogs.iter().map(|backlog| (backlog.owner, *backlog)));
+        inputs.extend(stored.inputs.iter().map(|input| (input.owner, *input)));
+    }
     let mut shared = SharedBodies::new();
     // One after the other: each needs the memory of the one before it.
     for peer in broker
         .peer_ids()
         .filter_map(|id| broker.save_peer(id, &mut shared))
     {
-        match backlogs.get(&peer.id().to_u64()) {
-            None => writer.record(kind::PEER, 2, IfUnknown::Refuse, &peer)?,
-            Some(backlog) => {
-                let backlog = *backlog;
-                writer.record(kind::PEER, 3, IfUnknown::Refuse, &PeerV3 { peer, backlog })?;
-            }
+        let owner = peer.id().to_u64();
+        let (backlog, input) = (backlogs.get(&owner).copied(), inputs.get(&owner).copied());
+        if backlog.is_none() && input.is_none() {
+            writer.record(kind::PEER, 2, IfUnknown::Refuse, &peer)?;
+            continue;
         }
+        let mut record = PeerV4 {
+            peer,
+            backlog,
+            input,
+        };
+        if input.is_some() {
+            record.peer.set_input(Bytes::new());
+        }
+        writer.record(kind::PEER, 4, IfUnknown::Refuse, &record)?;
     }
     for (index, bytes) in (0..).zip(shared.into_bodies()) {
         writer.record(kind::BODY, 1, IfUnknown::Refuse, &BodyV1 { index, bytes })?;
@@ -309,7 +363,7 @@ impl<'a> Records<'a> {
                 (kind::WORKER, 2) => {
                     codec::decode::<WorkerV2>(body).map(|value| all.worker = Some(value.into()))
                 }
-                (kind::WORKER, 3) => match codec::decode::<WorkerV3>(body) {
+                (kind::WORKER, 3..=4) => match codec::decode::<WorkerV3>(body) {
                     Ok(WorkerV3 {
                         store: Some(store), ..
                     }) if store.layout != LAYOUT => {
@@ -325,7 +379,7 @@ impl<'a> Records<'a> {
                 (kind::MANIFEST, 1) => {
                     codec::decode::<ManifestV1>(body).map(|value| all.manifest.extend(value.entries))
                 }
-                (kind::PEER, 1..=3) => {
+                (kind::PEER, 1..=4) => {
                     all.peers.push((record.version, body));
                     Ok(())
                 }
@@ -342,7 +396,8 @@ impl<'a> Records<'a> {
     }
 }
 
-/// Reads an image and continues the broker in it. `now` is the present on the monotonic clock: version 1 counted time
+/// Reads an image and continues the broker in it. Large messages that are not complete lie in the store: see
+/// [`Stored::inputs`] and [`Broker::resume_input`]. `now` is the present on the monotonic clock: version 1 counted time
 /// on another clock, and its deadlines are as far from the present as they were.
 ///
 /// # Errors
@@ -361,23 +416,30 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
     let saved_at = if version == 1 { global.move_to(now) } else { now };
     let shared = table(bodies, &mut damage);
     let has_store = worker.as_ref().is_some_and(|worker| worker.store.is_some());
-    let mut backlogs = Vec::new();
+    let (mut backlogs, mut inputs) = (Vec::new(), Vec::new());
     let peers = peers.into_iter().filter_map(|(version, record)| {
         let peer = match version {
-            1 => codec::decode::<PeerV1>(record).map(|peer| (PeerV2::from(peer).moved(saved_at, now), None)),
-            2 => codec::decode::<PeerV2>(record).map(|peer| (peer, None)),
-            _ => codec::decode::<PeerV3>(record).map(|record| (record.peer, Some(record.backlog))),
+            1 => codec::decode::<PeerV1>(record).map(|peer| PeerV2::from(peer).moved(saved_at, now).into()),
+            2 => codec::decode::<PeerV2>(record).map(PeerV4::from),
+            3 => codec::decode::<PeerV3>(record).map(PeerV4::from),
+            _ => codec::decode::<PeerV4>(record),
         };
-        let (peer, backlog) = peer
+        let record = peer
             .map_err(|error| damage.push(unreadable(kind::PEER, &error)))
             .ok()?;
-        if let Some(backlog) = backlog {
-            if !has_store || backlog.owner != peer.id().to_u64() {
-                damage.push(format!("what waits for peer {} is nowhere", peer.id().index));
-                return None;
-            }
-            backlogs.push(backlog);
+        let needs_store = record.backlog.is_some() || record.input.is_some();
+        if !record.is_consistent() || (needs_store && !has_store) {
+            let index = record.peer.id().index;
+            damage.push(format!("what waits for peer {index}, or comes from it, is nowhere"));
+            return None;
         }
+        let PeerV4 {
+            peer,
+            backlog,
+            input,
+        } = record;
+        backlogs.extend(backlog);
+        inputs.extend(input);
         Some((peer, backlog.map(|backlog| backlog.end)))
     });
     let (broker, mut dropped) = Broker::restore_from(global, peers, &shared)?;
@@ -398,7 +460,7 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
             .collect();
     }
     let worker = match worker {
-        Some(worker) => worker.with(backlogs),
+        Some(worker) => worker.with(backlogs, inputs),
         None => {
             damage.push("there is no readable record of the worker".into());
             without_record(&broker, &dropped)

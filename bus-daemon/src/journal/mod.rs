@@ -33,8 +33,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bus_wire::Fd;
 use serde::{Deserialize, Serialize};
 
-use crate::broker::{Attested, Blob, EntryKind, Fds, JournalMemory, MachineId, PeerId, Start};
-use crate::handoff::stored::Stored;
+use crate::broker::{Attested, Blob, Broker, EntryKind, Fds, JournalMemory, MachineId, PeerId, Start};
+use crate::handoff::stored::{InputV1, Stored};
 use crate::os::descriptor;
 
 use checkpoint::Checkpoints;
@@ -44,7 +44,7 @@ pub(crate) use checkpoint::Written;
 #[cfg(any(test, feature = "test-hooks"))]
 pub(crate) use damage::Flip;
 pub(crate) use extent::Extent;
-use extent::ExtentPool;
+use extent::{ExtentPool, ExtentRange};
 use header::Header;
 pub(crate) use io::Read;
 #[cfg(all(test, target_arch = "x86_64"))]
@@ -57,6 +57,9 @@ pub(crate) use outcome::{failed_outcome, outcome_in, small_outcome};
 use record::Kind;
 pub(crate) use replay::{Recorded, Remains, UnitAtWork};
 pub(crate) use store::BacklogV1;
+use store::ExtentPlace;
+#[cfg(all(test, target_arch = "x86_64"))]
+pub(crate) use store::{Medium, Memfd};
 use waiting::Waiting;
 
 /// An event that is too rare to have a record layout of its own.
@@ -263,13 +266,54 @@ impl Journal {
         Ok(extent)
     }
 
-    /// What waits for slow readers: where it is, for an image.
-    pub(crate) fn stored(&self) -> Stored {
+    /// What waits for slow readers, and large messages that are not complete: where they are, for an image.
+    pub(crate) fn stored(&self, broker: &Broker) -> Stored {
+        let inputs = broker.peer_ids().filter_map(|peer| {
+            let (_, prefix) = broker.large_message(peer)?;
+            let range = self.extents.locate(prefix).filter(|range| range.start == 0)?;
+            Some(InputV1 {
+                owner: peer.to_u64(),
+                offset: range.offset,
+                class: range.class,
+                len: range.len,
+            })
+        });
         Stored {
             number: self.waiting.fd(),
             salt: self.waiting.salt(),
             backlogs: self.waiting.backlogs().collect(),
+            inputs: inputs.collect(),
         }
+    }
+
+    /// Gives the peers of a broker that was restored from an image the beginnings of their large messages. Returns those for
+    /// whom there is none: no two messages are in the same extent.
+    pub(crate) fn resume_inputs(&mut self, broker: &mut Broker, stored: &Stored) -> Vec<PeerId> {
+        let mut seen = BTreeSet::new();
+        let mut lost = Vec::new();
+        for input in &stored.inputs {
+            let place = ExtentPlace {
+                offset: input.offset,
+                class: input.class,
+            };
+            let peer = PeerId::from_u64(input.owner);
+            let bytes = seen
+                .insert(input.offset)
+                .then(|| {
+                    self.extents
+                        .adopt(&mut self.waiting, ExtentRange::first(place, input.len))
+                })
+                .flatten();
+            if !bytes.is_some_and(|bytes| broker.resume_input(peer, bytes)) {
+                lost.push(peer);
+            }
+        }
+        lost
+    }
+
+    /// Everything is named that the state needs of a store which another process image had.
+    pub(crate) fn end_naming(&mut self) {
+        self.waiting.end_naming();
     }
 
     /// Goes on with what another process image had in its store.

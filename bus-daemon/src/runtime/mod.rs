@@ -144,7 +144,7 @@ fn restore(
     crate::fault::in_restore(&record.executable());
     let bytes =
         crate::os::memfd::read(record.image).map_err(|error| format!("cannot read the state: {error}"))?;
-    let restored = image::load(&bytes, now()).map_err(|error| error.to_string())?;
+    let mut restored = image::load(&bytes, now()).map_err(|error| error.to_string())?;
     for damage in &restored.damage {
         tracing::error!("the state is damaged: {damage}");
     }
@@ -162,10 +162,13 @@ fn restore(
         recover::sweep(&kept, &record.listeners);
     }
     let stopped_at = clock::Nanos(restored.worker.stopped_at);
+    let mut lost = Vec::new();
     if let Some(stored) = &restored.worker.stored {
         journal.adopt_stored(stored)?;
+        lost = journal.resume_inputs(&mut restored.broker, stored);
     }
-    let worker = Worker::carried(restored, journal, record.clone(), inbox);
+    journal.end_naming();
+    let worker = Worker::carried(restored, &lost, journal, record.clone(), inbox);
     let pause = clock::monotonic().micros_since(stopped_at);
     Ok((worker, pause))
 }

@@ -237,7 +237,7 @@ impl Worker {
             generation: self.links.generation(),
             blocked: with(Writing::Blocked),
             broken: with(Writing::Broken),
-            stored: Some(self.journal.stored()),
+            stored: Some(self.journal.stored(&self.broker)),
         };
         let bytes =
             image::save(&self.broker, &worker, |handle| self.journal.number(handle)).map_err(Error::other)?;

@@ -65,6 +65,8 @@ pub(super) struct Counts {
     pub(super) handed: u64,
     /// Of those, because no other binary could be executed.
     pub(super) returned: u64,
+    /// Large messages that were half in when the state went over.
+    pub(super) inputs: u64,
     /// Workers that were killed before they served what an image had.
     pub(super) kills_in_restore: u64,
 }
