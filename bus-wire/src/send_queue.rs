@@ -274,6 +274,11 @@ impl SendQueue {
         self.fds.iter().flat_map(|(_, fds)| fds.iter().copied())
     }
 
+    /// Before which absolute positions file descriptors go, in order.
+    pub fn fd_positions(&self) -> impl Iterator<Item = u64> {
+        self.fds.iter().map(|(at, _)| *at)
+    }
+
     /// Absolute position of the first byte that was not sent.
     pub fn sent(&self) -> u64 {
         self.sent

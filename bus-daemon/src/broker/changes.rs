@@ -55,7 +55,7 @@ impl Broker {
     pub fn save_alone(&self, index: u32) -> Option<(PeerV2, Vec<Blob>, HeldV1)> {
         let peer = self.roster.at(index)?;
         let mut bodies = SharedBodies::new();
-        let record = self.save_one(peer, Lists::default(), &mut bodies);
+        let record = self.save_one(peer, Lists::default(), Vec::new(), &mut bodies);
         let held = HeldV1 {
             names: self.names.held_count(peer.id) as u32,
             rules: self.subscriptions.held_count(peer.id) as u32,

@@ -5,7 +5,7 @@ use super::event::{PeerId, Start};
 use super::{Action, Broker};
 
 /// The state's version: what `StateVersion` answers.
-pub(crate) const STATE_VERSION: u32 = 4;
+pub(crate) const STATE_VERSION: u16 = 4;
 
 const UPGRADE_REFUSED: &str = "org.busdaemon.Error.UpgradeRefused";
 const QUARANTINED: &str = "org.busdaemon.Error.Quarantined";

@@ -62,7 +62,7 @@ impl Broker {
         let peers = self
             .roster
             .iter()
-            .map(|peer| self.save_one(peer, self.save_lists(peer.id), &mut shared))
+            .map(|peer| self.save_one(peer, self.save_lists(peer.id), Vec::new(), &mut shared))
             .collect();
         BrokerState {
             global: self.save_global(),
@@ -81,8 +81,25 @@ impl Broker {
 
     /// The record of one peer. Bodies that its queue shares are added to `shared`.
     pub fn save_peer(&self, id: PeerId, shared: &mut SharedBodies) -> Option<PeerV2> {
+        self.save_peer_behind(Vec::new(), id, shared)
+    }
+
+    /// The same with output that is kept elsewhere, and comes first.
+    pub fn save_peer_behind(
+        &self,
+        before: Vec<PieceState>,
+        id: PeerId,
+        shared: &mut SharedBodies,
+    ) -> Option<PeerV2> {
         let peer = self.roster.get(id)?;
-        Some(self.save_one(peer, self.save_lists(id), shared))
+        Some(self.save_one(peer, self.save_lists(id), before, shared))
+    }
+
+    /// Unique name and credentials of a peer.
+    pub fn identity_of(&self, id: PeerId) -> Option<(Option<String>, Credentials)> {
+        let peer = self.roster.get(id)?;
+        let name = peer.unique.as_ref().map(|unique| unique.name.to_string());
+        Some((name, peer.credentials))
     }
 
     /// What belongs to no single peer.
@@ -193,7 +210,13 @@ impl Broker {
         }
     }
 
-    pub(super) fn save_one(&self, peer: &Peer, lists: Lists, shared: &mut SharedBodies) -> PeerV2 {
+    pub(super) fn save_one(
+        &self,
+        peer: &Peer,
+        lists: Lists,
+        mut output: Vec<PieceState>,
+        shared: &mut SharedBodies,
+    ) -> PeerV2 {
         let Peer {
             id,
             listener,
@@ -229,6 +252,7 @@ impl Broker {
             // In a list of its own.
             stored: _,
         } = out.save();
+        output.extend(pieces);
         let Peaks {
             names: peak_names,
             rules: peak_rules,
@@ -262,7 +286,7 @@ impl Broker {
             input: Blob(partial),
             input_fds,
             sent,
-            output: save_output(pieces, shared),
+            output: save_output(output, shared),
             output_fds,
             is_congested: *is_congested,
             is_stopped: *is_stopped,

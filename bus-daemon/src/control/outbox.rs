@@ -14,6 +14,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
+use crate::handoff::form::Form;
 use crate::os::region::Region;
 
 /// Entries that may be unheard at once in the sheet; more wait in the keeper.
@@ -60,7 +61,8 @@ struct Sheet {
     written: AtomicU64,
     /// The number of the newest entry that a worker has in its journal.
     heard: AtomicU64,
-    /// 1 where the keeper has a binary that passed its trial, and the newest worker may hand its state over to it.
+    /// The form in which the newest worker may hand its state over, as a number; 0 = the keeper has no binary that passed its
+    /// trial.
     approved: AtomicU32,
     /// The signal that a worker is dying of, if one said so.
     fault: AtomicI32,
@@ -159,11 +161,11 @@ impl Outbox {
         }
     }
 
-    /// For the worker that is about to be started: whether there is a binary to hand its state over to.
-    pub(crate) fn set_approved(&self, is_approved: bool) {
+    /// For the worker: whether there is a binary to hand its state over to, and in which form.
+    pub(crate) fn set_approved(&self, approved: Option<Form>) {
         sheet(self.region)
             .approved
-            .store(u32::from(is_approved), Ordering::Release);
+            .store(approved.map_or(0, Form::to_bits), Ordering::Release);
     }
 
     /// Whether a request to read the configuration, and one for an upgrade, are unheard.
@@ -219,9 +221,9 @@ impl Inbox {
         sheet(self.0).heard.load(Ordering::Acquire)
     }
 
-    /// Whether the keeper had a binary that passed its trial when this worker was started.
-    pub(crate) fn is_approved(&self) -> bool {
-        sheet(self.0).approved.load(Ordering::Acquire) != 0
+    /// The form that the keeper's binary reads which passed its trial, if there is such a binary.
+    pub(crate) fn approved(&self) -> Option<Form> {
+        Form::from_bits(sheet(self.0).approved.load(Ordering::Acquire))
     }
 
     /// The entry of this number, and all before it, are in the journal.

@@ -303,6 +303,17 @@ impl<'a> Iterator for Reader<'a> {
     }
 }
 
+/// Version and body of the first record of a container, of which `read` gives so many bytes, from there on. `None`: there is
+/// none that is whole.
+#[cfg(feature = "runtime")]
+pub(crate) fn first_record(read: impl Fn(usize, usize) -> Option<Vec<u8>>) -> Option<(u16, Vec<u8>)> {
+    let beginning = read(0, CONTAINER_HEADER + RECORD_HEADER)?;
+    let reader = Reader::new(&beginning).ok()?;
+    let (_, version, _, length, crc) = reader.header_at(CONTAINER_HEADER)?;
+    let body = read(CONTAINER_HEADER + RECORD_HEADER, length)?;
+    (crc32c::crc32c(&body) == crc).then_some((version, body))
+}
+
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }

@@ -3,27 +3,24 @@
 //! A damaged record costs the peers that it concerns, and says so; only without the record of what belongs to no
 //! single peer there is nothing to go on with.
 
+mod error;
+mod records;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use bus_wire::Fd;
+use bus_wire::{Fd, PieceState};
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::codec::{self, CodecError};
-use super::container::{ContainerError, IfUnknown, Reader, Writer};
-use super::stored::{BacklogV1, InputV1, Stored};
+use super::container::{self, IfUnknown, Reader, Writer};
+use super::form::{Form, Output, VERSION};
+use super::stored::{BacklogV1, Backlogs, InputV1, LAYOUTS, StandIn, Stored};
 use crate::broker::{
-    Blob, Broker, Dropped, GlobalV1, GlobalV2, Millis, PeerId, PeerV1, PeerV2, RestoreError, SharedBodies,
+    Blob, Broker, Dropped, GlobalV1, GlobalV2, Millis, PeerId, PeerV1, PeerV2, SharedBodies,
 };
-
-/// Record types. Never used for anything else.
-mod kind {
-    pub(super) const WORKER: u16 = 10;
-    pub(super) const GLOBAL: u16 = 11;
-    pub(super) const BODY: u16 = 12;
-    pub(super) const PEER: u16 = 13;
-    pub(super) const MANIFEST: u16 = 14;
-}
+pub use error::{ImageError, SaveError, Unexpressed, Whose};
+use records::{BodyV1, ManifestV1, PeerV3, PeerV4, WorkerV1, WorkerV2, WorkerV3, kind};
 
 /// What the worker knows besides the broker.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -38,188 +35,6 @@ pub struct WorkerState {
     pub broken: Vec<u64>,
     /// What waits for slow readers. Versions before 3 had it in the peers' records.
     pub stored: Option<Stored>,
-}
-
-/// What the worker knows besides the broker, in versions 3 and 4.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-struct WorkerV3 {
-    stopped_at: u64,
-    generation: u32,
-    blocked: Vec<u64>,
-    broken: Vec<u64>,
-    store: Option<StoreV1>,
-}
-
-/// Where the store is that records of backlogs refer to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct StoreV1 {
-    /// The number of its memfd.
-    number: i32,
-    salt: u32,
-    /// The layout of its pages and blocks.
-    layout: u32,
-}
-
-/// The version of the state that this build writes: that of the worker's record, which is the first.
-pub(crate) const VERSION: u16 = 4;
-
-/// The layout that this build reads and writes.
-const LAYOUT: u32 = 1;
-
-/// A peer for which something waited in the store, in version 3.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct PeerV3 {
-    peer: PeerV2,
-    backlog: BacklogV1,
-}
-
-/// A peer of which something is in the store, in version 4: what waits for it, and the large message that it is in the
-/// middle of, which the record lacks then.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct PeerV4 {
-    peer: PeerV2,
-    backlog: Option<BacklogV1>,
-    input: Option<InputV1>,
-}
-
-impl From<PeerV2> for PeerV4 {
-    fn from(peer: PeerV2) -> Self {
-        Self {
-            peer,
-            backlog: None,
-            input: None,
-        }
-    }
-}
-
-impl From<PeerV3> for PeerV4 {
-    fn from(old: PeerV3) -> Self {
-        let PeerV3 { peer, backlog } = old;
-        Self {
-            backlog: Some(backlog),
-            ..Self::from(peer)
-        }
-    }
-}
-
-impl PeerV4 {
-    /// Whether what it has in the store is its own.
-    fn is_consistent(&self) -> bool {
-        let owners = [
-            self.backlog.map(|backlog| backlog.owner),
-            self.input.map(|input| input.owner),
-        ];
-        let own = self.peer.id().to_u64();
-        let has_one_input = self.input.is_none() || self.peer.input().is_empty();
-        has_one_input && owners.into_iter().flatten().all(|owner| owner == own)
-    }
-}
-
-/// What the worker knew besides the broker, in version 2.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-struct WorkerV2 {
-    stopped_at: u64,
-    generation: u32,
-    blocked: Vec<u64>,
-    broken: Vec<u64>,
-}
-
-impl From<WorkerV2> for WorkerV3 {
-    fn from(old: WorkerV2) -> Self {
-        let WorkerV2 {
-            stopped_at,
-            generation,
-            blocked,
-            broken,
-        } = old;
-        Self {
-            stopped_at,
-            generation,
-            blocked,
-            broken,
-            store: None,
-        }
-    }
-}
-
-impl From<&WorkerState> for WorkerV3 {
-    fn from(state: &WorkerState) -> Self {
-        let WorkerState {
-            stopped_at,
-            generation,
-            blocked,
-            broken,
-            stored,
-        } = state;
-        Self {
-            stopped_at: *stopped_at,
-            generation: *generation,
-            blocked: blocked.clone(),
-            broken: broken.clone(),
-            store: stored.as_ref().map(|stored| StoreV1 {
-                number: stored.number,
-                salt: stored.salt,
-                layout: LAYOUT,
-            }),
-        }
-    }
-}
-
-impl WorkerV3 {
-    fn with(self, backlogs: Vec<BacklogV1>, inputs: Vec<InputV1>) -> WorkerState {
-        WorkerState {
-            stopped_at: self.stopped_at,
-            generation: self.generation,
-            blocked: self.blocked,
-            broken: self.broken,
-            stored: self.store.map(|store| Stored {
-                number: store.number,
-                salt: store.salt,
-                backlogs,
-                inputs,
-            }),
-        }
-    }
-}
-
-/// A part of the manifest: handles, and the descriptor numbers that they stand for.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-struct ManifestV1 {
-    entries: Vec<(Fd, i32)>,
-}
-
-/// Entries in one record of the manifest: damage to one costs no more peers.
-const MANIFEST_PART: usize = 256;
-
-/// What the worker knew in version 1, when a descriptor's handle was its number.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-struct WorkerV1 {
-    stopped_at: u64,
-    generation: u32,
-    links: Vec<LinkV1>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct LinkV1 {
-    peer: u64,
-    blocked: bool,
-    stopped: bool,
-    broken: bool,
-}
-
-impl From<WorkerV1> for WorkerV2 {
-    fn from(old: WorkerV1) -> Self {
-        let with = |is_so: fn(&LinkV1) -> bool| -> Vec<u64> {
-            let links = old.links.iter().filter(|link| is_so(link));
-            links.map(|link| link.peer).collect()
-        };
-        Self {
-            blocked: with(|link| link.blocked),
-            broken: with(|link| link.broken),
-            stopped_at: old.stopped_at,
-            generation: old.generation,
-        }
-    }
 }
 
 /// What an image gives.
@@ -240,40 +55,13 @@ pub struct Restored {
     pub damage: Vec<String>,
 }
 
-/// An image that cannot be restored at all.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ImageError {
-    /// Not a container this build can read.
-    #[error(transparent)]
-    Container(#[from] ContainerError),
-    /// A record that this build does not know and that says it must not be passed over.
-    #[error("the state has a record of type {kind} version {version}, which this build does not know")]
-    Unknown {
-        /// Its type.
-        kind: u16,
-        /// Its version.
-        version: u16,
-    },
-    /// What waits for slow readers is laid out in a way that this build cannot read.
-    #[error("the store of the state has layout {0}, which this build does not know")]
-    Layout(u32),
-    /// The record of what belongs to no single peer is missing or damaged.
-    #[error("the state has no readable record of the bus itself")]
-    NoGlobal,
-    /// The records contradict each other.
-    #[error(transparent)]
-    Restore(#[from] RestoreError),
-}
+/// Entries in one record of the manifest: damage to one costs no more peers.
+const MANIFEST_PART: usize = 256;
 
-/// A body that waits in several send queues, in version 1.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct BodyV1 {
-    /// Its place in the table that the records of the peers refer to.
-    index: u32,
-    bytes: Blob,
-}
+/// Bytes that wait for one peer and stand in its record at most: well below the longest record.
+const MOST_INLINE: u64 = 1 << 30;
 
-/// Writes an image. `number` tells which descriptor number a handle stands for.
+/// Writes an image in this build's own form. `number` tells which descriptor number a handle stands for.
 ///
 /// # Errors
 /// When a value is too long for a record.
@@ -281,52 +69,148 @@ pub fn save(
     broker: &Broker,
     worker: &WorkerState,
     number: impl Fn(Fd) -> Option<i32>,
-) -> Result<Vec<u8>, CodecError> {
+) -> Result<Vec<u8>, SaveError> {
+    // Nothing that it is asked for: this form refers to the store.
+    save_as(Form::OWN, broker, worker, number, &mut StandIn)
+}
+
+/// Writes an image in this form. `output` gives what waits in the store, where the form has it in the image itself.
+///
+/// # Errors
+/// When there is something in the state that this form cannot express, or a value is too long for a record, or `output`
+/// cannot give what waits.
+pub fn save_as(
+    form: Form,
+    broker: &Broker,
+    worker: &WorkerState,
+    number: impl Fn(Fd) -> Option<i32>,
+    output: &mut dyn Backlogs,
+) -> Result<Vec<u8>, SaveError> {
     let salt = crc32c::crc32c(&broker.identity().hash_seed.to_le_bytes());
-    let mut writer = Writer::new(salt);
-    writer.record(kind::WORKER, VERSION, IfUnknown::Refuse, &WorkerV3::from(worker))?;
-    writer.record(kind::GLOBAL, 2, IfUnknown::Refuse, &broker.save_global())?;
-    let mut handles = broker.owned_fds();
-    // The configuration itself is in the image, so nobody goes on to read it there.
-    handles.retain(|handle| Some(*handle) != broker.config_source());
-    for part in handles.chunks(MANIFEST_PART) {
-        let entries = part.iter().filter_map(|handle| Some((*handle, number(*handle)?)));
-        let part = ManifestV1 {
-            entries: entries.collect(),
-        };
-        writer.record(kind::MANIFEST, 1, IfUnknown::Refuse, &part)?;
-    }
-    let (mut backlogs, mut inputs) = (BTreeMap::new(), BTreeMap::new());
-    if let Some(stored) = &worker.stored {
-        backlogs.extend(stored.backlogs.iter().map(|backlog| (backlog.owner, *backlog)));
-        inputs.extend(stored.inputs.iter().map(|input| (input.owner, *input)));
-    }
-    let mut shared = SharedBodies::new();
+    let stored = worker.stored.as_ref();
+    let backlogs = stored.map_or(&[][..], |stored| &stored.backlogs);
+    // Otherwise the records of the peers have them, as far as the broker does.
+    let is_in_store = form.refers_to_input();
+    let inputs = stored
+        .filter(|_| is_in_store)
+        .map_or(&[][..], |stored| &stored.inputs);
+    let mut saver = Saver {
+        form,
+        broker,
+        writer: Writer::new(salt),
+        backlogs: backlogs.iter().map(|backlog| (backlog.owner, *backlog)).collect(),
+        inputs: inputs.iter().map(|input| (input.owner, *input)).collect(),
+        shared: SharedBodies::new(),
+    };
+    saver.put_worker(worker)?;
+    saver.put(kind::GLOBAL, 2, &broker.save_global())?;
+    saver.put_manifest(number)?;
     // One after the other: each needs the memory of the one before it.
-    for peer in broker
-        .peer_ids()
-        .filter_map(|id| broker.save_peer(id, &mut shared))
-    {
-        let owner = peer.id().to_u64();
-        let (backlog, input) = (backlogs.get(&owner).copied(), inputs.get(&owner).copied());
-        if backlog.is_none() && input.is_none() {
-            writer.record(kind::PEER, 2, IfUnknown::Refuse, &peer)?;
-            continue;
+    for id in broker.peer_ids() {
+        saver.put_peer(id, output)?;
+    }
+    saver.finish()
+}
+
+/// An image in the making.
+struct Saver<'a> {
+    form: Form,
+    broker: &'a Broker,
+    writer: Writer,
+    /// By their owners.
+    backlogs: BTreeMap<u64, BacklogV1>,
+    inputs: BTreeMap<u64, InputV1>,
+    shared: SharedBodies,
+}
+
+impl Saver<'_> {
+    fn put(&mut self, kind: u16, version: u16, record: &impl Serialize) -> Result<(), SaveError> {
+        let written = self.writer.record(kind, version, IfUnknown::Refuse, record);
+        written.map_err(SaveError::from)
+    }
+
+    /// What a version before has no place for.
+    fn inexpressible(&self, whose: Whose) -> impl FnOnce(Unexpressed) -> SaveError {
+        let version = self.form.version();
+        move |what| SaveError::Inexpressible { whose, what, version }
+    }
+
+    /// The first record: its version is that of the state.
+    fn put_worker(&mut self, worker: &WorkerState) -> Result<(), SaveError> {
+        let mut record = WorkerV3::from(worker.clone());
+        if self.form.output() == Output::Inline {
+            record.store = None;
         }
-        let mut record = PeerV4 {
-            peer,
-            backlog,
-            input,
+        match self.form.version() {
+            2 => {
+                let record = WorkerV2::try_from(record).map_err(self.inexpressible(Whose::Bus))?;
+                self.put(kind::WORKER, 2, &record)
+            }
+            version => self.put(kind::WORKER, version, &record),
+        }
+    }
+
+    fn put_manifest(&mut self, number: impl Fn(Fd) -> Option<i32>) -> Result<(), SaveError> {
+        let mut handles = self.broker.owned_fds();
+        // The configuration itself is in the image, so nobody goes on to read it there.
+        handles.retain(|handle| Some(*handle) != self.broker.config_source());
+        for part in handles.chunks(MANIFEST_PART) {
+            let entries = part.iter().filter_map(|handle| Some((*handle, number(*handle)?)));
+            let part = ManifestV1 {
+                entries: entries.collect(),
+            };
+            self.put(kind::MANIFEST, 1, &part)?;
+        }
+        Ok(())
+    }
+
+    fn put_peer(&mut self, id: PeerId, output: &mut dyn Backlogs) -> Result<(), SaveError> {
+        let mut backlog = self.backlogs.remove(&id.to_u64());
+        let before = match self.form.output() {
+            Output::InStore => Vec::new(),
+            Output::Inline => self.stored_output(id, backlog.take(), output)?,
         };
-        if input.is_some() {
-            record.peer.set_input(Bytes::new());
+        let Some(mut peer) = self.broker.save_peer_behind(before, id, &mut self.shared) else {
+            return Ok(());
+        };
+        match (backlog, self.inputs.remove(&id.to_u64())) {
+            (None, None) => self.put(kind::PEER, 2, &peer),
+            (Some(backlog), None) => self.put(kind::PEER, 3, &PeerV3 { peer, backlog }),
+            (backlog, Some(input)) => {
+                peer.set_input(Bytes::new());
+                let record = PeerV4 { peer, backlog, input };
+                self.put(kind::PEER, 4, &record)
+            }
         }
-        writer.record(kind::PEER, 4, IfUnknown::Refuse, &record)?;
     }
-    for (index, bytes) in (0..).zip(shared.into_bodies()) {
-        writer.record(kind::BODY, 1, IfUnknown::Refuse, &BodyV1 { index, bytes })?;
+
+    /// What waits for a peer in the store and was not sent.
+    fn stored_output(
+        &self,
+        id: PeerId,
+        backlog: Option<BacklogV1>,
+        output: &mut dyn Backlogs,
+    ) -> Result<Vec<PieceState>, SaveError> {
+        let (Some(backlog), Some(queue)) = (backlog, self.broker.send_queue(id)) else {
+            return Ok(Vec::new());
+        };
+        let whose = Whose::of(self.broker, id);
+        if backlog.len() > MOST_INLINE {
+            return Err(self.inexpressible(whose)(Unexpressed(
+                "more than a gigabyte of output that waits",
+            )));
+        }
+        let cuts: Vec<u64> = queue.fd_positions().filter(|at| *at > queue.sent()).collect();
+        let pieces = output.pieces(&backlog, queue.sent(), &cuts);
+        pieces.map_err(|reason| SaveError::Unreadable { whose, reason })
     }
-    Ok(writer.finish())
+
+    fn finish(mut self) -> Result<Vec<u8>, SaveError> {
+        for (index, bytes) in (0..).zip(std::mem::take(&mut self.shared).into_bodies()) {
+            self.put(kind::BODY, 1, &BodyV1 { index, bytes })?;
+        }
+        Ok(self.writer.finish())
+    }
 }
 
 /// The records of an image, as far as they can be read.
@@ -363,10 +247,10 @@ impl<'a> Records<'a> {
                 (kind::WORKER, 2) => {
                     codec::decode::<WorkerV2>(body).map(|value| all.worker = Some(value.into()))
                 }
-                (kind::WORKER, 3..=4) => match codec::decode::<WorkerV3>(body) {
+                (kind::WORKER, 3..=VERSION) => match codec::decode::<WorkerV3>(body) {
                     Ok(WorkerV3 {
                         store: Some(store), ..
-                    }) if store.layout != LAYOUT => {
+                    }) if !LAYOUTS.contains(&store.layout) => {
                         return Err(ImageError::Layout(store.layout));
                     }
                     decoded => decoded.map(|value| all.worker = Some(value)),
@@ -396,7 +280,7 @@ impl<'a> Records<'a> {
     }
 }
 
-/// Reads an image and continues the broker in it. Large messages that are not complete lie in the store: see
+/// Reads an image and continues the broker in it. The beginnings of large messages lie in the store: see
 /// [`Stored::inputs`] and [`Broker::resume_input`]. `now` is the present on the monotonic clock: version 1 counted time
 /// on another clock, and its deadlines are as far from the present as they were.
 ///
@@ -419,25 +303,28 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
     let (mut backlogs, mut inputs) = (Vec::new(), Vec::new());
     let peers = peers.into_iter().filter_map(|(version, record)| {
         let peer = match version {
-            1 => codec::decode::<PeerV1>(record).map(|peer| PeerV2::from(peer).moved(saved_at, now).into()),
-            2 => codec::decode::<PeerV2>(record).map(PeerV4::from),
-            3 => codec::decode::<PeerV3>(record).map(PeerV4::from),
-            _ => codec::decode::<PeerV4>(record),
+            1 => codec::decode::<PeerV1>(record)
+                .map(|peer| (PeerV2::from(peer).moved(saved_at, now), None, None)),
+            2 => codec::decode::<PeerV2>(record).map(|peer| (peer, None, None)),
+            3 => codec::decode::<PeerV3>(record).map(|record| (record.peer, Some(record.backlog), None)),
+            _ => codec::decode::<PeerV4>(record)
+                .map(|record| (record.peer, record.backlog, Some(record.input))),
         };
-        let record = peer
+        let (peer, backlog, input) = peer
             .map_err(|error| damage.push(unreadable(kind::PEER, &error)))
             .ok()?;
-        let needs_store = record.backlog.is_some() || record.input.is_some();
-        if !record.is_consistent() || (needs_store && !has_store) {
-            let index = record.peer.id().index;
-            damage.push(format!("what waits for peer {index}, or comes from it, is nowhere"));
+        let owners = backlog
+            .map(|backlog| backlog.owner)
+            .into_iter()
+            .chain(input.map(|input| input.owner));
+        let own = peer.id().to_u64();
+        if owners.into_iter().any(|owner| !has_store || owner != own) {
+            let index = peer.id().index;
+            damage.push(format!(
+                "what waits for peer {index}, or comes from it, is nowhere"
+            ));
             return None;
         }
-        let PeerV4 {
-            peer,
-            backlog,
-            input,
-        } = record;
         backlogs.extend(backlog);
         inputs.extend(input);
         Some((peer, backlog.map(|backlog| backlog.end)))
@@ -476,18 +363,22 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
     })
 }
 
-/// Bytes of an image that tell its version.
+/// The form of an image that a binary wrote for itself, and so reads: where it is to be given its state back. `read` gives so many
+/// bytes of it, from there on. `None`: this build does not write that form.
 #[cfg(feature = "runtime")]
-pub(crate) const BEGINNING: usize = 64;
+pub(crate) fn form_of(read: impl Fn(usize, usize) -> Option<Vec<u8>>) -> Option<Form> {
+    let (version, body) = container::first_record(read)?;
+    // Before there were stores, the record said nothing else that matters here.
+    let worker = codec::decode::<WorkerV3>(&body).ok();
+    let layout = worker.and_then(|worker| worker.store).map(|store| store.layout);
+    Form::new(version, layout)
+}
 
-/// The version that an image was written in, by its first [`BEGINNING`] bytes: that of its first record, which is the
-/// worker's.
+/// The version that an image was written in: that of its first record, which is the worker's.
 #[cfg(feature = "runtime")]
-pub(crate) fn version_of(beginning: &[u8; BEGINNING]) -> Option<u16> {
-    let [.., b'b', b'r', b'e', b'c', a, b, c, d, _, _, _, _, _, _, _, _] = beginning else {
-        return None;
-    };
-    (u16::from_le_bytes([*a, *b]) == kind::WORKER).then(|| u16::from_le_bytes([*c, *d]))
+pub(crate) fn version_of(bytes: &[u8]) -> Option<u16> {
+    let read = |from: usize, len: usize| Some(bytes.get(from..from.checked_add(len)?)?.to_vec());
+    container::first_record(read).map(|(version, _)| version)
 }
 
 /// More descriptors than any machine has: a number beyond this is nonsense.

@@ -2,6 +2,7 @@
 
 pub mod codec;
 pub mod container;
+pub mod form;
 pub mod image;
 #[cfg(feature = "runtime")]
 pub(crate) mod keeper;

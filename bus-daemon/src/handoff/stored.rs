@@ -1,6 +1,13 @@
 //! What waits for slow readers, as a state names it: places in a store, whose memory goes on with the connections.
 
+use bus_wire::PieceState;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+
+/// The layout of pages and blocks that this build writes.
+pub const LAYOUT: u32 = 1;
+/// Those that it reads.
+pub const LAYOUTS: [u32; 1] = [LAYOUT];
 
 /// No page.
 pub(crate) const NO_PAGE: u64 = u64::MAX;
@@ -108,14 +115,64 @@ impl InputV1 {
 }
 
 /// A store, and what each peer has in it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
     /// The number of its memfd.
     pub number: i32,
     /// What its checksums begin with.
     pub salt: u32,
+    /// The layout of its pages and blocks.
+    pub layout: u32,
     /// The part of each peer for which something waits.
     pub backlogs: Vec<BacklogV1>,
     /// The part of each peer that is in the middle of a large message.
     pub inputs: Vec<InputV1>,
+}
+
+impl Default for Stored {
+    fn default() -> Self {
+        Self {
+            number: 0,
+            salt: 0,
+            layout: LAYOUT,
+            backlogs: Vec::new(),
+            inputs: Vec::new(),
+        }
+    }
+}
+
+/// Gives the output that waits in a store, for a state that is to hold it itself.
+pub trait Backlogs {
+    /// The bytes of a peer's stream from the absolute offset `from` to the end of its backlog, in order. Where one of the
+    /// offsets `cuts` lies among them, which are in order, a piece begins.
+    ///
+    /// # Errors
+    /// Why they cannot be had.
+    fn pieces(&mut self, backlog: &BacklogV1, from: u64, cuts: &[u64]) -> Result<Vec<PieceState>, String>;
+}
+
+/// Zeros in the place of the output, as many as there are bytes: for the trial of a reader, to which the bytes mean
+/// nothing. However much waits, that costs next to nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct StandIn;
+
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+
+impl Backlogs for StandIn {
+    fn pieces(&mut self, backlog: &BacklogV1, from: u64, cuts: &[u64]) -> Result<Vec<PieceState>, String> {
+        let zeros = Bytes::from_static(&ZEROS);
+        let mut pieces = Vec::new();
+        let mut at = from;
+        let cuts = cuts.iter().copied().filter(|cut| *cut < backlog.end);
+        for end in cuts.chain([backlog.end]) {
+            while at < end {
+                let rest = usize::try_from(end - at).unwrap_or(usize::MAX);
+                let len = rest.min(ZEROS.len());
+                // One body is known by where it ends.
+                pieces.push(PieceState::Shared(zeros.slice(zeros.len() - len..)));
+                at += len as u64;
+            }
+        }
+        Ok(pieces)
+    }
 }

@@ -124,10 +124,7 @@ impl Journal {
         let ExtentPlace { offset, class } = extent.place();
         self.header.slot.extent.store(offset, Ordering::Relaxed);
         self.header.slot.filled.store(filled as u64, Ordering::Relaxed);
-        self.header
-            .slot
-            .class
-            .store(u32::from(class), Ordering::Relaxed);
+        self.header.slot.class.store(u32::from(class), Ordering::Relaxed);
         let Some((len, numbers, lost_fds)) = self.call_receive(socket, peer, InFlight::ReceiveLarge)? else {
             return Ok(Read::Empty);
         };

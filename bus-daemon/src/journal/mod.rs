@@ -34,7 +34,7 @@ use bus_wire::Fd;
 use serde::{Deserialize, Serialize};
 
 use crate::broker::{Attested, Blob, Broker, EntryKind, Fds, JournalMemory, MachineId, PeerId, Start};
-use crate::handoff::stored::{InputV1, Stored};
+use crate::handoff::stored::{InputV1, LAYOUT, Stored};
 use crate::os::descriptor;
 
 use checkpoint::Checkpoints;
@@ -60,7 +60,7 @@ pub(crate) use store::BacklogV1;
 use store::ExtentPlace;
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use store::{Medium, Memfd};
-use waiting::Waiting;
+use waiting::{Export, Waiting};
 
 /// An event that is too rare to have a record layout of its own.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -281,6 +281,7 @@ impl Journal {
         Stored {
             number: self.waiting.fd(),
             salt: self.waiting.salt(),
+            layout: LAYOUT,
             backlogs: self.waiting.backlogs().collect(),
             inputs: inputs.collect(),
         }
@@ -314,6 +315,12 @@ impl Journal {
     /// Everything is named that the state needs of a store which another process image had.
     pub(crate) fn end_naming(&mut self) {
         self.waiting.end_naming();
+    }
+
+    /// For an image: which descriptor number a handle stands for, and the output that waits in the store.
+    pub(crate) fn for_image(&mut self) -> (impl Fn(Fd) -> Option<RawFd> + '_, Export<'_>) {
+        let manifest = &self.manifest;
+        (|handle| manifest.number(handle), self.waiting.export())
     }
 
     /// Goes on with what another process image had in its store.

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::checkpoint::Checkpoints;
 use super::extent::{Extent, ExtentPool, ExtentRange};
-use super::store::ExtentPlace;
 use super::header::{CONTROL, Header, InFlight};
 use super::io::take_fds;
 use super::log::{Fields, Log, Position, Record};
 use super::manifest::Manifest;
 use super::outcome::outcome_in;
 use super::record::Kind;
+use super::store::ExtentPlace;
 use super::waiting::Waiting;
 use super::{Answer, Journal, RareEvent, Serving};
 use crate::broker::{Event, Millis, PeerId};

@@ -5,12 +5,13 @@
 
 use std::os::fd::RawFd;
 
-use bus_wire::{SendQueue, TailPiece};
+use bus_wire::{PieceState, SendQueue, TailPiece};
 use bytes::Bytes;
 
 use super::extent::ExtentPool;
-use super::store::{BacklogV1, ExtentPlace, LARGEST_BLOCK, Memfd, Store, StoreError};
+use super::store::{BacklogV1, Exported, ExtentPlace, LARGEST_BLOCK, Memfd, Store, StoreError};
 use crate::broker::{Broker, PeerId};
+use crate::handoff::stored::Backlogs;
 use crate::os::descriptor;
 
 /// Bytes read from the store for one write.
@@ -266,6 +267,14 @@ impl Waiting {
         Ok(self.buffer.get(..read).unwrap_or_default())
     }
 
+    /// For an image that is to hold the output itself.
+    pub(super) fn export(&mut self) -> Export<'_> {
+        Export {
+            store: &mut self.store,
+            known: Exported::default(),
+        }
+    }
+
     /// All bytes that wait for a peer.
     #[cfg(test)]
     pub(super) fn output_of(&mut self, peer: PeerId, queue: &SendQueue) -> Vec<u8> {
@@ -301,6 +310,20 @@ impl Waiting {
     }
 }
 
+/// Reads backlogs for an image that is to hold them itself. Bodies that wait for several are read once.
+pub(crate) struct Export<'a> {
+    store: &'a mut Store<Memfd>,
+    known: Exported,
+}
+
+impl Backlogs for Export<'_> {
+    fn pieces(&mut self, backlog: &BacklogV1, from: u64, _: &[u64]) -> Result<Vec<PieceState>, String> {
+        // A message with descriptors begins a record of its own.
+        let exported = self.store.export(backlog, from, &mut self.known);
+        exported.map_err(|error| error.to_string())
+    }
+}
+
 fn append_tail(
     store: &mut Store<Memfd>,
     extents: &ExtentPool,
@@ -316,7 +339,9 @@ fn append_tail(
                 let end = bytes.as_ptr() as usize + bytes.len();
                 let rest = bytes.get(sent..).unwrap_or_default();
                 // A short rest is copied: it is not to keep a whole extent.
-                let range = (rest.len() > LARGEST_BLOCK).then(|| extents.locate(rest)).flatten();
+                let range = (rest.len() > LARGEST_BLOCK)
+                    .then(|| extents.locate(rest))
+                    .flatten();
                 if let Some(range) = range {
                     store.append_extent(backlog, range.place(), range.start as u32, range.len as u32)?;
                     continue;

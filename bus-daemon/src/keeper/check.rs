@@ -8,8 +8,10 @@ use bus_wire::Fd;
 
 use super::error::CheckError;
 use crate::config::options::Options;
-use crate::handoff::image::{self, Restored};
+use crate::handoff::form::{Form, VERSION};
+use crate::handoff::image::{self, Restored, SaveError};
 use crate::handoff::keeper::KeeperV1;
+use crate::handoff::stored::{LAYOUT, StandIn};
 use crate::os::memfd;
 
 /// Reads the keeper's record from `fd` and the state that it names, loads the live configuration, restores, writes the
@@ -31,17 +33,16 @@ pub(crate) fn check(fd: RawFd, options: &Options) -> Result<String, CheckError> 
         .broker
         .check_invariants()
         .map_err(|what| CheckError::Restored(what.to_string()))?;
-    let again = written_again(&restored)?;
-    let is_own = bytes
-        .first_chunk()
-        .and_then(image::version_of)
-        .is_some_and(|version| version == image::VERSION);
-    let is_same = if !is_own {
-        // It is written in this build's version, so it is compared with what that gives when it is read.
-        let restored = image::load(&again, crate::runtime::now()).map_err(|error| state(&error))?;
-        written_again(&restored)? == again
-    } else {
-        again == *bytes
+    // In the version of the binary that asks. What is in a store stays there, so that costs no more the more waits.
+    let version = image::version_of(&bytes).unwrap_or(VERSION);
+    let is_same = match Form::new(version, Some(LAYOUT)) {
+        Some(form) => written_again(&restored, form)? == *bytes,
+        None => {
+            // Nobody writes that version any more, so what this build makes of it is compared with itself.
+            let again = written_again(&restored, Form::OWN)?;
+            let restored = image::load(&again, crate::runtime::now()).map_err(|error| state(&error))?;
+            written_again(&restored, Form::OWN)? == again
+        }
     };
     if !is_same {
         return Err(CheckError::Restored("written again, it is not the same".into()));
@@ -49,12 +50,22 @@ pub(crate) fn check(fd: RawFd, options: &Options) -> Result<String, CheckError> 
     Ok(approval(&bytes))
 }
 
-fn written_again(restored: &Restored) -> Result<Vec<u8>, CheckError> {
+fn written_again(restored: &Restored, form: Form) -> Result<Vec<u8>, CheckError> {
+    rewritten(restored, form).map_err(|error| CheckError::Restored(error.to_string()))
+}
+
+/// A state that was read, written in this form. Zeros stand in for output that moves out of the store: what they are means
+/// nothing for a trial.
+fn rewritten(restored: &Restored, form: Form) -> Result<Vec<u8>, SaveError> {
     let numbers: BTreeMap<Fd, i32> = restored.manifest.iter().copied().collect();
-    image::save(&restored.broker, &restored.worker, |handle| {
-        numbers.get(&handle).copied()
-    })
-    .map_err(|error| CheckError::Restored(error.to_string()))
+    let number = |handle: Fd| numbers.get(&handle).copied();
+    image::save_as(form, &restored.broker, &restored.worker, number, &mut StandIn)
+}
+
+/// The image of a trial in another form, for a binary that does not read this build's own; or why there is none.
+pub(crate) fn in_form(image: &[u8], form: Form) -> Result<Vec<u8>, String> {
+    let restored = image::load(image, crate::runtime::now()).map_err(|error| error.to_string())?;
+    rewritten(&restored, form).map_err(|error| error.to_string())
 }
 
 /// The line by which a new binary says that it read the state and wrote the same again.

@@ -10,9 +10,10 @@ use nix::unistd::Pid;
 
 use super::binary::Binary;
 use super::configuration::Reading;
-use super::trial::Trial;
+use super::trial::{Passed, Trial};
 use crate::control::{Errand, Outbox, Outcome, Refusal, Told};
 use crate::handoff::codec;
+use crate::handoff::form::Form;
 use crate::handoff::keeper::KeeperV1;
 use crate::os::clock::{self, Nanos};
 use crate::os::descriptor::close;
@@ -43,6 +44,8 @@ pub(crate) struct Errands {
 pub(crate) struct Approved {
     errand: u64,
     pub(crate) binary: Binary,
+    /// The form of the state that it reads.
+    pub(crate) form: Form,
 }
 
 impl Errands {
@@ -135,7 +138,11 @@ impl Errands {
         {
             let (errand, payload) = (*errand, *payload);
             self.trial = None;
-            let verdict = verdict.map(|binary| self.approved = Some(Approved { errand, binary }));
+            let verdict = verdict.map(|Passed { binary, form }| {
+                // Before the worker hears of it.
+                outbox.set_approved(Some(form));
+                self.approved = Some(Approved { errand, binary, form });
+            });
             tell(errand, payload, Outcome::Trial(verdict), outbox);
             has_told = true;
         }
@@ -231,9 +238,9 @@ impl Errands {
         self.approved.take()
     }
 
-    /// Whether there is a binary that passed its trial.
-    pub(crate) fn has_approved(&self) -> bool {
-        self.approved.is_some()
+    /// The form that the binary reads which passed its trial, if there is one.
+    pub(crate) fn approved_form(&self) -> Option<Form> {
+        self.approved.as_ref().map(|approved| approved.form)
     }
 
     /// A worker has died by its own fault. If it had heard that a binary passed, it may have died of handing its state
@@ -320,7 +327,11 @@ mod tests {
         errands.ask(1, Errand::LoadConfiguration, &mut outbox);
         errands.waiting.clear();
         let binary = Binary::open(&std::env::current_exe().unwrap()).unwrap();
-        errands.approved = Some(Approved { errand: 1, binary });
+        errands.approved = Some(Approved {
+            errand: 1,
+            binary,
+            form: Form::OWN,
+        });
         ask_for_others(&mut errands, &mut outbox);
         assert!(errands.known.contains(&1));
     }

@@ -2,6 +2,7 @@
 
 use std::os::fd::RawFd;
 
+use crate::handoff::form::Form;
 use crate::os::clock::Nanos;
 
 /// How long a new binary is on probation.
@@ -36,6 +37,8 @@ pub(crate) enum Life {
     Converting {
         /// Why this binary is given up.
         reason: String,
+        /// The form of the state that the binary before it reads.
+        form: Form,
     },
     /// The worker does I/O on links.
     Serving,
@@ -43,8 +46,8 @@ pub(crate) enum Life {
     HandingOver {
         /// A memfd with the state.
         image: RawFd,
-        /// Why this binary is given up, if the state is for the one before it.
-        back: Option<String>,
+        /// Why this binary is given up, if the state is for the one before it, and in which form it is.
+        back: Option<(String, Form)>,
     },
 }
 
@@ -60,7 +63,7 @@ impl Life {
     /// The worker has handed its state over: for the binary before this one, if it was to convert it.
     pub(crate) fn hand_over(&mut self, image: RawFd) {
         let back = match std::mem::replace(self, Self::Resuming) {
-            Self::Converting { reason } => Some(reason),
+            Self::Converting { reason, form } => Some((reason, form)),
             Self::Restoring { .. } | Self::Resuming | Self::Serving | Self::HandingOver { .. } => None,
         };
         *self = Self::HandingOver { image, back };
@@ -87,6 +90,8 @@ pub(crate) enum Standing {
         restored_from: RawFd,
         /// Until when.
         until: Nanos,
+        /// The form of the state that the binary before it reads.
+        form: Form,
     },
     /// Nothing was held against it.
     Proven,
@@ -112,10 +117,10 @@ impl Standing {
         }
     }
 
-    /// The binary to return to after three deaths, if this one is still on probation.
-    pub(crate) fn way_back(&self, now: Nanos) -> Option<RawFd> {
+    /// The form of the state for the binary to return to after three deaths, if this one is still on probation.
+    pub(crate) fn way_back(&self, now: Nanos) -> Option<Form> {
         match self {
-            Self::OnProbation { previous, until, .. } => (now <= *until).then_some(*previous),
+            Self::OnProbation { form, until, .. } => (now <= *until).then_some(*form),
             Self::First | Self::Proven | Self::RolledBack { .. } | Self::Afresh => None,
         }
     }

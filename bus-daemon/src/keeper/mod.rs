@@ -28,6 +28,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use crate::config::options::{self, Command};
+use crate::handoff::form::Reads;
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use deaths::{Cause, Deaths};
 
@@ -66,6 +67,8 @@ pub fn main_from(arguments: Vec<OsString>) -> ExitCode {
     };
     crate::os::log::start();
     let outcome = if let Some(fd) = options.check_upgrade_fd {
+        // First of all, so that it is known whatever becomes of the rest.
+        start::print(&Reads::own().to_string());
         let checked = check::check(fd, &options);
         return match checked {
             Ok(approval) => start::print(&approval),

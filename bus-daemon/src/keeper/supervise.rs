@@ -19,6 +19,7 @@ use super::error::KeeperError;
 use super::life::{Life, PROBATION, Standing};
 use super::memory_group::MemoryGroup;
 use crate::control::{Outbox, Request, Told};
+use crate::handoff::form::Form;
 use crate::handoff::image;
 use crate::handoff::keeper::KeeperV1;
 use crate::os::clock::{self, Nanos};
@@ -103,16 +104,14 @@ impl Keeper {
         let (standing, config, announcement) = match origin {
             Origin::Clean { config, announcement } => (Standing::First, Some(config), Some(announcement)),
             Origin::Upgraded { restored_from } => {
-                // A binary that cannot read what this one writes is returned to only while its own image is still true.
-                let until = if is_of_older_version(record.image) {
-                    Nanos(0)
-                } else {
-                    clock::monotonic() + PROBATION
-                };
+                // What that binary wrote itself, it reads. One that reads nothing that this one writes is returned to only while
+                // its own image is still true.
+                let form = form_of(record.image);
                 let standing = Standing::OnProbation {
                     previous: record.previous,
                     restored_from,
-                    until,
+                    until: form.map_or(Nanos(0), |_| clock::monotonic() + PROBATION),
+                    form: form.unwrap_or(Form::OWN),
                 };
                 (standing, None, None)
             }
@@ -319,10 +318,11 @@ impl Keeper {
     }
 }
 
-/// Whether the binary before this one knows only an older version of the state.
-fn is_of_older_version(image: RawFd) -> bool {
-    let mut beginning = [0; image::BEGINNING];
-    let read = nix::sys::uio::pread(borrow(image), &mut beginning, 0);
-    read == Ok(beginning.len())
-        && image::version_of(&beginning).is_some_and(|version| version < image::VERSION)
+/// The form in which the binary before this one reads its state again.
+fn form_of(image: RawFd) -> Option<Form> {
+    image::form_of(|from, len| {
+        let mut bytes = vec![0; len];
+        let read = nix::sys::uio::pread(borrow(image), &mut bytes, from as i64);
+        (read == Ok(len)).then_some(bytes)
+    })
 }

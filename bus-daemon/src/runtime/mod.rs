@@ -27,6 +27,7 @@ use tokio::io::unix::AsyncFd;
 use crate::broker::{Broker, Identity, ListenerIdentity, Millis, Start, Transport};
 use crate::config::Config;
 use crate::control::{Inbox, worker_exit};
+use crate::handoff::form::Form;
 use crate::handoff::image;
 use crate::handoff::keeper::KeeperV1;
 use crate::journal::Journal;
@@ -53,8 +54,8 @@ pub(crate) enum Beginning {
     Recovered {
         /// Its death.
         death: Death,
-        /// Only save the state, for the binary before this one, and exit.
-        convert: bool,
+        /// Only save the state in this form, for the binary before this one, and exit.
+        convert: Option<Form>,
     },
 }
 
@@ -124,9 +125,9 @@ fn prepare(
         }
         Beginning::Recovered { death, convert } => {
             let (mut worker, start) = recover(record, journal, inbox, &death, kept.unwrap_or_default())?;
-            if convert {
+            if let Some(form) = convert {
                 worker.dismiss_all();
-                worker.hand_over();
+                worker.hand_over(form);
             }
             Ok((worker, start))
         }

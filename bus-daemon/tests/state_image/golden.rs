@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use bus_daemon::broker::{Broker, Millis, PeerId};
 use bus_daemon::handoff::image::{self, Restored, WorkerState};
-use bus_daemon::handoff::stored::{BacklogV1, InputV1, Stored};
+use bus_daemon::handoff::stored::{BacklogV1, InputV1, LAYOUT, Stored};
 use bus_wire::Fd;
 
 use crate::image::{NOW, load, number, worker};
@@ -43,6 +43,7 @@ fn stored(broker: &Broker) -> Stored {
     Stored {
         number: 77,
         salt: 0x1234_5678,
+        layout: LAYOUT,
         backlogs: peers.collect(),
         inputs: inputs.collect(),
     }
@@ -126,7 +127,12 @@ fn version_4_is_read() {
     // It is what is saved today, and saved again it is the same.
     let bytes = std::fs::read(path("image-v4.bin")).unwrap();
     let stored = restored.worker.stored.as_ref().unwrap();
-    let with_both = |input: &&InputV1| stored.backlogs.iter().any(|backlog| backlog.owner() == input.owner());
+    let with_both = |input: &&InputV1| {
+        stored
+            .backlogs
+            .iter()
+            .any(|backlog| backlog.owner() == input.owner())
+    };
     assert!(stored.inputs.iter().any(|input| with_both(&input)));
     assert!(stored.inputs.iter().any(|input| !with_both(&input)));
     assert!(stored.backlogs.len() > stored.inputs.len());

@@ -88,7 +88,7 @@ impl Property {
             Self::Recoveries => Value::Number(restart.recoveries),
             Self::KeeperPid => Value::Number(broker.identity().keeper_pid),
             Self::WorkerPid => Value::Number(restart.worker_pid),
-            Self::StateVersion => Value::Number(STATE_VERSION),
+            Self::StateVersion => Value::Number(STATE_VERSION.into()),
             Self::LastRestart => Value::Restart(restart.last.clone()),
         }
     }

@@ -26,6 +26,7 @@
 
 mod backlog;
 mod class;
+mod export;
 mod medium;
 mod page;
 mod reader;
@@ -43,6 +44,7 @@ use hashbrown::HashMap;
 pub(crate) use backlog::BacklogV1;
 pub(crate) use class::LARGEST_BLOCK;
 use class::{Class, Item};
+pub(crate) use export::Exported;
 pub(crate) use medium::{Medium, Memfd};
 pub(crate) use page::Reference;
 use page::Seal;
@@ -187,7 +189,10 @@ impl<M: Medium> Store<M> {
     }
 
     /// Refuses, from now on, to hold more bytes than that.
-    #[cfg_attr(not(test), allow(dead_code, reason = "the cap on all memory is not built yet"))]
+    #[cfg_attr(
+        not(test),
+        allow(dead_code, reason = "the cap on all memory is not built yet")
+    )]
     pub(crate) fn set_limit(&mut self, limit: u64) {
         self.limit = limit;
     }

@@ -343,7 +343,7 @@ impl<M: Medium> Store<M> {
         result
     }
 
-    fn fetch(&self, owner: u64, offset: u64, bytes: &mut [u8]) -> Result<()> {
+    pub(super) fn fetch(&self, owner: u64, offset: u64, bytes: &mut [u8]) -> Result<()> {
         self.medium.pread(offset, bytes).map_err(|source| {
             if source.kind() == std::io::ErrorKind::UnexpectedEof {
                 StoreError::Damaged {
@@ -358,7 +358,7 @@ impl<M: Medium> Store<M> {
     }
 }
 
-fn damaged_block(owner: u64, block: Reference) -> StoreError {
+pub(super) fn damaged_block(owner: u64, block: Reference) -> StoreError {
     StoreError::Damaged {
         owner,
         offset: block.item.offset(),

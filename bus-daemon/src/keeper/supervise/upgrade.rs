@@ -8,6 +8,7 @@ use nix::sys::signal::{Signal, raise};
 use super::worker::WorkerProcess;
 use super::{End, Keeper};
 use crate::control::Told;
+use crate::handoff::form::Output;
 use crate::keeper::exec;
 use crate::keeper::life::{Life, Standing};
 use crate::os::clock;
@@ -23,13 +24,17 @@ impl Keeper {
         };
         let (image, back) = (*image, back.take());
         self.record.image = image;
+        let form = match &back {
+            None => self.errands.approved_form(),
+            Some((_, form)) => Some(*form),
+        };
         if let Some(store) = self.worker.as_ref().map(WorkerProcess::store) {
-            // The image refers to it.
-            set_close_on_exec(store, false);
+            // Kept where the image refers to it.
+            set_close_on_exec(store, form.is_some_and(|form| form.output() == Output::Inline));
         }
         let reason = match back {
             None => self.replace_process(),
-            Some(reason) => self.go_back(reason),
+            Some((reason, _)) => self.go_back(reason),
         };
         set_close_on_exec(image, true);
         // Where a worker of this image dies now, there is this state to go on from.
@@ -128,6 +133,7 @@ impl Keeper {
             previous,
             restored_from,
             until,
+            ..
         } = self.standing
             && self.is_serving()
             && clock::monotonic() > until

@@ -83,7 +83,7 @@ impl Keeper {
     ) -> Result<(), KeeperError> {
         let (remains, serving) = (journal.remains(), journal.serving());
         let memory_kills = self.memory_group.kills();
-        self.outbox.set_approved(self.errands.has_approved());
+        self.outbox.set_approved(self.errands.approved_form());
         let inbox = self.outbox.inbox();
         let record = &self.record;
         let pid =
@@ -218,12 +218,12 @@ impl Keeper {
             cut_short: self.deaths.cut_short(),
         };
         std::thread::sleep(self.deaths.delay());
-        self.life = if self.standing.way_back(died_at).is_some() && self.deaths.are_too_many() {
-            Life::Converting {
+        self.life = match self.standing.way_back(died_at) {
+            Some(form) if self.deaths.are_too_many() => Life::Converting {
                 reason: "its worker died three times within a minute after the upgrade".into(),
-            }
-        } else {
-            Life::Resuming
+                form,
+            },
+            Some(_) | None => Life::Resuming,
         };
         if remains.has_checkpoint() {
             // The worker has closed the image it began with, or the next one's sweep does.
@@ -231,7 +231,10 @@ impl Keeper {
         }
         let kept = self.kept(&remains);
         let journal = Journal::reopen(remains).map_err(|error| KeeperError::system("the journal", error))?;
-        let convert = matches!(self.life, Life::Converting { .. });
+        let convert = match self.life {
+            Life::Converting { form, .. } => Some(form),
+            _ => None,
+        };
         self.spawn(journal, Beginning::Recovered { death, convert }, Some(kept))
     }
 

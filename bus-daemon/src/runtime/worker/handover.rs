@@ -9,6 +9,7 @@ use bus_wire::Fd;
 use super::Worker;
 use crate::broker::{Errand, Event};
 use crate::control::{self, Entry, Request, Told, worker_exit};
+use crate::handoff::form::Form;
 use crate::handoff::image::{self, WorkerState};
 use crate::journal::{RareEvent, failed_outcome, outcome_in, small_outcome};
 use crate::os::clock::{self, Nanos};
@@ -144,7 +145,7 @@ impl Worker {
     /// the errands that it was asked for.
     pub(super) fn catch_up(&mut self) {
         self.acknowledge();
-        if self.broker.is_handing_over() && self.inbox.is_approved() {
+        if self.broker.is_handing_over() && self.inbox.approved().is_some() {
             self.follow_ups.push_back(FollowUp::HandOver);
         } else if self.broker.is_handing_over() {
             self.fail_upgrade(
@@ -160,7 +161,7 @@ impl Worker {
     pub(super) fn follow_up(&mut self) {
         while let Some(next) = self.follow_ups.pop_front() {
             match next {
-                FollowUp::HandOver => self.hand_over(),
+                FollowUp::HandOver => self.hand_over(self.inbox.approved().unwrap_or(Form::OWN)),
                 FollowUp::Ask { id, errand } => {
                     if let Err(error) = self.ask(id, &errand) {
                         tracing::warn!("the keeper cannot be asked for errand {id} now: {error}");
@@ -174,7 +175,7 @@ impl Worker {
     fn ask(&mut self, id: u64, errand: &Errand) -> std::io::Result<()> {
         let (errand, image) = match errand {
             Errand::LoadConfiguration => (control::Errand::LoadConfiguration, None),
-            Errand::TryBinary { binary } => match self.save(clock::monotonic()) {
+            Errand::TryBinary { binary } => match self.save(Form::OWN, clock::monotonic()) {
                 Ok(image) => {
                     let binary = binary.clone();
                     (control::Errand::TryBinary { binary, image }, Some(image))
@@ -205,12 +206,13 @@ impl Worker {
         self.apply(Event::UpgradeFailed { reason });
     }
 
-    /// The last act of this worker: its state to the keeper, which replaces the process image.
-    pub(crate) fn hand_over(&mut self) {
+    /// The last act of this worker: its state to the keeper, which replaces the process image. Where it cannot be written in the
+    /// form that the next one reads, nothing has happened.
+    pub(crate) fn hand_over(&mut self, form: Form) {
         self.flush();
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("hand-over");
-        let handed = self.save(clock::monotonic()).and_then(|image| {
+        let handed = self.save(form, clock::monotonic()).and_then(|image| {
             let asked = self.record.control.ask_keeper(&Request::Exec { image });
             asked.inspect_err(|_| descriptor::close(image))
         });
@@ -222,8 +224,8 @@ impl Worker {
         }
     }
 
-    /// All state, in a new memfd.
-    fn save(&mut self, stopped_at: Nanos) -> std::io::Result<RawFd> {
+    /// All state in this form, in a new memfd.
+    fn save(&mut self, form: Form, stopped_at: Nanos) -> std::io::Result<RawFd> {
         // So all that waits is in the store, which goes on as it is.
         if !self.take_checkpoint() {
             return Err(Error::other("no checkpoint can be taken"));
@@ -239,8 +241,8 @@ impl Worker {
             broken: with(Writing::Broken),
             stored: Some(self.journal.stored(&self.broker)),
         };
-        let bytes =
-            image::save(&self.broker, &worker, |handle| self.journal.number(handle)).map_err(Error::other)?;
+        let (number, mut output) = self.journal.for_image();
+        let bytes = image::save_as(form, &self.broker, &worker, number, &mut output).map_err(Error::other)?;
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("hand-over");
         memfd::write(c"bus-state", &bytes)

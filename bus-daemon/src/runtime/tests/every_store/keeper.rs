@@ -9,6 +9,7 @@ use crate::broker::ConfigV1;
 use crate::config::Service;
 use crate::control::{Errand, Outbox, Outcome, Refusal, Request, Told};
 use crate::handoff::codec;
+use crate::handoff::form::Form;
 use crate::handoff::keeper::Control;
 use crate::journal::Remains;
 use crate::keeper::{Cause, Deaths};
@@ -310,7 +311,7 @@ impl Keeper {
     /// The next worker begins with what the journal says was heard.
     pub(super) fn begin(&mut self, heard: u64) {
         self.heard = heard;
-        self.outbox.set_approved(self.approved.is_some());
+        self.outbox.set_approved(self.approved.map(|_| Form::OWN));
     }
 
     /// The unit that a successor of a worker that died now would leave out.
