@@ -84,19 +84,20 @@ fn many_messages_that_have_arrived_in_part_go_on_side_by_side() {
     eprintln!("bystander: {}", bystander.finish());
 }
 
-/// Twelve messages of 126 MiB, of which all but the last bytes have arrived, and the same half sent: what that adds to the
+/// Messages of 1.5 GB in all, of which all but the last bytes have arrived, and the same half sent: what that adds to the
 /// pause of an upgrade and a kill, and to memory.
 ///
 /// `cargo test --release -p bus-cli --test half_messages -- --ignored --nocapture measures`
 #[test]
 #[ignore = "measures, and needs 4 GB"]
 fn measures_messages_that_are_half_in_or_half_out() {
-    const LENGTH: usize = (126 << 20) - 4096;
+    const LENGTH: usize = 63 << 20;
+    const COUNT: usize = 24;
     let _alone = alone();
     for half_in in [true, false] {
         let mut scene = Scene::over(Bus::start());
         let idle = [Fault::Upgrade, Fault::Kill].map(|fault| [0; 5].map(|_| scene.pause(fault)));
-        let mut pairs: Vec<(Sender, Vec<Stalled>)> = (0..12)
+        let mut pairs: Vec<(Sender, Vec<Stalled>)> = (0..COUNT)
             .map(|_| {
                 let receiver = Stalled::start(&scene.bus, Role::Addressee);
                 (Sender::start(&scene.bus), vec![receiver])
@@ -111,7 +112,7 @@ fn measures_messages_that_are_half_in_or_half_out() {
         let waits = bystander.finish();
         let full = Memory::of(&scene.bus);
         eprintln!(
-            "12 of {LENGTH} bytes, half {}: memory +{} MB; bystander {waits}",
+            "{COUNT} of {LENGTH} bytes, half {}: memory +{} MB; bystander {waits}",
             if half_in { "in" } else { "out" },
             (full.total() - before.total()) >> 20
         );
