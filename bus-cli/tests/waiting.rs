@@ -4,8 +4,8 @@
 
 mod support;
 
+use bus_load::CallError;
 use bus_load::clock::Deadline;
-use bus_load::{CallError, Caller};
 use nix::sys::signal::Signal;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,99 +13,15 @@ use std::time::Duration;
 use support::bystander::Bystander;
 use support::process::{Work, quarantined, strike, worker_pid};
 use support::random::Random;
+use support::scene::{FAULTS, Fault, Scene};
 use support::stalled::{Memory, Role, Sender, Stalled, To, stat};
-use support::{Bus, SOON, binary, faulty, generation, last_pause, recoveries, upgrade, wait_until};
+use support::{Bus, SOON, binary, recoveries, upgrade, wait_until};
 
 /// One at a time: they measure memory, and some need much of it.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What happens to the daemon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
-    Kill,
-    Upgrade,
-    /// One that is asked for by a signal.
-    Signal,
-    /// The worker is killed while an upgrade is under way.
-    KillInUpgrade,
-    /// To a binary that dies while it restores, so that the old one goes on.
-    Rollback,
-}
-
-const FAULTS: [Fault; 5] = [
-    Fault::Kill,
-    Fault::Upgrade,
-    Fault::Signal,
-    Fault::KillInUpgrade,
-    Fault::Rollback,
-];
-
-/// A bus, and a place for binaries that it is upgraded to.
-struct Scene {
-    bus: Bus,
-    directory: tempfile::TempDir,
-    control: Caller,
-    /// Kills that the bus has survived.
-    kills: u32,
-}
-
-impl Scene {
-    fn start() -> Scene {
-        Scene::over(Bus::start())
-    }
-
-    fn over(bus: Bus) -> Scene {
-        Scene {
-            control: bus.caller(),
-            bus,
-            directory: tempfile::tempdir().unwrap(),
-            kills: 0,
-        }
-    }
-
-    /// Kills the worker that serves, and waits for the next one. The one before it may still be about to end: of a fault, or
-    /// because it has handed its state over.
-    fn kill(&mut self) {
-        let worker = worker_pid(&mut self.control);
-        assert!(strike(worker, Signal::SIGKILL), "there is no worker {worker}");
-        self.kills += 1;
-        let kills = self.kills;
-        wait_until("the bus has recovered", || recoveries(&mut self.control) >= kills);
-    }
-
-    fn strike(&mut self, fault: Fault, random: &mut Random) {
-        let before = generation(&mut self.control);
-        match fault {
-            Fault::Kill => self.kill(),
-            Fault::Upgrade => assert_eq!(upgrade(&mut self.control, "").unwrap(), before + 1),
-            Fault::Signal => {
-                assert!(strike(self.bus.pid(), Signal::SIGUSR2));
-                wait_until("an upgrade", || generation(&mut self.control) == before + 1);
-            }
-            Fault::KillInUpgrade => {
-                assert!(strike(self.bus.pid(), Signal::SIGUSR2));
-                std::thread::sleep(random.duration(Duration::ZERO..Duration::from_millis(60)));
-                if let Some(worker) = self.bus.worker() {
-                    strike(worker, Signal::SIGKILL);
-                }
-                wait_until("an upgrade", || generation(&mut self.control) > before);
-                self.kills = recoveries(&mut self.control);
-            }
-            Fault::Rollback => {
-                let binary = faulty(self.directory.path(), "restore:PATH");
-                match upgrade(&mut self.control, binary.to_str().unwrap()) {
-                    Err(CallError::Reply { name, message }) => {
-                        assert_eq!(name, "org.busdaemon.Error.UpgradeRolledBack", "{message}");
-                    }
-                    other => panic!("{other:?}"),
-                }
-            }
-        }
-    }
 }
 
 /// Two subscribers, two monitors and two addressees.
@@ -436,7 +352,7 @@ fn stall_unread(bus: &Bus, role: Role, count: usize) -> Vec<Stalled> {
 fn measure(role: Role, count: usize, length: usize, each: u64, reader: bool) {
     let bus = Bus::start();
     let mut scene = Scene::over(bus);
-    let idle = [Fault::Upgrade, Fault::Kill].map(|fault| pause(&mut scene, fault));
+    let idle = [Fault::Upgrade, Fault::Kill].map(|fault| scene.pause(fault));
     let all = stall_unread(&scene.bus, role, count);
     let names: Vec<String> = all.iter().map(|one| one.unique.clone()).collect();
     let mut sender = Sender::start(&scene.bus);
@@ -486,7 +402,7 @@ fn measure(role: Role, count: usize, length: usize, each: u64, reader: bool) {
         (full.total() - memory.total()) >> 20,
     );
     for (fault, idle) in [Fault::Upgrade, Fault::Kill].into_iter().zip(idle) {
-        let waiting = [0; 3].map(|_| pause(&mut scene, fault));
+        let waiting = [0; 3].map(|_| scene.pause(fault));
         eprintln!(
             "    {fault:?}: pause {waiting:?} us, idle {idle} us; memory {:?}",
             Memory::of(&scene.bus)
@@ -512,11 +428,6 @@ fn is_open(stream: &std::os::unix::net::UnixStream) -> bool {
     let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).unwrap();
     !fds[0].revents().unwrap().contains(PollFlags::POLLHUP)
-}
-
-fn pause(scene: &mut Scene, fault: Fault) -> u64 {
-    scene.strike(fault, &mut Random::from_environment("BUS_WAITING_SEED"));
-    last_pause(&mut scene.control)
 }
 
 /// `cargo test --release -p bus-cli --test waiting -- --ignored --nocapture measures`

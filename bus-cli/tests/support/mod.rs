@@ -9,6 +9,7 @@ pub mod observer;
 pub mod process;
 pub mod random;
 pub mod raw;
+pub mod scene;
 pub mod stalled;
 pub mod zbus_peer;
 

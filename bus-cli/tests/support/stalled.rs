@@ -233,6 +233,8 @@ pub enum To {
 pub struct Sender {
     raw: Raw,
     number: u64,
+    /// What is still to be sent of a message that was begun.
+    rest: Vec<u8>,
 }
 
 impl Sender {
@@ -240,11 +242,25 @@ impl Sender {
         Sender {
             raw: Raw::ready(bus),
             number: 0,
+            rest: Vec::new(),
         }
     }
 
     /// Sends the next message and writes into the books who is to get it.
     pub fn send(&mut self, receivers: &mut [Stalled], to: To, length: usize, has_descriptor: bool) {
+        self.begin(receivers, to, length, has_descriptor, usize::MAX);
+    }
+
+    /// The same of so many first bytes of it only.
+    pub fn begin(
+        &mut self,
+        receivers: &mut [Stalled],
+        to: To,
+        length: usize,
+        has_descriptor: bool,
+        first: usize,
+    ) {
+        assert!(self.rest.is_empty(), "another message is under way");
         self.number += 1;
         let number = self.number;
         let expected = Expected {
@@ -272,7 +288,16 @@ impl Sender {
                 receiver.expected.push_back(expected);
             }
         }
-        self.write(&bytes, has_descriptor.then(|| fds::numbered(number).unwrap()));
+        let (now, later) = bytes.split_at(first.min(bytes.len()));
+        self.write(now, has_descriptor.then(|| fds::numbered(number).unwrap()));
+        self.rest = later.to_vec();
+    }
+
+    /// Sends at most so many more bytes of the message that was begun. False: all of it is sent.
+    pub fn go_on(&mut self, most: usize) -> bool {
+        let now: Vec<u8> = self.rest.drain(..most.min(self.rest.len())).collect();
+        self.write(&now, None);
+        !self.rest.is_empty()
     }
 
     /// Sends the next message, to everybody or the one of this name, of which nobody keeps books.

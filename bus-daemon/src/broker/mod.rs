@@ -43,7 +43,8 @@ mod timer;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use bus_wire::{Fd, Guid, LargeMessage, SendQueue};
+use bus_wire::{Fd, Framer, FramerState, Guid, LargeMessage, SendQueue};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use action::{Action, JournalMemory, MachineId, System};
@@ -72,6 +73,7 @@ pub(crate) use subscriptions::TooManyRules;
 
 use crate::config::Config;
 use call_table::CallTable;
+use connect::max_message_size;
 use deadline::Deadlines;
 use disconnect::Disconnect;
 use outgoing::Outgoing;
@@ -245,6 +247,24 @@ impl Broker {
     pub fn large_message(&self, peer: PeerId) -> Option<(LargeMessage, &[u8])> {
         let framer = &self.roster.get(peer)?.framer;
         Some((framer.large()?, framer.partial()))
+    }
+
+    /// Gives a restored peer the beginning of the large message that it is in the middle of, which its record lacked. False:
+    /// it cannot be that.
+    pub fn resume_input(&mut self, peer: PeerId, input: Bytes) -> bool {
+        let limit = max_message_size(&self.config);
+        let Some(peer) = self.roster.get_mut(peer) else {
+            return false;
+        };
+        if peer.framer.partial_bytes() > 0 || input.len() > limit {
+            return false;
+        }
+        let state = FramerState {
+            partial: input,
+            fds: peer.framer.take_fds(),
+        };
+        peer.framer = Framer::restore(state, limit);
+        peer.framer.large().is_some()
     }
 
     /// Whether a peer is to be read from: what the last of [`Action::StopReading`] and [`Action::ResumeReading`] said.

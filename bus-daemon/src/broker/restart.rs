@@ -12,7 +12,7 @@ pub(crate) const STATE_VERSION: u16 = if cfg!(feature = "next-version") {
 };
 
 /// The newest that is in use.
-const CURRENT_VERSION: u16 = 3;
+const CURRENT_VERSION: u16 = 4;
 
 const UPGRADE_REFUSED: &str = "org.busdaemon.Error.UpgradeRefused";
 const QUARANTINED: &str = "org.busdaemon.Error.Quarantined";

@@ -18,6 +18,8 @@ const READ: RangeInclusive<u16> = 1..=VERSION;
 const WRITTEN: RangeInclusive<u16> = 2..=VERSION;
 /// The first version that can refer to a store, and that carries along records it does not know.
 const FIRST_WITH_STORE: u16 = 3;
+/// The first version that can refer to a large message of which a part has arrived.
+const FIRST_WITH_INPUTS: u16 = 4;
 
 /// How a state is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +82,11 @@ impl Form {
     /// Where output is.
     pub fn output(self) -> Output {
         self.output
+    }
+
+    /// Whether large messages of which a part has arrived stay in the store.
+    pub(super) fn refers_to_input(self) -> bool {
+        self.version >= FIRST_WITH_INPUTS && self.output == Output::InStore
     }
 
     /// Whether a reader of this version keeps records that it does not know and that are to be carried along.

@@ -19,10 +19,10 @@ use super::codec::{self, CodecError};
 use super::container;
 use super::container::{IfUnknown, Reader, Record, Writer};
 use super::form::{Form, Output, VERSION};
-use super::stored::{BacklogV1, Backlogs, LAYOUTS, StandIn, Stored};
+use super::stored::{BacklogV1, Backlogs, InputV1, LAYOUTS, StandIn, Stored};
 use crate::broker::{Blob, Broker, Dropped, GlobalV1, GlobalV2, Millis, PeerId, SharedBodies, Unexpressed};
 pub use error::{ImageError, SaveError, Whose};
-use records::{BodyV1, ManifestV1, PeerV3, WorkerV1, WorkerV2, WorkerV3, kind};
+use records::{BodyV1, ManifestV1, PeerV3, PeerV4, WorkerV1, WorkerV2, WorkerV3, kind};
 
 /// What the worker knows besides the broker.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -104,11 +104,17 @@ pub fn save_as(
     let salt = crc32c::crc32c(&broker.identity().hash_seed.to_le_bytes());
     let stored = worker.stored.as_ref();
     let backlogs = stored.map_or(&[][..], |stored| &stored.backlogs);
+    // Otherwise the records of the peers have them, as far as the broker does.
+    let is_in_store = form.refers_to_input();
+    let inputs = stored
+        .filter(|_| is_in_store)
+        .map_or(&[][..], |stored| &stored.inputs);
     let mut saver = Saver {
         form,
         broker,
         writer: Writer::new(salt),
         backlogs: backlogs.iter().map(|backlog| (backlog.owner, *backlog)).collect(),
+        inputs: inputs.iter().map(|input| (input.owner, *input)).collect(),
         shared: SharedBodies::new(),
         #[cfg(feature = "next-version")]
         hints: next::HintsV1::default(),
@@ -134,6 +140,7 @@ struct Saver<'a> {
     writer: Writer,
     /// By their owners.
     backlogs: BTreeMap<u64, BacklogV1>,
+    inputs: BTreeMap<u64, InputV1>,
     shared: SharedBodies,
     #[cfg(feature = "next-version")]
     hints: next::HintsV1,
@@ -186,17 +193,25 @@ impl Saver<'_> {
             Output::InStore => Vec::new(),
             Output::Inline => self.stored_output(id, backlog.take(), output)?,
         };
-        let Some(peer) = self.broker.save_peer_behind(before, id, &mut self.shared) else {
+        let Some(mut peer) = self.broker.save_peer_behind(before, id, &mut self.shared) else {
             return Ok(());
         };
+        let input = self.inputs.remove(&id.to_u64());
+        if input.is_some() {
+            peer.set_input(Bytes::new());
+        }
         #[cfg(feature = "next-version")]
-        let peer = match self.older_peer(peer, backlog)? {
+        let peer = match self.older_peer(peer, backlog, input)? {
             Some(peer) => peer,
             None => return Ok(()),
         };
-        match backlog {
-            None => self.put(kind::PEER, 2, &peer),
-            Some(backlog) => self.put(kind::PEER, 3, &PeerV3 { peer, backlog }),
+        match (backlog, input) {
+            (None, None) => self.put(kind::PEER, 2, &peer),
+            (Some(backlog), None) => self.put(kind::PEER, 3, &PeerV3 { peer, backlog }),
+            (backlog, Some(input)) => {
+                let record = PeerV4 { peer, backlog, input };
+                self.put(kind::PEER, 4, &record)
+            }
         }
     }
 
@@ -323,7 +338,8 @@ impl<'a> Records<'a> {
     }
 }
 
-/// Reads an image and continues the broker in it. `now` is the present on the monotonic clock: version 1 counted time
+/// Reads an image and continues the broker in it. The beginnings of large messages lie in the store: see
+/// [`Stored::inputs`] and [`Broker::resume_input`]. `now` is the present on the monotonic clock: version 1 counted time
 /// on another clock, and its deadlines are as far from the present as they were.
 ///
 /// # Errors
@@ -345,20 +361,27 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
     let saved_at = if version == 1 { global.move_to(now) } else { now };
     let shared = table(bodies, &mut damage);
     let has_store = worker.as_ref().is_some_and(|worker| worker.store.is_some());
-    let mut backlogs = Vec::new();
+    let (mut backlogs, mut inputs) = (Vec::new(), Vec::new());
     let peers = peers.into_iter().filter_map(|(version, record)| {
-        let (peer, backlog) = records::peer(version, record, saved_at, now)
+        let (peer, backlog, input) = records::peer(version, record, saved_at, now)
             .map_err(|error| damage.push(unreadable(kind::PEER, &error)))
             .ok()?;
         #[cfg(feature = "next-version")]
         let peer = next.complete(peer);
-        if let Some(backlog) = backlog {
-            if !has_store || backlog.owner != peer.id().to_u64() {
-                damage.push(format!("what waits for peer {} is nowhere", peer.id().index));
-                return None;
-            }
-            backlogs.push(backlog);
+        let owners = backlog
+            .map(|backlog| backlog.owner)
+            .into_iter()
+            .chain(input.map(|input| input.owner));
+        let own = peer.id().to_u64();
+        if owners.into_iter().any(|owner| !has_store || owner != own) {
+            let index = peer.id().index;
+            damage.push(format!(
+                "what waits for peer {index}, or comes from it, is nowhere"
+            ));
+            return None;
         }
+        backlogs.extend(backlog);
+        inputs.extend(input);
         Some((peer, backlog.map(|backlog| backlog.end)))
     });
     let (broker, mut dropped) = Broker::restore_from(global, peers, &shared)?;
@@ -381,7 +404,7 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
             .collect();
     }
     let worker = match worker {
-        Some(worker) => worker.with(backlogs, foreign),
+        Some(worker) => worker.with(backlogs, inputs, foreign),
         None => {
             damage.push("there is no readable record of the worker".into());
             without_record(&broker, &dropped)

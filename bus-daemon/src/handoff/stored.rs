@@ -92,6 +92,36 @@ impl BacklogV1 {
     }
 }
 
+/// The beginning of a large message of which the rest is still to come: it lies in an extent of the store. Frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputV1 {
+    /// Who sends it, as [`PeerId::to_u64`](crate::broker::PeerId::to_u64) numbers it.
+    pub(crate) owner: u64,
+    /// Where the extent begins in the store.
+    pub(crate) offset: u64,
+    /// The extent's class, as the store numbers them.
+    pub(crate) class: u8,
+    /// Bytes that have arrived.
+    pub(crate) len: u64,
+}
+
+impl InputV1 {
+    /// So many bytes in the first extent of a store that is only made up.
+    pub const fn made_up(owner: u64, len: u64) -> Self {
+        Self {
+            owner,
+            offset: 0,
+            class: 64,
+            len,
+        }
+    }
+
+    /// Who sends it, as [`PeerId::to_u64`](crate::broker::PeerId::to_u64) numbers it.
+    pub const fn owner(&self) -> u64 {
+        self.owner
+    }
+}
+
 /// A store, and what each peer has in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
@@ -103,6 +133,8 @@ pub struct Stored {
     pub layout: u32,
     /// The part of each peer for which something waits.
     pub backlogs: Vec<BacklogV1>,
+    /// The part of each peer that is in the middle of a large message.
+    pub inputs: Vec<InputV1>,
 }
 
 impl Default for Stored {
@@ -112,6 +144,7 @@ impl Default for Stored {
             salt: 0,
             layout: LAYOUT,
             backlogs: Vec::new(),
+            inputs: Vec::new(),
         }
     }
 }

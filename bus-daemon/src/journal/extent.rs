@@ -1,47 +1,55 @@
 //! Extents: shared memory for one large message each, so that it stays contiguous without a copy.
+//!
+//! They are part of the [store](super::store): an extent is lent there, and mapped only while its message is received,
+//! parsed or sent. A message that waits at a checkpoint becomes a reference in the backlogs of its receivers, without a
+//! copy, and the mapping ends.
+//!
+//! ```text
+//! lend ──> lent ──give_back──> back ──checkpoint, nobody looks──> free ──> lent
+//!                               │ ^                                └────────> the store's again: there are too many
+//!                               │ └─ somebody looks
+//!                               └──checkpoint, backlogs refer to it──> the store's
+//! ```
 
 #![allow(unsafe_code, reason = "maps memory and makes views of it")]
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::RawFd;
 
 use bytes::Bytes;
 
+use super::store::ExtentPlace;
 use super::view::{Lookers, view};
+use super::waiting::Waiting;
 use crate::os::region::Region;
 
-/// Smallest extent; each class is twice the one before.
-const LEAST: usize = 128 * 1024;
-/// Classes: 128 KiB to 128 MiB, the largest message there is.
-const CLASSES: u8 = 11;
-/// Bytes of free extents whose pages are kept, since fresh pages cost several times what resident ones do.
+/// Bytes of free extents that stay mapped, since fresh pages cost several times what resident ones do.
 const RESIDENT: usize = 32 * 1024 * 1024;
+/// Bytes of a message that has not arrived whole whose pages this process keeps: many that stand still must not make its
+/// end take long.
+const MAPPED: usize = 2 << 20;
+/// Bytes of a page.
+const PAGE: usize = 4096;
 
 /// Shared memory for one message, exclusively until it is given back.
 #[derive(Debug)]
 pub(crate) struct Extent {
     region: Region,
-    /// Where it begins in the memfd.
-    offset: u64,
-    class: u8,
+    place: ExtentPlace,
     lookers: Lookers,
+    /// This process keeps no pages of the message before this one.
+    kept_from: usize,
 }
 
 impl Extent {
     /// Bytes it holds.
     pub(crate) fn len(&self) -> usize {
-        LEAST << self.class
+        self.region.len()
     }
 
-    /// Where it begins in the memfd.
-    pub(crate) fn offset(&self) -> u64 {
-        self.offset
-    }
-
-    /// Its size class.
-    pub(crate) fn class(&self) -> u8 {
-        self.class
+    /// Where it is in the store.
+    pub(crate) fn place(&self) -> ExtentPlace {
+        self.place
     }
 
     /// The bytes from `at` on, to be written by nobody else; at least `len` of them.
@@ -59,8 +67,17 @@ impl Extent {
     /// The first `filled` bytes, which are not written again while a slice of them is alive.
     pub(crate) fn prefix(&self, filled: usize) -> Bytes {
         // SAFETY: extents are not unmapped while looked at; reads only append behind `filled`; the pool lends an extent
-        // again only when nobody looks at it.
+        // again only when nobody looks at it and no backlog refers to it.
         unsafe { view(self.region.at(0, filled), filled, &self.lookers) }
+    }
+
+    /// So many bytes have arrived: the pages of those that came long ago are left to the store, until they are read.
+    pub(crate) fn note_filled(&mut self, filled: usize) {
+        let end = filled / PAGE * PAGE;
+        if end >= self.kept_from + MAPPED {
+            self.region.forget(self.kept_from, end);
+            self.kept_from = end;
+        }
     }
 
     fn address(&self) -> usize {
@@ -71,9 +88,9 @@ impl Extent {
 /// Part of an extent, as it is named outside of the process that maps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct ExtentRange {
-    /// Where the extent begins in the memfd.
+    /// Where the extent begins in the store.
     pub(crate) offset: u64,
-    /// Its size class.
+    /// Its size class, as the store numbers them.
     pub(crate) class: u8,
     /// First byte, counted from the extent's beginning.
     pub(crate) start: u64,
@@ -81,205 +98,193 @@ pub(crate) struct ExtentRange {
     pub(crate) len: u64,
 }
 
-/// All extents.
+impl ExtentRange {
+    /// The first bytes of an extent.
+    pub(crate) fn first(place: ExtentPlace, len: u64) -> Self {
+        let ExtentPlace { offset, class } = place;
+        Self {
+            offset,
+            class,
+            start: 0,
+            len,
+        }
+    }
+
+    /// The extent.
+    pub(crate) fn place(&self) -> ExtentPlace {
+        ExtentPlace {
+            offset: self.offset,
+            class: self.class,
+        }
+    }
+}
+
+/// Of an extent that was given back.
+#[derive(Debug)]
+struct Back {
+    extent: Extent,
+    /// There was a checkpoint since, at which somebody looked at it: another may not change that.
+    has_outlasted: bool,
+}
+
+/// The extents that this process has mapped. Each is held in the store.
+#[derive(Default)]
 pub(crate) struct ExtentPool {
-    fd: RawFd,
-    end: u64,
     /// Given back since the last checkpoint, which may refer to them, or still looked at.
-    back: Vec<Extent>,
+    back: Vec<Back>,
     /// Free to be lent again.
     free: Vec<Extent>,
-    /// Every extent that is mapped: address to offset and class, to find what bytes lie in.
-    mapped: BTreeMap<usize, (u64, u8)>,
+    /// Every extent that is mapped, by its address, to find what bytes lie in.
+    mapped: BTreeMap<usize, ExtentPlace>,
 }
 
 impl ExtentPool {
-    /// An empty pool over a new memfd.
-    pub(crate) fn create() -> io::Result<Self> {
-        let region = Region::create(c"bus-extents", 4096)?;
-        let pool = Self {
-            fd: region.fd(),
-            end: 0,
-            back: Vec::new(),
-            free: Vec::new(),
-            mapped: BTreeMap::new(),
-        };
-        region.unmap();
-        Ok(pool)
-    }
-
-    /// The memfd.
-    pub(crate) fn fd(&self) -> RawFd {
-        self.fd
-    }
-
     /// Bytes of extents that are mapped.
-    pub(crate) fn memory(&self) -> usize {
-        self.mapped.values().map(|(_, class)| LEAST << class).sum()
+    pub(crate) fn memory(&self) -> u64 {
+        self.mapped.values().map(|place| place.len()).sum()
     }
 
-    /// Whether a checkpoint would set extents free that are only kept for a replay.
+    /// Whether a checkpoint would set many extents free that are only kept for a replay, or give many to the store that
+    /// wait for somebody: this process is not to have too much mapped when it ends.
     pub(crate) fn wants_checkpoint(&self) -> bool {
-        self.unused() >= RESIDENT / 2
+        self.unused() >= RESIDENT / 2 || self.waiting() >= 2 * RESIDENT
     }
 
-    /// Whether they have become many.
+    /// Whether they have become too many.
     pub(crate) fn is_checkpoint_overdue(&self) -> bool {
-        self.unused() >= 2 * RESIDENT
+        self.unused() >= 2 * RESIDENT || self.waiting() >= 4 * RESIDENT
     }
 
     fn unused(&self) -> usize {
-        let unused = self.back.iter().filter(|extent| !extent.lookers.any());
-        unused.map(Extent::len).sum()
+        let unused = self.back.iter().filter(|back| !back.extent.lookers.any());
+        unused.map(|back| back.extent.len()).sum()
     }
 
-    /// A checkpoint has been taken: what nobody looks at now is not needed for a replay any more.
-    pub(crate) fn checkpointed(&mut self) {
-        for extent in std::mem::take(&mut self.back) {
-            if extent.lookers.any() {
-                self.back.push(extent)
+    fn waiting(&self) -> usize {
+        let fresh = self.back.iter().filter(|back| !back.has_outlasted);
+        fresh.map(|back| back.extent.len()).sum()
+    }
+
+    /// A checkpoint has been taken: what nobody looks at now is not needed for a replay any more. What waits for somebody is
+    /// the store's.
+    pub(crate) fn checkpointed(&mut self, waiting: &mut Waiting) {
+        for back in std::mem::take(&mut self.back) {
+            if back.extent.lookers.any() {
+                self.back.push(Back {
+                    has_outlasted: true,
+                    ..back
+                });
+            } else if waiting.is_shared(back.extent.place) {
+                self.release(waiting, back.extent);
             } else {
-                self.free.push(extent)
+                self.free.push(back.extent);
             }
         }
         let mut kept: usize = self.free.iter().map(Extent::len).sum();
         while kept > RESIDENT {
-            // The largest one loses its pages and its address range.
-            let Some(index) = (0..self.free.len()).max_by_key(|index| self.free[*index].class) else {
+            let Some(index) = (0..self.free.len()).max_by_key(|index| self.free[*index].len()) else {
                 return;
             };
             let extent = self.free.swap_remove(index);
             kept -= extent.len();
-            self.mapped.remove(&extent.address());
-            extent.region.release_range(extent.offset, extent.len());
-            extent.region.unmap();
+            self.release(waiting, extent);
         }
+    }
+
+    fn release(&mut self, waiting: &mut Waiting, extent: Extent) {
+        self.mapped.remove(&extent.address());
+        extent.region.unmap();
+        waiting.release_extent(extent.place);
     }
 
     /// An extent for a message of `len` bytes, at most 128 MiB. Pages come as they are written.
-    pub(crate) fn lend(&mut self, len: usize) -> io::Result<Extent> {
-        let class = (0..CLASSES).find(|class| LEAST << class >= len).ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "message longer than the largest extent",
-            )
-        })?;
-        if let Some(index) = self.free.iter().position(|extent| extent.class == class) {
-            return Ok(self.free.swap_remove(index));
+    pub(crate) fn lend(&mut self, waiting: &mut Waiting, len: usize) -> io::Result<Extent> {
+        let class = ExtentPlace::class_of(len);
+        let fits = |extent: &Extent| Some(extent.place.class) == class;
+        if let Some(index) = self.free.iter().position(fits) {
+            let mut extent = self.free.swap_remove(index);
+            extent.kept_from = 0;
+            return Ok(extent);
         }
-        let offset = self.end;
-        let extent = self.map(offset, class)?;
-        self.end += extent.len() as u64;
-        Ok(extent)
+        let place = waiting.lend_extent(len)?;
+        self.map(waiting, place)
+            .inspect_err(|_| waiting.release_extent(place))
     }
 
-    /// Takes an extent back; it is lent again after a checkpoint at which nobody looks at it.
+    /// Takes an extent back; it is lent again after a checkpoint at which nobody needs it.
     pub(crate) fn give_back(&mut self, extent: Extent) {
-        self.back.push(extent);
+        self.back.push(Back {
+            extent,
+            has_outlasted: false,
+        });
     }
 
     /// Where `bytes` lie, if in an extent.
     pub(crate) fn locate(&self, bytes: &[u8]) -> Option<ExtentRange> {
         let address = bytes.as_ptr() as usize;
-        let (start, (offset, class)) = self.mapped.range(..=address).next_back()?;
-        let at = address - start;
-        (at + bytes.len() <= LEAST << class).then_some(ExtentRange {
-            offset: *offset,
-            class: *class,
-            start: at as u64,
-            len: bytes.len() as u64,
+        let (start, place) = self.mapped.range(..=address).next_back()?;
+        let at = (address - start) as u64;
+        (at + bytes.len() as u64 <= place.len()).then_some(ExtentRange {
+            start: at,
+            ..ExtentRange::first(*place, bytes.len() as u64)
         })
     }
 
-    fn map(&mut self, offset: u64, class: u8) -> io::Result<Extent> {
-        let region = Region::map_range(self.fd, offset, LEAST << class)?;
+    fn map(&mut self, waiting: &Waiting, place: ExtentPlace) -> io::Result<Extent> {
+        let len = usize::try_from(place.len()).map_err(io::Error::other)?;
         let extent = Extent {
-            region,
-            offset,
-            class,
+            region: Region::map_range(waiting.fd(), place.offset, len)?,
+            place,
             lookers: Lookers::default(),
+            kept_from: 0,
         };
-        self.mapped.insert(extent.address(), (offset, class));
+        self.mapped.insert(extent.address(), place);
         Ok(extent)
     }
 
-    // After the worker that lent the extents has died
+    // After the worker that lent the extents has died, or has handed them over
 
-    /// The pool of a worker that died; what is needed of it is to be adopted.
-    pub(crate) fn reopen(fd: RawFd) -> io::Result<Self> {
-        let end = Region::file_len(fd)?.next_multiple_of(LEAST as u64);
-        Ok(Self {
-            fd,
-            end,
-            back: Vec::new(),
-            free: Vec::new(),
-            mapped: BTreeMap::new(),
-        })
-    }
-
-    /// The bytes that a checkpoint or the log names. `None`: there can be no such extent.
-    pub(crate) fn adopt(&mut self, range: ExtentRange) -> Option<Bytes> {
-        let size = LEAST
-            .checked_shl(u32::from(range.class))
-            .filter(|_| range.class < CLASSES)? as u64;
+    /// The bytes that a checkpoint, the log or an image names. `None`: there can be no such extent.
+    pub(crate) fn adopt(&mut self, waiting: &mut Waiting, range: ExtentRange) -> Option<Bytes> {
+        let place = range.place();
         let end = range.start.checked_add(range.len)?;
-        if end > size || !range.offset.is_multiple_of(LEAST as u64) {
+        if end > place.len() {
             return None;
         }
-        let known = self.back.iter().position(|extent| extent.offset == range.offset);
+        let known = self.back.iter().position(|back| back.extent.place == place);
         let index = match known {
-            Some(index) if self.back[index].class == range.class => index,
-            Some(_) => return None,
+            Some(index) => index,
             None => {
-                let overlaps = |extent: &Extent| {
-                    range.offset < extent.offset + extent.len() as u64 && extent.offset < range.offset + size
-                };
                 // A file that is shorter was never that long: nothing of a claim sizes it.
-                if self.back.iter().any(overlaps) || range.offset + size > Region::file_len(self.fd).ok()? {
+                let file_end = place.offset.checked_add(place.len())?;
+                if file_end > Region::file_len(waiting.fd()).ok()? || !waiting.hold_extent(place) {
                     return None;
                 }
-                let extent = self.map(range.offset, range.class).ok()?;
-                self.back.push(extent);
+                let mapped = self.map(waiting, place);
+                let extent = mapped.inspect_err(|_| waiting.release_extent(place)).ok()?;
+                self.give_back(extent);
                 self.back.len() - 1
             }
         };
-        let prefix = self.back[index].prefix(usize::try_from(end).ok()?);
+        let prefix = self.back[index].extent.prefix(usize::try_from(end).ok()?);
         Some(prefix.slice(usize::try_from(range.start).ok()?..))
     }
 
     /// Takes out the extent at whose beginning `bytes` lie, to go on receiving into it.
     pub(crate) fn take_adopted(&mut self, bytes: &[u8]) -> Option<Extent> {
         let address = bytes.as_ptr() as usize;
-        let index = self.back.iter().position(|extent| extent.address() == address)?;
-        Some(self.back.swap_remove(index))
+        let index = self
+            .back
+            .iter()
+            .position(|back| back.extent.address() == address)?;
+        Some(self.back.swap_remove(index).extent)
     }
 
     /// Undoes the mappings; nobody looks at what was adopted any more.
     #[cfg(all(test, target_arch = "x86_64"))]
     pub(crate) fn unmap_all(self) {
-        for extent in self.back.into_iter().chain(self.free) {
+        for extent in self.back.into_iter().map(|back| back.extent).chain(self.free) {
             extent.region.unmap();
         }
-    }
-
-    /// All that is needed has been adopted: the rest of the memfd is given back to the system.
-    pub(crate) fn resume(&mut self) -> io::Result<()> {
-        let end = Region::file_len(self.fd)?;
-        let mut used: Vec<(u64, u64)> = self
-            .mapped
-            .values()
-            .map(|(offset, class)| (*offset, (LEAST << class) as u64))
-            .collect();
-        used.sort_unstable();
-        used.push((end, 0));
-        let mut at = 0;
-        for (offset, len) in used {
-            if offset > at {
-                Region::release(self.fd, at, offset - at);
-            }
-            at = offset + len;
-        }
-        self.end = end.next_multiple_of(LEAST as u64);
-        Ok(())
     }
 }

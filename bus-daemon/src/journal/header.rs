@@ -43,7 +43,7 @@ pub(crate) struct Slot {
     pub(crate) sequence: AtomicU64,
     /// Absolute offset in the link's stream of the first byte.
     pub(crate) offset: AtomicU64,
-    /// `ReceiveLarge`: offset of the extent in its memfd.
+    /// `ReceiveLarge`: offset of the extent in the store.
     pub(crate) extent: AtomicU64,
     /// `ReceiveLarge`: bytes of the message that had arrived before.
     pub(crate) filled: AtomicU64,

@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 use super::header::{CONTROL, InFlight, MAX_FDS};
 use super::log::Fields;
 use super::record::Kind;
-use super::store::StoreError;
+use super::store::{ExtentPlace, StoreError};
 use super::{Extent, Journal};
 use crate::broker::{Fds, PeerId};
 
@@ -111,7 +111,7 @@ impl Journal {
         socket: RawFd,
         peer: PeerId,
         taken: u64,
-        extent: &Extent,
+        extent: &mut Extent,
         large: LargeMessage,
     ) -> Result<Read> {
         let filled = large.have;
@@ -121,12 +121,10 @@ impl Journal {
             iov_len: room,
         };
         self.header.slot.offset.store(taken, Ordering::Relaxed);
-        self.header.slot.extent.store(extent.offset(), Ordering::Relaxed);
+        let ExtentPlace { offset, class } = extent.place();
+        self.header.slot.extent.store(offset, Ordering::Relaxed);
         self.header.slot.filled.store(filled as u64, Ordering::Relaxed);
-        self.header
-            .slot
-            .class
-            .store(u32::from(extent.class()), Ordering::Relaxed);
+        self.header.slot.class.store(u32::from(class), Ordering::Relaxed);
         let Some((len, numbers, lost_fds)) = self.call_receive(socket, peer, InFlight::ReceiveLarge)? else {
             return Ok(Read::Empty);
         };
@@ -137,14 +135,15 @@ impl Journal {
         let fds = self.assign_all(&numbers);
         let lost_fds = lost_fds || fds.len() < numbers.len();
         let fields = Fields {
-            extent: extent.offset(),
+            extent: offset,
             filled: (filled + len) as u32,
-            class: extent.class(),
+            class,
             lost_fds,
             ..Fields::new(peer.to_u64(), taken + len as u64)
         };
         self.log.append(Kind::ReceivedLarge, fields, &fds);
         self.header.slot.disarm();
+        extent.note_filled(filled + len);
         Ok(Read::Data {
             bytes: extent.prefix(filled + len),
             fds,

@@ -4,12 +4,10 @@
 #![allow(unsafe_code, reason = "copies between mapped memories")]
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::{Error, Result};
-use std::mem::{ManuallyDrop, offset_of};
+use std::mem::offset_of;
 use std::ops::Range;
-use std::os::fd::{FromRawFd, RawFd};
-use std::os::unix::fs::FileExt;
+use std::os::fd::RawFd;
 use std::sync::atomic::Ordering;
 
 use bus_wire::Fd;
@@ -28,8 +26,6 @@ const WIDEST_STORE: usize = 64;
 pub(crate) struct Mirror {
     live: Remains,
     copy: Remains,
-    /// Parts of the two extent files, to be compared.
-    read: [Vec<u8>; 2],
 }
 
 /// Something to spoil in the copy, to see whether that is noticed.
@@ -51,11 +47,7 @@ impl Mirror {
     /// Of the memory that `live` tells of.
     pub(crate) fn of(live: Remains) -> Result<Self> {
         let copy = Journal::create()?.remains();
-        let mut mirror = Self {
-            live,
-            copy,
-            read: [Vec::new(), Vec::new()],
-        };
+        let mut mirror = Self { live, copy };
         mirror.copy_all()?;
         Ok(mirror)
     }
@@ -76,26 +68,22 @@ impl Mirror {
                 copy_range(live, copy, range);
             }
         }
-        self.copy_extents()
+        Ok(())
     }
 
     /// An instruction has stored at this address of the worker, or the system `len` bytes from there on.
-    pub(crate) fn copy_written(&mut self, address: usize, len: usize) -> Result<()> {
+    pub(crate) fn copy_written(&mut self, address: usize, len: usize) {
         for (live, copy) in self.pairs() {
             if let Some(offset) = live.offset_of(address) {
                 let end = (offset + len.max(WIDEST_STORE)).min(live.len());
                 copy_range(live, copy, offset..end);
-                return Ok(());
             }
         }
-        // What the worker maps later is an extent.
-        self.copy_extents()
     }
 
-    /// The system has written into the in-flight slot, or changed the extents' file.
-    pub(crate) fn copy_called(&mut self) -> Result<()> {
+    /// The system has written into the in-flight slot.
+    pub(crate) fn copy_called(&mut self) {
         copy_range(self.live.log, self.copy.log, 0..HEADER_LEN);
-        self.copy_extents()
     }
 
     /// Takes back what a replay of the copy wrote.
@@ -109,7 +97,7 @@ impl Mirror {
             copy_range(self.live.manifest, self.copy.manifest, range);
         }
         journal.extents.unmap_all();
-        self.copy_extents()
+        Ok(())
     }
 
     /// Whether the copy is equal: whether everything that wrote was told of.
@@ -166,39 +154,6 @@ impl Mirror {
             (self.live.checkpoints, self.copy.checkpoints),
             (self.live.manifest, self.copy.manifest),
         ]
-    }
-
-    fn copy_extents(&mut self) -> Result<()> {
-        let (live, copy) = (file(self.live.extents), file(self.copy.extents));
-        let ranges = data_ranges(self.live.extents)?;
-        let len = live.metadata()?.len();
-        if copy.metadata()?.len() == len && data_ranges(self.copy.extents)? == ranges {
-            // Mostly nothing has changed, and writing fresh pages costs several times as much as reading both.
-            let mut is_equal = true;
-            for range in &ranges {
-                is_equal = is_equal && self.are_extents_equal(range)?;
-            }
-            if is_equal {
-                return Ok(());
-            }
-        }
-        copy.set_len(len)?;
-        Region::release(self.copy.extents, 0, len);
-        for range in ranges {
-            let mut bytes = vec![0; range.len()];
-            live.read_exact_at(&mut bytes, range.start as u64)?;
-            copy.write_all_at(&bytes, range.start as u64)?;
-        }
-        Ok(())
-    }
-
-    fn are_extents_equal(&mut self, range: &Range<usize>) -> Result<bool> {
-        let fds = [self.live.extents, self.copy.extents];
-        for (bytes, fd) in self.read.iter_mut().zip(fds) {
-            bytes.resize(range.len(), 0);
-            file(fd).read_exact_at(bytes, range.start as u64)?;
-        }
-        Ok(self.read[0] == self.read[1])
     }
 }
 
@@ -276,9 +231,4 @@ fn data_ranges(fd: RawFd) -> Result<Vec<Range<usize>>> {
         }
         ranges.push(start as usize..at as usize);
     }
-}
-
-fn file(fd: RawFd) -> ManuallyDrop<File> {
-    // SAFETY: open as long as the journal, and not closed here.
-    ManuallyDrop::new(unsafe { File::from_raw_fd(fd) })
 }

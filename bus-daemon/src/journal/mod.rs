@@ -21,7 +21,6 @@ mod plain;
 mod record;
 mod replay;
 mod snapshot;
-#[allow(dead_code, unused_imports, reason = "extents move onto it next")]
 mod store;
 mod view;
 mod waiting;
@@ -35,9 +34,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bus_wire::Fd;
 use serde::{Deserialize, Serialize};
 
-use crate::broker::{Attested, Blob, EntryKind, Fds, JournalMemory, MachineId, PeerId, Start};
+use crate::broker::{Attested, Blob, Broker, EntryKind, Fds, JournalMemory, MachineId, PeerId, Start};
 use crate::handoff::image::ForeignRecord;
-use crate::handoff::stored::{LAYOUT, Stored};
+use crate::handoff::stored::{InputV1, LAYOUT, Stored};
 use crate::os::descriptor;
 
 use checkpoint::Checkpoints;
@@ -47,7 +46,7 @@ pub(crate) use checkpoint::Written;
 #[cfg(any(test, feature = "test-hooks"))]
 pub(crate) use damage::Flip;
 pub(crate) use extent::Extent;
-use extent::ExtentPool;
+use extent::{ExtentPool, ExtentRange};
 use header::Header;
 pub(crate) use io::Read;
 #[cfg(all(test, target_arch = "x86_64"))]
@@ -60,8 +59,11 @@ pub(crate) use outcome::{failed_outcome, outcome_in, small_outcome};
 use record::Kind;
 pub(crate) use replay::{Recorded, Remains, UnitAtWork};
 pub(crate) use store::BacklogV1;
+use store::ExtentPlace;
 #[cfg(feature = "test-hooks")]
 pub use store::fuzz::store as fuzz_store;
+#[cfg(all(test, target_arch = "x86_64"))]
+pub(crate) use store::{Medium, Memfd};
 use waiting::{Export, Waiting};
 
 /// The buffer for a record's data keeps at most so many bytes.
@@ -163,6 +165,23 @@ pub(crate) struct Journal {
     encoded: Vec<u8>,
 }
 
+/// The same where the store has an older layout, which is rewritten: the beginnings are copied, since extents are plain bytes
+/// in any layout.
+fn copy_inputs(broker: &mut Broker, stored: &Stored) -> Vec<PeerId> {
+    let mut lost = Vec::new();
+    for input in &stored.inputs {
+        let peer = PeerId::from_u64(input.owner);
+        let len = usize::try_from(input.len).unwrap_or(usize::MAX);
+        let bytes = (len <= bus_wire::limits::MAX_MESSAGE)
+            .then(|| crate::os::memfd::read_at(stored.number, input.offset, len).ok())
+            .flatten();
+        if !bytes.is_some_and(|bytes| broker.resume_input(peer, bytes.into())) {
+            lost.push(peer);
+        }
+    }
+    lost
+}
+
 impl Journal {
     /// An empty journal in fresh shared memory.
     pub(crate) fn create() -> Result<Self> {
@@ -173,7 +192,7 @@ impl Journal {
         header.store_salt.store(waiting.salt(), Ordering::Release);
         Ok(Self {
             log,
-            extents: ExtentPool::create()?,
+            extents: ExtentPool::default(),
             checkpoints: Checkpoints::create()?,
             manifest: Manifest::create()?,
             waiting,
@@ -286,19 +305,63 @@ impl Journal {
 
     /// An extent for a large message of `total` bytes, of which `prefix` has arrived.
     pub(crate) fn lend_extent(&mut self, total: usize, prefix: &[u8]) -> Result<Extent> {
-        let mut extent = self.extents.lend(total)?;
+        let mut extent = self.extents.lend(&mut self.waiting, total)?;
         extent.fill(prefix);
         Ok(extent)
     }
 
-    /// What waits for slow readers: where it is, for an image.
-    pub(crate) fn stored(&self) -> Stored {
+    /// What waits for slow readers, and large messages that are not complete: where they are, for an image.
+    pub(crate) fn stored(&self, broker: &Broker) -> Stored {
+        let inputs = broker.peer_ids().filter_map(|peer| {
+            let (_, prefix) = broker.large_message(peer)?;
+            let range = self.extents.locate(prefix).filter(|range| range.start == 0)?;
+            Some(InputV1 {
+                owner: peer.to_u64(),
+                offset: range.offset,
+                class: range.class,
+                len: range.len,
+            })
+        });
         Stored {
             number: self.waiting.fd(),
             salt: self.waiting.salt(),
             layout: LAYOUT,
             backlogs: self.waiting.backlogs().collect(),
+            inputs: inputs.collect(),
         }
+    }
+
+    /// Gives the peers of a broker that was restored from an image the beginnings of their large messages. Returns those for
+    /// whom there is none: no two messages are in the same extent.
+    pub(crate) fn resume_inputs(&mut self, broker: &mut Broker, stored: &Stored) -> Vec<PeerId> {
+        if stored.layout != LAYOUT {
+            return copy_inputs(broker, stored);
+        }
+        let mut seen = BTreeSet::new();
+        let mut lost = Vec::new();
+        for input in &stored.inputs {
+            let place = ExtentPlace {
+                offset: input.offset,
+                class: input.class,
+            };
+            let peer = PeerId::from_u64(input.owner);
+            let bytes = seen
+                .insert(input.offset)
+                .then(|| {
+                    self.extents
+                        .adopt(&mut self.waiting, ExtentRange::first(place, input.len))
+                })
+                .flatten();
+            if !bytes.is_some_and(|bytes| broker.resume_input(peer, bytes)) {
+                lost.push(peer);
+            }
+        }
+        lost
+    }
+
+    /// Everything is named that the state needs of a store which another process image had.
+    pub(crate) fn end_naming(&mut self) {
+        self.waiting.end_naming();
     }
 
     /// For an image: which descriptor number a handle stands for, and the output that waits in the store.
@@ -321,23 +384,17 @@ impl Journal {
             .adopt(stored.number, stored.salt)
             .map_err(|error| format!("the store: {error}"))?;
         self.header.store_salt.store(stored.salt, Ordering::Release);
-        self.restore_backlogs(&stored.backlogs)
+        self.waiting.restore(stored.backlogs.iter().copied());
+        Ok(())
     }
 
     /// The same after a worker's death, which may have come to it.
     pub(crate) fn go_on_with(&mut self, stored: &Stored) -> std::result::Result<(), String> {
-        if self.waiting.salt() == stored.salt {
-            self.restore_backlogs(&stored.backlogs)
-        } else {
-            self.adopt_stored(stored)
+        if self.waiting.salt() != stored.salt {
+            return self.adopt_stored(stored);
         }
-    }
-
-    /// The backlogs that a state tells of, in the store as it is.
-    pub(crate) fn restore_backlogs(&mut self, backlogs: &[BacklogV1]) -> std::result::Result<(), String> {
-        self.waiting
-            .restore(backlogs.iter().copied())
-            .map_err(|error| format!("the store: {error}"))
+        self.waiting.restore(stored.backlogs.iter().copied());
+        Ok(())
     }
 
     /// All bytes that wait for a peer, in the store or not.
@@ -389,11 +446,12 @@ impl Journal {
 
     /// Bytes of shared memory in use.
     pub(crate) fn memory(&self) -> JournalMemory {
+        let extents = self.extents.memory();
         JournalMemory {
             log: self.log.memory() as u64,
-            extents: self.extents.memory() as u64,
+            extents,
             checkpoints: self.checkpoints.memory(),
-            store: self.waiting.memory(),
+            store: self.waiting.memory().saturating_sub(extents),
         }
     }
 

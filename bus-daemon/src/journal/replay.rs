@@ -13,6 +13,7 @@ use super::log::{Fields, Log, Position, Record};
 use super::manifest::Manifest;
 use super::outcome::outcome_in;
 use super::record::Kind;
+use super::store::ExtentPlace;
 use super::waiting::Waiting;
 use super::{Answer, Journal, RareEvent, Serving};
 use crate::broker::{Event, Millis, PeerId};
@@ -24,19 +25,17 @@ pub(crate) struct Remains {
     pub(super) log: crate::os::region::Region,
     pub(super) checkpoints: crate::os::region::Region,
     pub(super) manifest: crate::os::region::Region,
-    pub(super) extents: std::os::fd::RawFd,
     pub(super) store: std::os::fd::RawFd,
     pub(super) header: &'static Header,
 }
 
 impl Remains {
     /// The descriptors of the shared memory.
-    pub(crate) fn fds(&self) -> [std::os::fd::RawFd; 5] {
+    pub(crate) fn fds(&self) -> [std::os::fd::RawFd; 4] {
         [
             self.log.fd(),
             self.checkpoints.fd(),
             self.manifest.fd(),
-            self.extents,
             self.store,
         ]
     }
@@ -119,7 +118,6 @@ impl Journal {
             log: self.log.region(),
             checkpoints: self.checkpoints.region(),
             manifest: self.manifest.region(),
-            extents: self.extents.fd(),
             store: self.waiting.fd(),
             header: self.log.header(),
         }
@@ -132,7 +130,7 @@ impl Journal {
         header.applying.store(0, Ordering::Release);
         Ok(Self {
             log,
-            extents: ExtentPool::reopen(remains.extents)?,
+            extents: ExtentPool::default(),
             checkpoints: Checkpoints::reopen(remains.checkpoints),
             manifest: Manifest::reopen(remains.manifest),
             waiting: Waiting::reopen(remains.store, header.store_salt.load(Ordering::Acquire))?,
@@ -196,15 +194,14 @@ impl Journal {
                 fds: fds.into(),
             },
             Kind::ReceivedLarge => {
-                let range = ExtentRange {
+                let place = ExtentPlace {
                     offset: header.extent,
                     class: header.class,
-                    start: 0,
-                    len: header.filled.into(),
                 };
+                let range = ExtentRange::first(place, header.filled.into());
                 let prefix = self
                     .extents
-                    .adopt(range)
+                    .adopt(&mut self.waiting, range)
                     .ok_or_else(|| format!("record {sequence} of the journal: its extent is not there"))?;
                 Event::ReceivedLarge {
                     peer,
@@ -350,15 +347,13 @@ impl Journal {
                 let filled = slot.filled.load(Ordering::Acquire) + len as u64;
                 let upto = slot.offset.load(Ordering::Acquire) + len as u64;
                 let extent = slot.extent.load(Ordering::Acquire);
-                let range = ExtentRange {
+                let place = ExtentPlace {
                     offset: extent,
                     class,
-                    start: 0,
-                    len: filled,
                 };
                 let prefix = self
                     .extents
-                    .adopt(range)
+                    .adopt(&mut self.waiting, ExtentRange::first(place, filled))
                     .ok_or("the in-flight slot names no extent")?;
                 let fds = self.assign_all(&numbers);
                 let fields = Fields {
@@ -394,10 +389,10 @@ impl Journal {
         self.lost_fds.take()
     }
 
-    /// The rest of the extents' memory is not needed: all that is has been named.
-    pub(crate) fn resume(&mut self) -> IoResult<()> {
+    /// The journal goes on from here: whatever of the store's memory is needed has been named.
+    pub(crate) fn resume(&mut self) {
         self.finish_reading();
-        self.extents.resume()
+        self.waiting.end_naming();
     }
 
     /// The extent that a large message was being received into, if `prefix` lies at the beginning of one.

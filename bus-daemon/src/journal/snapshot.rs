@@ -129,12 +129,12 @@ impl Journal {
             .flush()
             .map_err(|error| format!("the store: {error}"))?;
         self.checkpoints.commit(self.header, self.log.end());
+        if !self.is_reading {
+            self.extents.checkpointed(&mut self.waiting);
+        }
         self.waiting.committed();
         self.is_checkpoint_begun = false;
         self.log.checkpointed();
-        if !self.is_reading {
-            self.extents.checkpointed();
-        }
         Ok(())
     }
 
@@ -173,7 +173,7 @@ impl Journal {
     }
 
     fn put_peer(&mut self, broker: &mut Broker, index: u32) -> Result<(), String> {
-        self.waiting.take_over(broker, index);
+        self.waiting.take_over(broker, &self.extents, index);
         let entry = PEERS + index as usize;
         let Some((mut record, bodies, held)) = broker.save_alone(index) else {
             return self.checkpoints.put(Table::Peers, entry, [0; 2], &[]);
@@ -257,7 +257,7 @@ impl Journal {
                 Err(reason) => tracing::error!("peer {}: {reason}", owner.index),
             }
         }
-        self.restore_backlogs(&backlogs)?;
+        self.waiting.restore(backlogs.iter().copied());
         let ends = backlogs
             .iter()
             .map(|backlog| (PeerId::from_u64(backlog.owner), backlog.end));
@@ -332,7 +332,7 @@ impl Journal {
 
     fn adopt(&mut self, range: ExtentRange) -> Result<Bytes, String> {
         self.extents
-            .adopt(range)
+            .adopt(&mut self.waiting, range)
             .ok_or_else(|| "it refers to an extent that is not there".to_owned())
     }
 }

@@ -8,7 +8,8 @@ use std::os::fd::RawFd;
 use bus_wire::{PieceState, SendQueue, TailPiece};
 use bytes::Bytes;
 
-use super::store::{BacklogV1, Exported, Memfd, Store, StoreError};
+use super::extent::ExtentPool;
+use super::store::{BacklogV1, Exported, ExtentPlace, LARGEST_BLOCK, Memfd, Store, StoreError};
 use crate::broker::{Broker, PeerId};
 use crate::handoff::stored::{Backlogs, Stored};
 use crate::os::descriptor;
@@ -76,7 +77,7 @@ impl Waiting {
         self.salt
     }
 
-    /// Bytes of memory that it takes.
+    /// Bytes of memory that it takes, extents included.
     pub(super) fn memory(&self) -> u64 {
         self.store.held()
     }
@@ -118,10 +119,7 @@ impl Waiting {
     }
 
     /// The backlogs as a checkpoint or an image has them. References are counted from now on, in steps.
-    pub(super) fn restore(
-        &mut self,
-        backlogs: impl IntoIterator<Item = BacklogV1>,
-    ) -> Result<(), StoreError> {
+    pub(super) fn restore(&mut self, backlogs: impl IntoIterator<Item = BacklogV1>) {
         // One that no store can have written costs its owner, to whom what waits cannot be sent.
         let is_sound = |backlog: &BacklogV1| {
             let is_sound = backlog.is_sound() && PeerId::from_u64(backlog.owner).index < MOST_PEERS;
@@ -131,7 +129,7 @@ impl Waiting {
             is_sound
         };
         let backlogs: Vec<BacklogV1> = backlogs.into_iter().filter(is_sound).collect();
-        self.store.begin_rebuild(backlogs.iter().copied(), [])?;
+        self.store.begin_rebuild(backlogs.iter().copied());
         for backlog in backlogs {
             let index = PeerId::from_u64(backlog.owner).index as usize;
             if index >= self.backlogs.len() {
@@ -142,8 +140,39 @@ impl Waiting {
             }
         }
         self.has_chores = true;
-        Ok(())
     }
+
+    /// All backlogs and extents of a store that another worker had are named.
+    pub(super) fn end_naming(&mut self) {
+        self.store.end_naming();
+        self.has_chores = true;
+    }
+
+    // Extents
+
+    /// An extent for so many bytes.
+    pub(super) fn lend_extent(&mut self, len: usize) -> std::io::Result<ExtentPlace> {
+        self.store.lend_extent(len).map_err(std::io::Error::other)
+    }
+
+    /// An extent that another worker was lent is held by this one. False: there can be no such extent.
+    pub(super) fn hold_extent(&mut self, place: ExtentPlace) -> bool {
+        self.store.hold_extent(place).is_ok()
+    }
+
+    /// Whether a backlog may refer to an extent.
+    pub(super) fn is_shared(&mut self, place: ExtentPlace) -> bool {
+        self.store.is_shared(place)
+    }
+
+    /// An extent is the store's again.
+    pub(super) fn release_extent(&mut self, place: ExtentPlace) {
+        if let Err(error) = self.store.release_extent(place) {
+            tracing::error!("the store: {error}");
+        }
+    }
+
+    // Checkpoints
 
     /// Every backlog that is not empty.
     pub(super) fn backlogs(&self) -> impl Iterator<Item = BacklogV1> {
@@ -176,7 +205,7 @@ impl Waiting {
     /// Brings the backlog of the peer with this index up to date with its queue: what was sent goes, the tail is appended.
     ///
     /// What cannot be stored is told of, and stays in the queue and in the peer's own entry.
-    pub(super) fn take_over(&mut self, broker: &mut Broker, index: u32) {
+    pub(super) fn take_over(&mut self, broker: &mut Broker, extents: &ExtentPool, index: u32) {
         let known = self.at(index);
         let output = broker.output_at(index);
         if let Some(known) = known
@@ -206,7 +235,7 @@ impl Waiting {
             backlog = BacklogV1::empty(id.to_u64(), queue.sent());
         }
         let before = backlog;
-        if let Err(error) = append_tail(&mut self.store, &mut self.shared, &mut backlog, queue) {
+        if let Err(error) = append_tail(&mut self.store, extents, &mut self.shared, &mut backlog, queue) {
             // What cannot be stored stays where it is, and stands in the checkpoint itself: that one peer's part cannot be
             // written is nothing that others should pay for.
             if let Err(lost) = self.store.revert(&mut backlog, before) {
@@ -337,6 +366,7 @@ impl Backlogs for Export<'_> {
 
 fn append_tail(
     store: &mut Store<Memfd>,
+    extents: &ExtentPool,
     shared: &mut Vec<Bytes>,
     backlog: &mut BacklogV1,
     queue: &SendQueue,
@@ -348,6 +378,14 @@ fn append_tail(
             TailPiece::Shared { bytes, sent } if bytes.len() >= SHARED => {
                 let end = bytes.as_ptr() as usize + bytes.len();
                 let rest = bytes.get(sent..).unwrap_or_default();
+                // A short rest is copied: it is not to keep a whole extent.
+                let range = (rest.len() > LARGEST_BLOCK)
+                    .then(|| extents.locate(rest))
+                    .flatten();
+                if let Some(range) = range {
+                    store.append_extent(backlog, range.place(), range.start as u32, range.len as u32)?;
+                    continue;
+                }
                 let known = store.shared_bodies();
                 let appended = store.append_body(backlog, end, rest);
                 if store.shared_bodies() != known {

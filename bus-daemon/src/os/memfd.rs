@@ -32,6 +32,20 @@ pub(crate) fn replace(fd: RawFd, bytes: &[u8]) -> Result<()> {
     file.write_all_at(bytes, 0)
 }
 
+/// So many bytes of a memfd from an offset on. It stays open.
+#[expect(unsafe_code, reason = "a descriptor by number")]
+pub(crate) fn read_at(fd: RawFd, offset: u64, len: usize) -> Result<Vec<u8>> {
+    use std::os::unix::fs::FileExt;
+    if fd < 0 {
+        return Err(std::io::ErrorKind::NotFound.into());
+    }
+    // SAFETY: ManuallyDrop keeps the borrowed descriptor from being closed here.
+    let file = std::mem::ManuallyDrop::new(unsafe { std::fs::File::from_raw_fd(fd) });
+    let mut bytes = vec![0; len];
+    file.read_exact_at(&mut bytes, offset)?;
+    Ok(bytes)
+}
+
 /// All bytes of a memfd, which stays open. Nobody writes to it any more, or shortens it.
 #[expect(unsafe_code, reason = "maps a descriptor by number")]
 pub(crate) fn read(fd: RawFd) -> Result<Mapped> {

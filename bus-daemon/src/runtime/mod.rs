@@ -147,7 +147,7 @@ fn restore(
     crate::fault::in_restore(&record.executable());
     let bytes =
         crate::os::memfd::read(record.image).map_err(|error| format!("cannot read the state: {error}"))?;
-    let restored = image::load(&bytes, now()).map_err(|error| error.to_string())?;
+    let mut restored = image::load(&bytes, now()).map_err(|error| error.to_string())?;
     for damage in &restored.damage {
         tracing::error!("the state is damaged: {damage}");
     }
@@ -165,15 +165,18 @@ fn restore(
         recover::sweep(&kept, &record.listeners);
     }
     let stopped_at = clock::Nanos(restored.worker.stopped_at);
+    let mut lost = Vec::new();
     if let Some(stored) = &restored.worker.stored {
         journal.adopt_stored(stored)?;
+        lost = journal.resume_inputs(&mut restored.broker, stored);
     }
+    journal.end_naming();
     let is_rewritten = restored
         .worker
         .stored
         .as_ref()
         .is_some_and(|stored| stored.layout != LAYOUT);
-    let mut worker = Worker::carried(restored, journal, record.clone(), inbox);
+    let mut worker = Worker::carried(restored, &lost, journal, record.clone(), inbox);
     if is_rewritten {
         // So nobody has to do it again, and the old store can go.
         worker.first_checkpoint()?;

@@ -57,9 +57,15 @@ pub(super) fn replay_in_steps(
             journal.rewind(None);
             let bytes =
                 memfd::read(image).map_err(|error| format!("there is no state to go on from: {error}"))?;
-            let restored = image::load(&bytes, super::now()).map_err(|error| error.to_string())?;
+            let mut restored = image::load(&bytes, super::now()).map_err(|error| error.to_string())?;
             if let Some(stored) = &restored.worker.stored {
                 journal.go_on_with(stored)?;
+                let lost = journal.resume_inputs(&mut restored.broker, stored);
+                restored.dropped.extend(lost.into_iter().map(|peer| Dropped {
+                    peer,
+                    reason: "the large message that it was in the middle of is not there".into(),
+                    fds: Vec::new(),
+                }));
             }
             journal.carry(restored.worker.foreign);
             if journal.is_empty() {
@@ -125,9 +131,7 @@ pub(super) fn replay_in_steps(
         recovered.doubt_all(&what);
     }
     journal.mark_applied();
-    journal
-        .resume()
-        .map_err(|error| format!("the journal's memory: {error}"))?;
+    journal.resume();
     Ok(recovered)
 }
 

@@ -98,7 +98,14 @@ impl Worker {
     }
 
     /// A worker over the state that another process image saved.
-    pub(super) fn carried(restored: Restored, mut journal: Journal, record: KeeperV1, inbox: Inbox) -> Self {
+    /// Of the peers in `lost` a part of the input is not there.
+    pub(super) fn carried(
+        restored: Restored,
+        lost: &[PeerId],
+        mut journal: Journal,
+        record: KeeperV1,
+        inbox: Inbox,
+    ) -> Self {
         let Restored {
             broker,
             worker: saved,
@@ -119,6 +126,8 @@ impl Worker {
                 }
             }
         }
+        worker.lost.extend(lost);
+        worker.take_extents();
         worker.close_unowned(&manifest);
         if version == 1 {
             worker.complete_version_1();
@@ -190,13 +199,8 @@ impl Worker {
         let peers: Vec<PeerId> = worker.links.iter().map(|link| link.peer).collect();
         for peer in peers {
             worker.wait_again(peer);
-            if let Some((_, prefix)) = worker.broker.large_message(peer) {
-                let extent = worker.journal.take_adopted(prefix);
-                if let Some(link) = worker.links.get_mut(peer) {
-                    link.large = extent;
-                }
-            }
         }
+        worker.take_extents();
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("recovery");
         for &(socket, listener) in accepted {
@@ -206,6 +210,19 @@ impl Worker {
         worker.drop_links(&in_doubt);
         worker.lost.extend(in_doubt_peers);
         worker
+    }
+
+    /// Large messages that have begun go on in the extents that they lie in.
+    fn take_extents(&mut self) {
+        let peers: Vec<PeerId> = self.links.iter().map(|link| link.peer).collect();
+        for peer in peers {
+            if let Some((_, prefix)) = self.broker.large_message(peer) {
+                let extent = self.journal.take_adopted(prefix);
+                if let Some(link) = self.links.get_mut(peer) {
+                    link.large = extent;
+                }
+            }
+        }
     }
 
     /// What the dead worker was waiting for from a link is not known.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use bus_daemon::broker::{Broker, Millis, PeerId};
 use bus_daemon::handoff::image::{self, Restored, WorkerState};
-use bus_daemon::handoff::stored::{BacklogV1, LAYOUT, Stored};
+use bus_daemon::handoff::stored::{BacklogV1, InputV1, LAYOUT, Stored};
 use bus_wire::Fd;
 
 use crate::image::{NOW, load, number, worker};
@@ -23,10 +23,10 @@ fn path(name: &str) -> PathBuf {
 #[ignore = "writes the golden file of a new version of the format; never for one that was released"]
 fn write_golden_image() {
     let broker = rich().bus.broker;
-    std::fs::write(path("image-v3.bin"), save_with(&broker, stored(&broker))).unwrap();
+    std::fs::write(path("image-v4.bin"), save_with(&broker, stored(&broker))).unwrap();
 }
 
-/// As if bytes waited for some of the peers in a store.
+/// As if bytes waited for some of the peers in a store, and others were in the middle of large messages.
 fn stored(broker: &Broker) -> Stored {
     let peers = broker.peer_ids().filter_map(|peer| {
         let queue = broker.send_queue(peer)?;
@@ -36,11 +36,16 @@ fn stored(broker: &Broker) -> Stored {
             .is_none()
             .then(|| BacklogV1::without_pages(peer.to_u64(), queue.sent(), queue.sent() + 1000))
     });
+    let inputs = broker
+        .peer_ids()
+        .filter(|peer| peer.index % 3 == 1)
+        .map(|peer| InputV1::made_up(peer.to_u64(), 100_000 + u64::from(peer.index)));
     Stored {
         number: 77,
         salt: 0x1234_5678,
         layout: LAYOUT,
         backlogs: peers.collect(),
+        inputs: inputs.collect(),
     }
 }
 
@@ -105,8 +110,6 @@ fn version_2_is_read() {
 #[test]
 fn version_3_is_read() {
     let restored = check(3, &[]);
-    // It is what is saved today, and saved again it is the same.
-    let bytes = std::fs::read(path("image-v3.bin")).unwrap();
     let stored = restored.worker.stored.as_ref().unwrap();
     assert!(!stored.backlogs.is_empty());
     let offsets: Vec<_> = stored
@@ -115,6 +118,24 @@ fn version_3_is_read() {
         .map(|backlog| (PeerId::from_u64(backlog.owner()), backlog.end()))
         .collect();
     assert_eq!(restored.broker.stored_offsets(), offsets);
+    assert!(stored.inputs.is_empty());
+}
+
+#[test]
+fn version_4_is_read() {
+    let restored = check(4, &[]);
+    // It is what is saved today, and saved again it is the same.
+    let bytes = std::fs::read(path("image-v4.bin")).unwrap();
+    let stored = restored.worker.stored.as_ref().unwrap();
+    let with_both = |input: &&InputV1| {
+        stored
+            .backlogs
+            .iter()
+            .any(|backlog| backlog.owner() == input.owner())
+    };
+    assert!(stored.inputs.iter().any(|input| with_both(&input)));
+    assert!(stored.inputs.iter().any(|input| !with_both(&input)));
+    assert!(stored.backlogs.len() > stored.inputs.len());
     let again = image::save(&restored.broker, &restored.worker, |handle| Some(number(handle)));
     assert!(again.unwrap() == bytes);
 }

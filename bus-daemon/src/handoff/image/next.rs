@@ -10,7 +10,7 @@ use crate::broker::{NoteV1, PeerRecord, PeerV2};
 use crate::handoff::codec::{self, CodecError};
 use crate::handoff::container::IfUnknown;
 use crate::handoff::form::VERSION;
-use crate::handoff::stored::BacklogV1;
+use crate::handoff::stored::{BacklogV1, InputV1};
 
 /// Nobody may go on without it.
 const COUNTS: u16 = 0x4e00;
@@ -24,6 +24,7 @@ const REMARK: u16 = 0x4e02;
 struct PeerNextImageV1 {
     peer: PeerRecord,
     backlog: Option<BacklogV1>,
+    input: Option<InputV1>,
 }
 
 /// How many peers have notes.
@@ -51,9 +52,9 @@ pub(super) fn is_known(kind: u16) -> bool {
     matches!(kind, COUNTS | HINTS | REMARK)
 }
 
-pub(super) fn peer(body: &[u8]) -> Result<(PeerRecord, Option<BacklogV1>), CodecError> {
-    let PeerNextImageV1 { peer, backlog } = codec::decode(body)?;
-    Ok((peer, backlog))
+pub(super) fn peer(body: &[u8]) -> Result<(PeerRecord, Option<BacklogV1>, Option<InputV1>), CodecError> {
+    let PeerNextImageV1 { peer, backlog, input } = codec::decode(body)?;
+    Ok((peer, backlog, input))
 }
 
 /// What was read besides peers.
@@ -96,10 +97,11 @@ impl Saver<'_> {
         &mut self,
         peer: PeerRecord,
         backlog: Option<BacklogV1>,
+        input: Option<InputV1>,
     ) -> Result<Option<PeerV2>, SaveError> {
         self.hints.notes += u32::from(peer.note().is_some());
         if self.form.version() == VERSION {
-            self.put(kind::PEER, VERSION, &PeerNextImageV1 { peer, backlog })?;
+            self.put(kind::PEER, VERSION, &PeerNextImageV1 { peer, backlog, input })?;
             return Ok(None);
         }
         let id = peer.id();

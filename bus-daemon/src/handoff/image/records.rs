@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{ForeignRecord, WorkerState};
 use crate::broker::{Blob, Millis, PeerRecord, PeerV1, PeerV2, Unexpressed};
 use crate::handoff::codec::{self, CodecError};
-use crate::handoff::stored::{BacklogV1, Stored};
+use crate::handoff::stored::{BacklogV1, InputV1, Stored};
 
 /// Record types. Never used for anything else.
 pub(super) mod kind {
@@ -68,6 +68,15 @@ pub(super) struct StoreV1 {
 pub(super) struct PeerV3 {
     pub(super) peer: PeerV2,
     pub(super) backlog: BacklogV1,
+}
+
+/// A peer that is in the middle of a large message, which its record lacks, in version 4.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct PeerV4 {
+    pub(super) peer: PeerV2,
+    /// What waits for it, if anything does.
+    pub(super) backlog: Option<BacklogV1>,
+    pub(super) input: InputV1,
 }
 
 /// A part of the manifest: handles, and the descriptor numbers that they stand for.
@@ -166,7 +175,12 @@ impl From<WorkerState> for WorkerV3 {
 }
 
 impl WorkerV3 {
-    pub(super) fn with(self, backlogs: Vec<BacklogV1>, foreign: Vec<ForeignRecord>) -> WorkerState {
+    pub(super) fn with(
+        self,
+        backlogs: Vec<BacklogV1>,
+        inputs: Vec<InputV1>,
+        foreign: Vec<ForeignRecord>,
+    ) -> WorkerState {
         WorkerState {
             stopped_at: self.stopped_at,
             generation: self.generation,
@@ -177,36 +191,41 @@ impl WorkerV3 {
                 salt: store.salt,
                 layout: store.layout,
                 backlogs,
+                inputs,
             }),
             foreign,
         }
     }
 }
 
-/// A peer in any version, as it is saved today, and what waits for it in a store. Version 1 was saved at `saved_at` on another
+/// A peer in any version, as it is saved today, and what waits for it or has come from it in a store. Version 1 was saved at `saved_at` on another
 /// clock, on which it is `now`.
 pub(super) fn peer(
     version: u16,
     body: &[u8],
     saved_at: Millis,
     now: Millis,
-) -> Result<(PeerRecord, Option<BacklogV1>), CodecError> {
+) -> Result<(PeerRecord, Option<BacklogV1>, Option<InputV1>), CodecError> {
     #[cfg(feature = "next-version")]
     if version == super::VERSION {
         return super::next::peer(body);
     }
-    let (peer, backlog) = match version {
+    let (peer, backlog, input) = match version {
         1 => {
             let peer = codec::decode::<PeerV1>(body)?;
-            (PeerV2::from(peer).moved(saved_at, now), None)
+            (PeerV2::from(peer).moved(saved_at, now), None, None)
         }
-        2 => (codec::decode::<PeerV2>(body)?, None),
-        _ => {
+        2 => (codec::decode::<PeerV2>(body)?, None, None),
+        3 => {
             let PeerV3 { peer, backlog } = codec::decode(body)?;
-            (peer, Some(backlog))
+            (peer, Some(backlog), None)
+        }
+        _ => {
+            let PeerV4 { peer, backlog, input } = codec::decode(body)?;
+            (peer, backlog, Some(input))
         }
     };
     #[cfg(feature = "next-version")]
     let peer = PeerRecord::from(peer);
-    Ok((peer, backlog))
+    Ok((peer, backlog, input))
 }

@@ -304,7 +304,8 @@ impl Scene {
             other.take_if(|backlog| !backlog.is_sound());
         }
         let all = others.iter().flatten().copied().chain([self.honest]);
-        assert!(store.begin_rebuild(all, []).is_ok());
+        store.begin_rebuild(all);
+        store.end_naming();
         for _ in 0..MOST_DONE {
             let Some(what) = input.next() else { break };
             let before = memory.calls.get();

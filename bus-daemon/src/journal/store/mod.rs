@@ -26,9 +26,9 @@
 
 mod backlog;
 mod class;
+mod export;
 #[cfg(any(test, feature = "test-hooks"))]
 pub(crate) mod fuzz;
-mod export;
 mod medium;
 mod page;
 mod reader;
@@ -113,6 +113,11 @@ pub(crate) struct ExtentPlace {
 }
 
 impl ExtentPlace {
+    /// The class of an extent for so many bytes; `None`: they are more than any holds.
+    pub(crate) fn class_of(len: usize) -> Option<u8> {
+        Class::of_extent(len).map(Class::number)
+    }
+
     /// Bytes it holds; 0: there is no such class.
     pub(crate) fn len(self) -> u64 {
         Class::new(self.class).map_or(0, Class::size)
@@ -147,6 +152,8 @@ pub(crate) struct Store<M> {
     spare: Page,
     scratch: Vec<u8>,
     walks: VecDeque<Walk>,
+    /// After a reopen: the caller may still name extents that he holds.
+    is_naming: bool,
     damaged: Vec<StoreError>,
 }
 
@@ -156,8 +163,8 @@ impl<M: Medium> Store<M> {
         Self::over(medium, salt, Space::new(0, 0))
     }
 
-    /// The store of a worker that died, or of the binary before. [`begin_rebuild`](Self::begin_rebuild) is called before
-    /// anything else.
+    /// The store of a worker that died, or of the binary before. What it holds is told of by
+    /// [`begin_rebuild`](Self::begin_rebuild), [`hold_extent`](Self::hold_extent) and [`end_naming`](Self::end_naming).
     pub(crate) fn reopen(medium: M, salt: u32) -> Result<Self> {
         let ask = || Ok((medium.len()?, medium.allocated()?));
         let (len, allocated) = ask().map_err(StoreError::system("tell the size of the store"))?;
@@ -167,7 +174,9 @@ impl<M: Medium> Store<M> {
                 limit: LONGEST,
             });
         }
-        Ok(Self::over(medium, salt, Space::new(len, allocated)))
+        let mut store = Self::over(medium, salt, Space::new(len, allocated));
+        store.is_naming = true;
+        Ok(store)
     }
 
     /// A store of another layout that this build reads, to be exported.
@@ -190,6 +199,7 @@ impl<M: Medium> Store<M> {
             spare: Page::default(),
             scratch: Vec::new(),
             walks: VecDeque::new(),
+            is_naming: false,
             damaged: Vec::new(),
         }
     }
@@ -200,6 +210,10 @@ impl<M: Medium> Store<M> {
     }
 
     /// Refuses, from now on, to hold more bytes than that.
+    #[cfg_attr(
+        not(test),
+        allow(dead_code, reason = "the cap on all memory is not built yet")
+    )]
     pub(crate) fn set_limit(&mut self, limit: u64) {
         self.limit = limit;
     }
@@ -212,11 +226,6 @@ impl<M: Medium> Store<M> {
     /// Bodies that are known by their addresses: all bytes of this checkpoint at which one ends.
     pub(crate) fn shared_bodies(&self) -> usize {
         self.bodies.len()
-    }
-
-    /// Peers of which records wait in memory to be written by [`flush`](Self::flush).
-    pub(crate) fn waiting(&self) -> usize {
-        self.images.len()
     }
 
     /// A checkpoint begins: what the last one put, if it was given up, is shared no more.
@@ -265,6 +274,20 @@ impl<M: Medium> Store<M> {
             offset: item.offset(),
             class: class.number(),
         })
+    }
+
+    /// After a reopen: the caller holds an extent that was lent before. Until [all are named](Self::end_naming) nothing that
+    /// the file held is freed.
+    pub(crate) fn hold_extent(&mut self, place: ExtentPlace) -> Result<()> {
+        let item = place.item()?;
+        self.space
+            .add(item)
+            .map_err(|_| StoreError::Caller("there is no such extent"))
+    }
+
+    /// Whether anybody but the caller, who holds it, may refer to an extent.
+    pub(crate) fn is_shared(&mut self, place: ExtentPlace) -> bool {
+        place.item().is_ok_and(|item| self.space.is_shared(item))
     }
 
     /// The caller holds it no more; backlogs that refer to it may.

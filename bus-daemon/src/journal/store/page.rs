@@ -35,13 +35,6 @@ pub(crate) struct Reference {
     pub(super) crc: u32,
 }
 
-impl Reference {
-    /// Bytes of the body.
-    pub(crate) fn len(&self) -> u32 {
-        self.len
-    }
-}
-
 /// What a record stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Body {

@@ -3,7 +3,7 @@
 //! ```text
 //! chunk:  Unknown -> Free <-> Items | Extent      Unknown: of a file that was reopened, and nothing refers to it so far
 //! item:   free -> used (count >= 1) -> dying (0) --committed()--> freeable -> free
-//! phase:  Reopened -> Counting -> Counted --committed()--> Sweeping -> Whole      (created: Whole)
+//! phase:  Counting -> Counted --committed()--> Sweeping -> Whole        (reopened: Counting; created: Whole)
 //! ```
 //!
 //! After a reopen, the chunks that were there ("old") are counted from 0, and up and down in any order, so their counts
@@ -106,7 +106,6 @@ impl Items {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    Reopened,
     Counting,
     Counted,
     Sweeping { next: u32 },
@@ -147,7 +146,7 @@ impl Space {
         Self {
             chunks,
             old,
-            phase: if old == 0 { Phase::Whole } else { Phase::Reopened },
+            phase: if old == 0 { Phase::Whole } else { Phase::Counting },
             partial: BTreeMap::new(),
             kept: BTreeMap::new(),
             bare: BTreeSet::new(),
@@ -164,7 +163,7 @@ impl Space {
     /// Bytes of memory that the file takes, at most.
     pub(super) fn held(&self) -> u64 {
         let unswept = match self.phase {
-            Phase::Reopened | Phase::Counting | Phase::Counted => self.old_bytes,
+            Phase::Counting | Phase::Counted => self.old_bytes,
             Phase::Sweeping { next } => self.old_bytes.min(u64::from(self.old - next) * CHUNK),
             Phase::Whole => 0,
         };
@@ -309,6 +308,11 @@ impl Space {
         }
     }
 
+    /// Whether an item may have other references than the one that the caller knows of.
+    pub(super) fn is_shared(&mut self, item: Item) -> bool {
+        !self.is_exact(item) || self.count(item).is_ok_and(|count| *count > 1)
+    }
+
     /// Whether an item's count is all there is.
     fn is_exact(&self, item: Item) -> bool {
         item.chunk() >= u64::from(self.old) || matches!(self.phase, Phase::Sweeping { .. } | Phase::Whole)
@@ -347,7 +351,7 @@ impl Space {
     }
 
     fn discover(&mut self, index: usize, class: Class) -> std::result::Result<(), NoSuchItem> {
-        if !matches!(self.phase, Phase::Reopened | Phase::Counting | Phase::Counted) {
+        if !matches!(self.phase, Phase::Counting | Phase::Counted) {
             return Err(NoSuchItem);
         }
         if let Some(items) = class.items() {
@@ -410,13 +414,6 @@ impl Space {
         self.dying_bytes + unswept
     }
 
-    /// References to old chunks are to be counted.
-    pub(super) fn begin_counting(&mut self) {
-        if self.phase == Phase::Reopened {
-            self.phase = Phase::Counting;
-        }
-    }
-
     /// Every reference to old chunks is counted.
     pub(super) fn counted(&mut self) {
         if self.phase == Phase::Counting {
@@ -426,7 +423,7 @@ impl Space {
 
     /// Whether references to old chunks are still to be counted.
     pub(super) fn is_counting(&self) -> bool {
-        matches!(self.phase, Phase::Reopened | Phase::Counting)
+        self.phase == Phase::Counting
     }
 
     /// Whether [`work`](Self::work) has something to do.
@@ -440,7 +437,7 @@ impl Space {
         while left > 0 {
             let units = match self.phase {
                 Phase::Sweeping { next } => self.sweep(medium, next)?,
-                Phase::Reopened | Phase::Counting | Phase::Counted | Phase::Whole => {
+                Phase::Counting | Phase::Counted | Phase::Whole => {
                     if !self.wants_trim() {
                         break;
                     }

@@ -5,7 +5,7 @@ use super::class::PAGE;
 use super::medium::Medium;
 use super::page::{NONE, PAGE_HEADER, Record, Seal, is_page, page_item};
 use super::space::NoSuchItem;
-use super::{ExtentPlace, Result, Store, StoreError};
+use super::{Result, Store, StoreError};
 use crate::handoff::stored::LAYOUT;
 
 /// Records that a page is worth, as work.
@@ -208,30 +208,24 @@ impl<M: Medium> Store<M> {
         Ok(())
     }
 
-    /// Begins to count the references of a store that was reopened: those of all committed backlogs, and of the extents that
-    /// the caller holds. [`step`](Self::step) counts on; until it is done, nothing that the file held is freed.
-    pub(crate) fn begin_rebuild(
-        &mut self,
-        backlogs: impl IntoIterator<Item = BacklogV1>,
-        held: impl IntoIterator<Item = ExtentPlace>,
-    ) -> Result<()> {
-        self.space.begin_counting();
+    /// Begins to count the references of a store that was reopened: those of all committed backlogs.
+    /// [`step`](Self::step) counts on; until it is done, nothing that the file held is freed.
+    pub(crate) fn begin_rebuild(&mut self, backlogs: impl IntoIterator<Item = BacklogV1>) {
         let stored = backlogs.into_iter().filter(|backlog| !backlog.is_empty());
         let pages = self.space.pages();
         self.walks
             .extend(stored.map(|backlog| Walk::new(Purpose::Count, backlog, pages)));
-        for place in held {
-            let item = place.item()?;
-            self.space
-                .add(item)
-                .map_err(|_| StoreError::Caller("there is no such extent"))?;
-        }
+    }
+
+    /// Every backlog, and every extent that the caller holds, of a store that was reopened has been named.
+    pub(crate) fn end_naming(&mut self) {
+        self.is_naming = false;
         self.finish_counting();
-        Ok(())
     }
 
     /// Whether references are still being counted.
-    pub(crate) fn is_rebuilding(&self) -> bool {
+    #[cfg(test)]
+    pub(super) fn is_rebuilding(&self) -> bool {
         self.space.is_counting()
     }
 
@@ -270,8 +264,7 @@ impl<M: Medium> Store<M> {
 
     fn finish_counting(&mut self) {
         let is_counting = |walk: &Walk| walk.purpose == Purpose::Count;
-        // Counting walks are the first ones there are.
-        if !self.walks.front().is_some_and(is_counting) {
+        if self.space.is_counting() && !self.is_naming && !self.walks.iter().any(is_counting) {
             self.space.counted();
         }
     }

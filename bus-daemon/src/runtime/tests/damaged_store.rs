@@ -34,7 +34,8 @@ fn damage_to_what_was_sent_costs_no_checkpoint_and_nobody_else() {
     }
     rig.broadcast(800);
     rig.worker.first_checkpoint().unwrap();
-    let stored = rig.worker.journal().stored();
+    let (broker, journal) = rig.worker.parts();
+    let stored = journal.stored(broker);
     let of_slow = rig.worker.broker().peer_ids().next().unwrap().to_u64();
     let backlog = stored
         .backlogs

@@ -24,7 +24,7 @@ impl Worker {
             return false;
         };
         let under_way = self.broker.large_message(peer).map(|(large, _)| large);
-        let result = match (&link.large, under_way) {
+        let result = match (&mut link.large, under_way) {
             (Some(extent), Some(large)) => {
                 self.journal
                     .receive_large(socket.number, peer, link.taken, extent, large)

@@ -239,7 +239,7 @@ impl Worker {
             generation: self.links.generation(),
             blocked: with(Writing::Blocked),
             broken: with(Writing::Broken),
-            stored: Some(self.journal.stored()),
+            stored: Some(self.journal.stored(&self.broker)),
             foreign: self.journal.foreign().to_vec(),
         };
         let (number, mut output) = self.journal.for_image();

@@ -165,7 +165,8 @@ fn a_memfd_gives_its_memory_back() {
     assert!((30_000_000..=store.held()).contains(&allocated), "{allocated}");
     let committed = backlog;
     let mut store = Store::reopen(Memfd::reopen(medium.fd()), SALT).unwrap();
-    store.begin_rebuild([committed], []).unwrap();
+    store.begin_rebuild([committed]);
+    store.end_naming();
     while store.step(100).unwrap() {}
     store.committed();
     while store.step(100).unwrap() {}
@@ -208,7 +209,8 @@ fn nanoseconds() {
         store.committed();
         let start = Instant::now();
         let mut successor = Store::reopen(medium, SALT).unwrap();
-        successor.begin_rebuild(backlogs.iter().copied(), []).unwrap();
+        successor.begin_rebuild(backlogs.iter().copied());
+        successor.end_naming();
         while successor.step(10_000).unwrap() {}
         let count = per(start, deliveries);
         let mut buffer = vec![0; 256 * 1024];

@@ -154,9 +154,8 @@ fn a_damaged_chain_is_told_and_does_not_stop_the_others() {
         let memory = Rc::new(memory.survivor());
         memory.flip(offset, 0x81);
         let mut store = Store::reopen(memory.clone(), SALT).unwrap();
-        store
-            .begin_rebuild(peers.iter().map(|(backlog, _)| *backlog), [])
-            .unwrap();
+        store.begin_rebuild(peers.iter().map(|(backlog, _)| *backlog));
+        store.end_naming();
         settle(&mut store);
         let told = store.take_damaged();
         assert!(
@@ -187,7 +186,8 @@ fn a_damaged_chain_is_told_and_does_not_stop_the_others() {
             _ => other.tail_at = dice.next() as u32 >> dice.below(32),
         }
         let mut store = Store::reopen(memory.clone(), SALT).unwrap();
-        store.begin_rebuild([other], []).unwrap();
+        store.begin_rebuild([other]);
+        store.end_naming();
         while store.step(1000).unwrap() {}
         if let Ok(all) = store.read(&other, other.start, &mut [0; 100]) {
             assert!(all <= bytes.len());

@@ -113,7 +113,8 @@ fn what_is_dropped_while_a_sweep_is_under_way_waits_for_the_next_commit() {
     store.committed();
     let memory = Rc::new(memory.survivor());
     let mut store = Store::reopen(memory.clone(), SALT).unwrap();
-    store.begin_rebuild([backlog], []).unwrap();
+    store.begin_rebuild([backlog]);
+    store.end_naming();
     while store.step(100).unwrap() {}
     store.committed();
     // The sweep is about to begin, and is under way.
@@ -124,6 +125,7 @@ fn what_is_dropped_while_a_sweep_is_under_way_waits_for_the_next_commit() {
     while store.step(100).unwrap() {}
     append(&mut store, &mut BacklogV1::empty(2, 0));
     let mut store = Store::reopen(Rc::new(memory.survivor()), SALT).unwrap();
-    store.begin_rebuild([backlog], []).unwrap();
+    store.begin_rebuild([backlog]);
+    store.end_naming();
     assert!(read_all(&mut store, &backlog, 9000).unwrap() == bytes);
 }

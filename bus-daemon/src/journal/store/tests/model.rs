@@ -224,9 +224,12 @@ impl Bus {
         self.memory = Rc::new(self.memory.survivor());
         self.store = Store::reopen(self.memory.clone(), SALT).unwrap();
         (self.peers, self.extents) = self.committed.clone();
-        let held = self.extents.iter().map(|held| held.place);
         let backlogs = self.peers.iter().map(|peer| peer.backlog);
-        self.store.begin_rebuild(backlogs, held).unwrap();
+        self.store.begin_rebuild(backlogs);
+        for held in &self.extents {
+            self.store.hold_extent(held.place).unwrap();
+        }
+        self.store.end_naming();
     }
 
     /// Everything is there, byte for byte.

@@ -6,8 +6,9 @@ use super::super::state;
 use super::keeper::inode;
 use super::life::Beginning;
 use super::stage::{Mistake, Stage};
-use crate::handoff::image;
-use crate::journal::{Journal, Mirror, Remains};
+use crate::broker::PeerId;
+use crate::handoff::image::{self, Restored};
+use crate::journal::{Journal, Medium, Memfd, Mirror, Remains};
 use crate::keeper::Cause;
 use crate::os::{descriptor, memfd};
 
@@ -100,7 +101,8 @@ impl Stage {
     /// The worker has handed its state over: it must be all of it, and somebody goes on with that.
     fn take_over(&mut self, image: RawFd) -> Result<(), String> {
         let bytes = memfd::read(image).map_err(|error| error.to_string())?;
-        let restored = image::load(&bytes, crate::runtime::now()).map_err(|error| error.to_string())?;
+        let mut restored = image::load(&bytes, crate::runtime::now()).map_err(|error| error.to_string())?;
+        self.counts.inputs += read_inputs(&mut restored)?;
         if !restored.damage.is_empty() || !restored.dropped.is_empty() {
             return Err(format!("the image: {:?} {:?}", restored.damage, restored.dropped));
         }
@@ -135,4 +137,22 @@ impl Stage {
         self.keeper.begin(heard);
         Ok(())
     }
+}
+
+/// Gives the peers the beginnings of their large messages, as they stand in the store; how many there are.
+fn read_inputs(restored: &mut Restored) -> Result<u64, String> {
+    let Some(stored) = &restored.worker.stored else {
+        return Ok(0);
+    };
+    for input in &stored.inputs {
+        let mut bytes = vec![0; input.len as usize];
+        Memfd::reopen(stored.number)
+            .pread(input.offset, &mut bytes)
+            .map_err(|error| error.to_string())?;
+        let peer = PeerId::from_u64(input.owner);
+        if !restored.broker.resume_input(peer, bytes.into()) {
+            return Err(format!("peer {} is in the middle of something else", peer.index));
+        }
+    }
+    Ok(stored.inputs.len() as u64)
 }

@@ -20,7 +20,7 @@ const EXTENTS: usize = 16;
 const TRAP_FLAG: i64 = 0x100;
 
 /// Calls that are caught, and `fcntl` where it makes a descriptor.
-const CAUGHT: [libc::c_long; 11] = [
+const CAUGHT: [libc::c_long; 12] = [
     libc::SYS_recvmmsg,
     libc::SYS_sendmmsg,
     libc::SYS_accept4,
@@ -32,6 +32,7 @@ const CAUGHT: [libc::c_long; 11] = [
     libc::SYS_munmap,
     libc::SYS_sendto,
     libc::SYS_memfd_create,
+    libc::SYS_pwrite64,
 ];
 
 /// What the worker tells; it waits for one byte of answer each time.
@@ -66,7 +67,7 @@ pub(super) mod what {
 static IS_ON: AtomicBool = AtomicBool::new(false);
 static TO_TEST: AtomicI32 = AtomicI32::new(-1);
 static FROM_TEST: AtomicI32 = AtomicI32::new(-1);
-static EXTENTS_FD: AtomicI32 = AtomicI32::new(-1);
+static STORE_FD: AtomicI32 = AtomicI32::new(-1);
 /// Address and length of what is protected: log, checkpoints, manifest, the outbox, and whatever extents are mapped.
 static RANGES: [(AtomicUsize, AtomicUsize); 4 + EXTENTS] =
     [const { (AtomicUsize::new(0), AtomicUsize::new(0)) }; 4 + EXTENTS];
@@ -151,7 +152,7 @@ pub(super) fn report(report: Report) -> u8 {
 pub(super) fn install(remains: &Remains, outbox: (usize, usize), to_test: RawFd, from_test: RawFd) {
     TO_TEST.store(to_test, Ordering::Relaxed);
     FROM_TEST.store(from_test, Ordering::Relaxed);
-    EXTENTS_FD.store(remains.fds()[2], Ordering::Relaxed);
+    STORE_FD.store(remains.store(), Ordering::Relaxed);
     for (range, (address, len)) in RANGES.iter().zip(remains.mappings().into_iter().chain([outbox])) {
         range.0.store(address, Ordering::Relaxed);
         range.1.store(len, Ordering::Relaxed);
@@ -288,7 +289,7 @@ fn note_mapping(number: i64, arguments: [u64; 6], result: i64, is_on: bool) {
             start.store(0, Ordering::Relaxed);
         }
     } else if result > 0
-        && arguments[4] as i32 == EXTENTS_FD.load(Ordering::Relaxed)
+        && arguments[4] as i32 == STORE_FD.load(Ordering::Relaxed)
         && let Some((start, len)) = find(0)
     {
         start.store(result as usize, Ordering::Relaxed);
