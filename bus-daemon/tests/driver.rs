@@ -690,3 +690,25 @@ fn the_environment_is_for_the_privileged() {
     bus.greet(stranger);
     assert_eq!(in_short(&bus.call_with(stranger, update())), "error AccessDenied");
 }
+
+#[test]
+fn the_activation_environment_has_a_limit() {
+    let mut bus = Bus::new();
+    let peer = bus.join();
+    let mut update = |values: &[(&str, usize)]| {
+        let reply = bus.call(peer, DRIVER, "UpdateActivationEnvironment", |w| {
+            w.array("{ss}", |w| {
+                for (name, bytes) in values {
+                    w.dict_entry(|w| {
+                        w.str(name).str(&"x".repeat(*bytes));
+                    });
+                }
+            });
+        });
+        in_short(&reply).trim().to_owned()
+    };
+    assert_eq!(update(&[("A", 200_000)]), "reply");
+    assert_eq!(update(&[("B", 10), ("C", 70_000)]), "error LimitsExceeded");
+    assert_eq!(update(&[("B", 10), ("A", 100_000)]), "reply");
+    assert_eq!(update(&[("C", 70_000)]), "reply");
+}

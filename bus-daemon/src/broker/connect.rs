@@ -13,6 +13,10 @@ use super::speak::{FAILED, LIMITS_EXCEEDED, NOT_ACTIVE_YET};
 use super::{Action, Broker, System};
 use crate::config::{Config, Connect};
 
+/// Bytes of answers that may wait for a peer before BEGIN. Nobody who means well is told so much before reading any of it;
+/// the reference implementation ends there, too.
+const UNREAD_ANSWERS: u64 = 16 * 1024;
+
 impl Broker {
     pub(super) fn accept(&mut self, id: PeerId, listener: u32, socket: Fd, attested: Attested) {
         let limit = self
@@ -110,10 +114,15 @@ impl Broker {
             self.outgoing.note_pushed(peer);
             self.regulate(id);
         }
+        let unread = self.roster.get(id).map_or(0, |peer| peer.out.len());
         match step {
             Err(error) => {
                 self.close_fds(fds);
                 self.disconnect(id, Breach::from(error).into());
+            }
+            Ok(_) if unread > UNREAD_ANSWERS => {
+                self.close_fds(fds);
+                self.disconnect(id, Excess::UnreadAnswers(unread).into());
             }
             Ok(step) => match step.done {
                 None if fds.is_empty() => {}

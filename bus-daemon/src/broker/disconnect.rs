@@ -79,6 +79,9 @@ pub(crate) enum Excess {
     /// `auth_timeout`
     #[error("it did not authenticate and say Hello in time")]
     Hello,
+    /// So many bytes of the answers to its authentication.
+    #[error("it does not read the answers to its authentication: {0} bytes")]
+    UnreadAnswers(u64),
     /// `pending_fd_timeout`
     #[error("the message that its file descriptors belong to did not arrive in time")]
     PendingFdsTime,

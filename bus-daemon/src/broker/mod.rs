@@ -5,6 +5,7 @@
 //! in here, and no hash order shows: the same events give the same bytes, which is what replay relies on.
 
 mod action;
+mod activation_environment;
 mod call_table;
 mod changes;
 mod connect;
@@ -40,7 +41,7 @@ mod speak;
 mod subscriptions;
 mod timer;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bus_wire::{Fd, Guid, LargeMessage, SendQueue};
@@ -56,6 +57,7 @@ pub use invariants::Violation;
 pub use restore::{Dropped, RestoreError};
 pub use snapshot::SharedBodies;
 
+pub(crate) use activation_environment::MOST as MOST_ENVIRONMENT;
 #[cfg(feature = "runtime")]
 pub(crate) use driver::introspection;
 pub(crate) use match_index::{Facts, MatchIndex};
@@ -66,6 +68,7 @@ pub(crate) use speak::{LIMITS_EXCEEDED, expects_reply};
 pub(crate) use subscriptions::TooManyRules;
 
 use crate::config::Config;
+use activation_environment::ActivationEnvironment;
 use call_table::CallTable;
 use deadline::Deadlines;
 use disconnect::Disconnect;
@@ -151,7 +154,7 @@ pub struct Broker {
     /// The number of the next errand.
     next_errand: u64,
     /// What UpdateActivationEnvironment has set, for services that are started.
-    activation_environment: BTreeMap<String, String>,
+    activation_environment: ActivationEnvironment,
     scratch: Scratch,
 }
 
@@ -172,7 +175,7 @@ impl Broker {
             reload: Reload::default(),
             config_source: None,
             next_errand: 1,
-            activation_environment: BTreeMap::new(),
+            activation_environment: ActivationEnvironment::default(),
             scratch: Scratch::default(),
             identity,
         }
@@ -342,11 +345,6 @@ impl Broker {
     /// The serial of the driver's last message.
     pub(crate) fn driver_serial(&self) -> u32 {
         self.outgoing.serial()
-    }
-
-    /// `UpdateActivationEnvironment`
-    pub(crate) fn update_activation_environment(&mut self, variables: Vec<(String, String)>) {
-        self.activation_environment.extend(variables);
     }
 
     /// Asks for a warning in the log, about a peer of this user.

@@ -9,6 +9,7 @@ use hashbrown::{HashMap, HashSet};
 use smallvec::SmallVec;
 use thiserror::Error;
 
+use super::activation_environment::ActivationEnvironment;
 use super::connect::max_message_size;
 use super::deadline::Deadline;
 use super::deliver::SHARED;
@@ -136,7 +137,7 @@ impl Broker {
         let due = broker.reload.due();
         broker.deadlines.change(Deadline::Reload, None, due);
         broker.next_errand = next_errand.max(1);
-        broker.activation_environment = activation_environment.into_iter().collect();
+        broker.activation_environment = ActivationEnvironment::restore(activation_environment);
 
         let mut dropped = Vec::new();
         let mut kept = Vec::with_capacity(roster.len());

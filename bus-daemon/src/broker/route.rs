@@ -177,7 +177,7 @@ impl Broker {
         };
         match stitched {
             Ok(()) => {
-                let tail = (message.body_bytes().len() >= SHARED).then(|| message.body_slice());
+                let tail = (message.body_bytes().len() >= SHARED).then(|| body_to_share(message));
                 if is_copied && tail.is_none() {
                     head.extend_from_slice(message.body_bytes());
                 }
@@ -419,6 +419,20 @@ impl Broker {
             let text = format!("The name {name} was not provided by any .service files");
             self.send_driver_error(id, message, SERVICE_UNKNOWN, &text);
         }
+    }
+}
+
+/// The body as queues keep it: a slice of what was received, or a copy of its own where the slice would keep much more in
+/// memory than the receiver is charged. Header fields that are not passed on can be 64 MiB long.
+fn body_to_share(message: &Message) -> Bytes {
+    /// Bytes of a header that nobody minds beside its body.
+    const LONG_HEADER: usize = 4096;
+    let body = message.body_bytes();
+    let beside = message.bytes().len() - body.len();
+    if beside > LONG_HEADER.max(body.len() / 8) {
+        Bytes::copy_from_slice(body)
+    } else {
+        message.body_slice()
     }
 }
 

@@ -173,7 +173,7 @@ impl Broker {
             restart: save_restart(restart),
             reload: save_reload(reload),
             next_errand: *next_errand,
-            activation_environment: activation_environment.clone().into_iter().collect(),
+            activation_environment: activation_environment.save(),
             peak_rules: subscriptions.peak(),
             peak_names: names.peak(),
             is_accepting_stopped,
