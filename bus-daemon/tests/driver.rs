@@ -434,6 +434,15 @@ fn stats_have_every_key() {
         ("org.busdaemon.JournalExtentBytes", "0"),
         ("org.busdaemon.JournalCheckpointBytes", "0"),
         ("org.busdaemon.StoreBytes", "0"),
+        ("org.busdaemon.MemoryCap", "0"),
+        ("org.busdaemon.MemoryHeld", "10240"),
+        ("org.busdaemon.QueuedBytes", "0"),
+        ("org.busdaemon.InputBytes", "0"),
+        ("org.busdaemon.StateBytes", "10240"),
+        ("org.busdaemon.EnvironmentBytes", "0"),
+        ("org.busdaemon.RefusedForMemory", "0"),
+        ("org.busdaemon.HeldBackForMemory", "0"),
+        ("org.busdaemon.DismissedForMemory", "0"),
     ];
     assert_eq!(pairs(&reply)[0].0, "Serial");
     assert_eq!(pairs(&reply)[1..], expected);

@@ -7,8 +7,11 @@ use bytes::Bytes;
 
 use super::disconnect::{Breach, Disconnect, Excess, Refusal};
 use super::event::{Attested, Fds, PeerId};
+use super::ledger::Charge;
+use super::origins::Origins;
 use super::peer::{Peaks, Peer, Phase};
 use super::quota::ACCEPT_SLACK;
+use super::relief::Liveness;
 use super::speak::{FAILED, LIMITS_EXCEEDED, NOT_ACTIVE_YET};
 use super::{Action, Broker, System};
 use crate::config::{Config, Connect};
@@ -69,6 +72,9 @@ impl Broker {
             hello_deadline: None,
             fds_deadline: None,
             peaks: Peaks::default(),
+            charge: Charge::default(),
+            origins: Origins::default(),
+            reading: Liveness::default(),
         };
         if !self.roster.enter(peer) {
             return self.refuse_index(id, socket, credentials.uid);
@@ -110,10 +116,14 @@ impl Broker {
         let mut answer = Vec::new();
         let step = sasl.feed(&data, &mut answer);
         if !answer.is_empty() {
+            if peer.out.is_empty() {
+                peer.reading.begin(self.shortage.awake(), peer.out.sent());
+            }
             peer.out.push(&answer);
             self.outgoing.note_pushed(peer);
-            self.regulate(id);
         }
+        self.ledger.settle(peer);
+        self.regulate(id);
         let unread = self.roster.get(id).map_or(0, |peer| peer.out.len());
         match step {
             Err(error) => {
@@ -237,6 +247,8 @@ impl Broker {
         let Some(mut peer) = self.roster.remove(id) else {
             return;
         };
+        self.ledger.forget(&mut peer);
+        self.shortage.forget(id, &mut self.deadlines);
         let last_words = match peer.phase {
             Phase::Authenticating(_) => peer.out.to_bytes(),
             Phase::Greeting | Phase::Active | Phase::Monitor => Bytes::new(),

@@ -20,15 +20,18 @@ mod frozen;
 mod gather;
 mod holdings;
 mod invariants;
+mod ledger;
 mod match_index;
 mod monitor;
 mod name;
+mod origins;
 mod outgoing;
 mod ownership;
 mod peer;
 mod per_peer;
 mod quota;
 mod record_fault;
+mod relief;
 mod reload;
 mod reply;
 mod restart;
@@ -54,6 +57,7 @@ pub use event::{Attested, Credentials, Event, Fds, Millis, PeerId, Start, Transp
 pub use frozen::{Blob, BrokerState, ConfigV1, EntryV1, GlobalV1, GlobalV2, HeldV1, NameV1, PeerV1, PeerV2};
 pub use gather::Checkpoint;
 pub use invariants::Violation;
+pub use relief::{Memory, Relief, SavedShortage};
 pub use restore::{Dropped, RestoreError};
 pub use snapshot::SharedBodies;
 
@@ -63,6 +67,7 @@ pub(crate) use driver::introspection;
 pub(crate) use match_index::{Facts, MatchIndex};
 pub(crate) use name::{NameFlags, NameTable};
 pub(crate) use peer::Peer;
+pub(crate) use relief::MEMORY_SHORT;
 pub(crate) use restart::{LastRestart, Restart, STATE_VERSION};
 pub(crate) use speak::{LIMITS_EXCEEDED, expects_reply};
 pub(crate) use subscriptions::TooManyRules;
@@ -72,7 +77,9 @@ use activation_environment::ActivationEnvironment;
 use call_table::CallTable;
 use deadline::Deadlines;
 use disconnect::Disconnect;
+use ledger::Ledger;
 use outgoing::Outgoing;
+use relief::Shortage;
 use reload::Reload;
 use roster::Roster;
 use scratch::Scratch;
@@ -155,6 +162,10 @@ pub struct Broker {
     next_errand: u64,
     /// What UpdateActivationEnvironment has set, for services that are started.
     activation_environment: ActivationEnvironment,
+    /// What is held for whom.
+    ledger: Ledger,
+    /// Who is held back because memory is short.
+    shortage: Shortage,
     scratch: Scratch,
 }
 
@@ -176,6 +187,8 @@ impl Broker {
             config_source: None,
             next_errand: 1,
             activation_environment: ActivationEnvironment::default(),
+            ledger: Ledger::default(),
+            shortage: Shortage::default(),
             scratch: Scratch::default(),
             identity,
         }
@@ -219,6 +232,7 @@ impl Broker {
             } => self.errand_ended(errand, outcome, payload),
             Event::UpgradeFailed { reason } => self.upgrade_failed(&reason),
             Event::Serving { worker_pid, start } => self.serving(worker_pid, start),
+            Event::Relieved(relief) => self.relieved(relief),
         }
         self.bury_condemned();
     }
@@ -248,7 +262,8 @@ impl Broker {
     /// Whether a peer is to be read from: what the last of [`Action::StopReading`] and [`Action::ResumeReading`] said.
     /// A runtime that takes over asks this.
     pub fn may_read(&self, peer: PeerId) -> bool {
-        self.roster.get(peer).is_some_and(|peer| !peer.is_stopped)
+        let is_stopped = self.roster.get(peer).is_none_or(|peer| peer.is_stopped);
+        !is_stopped && !self.shortage.is_paced(peer)
     }
 
     /// Whether connections are to be accepted: what the last of [`Action::StopAccepting`] and

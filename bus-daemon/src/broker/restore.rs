@@ -18,10 +18,13 @@ use super::frozen::{
     Blob, BrokerState, GlobalV2, IdentityV2, ListenerV1, NameEntryV1, NameV1, PeerV2, PhaseV1, PieceV1,
     ReloadV1, RestartV2, TransportV1, UpgradeV1,
 };
+use super::ledger::Charge;
 use super::name::NameFlags;
+use super::origins::Origins;
 use super::outgoing::Outgoing;
 use super::peer::{Peaks, Peer, Phase, Unique};
 use super::record_fault::RecordFault;
+use super::relief::Liveness;
 use super::reload::{Callers, Reading, Reload, Wanted};
 use super::reply::{DISCONNECTED, NO_REPLY};
 use super::restart::{LastRestart, Restart, Upgrade};
@@ -311,6 +314,9 @@ impl Broker {
                 outgoing_bytes: peak_outgoing_bytes,
                 outgoing_fds: peak_outgoing_fds,
             },
+            charge: Charge::default(),
+            origins: Origins::default(),
+            reading: Liveness::default(),
         };
         if !self.roster.enter(peer) {
             return Err(RecordFault::IndexTaken);
@@ -320,6 +326,7 @@ impl Broker {
             if end > sent {
                 self.outgoing.mark_dirty(peer);
             }
+            self.ledger.settle(peer);
             self.deadlines.expect_hello(peer, hello_deadline);
             self.deadlines.expect_fds(peer, fds_deadline);
         }

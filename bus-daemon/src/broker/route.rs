@@ -10,6 +10,7 @@ use super::disconnect::{Breach, Disconnect, Excess};
 use super::event::{Fds, PeerId};
 use super::monitor::Addressee;
 use super::peer::Phase;
+use super::relief::MEMORY_SHORT;
 use super::reply::{DISCONNECTED, NO_REPLY};
 use super::speak::LIMITS_EXCEEDED;
 use super::subscriptions::Audience;
@@ -97,6 +98,7 @@ impl Broker {
 
     /// Routes every message that has arrived completely.
     fn route_input(&mut self, id: PeerId, system: &mut dyn System) {
+        let mut is_complete = false;
         loop {
             let Some(peer) = self.roster.get_mut(id) else {
                 return;
@@ -106,6 +108,7 @@ impl Broker {
                     if !framed.surplus.is_empty() {
                         self.close_fds(framed.surplus);
                     }
+                    is_complete = true;
                     self.dispatch(id, &framed.message, framed.fds, system);
                 }
                 Ok(None) => break,
@@ -113,6 +116,7 @@ impl Broker {
             }
             self.bury_condemned();
         }
+        self.note_input(id, is_complete);
         self.watch_pending_fds(id);
     }
 
@@ -186,6 +190,7 @@ impl Broker {
                     head: &head,
                     tail: tail.as_ref(),
                     whole: &OnceCell::new(),
+                    origin: Some(id),
                 };
                 self.forward(id, addressee, transit, fds, system);
             }
@@ -311,7 +316,9 @@ impl Broker {
         } else {
             Fds::new()
         };
-        self.push(to, transit, fds);
+        // Whoever awaits an answer makes it wait.
+        let origin = transit.origin.filter(|_| !is_awaited);
+        self.push(to, Transit { origin, ..transit }, fds);
         self.eavesdrop(id, Addressee::Peer(to), transit, &kept, system);
     }
 
@@ -323,12 +330,15 @@ impl Broker {
         message: &Message,
         fds: &Fds,
     ) -> Result<(), (&'static str, &'static str)> {
+        if self.roster.get(to).is_some_and(|receiver| receiver.is_condemned) {
+            return Err((NO_REPLY, DISCONNECTED));
+        }
+        if !message.message_type().is_reply() && self.refuses(id) {
+            return Err((LIMITS_EXCEEDED, MEMORY_SHORT));
+        }
         let Some(receiver) = self.roster.get(to) else {
             return Ok(());
         };
-        if receiver.is_condemned {
-            return Err((NO_REPLY, DISCONNECTED));
-        }
         if !fds.is_empty() && !receiver.takes_fds {
             return Err((
                 NOT_SUPPORTED,
@@ -401,6 +411,10 @@ impl Broker {
         if let Addressee::Peer(to) = addressee {
             receivers.retain(|receiver| *receiver != to);
         }
+        let transit = Transit {
+            origin: None,
+            ..transit
+        };
         self.push_copies(&receivers, transit, fds, system);
         receivers.clear();
         self.scratch.receivers = receivers;

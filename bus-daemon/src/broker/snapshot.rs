@@ -143,6 +143,10 @@ impl Broker {
             is_config_changed: _,
             // In the records of the peers at both ends.
             calls: _,
+            // Counted again.
+            ledger: _,
+            // In a checkpoint by itself, and not in an image.
+            shortage: _,
             // Without meaning.
             scratch: _,
         } = self;
@@ -216,6 +220,11 @@ impl Broker {
             is_condemned: _,
             // Rebuilt: a peer with output is dirty.
             is_dirty: _,
+            // Counted again.
+            charge: _,
+            // Only advise.
+            origins: _,
+            reading: _,
         } = peer;
         let Credentials { uid, gid, pid } = *credentials;
         let FramerState {

@@ -128,6 +128,11 @@ impl ExtentPool {
         self.unused() >= 2 * RESIDENT
     }
 
+    /// Bytes of those that nobody needs any more, or will not once a checkpoint is taken.
+    pub(crate) fn idle(&self) -> usize {
+        self.unused() + self.free.iter().map(Extent::len).sum::<usize>()
+    }
+
     fn unused(&self) -> usize {
         let unused = self.back.iter().filter(|extent| !extent.lookers.any());
         unused.map(Extent::len).sum()
@@ -142,8 +147,13 @@ impl ExtentPool {
                 self.free.push(extent)
             }
         }
+        self.release_free(RESIDENT);
+    }
+
+    /// Gives free ones back to the system, until not more than so many bytes of them are left.
+    pub(crate) fn release_free(&mut self, most: usize) {
         let mut kept: usize = self.free.iter().map(Extent::len).sum();
-        while kept > RESIDENT {
+        while kept > most {
             // The largest one loses its pages and its address range.
             let Some(index) = (0..self.free.len()).max_by_key(|index| self.free[*index].class) else {
                 return;

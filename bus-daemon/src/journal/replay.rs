@@ -144,6 +144,9 @@ impl Journal {
             is_answer_missing: false,
             lost_fds: None,
             heard: 0,
+            cap: u64::MAX,
+            lent: 0,
+            is_thrifty: false,
         })
     }
 
@@ -252,6 +255,7 @@ impl Journal {
                     },
                     RareEvent::UpgradeFailed { reason } => Event::UpgradeFailed { reason },
                     RareEvent::Serving { worker_pid, start } => Event::Serving { worker_pid, start },
+                    RareEvent::Relieved(relief) => Event::Relieved(relief),
                 }
             }
             Kind::Answer => {

@@ -14,7 +14,7 @@ use super::log::Position;
 use super::{BacklogV1, Journal};
 use crate::broker::{
     Blob, Broker, BrokerState, Checkpoint, ConfigV1, Dropped, EntryKind, EntryV1, ErrandOutcome, GlobalV2,
-    HeldV1, PeerId, PeerV2,
+    HeldV1, PeerId, PeerV2, SavedShortage,
 };
 use crate::handoff::codec;
 
@@ -116,7 +116,7 @@ impl Journal {
             broker.note_config_saved();
         }
         self.put(BUS, &broker.save_bus())?;
-        self.put(WORKER, &(generation, self.heard))?;
+        self.put(WORKER, &(generation, self.heard, broker.save_shortage()))?;
         self.waiting
             .flush()
             .map_err(|error| format!("the store: {error}"))?;
@@ -216,7 +216,8 @@ impl Journal {
             ConfigEntry::Here(config) => (*config, None),
             ConfigEntry::InMemfd(handle) => (self.read_config(handle)?, Some(handle)),
         };
-        let (generation, heard): (u32, u64) = codec::decode(whole(WORKER)?).map_err(decoded)?;
+        let (generation, heard, shortage): (u32, u64, SavedShortage) =
+            codec::decode(whole(WORKER)?).map_err(decoded)?;
         self.has_heard(heard);
         let (mut peers, mut held, mut shared, mut roster) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut rest = Vec::new();
@@ -257,6 +258,7 @@ impl Journal {
                 },
                 held,
                 entries: rest,
+                shortage,
                 slots: [EntryKind::Name, EntryKind::Rule, EntryKind::Call]
                     .map(|kind| self.checkpoints.used(table_of(kind)) as u32),
             },

@@ -3,9 +3,11 @@
 //! Architecture invariant: this module depends on no other module of the daemon.
 
 pub(crate) mod clock;
+pub(crate) mod control_group;
 pub(crate) mod descriptor;
 pub(crate) mod log;
 pub(crate) mod memfd;
+pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod rate;
