@@ -434,6 +434,15 @@ fn stats_have_every_key() {
         ("org.busdaemon.JournalExtentBytes", "0"),
         ("org.busdaemon.JournalCheckpointBytes", "0"),
         ("org.busdaemon.StoreBytes", "0"),
+        ("org.busdaemon.MemoryCap", "0"),
+        ("org.busdaemon.MemoryHeld", "10240"),
+        ("org.busdaemon.QueuedBytes", "0"),
+        ("org.busdaemon.InputBytes", "0"),
+        ("org.busdaemon.StateBytes", "10240"),
+        ("org.busdaemon.EnvironmentBytes", "0"),
+        ("org.busdaemon.RefusedForMemory", "0"),
+        ("org.busdaemon.HeldBackForMemory", "0"),
+        ("org.busdaemon.DismissedForMemory", "0"),
     ];
     assert_eq!(pairs(&reply)[0].0, "Serial");
     assert_eq!(pairs(&reply)[1..], expected);
@@ -689,4 +698,26 @@ fn the_environment_is_for_the_privileged() {
     });
     bus.greet(stranger);
     assert_eq!(in_short(&bus.call_with(stranger, update())), "error AccessDenied");
+}
+
+#[test]
+fn the_activation_environment_has_a_limit() {
+    let mut bus = Bus::new();
+    let peer = bus.join();
+    let mut update = |values: &[(&str, usize)]| {
+        let reply = bus.call(peer, DRIVER, "UpdateActivationEnvironment", |w| {
+            w.array("{ss}", |w| {
+                for (name, bytes) in values {
+                    w.dict_entry(|w| {
+                        w.str(name).str(&"x".repeat(*bytes));
+                    });
+                }
+            });
+        });
+        in_short(&reply).trim().to_owned()
+    };
+    assert_eq!(update(&[("A", 200_000)]), "reply");
+    assert_eq!(update(&[("B", 10), ("C", 70_000)]), "error LimitsExceeded");
+    assert_eq!(update(&[("B", 10), ("A", 100_000)]), "reply");
+    assert_eq!(update(&[("C", 70_000)]), "reply");
 }

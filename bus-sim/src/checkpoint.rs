@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bus_daemon::broker::{
     Blob, Broker, BrokerState, Checkpoint as Saved, ConfigV1, EntryKind, EntryV1, GlobalV2, HeldV1, PeerId,
-    PeerRecord,
+    PeerRecord, SavedShortage,
 };
 use bus_daemon::handoff::stored::BacklogV1;
 use bus_wire::Fd;
@@ -35,6 +35,7 @@ pub(crate) struct Checkpoint {
     entries_ahead: BTreeMap<Place, Option<EntryV1>>,
     /// For how many slots of each kind there are entries.
     slots: [u32; 3],
+    shortage: SavedShortage,
 }
 
 /// The entry of a peer.
@@ -106,6 +107,7 @@ impl Checkpoint {
             broker.note_config_saved();
         }
         self.bus = Some(broker.save_bus());
+        self.shortage = broker.save_shortage();
         store.committed();
         Ok(())
     }
@@ -150,6 +152,7 @@ impl Checkpoint {
             held,
             entries: entries.map(|((_, slot), entry)| (*slot, entry.clone())).collect(),
             slots: self.slots,
+            shortage: self.shortage.clone(),
         };
         match Broker::restore_checkpoint(saved) {
             Ok((mut broker, dropped)) if dropped.is_empty() => {

@@ -65,6 +65,10 @@ pub struct JournalMemory {
     pub checkpoints: u64,
     /// What waits for slow readers.
     pub store: u64,
+    /// Of all these, what is in use: the rest is kept to be used again.
+    pub used: u64,
+    /// Bytes that the whole bus may hold.
+    pub cap: u64,
 }
 
 /// The machine's id.

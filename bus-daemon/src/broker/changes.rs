@@ -141,6 +141,7 @@ impl Broker {
     pub fn note_output_kept(&mut self, index: u32) {
         if let Some(peer) = self.roster.at_mut(index) {
             peer.out.set_stored();
+            self.ledger.settle(peer);
         }
     }
 

@@ -7,11 +7,18 @@ use bytes::Bytes;
 
 use super::disconnect::{Breach, Disconnect, Excess, Refusal};
 use super::event::{Attested, Fds, PeerId};
+use super::ledger::Charge;
+use super::origins::Origins;
 use super::peer::{Peaks, Peer, Phase};
 use super::quota::ACCEPT_SLACK;
+use super::relief::Liveness;
 use super::speak::{FAILED, LIMITS_EXCEEDED, NOT_ACTIVE_YET};
 use super::{Action, Broker, System};
 use crate::config::{Config, Connect};
+
+/// Bytes of answers that may wait for a peer before BEGIN. Nobody who means well is told so much before reading any of it;
+/// the reference implementation ends there, too.
+const UNREAD_ANSWERS: u64 = 16 * 1024;
 
 impl Broker {
     pub(super) fn accept(&mut self, id: PeerId, listener: u32, socket: Fd, attested: Attested) {
@@ -67,6 +74,9 @@ impl Broker {
             peaks: Peaks::default(),
             #[cfg(feature = "next-version")]
             note: None,
+            charge: Charge::default(),
+            origins: Origins::default(),
+            reading: Liveness::default(),
         };
         if !self.roster.enter(peer) {
             return self.refuse_index(id, socket, credentials.uid);
@@ -108,14 +118,23 @@ impl Broker {
         let mut answer = Vec::new();
         let step = sasl.feed(&data, &mut answer);
         if !answer.is_empty() {
+            if peer.out.is_empty() {
+                peer.reading.begin(self.shortage.awake(), peer.out.sent());
+            }
             peer.out.push(&answer);
             self.outgoing.note_pushed(peer);
-            self.regulate(id);
         }
+        self.ledger.settle(peer);
+        self.regulate(id);
+        let unread = self.roster.get(id).map_or(0, |peer| peer.out.len());
         match step {
             Err(error) => {
                 self.close_fds(fds);
                 self.disconnect(id, Breach::from(error).into());
+            }
+            Ok(_) if unread > UNREAD_ANSWERS => {
+                self.close_fds(fds);
+                self.disconnect(id, Excess::UnreadAnswers(unread).into());
             }
             Ok(step) => match step.done {
                 None if fds.is_empty() => {}
@@ -230,6 +249,8 @@ impl Broker {
         let Some(mut peer) = self.roster.remove(id) else {
             return;
         };
+        self.ledger.forget(&mut peer);
+        self.shortage.forget(id, &mut self.deadlines);
         let last_words = match peer.phase {
             Phase::Authenticating(_) => peer.out.to_bytes(),
             Phase::Greeting | Phase::Active | Phase::Monitor => Bytes::new(),

@@ -21,6 +21,8 @@ pub(super) enum Deadline {
     },
     /// The configuration is to be read again.
     Reload,
+    /// A peer that sent most is read from again, or its messages are not refused any more.
+    HeldBack(PeerId),
 }
 
 /// The present, and all that is due later. A peer's own deadlines are also in the [`Peer`], those of calls also in the

@@ -16,6 +16,9 @@ pub(super) const SHARED: usize = 1024;
 /// Bodies of at least this length are not copied together with their header, even if the message waits for many.
 const LARGE: usize = 64 * 1024;
 
+/// From this length on it is noted whose messages a queue holds.
+const LONG: u64 = 16 * 1024;
+
 /// A message on its way into send queues.
 ///
 /// For a receiver that reads, copies of small messages lie in one buffer and are written at once; where many do not read,
@@ -29,6 +32,8 @@ pub(super) struct Transit<'a> {
     pub(super) tail: Option<&'a Bytes>,
     /// All of it, once it has been put together for receivers that do not read.
     pub(super) whole: &'a OnceCell<Bytes>,
+    /// Who makes it wait: its sender. `None`: the receiver, which asked for it.
+    pub(super) origin: Option<PeerId>,
 }
 
 impl Transit<'_> {
@@ -65,7 +70,7 @@ impl Broker {
     /// missing would mislead the peer for good.
     pub(super) fn push_own(&mut self, to: PeerId, bytes: &[u8]) {
         if self.may_push(to) {
-            self.push_with(to, Fds::new(), |out| {
+            self.push_with(to, Fds::new(), None, |out| {
                 if bytes.len() >= SHARED {
                     out.push_shared(Bytes::copy_from_slice(bytes));
                 } else {
@@ -78,7 +83,7 @@ impl Broker {
     /// The same of a message that goes to many.
     pub(super) fn push_own_copy(&mut self, to: PeerId, message: &Message) {
         if self.may_push(to) {
-            self.push_with(to, Fds::new(), |out| {
+            self.push_with(to, Fds::new(), None, |out| {
                 if is_waiting_long(out) {
                     out.push_kept(message.to_bytes());
                 } else {
@@ -90,17 +95,27 @@ impl Broker {
 
     /// Queues a forwarded message, with the descriptors that are its own.
     pub(super) fn push(&mut self, to: PeerId, transit: Transit<'_>, fds: Fds) {
-        self.push_with(to, fds, |out| transit.push_to(out));
+        self.push_with(to, fds, transit.origin, |out| transit.push_to(out));
     }
 
-    fn push_with(&mut self, to: PeerId, fds: Fds, push: impl FnOnce(&mut SendQueue)) {
+    fn push_with(&mut self, to: PeerId, fds: Fds, origin: Option<PeerId>, push: impl FnOnce(&mut SendQueue)) {
         let Some(peer) = self.roster.get_mut(to) else {
             return self.close_fds(fds);
         };
         if !fds.is_empty() {
             peer.out.begin_fds(fds);
         }
+        let before = peer.out.end();
+        if peer.out.is_empty() {
+            peer.reading.begin(self.shortage.awake(), before);
+        }
         push(&mut peer.out);
+        if peer.out.len() > LONG || !peer.origins.is_empty() {
+            let upto = peer.out.end();
+            self.ledger
+                .note_waiting(&mut peer.origins, before, upto, origin.unwrap_or(to));
+        }
+        self.ledger.settle(peer);
         self.outgoing.note_pushed(peer);
         if is_to_be_stopped(peer, self.config.limits.max_outgoing_bytes) {
             self.regulate(to);
@@ -122,7 +137,7 @@ impl Broker {
                 continue;
             }
             match self.duplicate(fds, system) {
-                Some(copies) => self.push_with(*receiver, copies, |out| transit.copy_to(out)),
+                Some(copies) => self.push_with(*receiver, copies, transit.origin, |out| transit.copy_to(out)),
                 None => self.condemn(*receiver, Disconnect::NoDescriptorsLeft),
             }
         }
@@ -168,6 +183,10 @@ impl Broker {
             return;
         };
         let gone = peer.out.advance(bytes);
+        let sent = peer.out.sent();
+        peer.reading.note_sent(self.shortage.awake(), sent);
+        self.ledger.drained(&mut peer.origins, sent);
+        self.ledger.settle(peer);
         self.close_fds(gone);
         self.regulate(id);
     }

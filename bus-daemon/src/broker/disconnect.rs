@@ -79,6 +79,9 @@ pub(crate) enum Excess {
     /// `auth_timeout`
     #[error("it did not authenticate and say Hello in time")]
     Hello,
+    /// So many bytes of the answers to its authentication.
+    #[error("it does not read the answers to its authentication: {0} bytes")]
+    UnreadAnswers(u64),
     /// `pending_fd_timeout`
     #[error("the message that its file descriptors belong to did not arrive in time")]
     PendingFdsTime,
@@ -91,6 +94,9 @@ pub(crate) enum Excess {
     /// `max_outgoing_bytes` or `max_outgoing_unix_fds`: so many bytes wait.
     #[error("it does not read: {0} bytes wait for it")]
     Unread(u64),
+    /// The bus is short of memory, and it does not read, or does not come to the end of its message.
+    #[error("memory is short, and {0} bytes are held for it")]
+    Memory(u64),
     /// The same, for a reply.
     #[error("it does not read the replies to its calls")]
     UnreadReply,

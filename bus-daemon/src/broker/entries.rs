@@ -54,6 +54,11 @@ impl<K> Entries<K> {
         }
     }
 
+    /// How many there are, at most.
+    pub(super) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
     /// A slot for something new.
     pub(super) fn insert(&mut self, key: K) -> Slot {
         let slot = self.free.pop().unwrap_or_else(|| {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use super::errand::ErrandOutcome;
+use super::relief::Relief;
 
 /// Milliseconds on the clock that the runtime chose (`CLOCK_BOOTTIME`); the broker only compares them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash, Serialize, Deserialize)]
@@ -198,6 +199,8 @@ pub enum Event {
         /// How it came to serve.
         start: Start,
     },
+    /// Memory is short, and this is to be done about it, as [`Broker::relief`](super::Broker::relief) says.
+    Relieved(Relief),
 }
 
 /// How the process that serves came to serve.

@@ -12,7 +12,7 @@ use super::frozen::{
 };
 use super::record_fault::RecordFault;
 use super::restore::with_stored;
-use super::{Broker, Dropped, RestoreError, Seeded};
+use super::{Broker, Dropped, RestoreError, SavedShortage, Seeded};
 
 /// What a checkpoint holds.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub struct Checkpoint {
     pub entries: Vec<(u32, EntryV1)>,
     /// For how many slots of each [`EntryKind`] there are entries, be they empty or damaged.
     pub slots: [u32; 3],
+    /// Who was held back for want of memory.
+    pub shortage: SavedShortage,
 }
 
 /// The entries, sorted out.
@@ -55,12 +57,14 @@ impl Broker {
             held,
             entries,
             slots,
+            shortage,
         } = checkpoint;
         let mut gathered = Gathered::sorted(entries);
         global.names = gathered.names();
         let (peers, incomplete) = gathered.fill(peers, &held);
         let peers = with_stored(peers, stored);
         let (mut broker, mut dropped) = Self::restore_placed(global, peers, &shared, &gathered.names)?;
+        broker.restore_shortage(shortage);
         for one in &mut dropped {
             if incomplete.contains(&one.peer) {
                 one.reason = RecordFault::Entries.to_string();

@@ -37,12 +37,15 @@ impl Broker {
         self.calls.check(|id| self.roster.get(id).is_some())?;
         self.subscriptions
             .check(&with(Peer::is_active), &with(Peer::is_monitor))?;
+        self.ledger.check(&self.roster)?;
+        self.shortage.check(|id| self.roster.get(id).is_some())?;
         self.check_deadlines()?;
         self.check_fds()
     }
 
     fn check_deadlines(&self) -> Result<(), Violation> {
         let mut expected: BTreeSet<_> = self.calls.deadlines().collect();
+        expected.extend(self.shortage.deadlines());
         expected.extend(self.reload.due().map(|at| (at, Deadline::Reload)));
         for peer in self.roster.iter() {
             expected.extend(peer.hello_deadline.map(|at| (at, Deadline::Hello(peer.id))));

@@ -5,6 +5,7 @@
 //! in here, and no hash order shows: the same events give the same bytes, which is what replay relies on.
 
 mod action;
+mod activation_environment;
 mod call_table;
 mod changes;
 mod connect;
@@ -19,15 +20,18 @@ mod frozen;
 mod gather;
 mod holdings;
 mod invariants;
+mod ledger;
 mod match_index;
 mod monitor;
 mod name;
+mod origins;
 mod outgoing;
 mod ownership;
 mod peer;
 mod per_peer;
 mod quota;
 mod record_fault;
+mod relief;
 mod reload;
 mod reply;
 mod restart;
@@ -40,7 +44,7 @@ mod speak;
 mod subscriptions;
 mod timer;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bus_wire::{Fd, Framer, FramerState, Guid, LargeMessage, SendQueue};
@@ -59,24 +63,30 @@ pub use frozen::{
 pub use frozen::{NoteV1, PeerNextV1};
 pub use gather::Checkpoint;
 pub use invariants::Violation;
+pub use relief::{Memory, Relief, SavedShortage};
 pub use restore::{Dropped, RestoreError};
 pub use snapshot::SharedBodies;
 
+pub(crate) use activation_environment::MOST as MOST_ENVIRONMENT;
 #[cfg(feature = "runtime")]
 pub(crate) use driver::introspection;
 pub(crate) use match_index::{Facts, MatchIndex};
 pub(crate) use name::{NameFlags, NameTable};
 pub(crate) use peer::Peer;
+pub(crate) use relief::MEMORY_SHORT;
 pub(crate) use restart::{LastRestart, Restart, STATE_VERSION};
 pub(crate) use speak::{LIMITS_EXCEEDED, expects_reply};
 pub(crate) use subscriptions::TooManyRules;
 
 use crate::config::Config;
+use activation_environment::ActivationEnvironment;
 use call_table::CallTable;
 use connect::max_message_size;
 use deadline::Deadlines;
 use disconnect::Disconnect;
+use ledger::Ledger;
 use outgoing::Outgoing;
+use relief::Shortage;
 use reload::Reload;
 use roster::Roster;
 use scratch::Scratch;
@@ -158,7 +168,11 @@ pub struct Broker {
     /// The number of the next errand.
     next_errand: u64,
     /// What UpdateActivationEnvironment has set, for services that are started.
-    activation_environment: BTreeMap<String, String>,
+    activation_environment: ActivationEnvironment,
+    /// What is held for whom.
+    ledger: Ledger,
+    /// Who is held back because memory is short.
+    shortage: Shortage,
     scratch: Scratch,
 }
 
@@ -179,7 +193,9 @@ impl Broker {
             reload: Reload::default(),
             config_source: None,
             next_errand: 1,
-            activation_environment: BTreeMap::new(),
+            activation_environment: ActivationEnvironment::default(),
+            ledger: Ledger::default(),
+            shortage: Shortage::default(),
             scratch: Scratch::default(),
             identity,
         }
@@ -223,6 +239,7 @@ impl Broker {
             } => self.errand_ended(errand, outcome, payload),
             Event::UpgradeFailed { reason } => self.upgrade_failed(&reason),
             Event::Serving { worker_pid, start } => self.serving(worker_pid, start),
+            Event::Relieved(relief) => self.relieved(relief),
         }
         self.bury_condemned();
     }
@@ -270,7 +287,8 @@ impl Broker {
     /// Whether a peer is to be read from: what the last of [`Action::StopReading`] and [`Action::ResumeReading`] said.
     /// A runtime that takes over asks this.
     pub fn may_read(&self, peer: PeerId) -> bool {
-        self.roster.get(peer).is_some_and(|peer| !peer.is_stopped)
+        let is_stopped = self.roster.get(peer).is_none_or(|peer| peer.is_stopped);
+        !is_stopped && !self.shortage.is_paced(peer)
     }
 
     /// Whether connections are to be accepted: what the last of [`Action::StopAccepting`] and
@@ -367,11 +385,6 @@ impl Broker {
     /// The serial of the driver's last message.
     pub(crate) fn driver_serial(&self) -> u32 {
         self.outgoing.serial()
-    }
-
-    /// `UpdateActivationEnvironment`
-    pub(crate) fn update_activation_environment(&mut self, variables: Vec<(String, String)>) {
-        self.activation_environment.extend(variables);
     }
 
     /// Asks for a warning in the log, about a peer of this user.

@@ -42,6 +42,10 @@ impl Broker {
             transit.message,
             &mut receivers,
         );
+        let transit = Transit {
+            origin: None,
+            ..transit
+        };
         self.push_copies(&receivers, transit, fds, system);
         receivers.clear();
         self.scratch.receivers = receivers;

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use bus_wire::{Fd, Framer, SaslServer, SendQueue};
 
 use super::event::{Credentials, Millis, PeerId};
+use super::ledger::Charge;
+use super::origins::Origins;
+use super::relief::Liveness;
 
 /// How far a peer has come.
 ///
@@ -63,6 +66,12 @@ pub(crate) struct Peer {
     /// When the peer will be disconnected if the message with its descriptors is not complete by then.
     pub(crate) fds_deadline: Option<Millis>,
     pub(crate) peaks: Peaks,
+    /// What the peer is charged; the [`Ledger`](super::ledger::Ledger) keeps it up.
+    pub(crate) charge: Charge,
+    /// Whose messages wait for the peer, once many do.
+    pub(crate) origins: Origins,
+    /// How the peer reads what waits.
+    pub(crate) reading: Liveness,
 }
 
 /// A unique connection name.

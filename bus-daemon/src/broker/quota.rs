@@ -23,6 +23,25 @@ pub(crate) struct Stats {
     pub(crate) peak_names: u32,
 }
 
+/// Bytes held by kind, and what the cap of memory has led to, for `org.freedesktop.DBus.Debug.Stats`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HeldBytes {
+    /// Charged for output that waits: what waits for several is charged to each.
+    pub(crate) queued: u64,
+    /// Charged for messages that have not arrived completely.
+    pub(crate) input: u64,
+    /// Charged for match rules, names and open calls.
+    pub(crate) state: u64,
+    /// Charged for the activation environment.
+    pub(crate) environment: u64,
+    /// Messages and calls refused.
+    pub(crate) refused: u64,
+    /// How often a peer was not read from for a while.
+    pub(crate) paced: u64,
+    /// Peers disconnected.
+    pub(crate) dismissed: u64,
+}
+
 /// How many peers more than `max_incomplete_connections` are let in: the runtime may have accepted a few before
 /// [`Action::StopAccepting`] reached it.
 pub(super) const ACCEPT_SLACK: u64 = 64;
@@ -51,6 +70,20 @@ impl Broker {
         }
     }
 
+    /// What is held at this moment.
+    pub(crate) fn holdings(&self) -> HeldBytes {
+        let counts = self.shortage.counts();
+        HeldBytes {
+            queued: self.ledger.queued(),
+            input: self.ledger.input(),
+            state: self.state_charge(),
+            environment: self.activation_environment.charge(),
+            refused: counts.refused,
+            paced: counts.paced,
+            dismissed: counts.dismissed,
+        }
+    }
+
     /// Whether a queue is too long for another message. One message may pass the limit, as in dbus-daemon.
     pub(super) fn is_full(&self, peer: &Peer) -> bool {
         let limits = &self.config.limits;
@@ -68,12 +101,18 @@ impl Broker {
         if queued <= limit {
             peer.is_congested = false;
         }
-        if is_to_be_stopped(peer, limit) {
+        let action = if is_to_be_stopped(peer, limit) {
             peer.is_stopped = true;
-            self.outgoing.ask(Action::StopReading(id));
+            Action::StopReading(id)
         } else if peer.is_stopped && queued <= limit - limit / 4 {
             peer.is_stopped = false;
-            self.outgoing.ask(Action::ResumeReading(id));
+            Action::ResumeReading(id)
+        } else {
+            return;
+        };
+        // Whoever is held back is not read from either way.
+        if !self.shortage.is_paced(id) {
+            self.outgoing.ask(action);
         }
     }
 

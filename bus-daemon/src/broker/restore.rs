@@ -9,6 +9,7 @@ use hashbrown::{HashMap, HashSet};
 use smallvec::SmallVec;
 use thiserror::Error;
 
+use super::activation_environment::ActivationEnvironment;
 use super::connect::max_message_size;
 use super::deadline::Deadline;
 use super::deliver::SHARED;
@@ -17,10 +18,13 @@ use super::frozen::{
     Blob, BrokerState, GlobalV2, IdentityV2, ListenerV1, NameEntryV1, NameV1, PeerRecord, PeerV2, PhaseV1,
     PieceV1, ReloadV1, RestartV2, TransportV1, UpgradeV1,
 };
+use super::ledger::Charge;
 use super::name::NameFlags;
+use super::origins::Origins;
 use super::outgoing::Outgoing;
 use super::peer::{Peaks, Peer, Phase, Unique};
 use super::record_fault::RecordFault;
+use super::relief::Liveness;
 use super::reload::{Callers, Reading, Reload, Wanted};
 use super::reply::{DISCONNECTED, NO_REPLY};
 use super::restart::{LastRestart, Restart, Upgrade};
@@ -136,7 +140,7 @@ impl Broker {
         let due = broker.reload.due();
         broker.deadlines.change(Deadline::Reload, None, due);
         broker.next_errand = next_errand.max(1);
-        broker.activation_environment = activation_environment.into_iter().collect();
+        broker.activation_environment = ActivationEnvironment::restore(activation_environment);
 
         let mut dropped = Vec::new();
         let mut kept = Vec::with_capacity(roster.len());
@@ -314,6 +318,9 @@ impl Broker {
             },
             #[cfg(feature = "next-version")]
             note,
+            charge: Charge::default(),
+            origins: Origins::default(),
+            reading: Liveness::default(),
         };
         if !self.roster.enter(peer) {
             return Err(RecordFault::IndexTaken);
@@ -323,6 +330,7 @@ impl Broker {
             if end > sent {
                 self.outgoing.mark_dirty(peer);
             }
+            self.ledger.settle(peer);
             self.deadlines.expect_hello(peer, hello_deadline);
             self.deadlines.expect_fds(peer, fds_deadline);
         }

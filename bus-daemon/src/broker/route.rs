@@ -10,6 +10,7 @@ use super::disconnect::{Breach, Disconnect, Excess};
 use super::event::{Fds, PeerId};
 use super::monitor::Addressee;
 use super::peer::Phase;
+use super::relief::MEMORY_SHORT;
 use super::reply::{DISCONNECTED, NO_REPLY};
 use super::speak::{LIMITS_EXCEEDED, NOT_ACTIVE_YET};
 use super::subscriptions::Audience;
@@ -97,17 +98,22 @@ impl Broker {
 
     /// Routes every message that has arrived completely.
     fn route_input(&mut self, id: PeerId, system: &mut dyn System) {
+        let mut is_complete = false;
         loop {
             let Some(peer) = self.roster.get_mut(id) else {
                 return;
             };
             match peer.framer.next() {
-                Ok(Some(framed)) => self.dispatch(id, &framed.message, framed.fds, system),
+                Ok(Some(framed)) => {
+                    is_complete = true;
+                    self.dispatch(id, &framed.message, framed.fds, system);
+                }
                 Ok(None) => break,
                 Err(error) => return self.disconnect(id, Breach::from(error).into()),
             }
             self.bury_condemned();
         }
+        self.note_input(id, is_complete);
         self.watch_pending_fds(id);
     }
 
@@ -172,7 +178,7 @@ impl Broker {
         };
         match stitched {
             Ok(()) => {
-                let tail = (message.body_bytes().len() >= SHARED).then(|| message.body_slice());
+                let tail = (message.body_bytes().len() >= SHARED).then(|| body_to_share(message));
                 if is_copied && tail.is_none() {
                     head.extend_from_slice(message.body_bytes());
                 }
@@ -181,6 +187,7 @@ impl Broker {
                     head: &head,
                     tail: tail.as_ref(),
                     whole: &OnceCell::new(),
+                    origin: Some(id),
                 };
                 self.forward(id, addressee, transit, fds, system);
             }
@@ -307,7 +314,9 @@ impl Broker {
         } else {
             Fds::new()
         };
-        self.push(to, transit, fds);
+        // Whoever awaits an answer makes it wait.
+        let origin = transit.origin.filter(|_| !is_awaited);
+        self.push(to, Transit { origin, ..transit }, fds);
         self.eavesdrop(id, Addressee::Peer(to), transit, &kept, system);
     }
 
@@ -319,12 +328,15 @@ impl Broker {
         message: &Message,
         fds: &Fds,
     ) -> Result<(), (&'static str, &'static str)> {
+        if self.roster.get(to).is_some_and(|receiver| receiver.is_condemned) {
+            return Err((NO_REPLY, DISCONNECTED));
+        }
+        if !message.message_type().is_reply() && self.refuses(id) {
+            return Err((LIMITS_EXCEEDED, MEMORY_SHORT));
+        }
         let Some(receiver) = self.roster.get(to) else {
             return Ok(());
         };
-        if receiver.is_condemned {
-            return Err((NO_REPLY, DISCONNECTED));
-        }
         if !fds.is_empty() && !receiver.takes_fds {
             return Err((
                 NOT_SUPPORTED,
@@ -397,6 +409,10 @@ impl Broker {
         if let Addressee::Peer(to) = addressee {
             receivers.retain(|receiver| *receiver != to);
         }
+        let transit = Transit {
+            origin: None,
+            ..transit
+        };
         self.push_copies(&receivers, transit, fds, system);
         receivers.clear();
         self.scratch.receivers = receivers;
@@ -415,6 +431,20 @@ impl Broker {
             let text = format!("The name {name} was not provided by any .service files");
             self.send_driver_error(id, message, SERVICE_UNKNOWN, &text);
         }
+    }
+}
+
+/// The body as queues keep it: a slice of what was received, or a copy of its own where the slice would keep much more in
+/// memory than the receiver is charged. Header fields that are not passed on can be 64 MiB long.
+fn body_to_share(message: &Message) -> Bytes {
+    /// Bytes of a header that nobody minds beside its body.
+    const LONG_HEADER: usize = 4096;
+    let body = message.body_bytes();
+    let beside = message.bytes().len() - body.len();
+    if beside > LONG_HEADER.max(body.len() / 8) {
+        Bytes::copy_from_slice(body)
+    } else {
+        message.body_slice()
     }
 }
 

@@ -160,6 +160,10 @@ impl Broker {
             is_config_changed: _,
             // In the records of the peers at both ends.
             calls: _,
+            // Counted again.
+            ledger: _,
+            // In a checkpoint by itself, and not in an image.
+            shortage: _,
             // Without meaning.
             scratch: _,
         } = self;
@@ -190,7 +194,7 @@ impl Broker {
             restart: save_restart(restart),
             reload: save_reload(reload),
             next_errand: *next_errand,
-            activation_environment: activation_environment.clone().into_iter().collect(),
+            activation_environment: activation_environment.save(),
             peak_rules: subscriptions.peak(),
             peak_names: names.peak(),
             is_accepting_stopped,
@@ -241,6 +245,11 @@ impl Broker {
             is_condemned: _,
             // Rebuilt: a peer with output is dirty.
             is_dirty: _,
+            // Counted again.
+            charge: _,
+            // Only advise.
+            origins: _,
+            reading: _,
         } = peer;
         let Credentials { uid, gid, pid } = *credentials;
         let FramerState {

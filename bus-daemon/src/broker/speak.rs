@@ -85,6 +85,7 @@ impl Broker {
                     head: message.bytes(),
                     tail: None,
                     whole: &OnceCell::new(),
+                    origin: None,
                 };
                 self.capture(None, Addressee::Peer(caller), transit, &fds, system);
                 if self.may_push(caller) {

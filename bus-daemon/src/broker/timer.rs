@@ -7,7 +7,9 @@ use super::event::Millis;
 
 impl Broker {
     pub(super) fn tick(&mut self, now: Millis) {
+        let before = self.deadlines.now();
         self.deadlines.advance(now);
+        self.shortage.note_time(self.deadlines.now().0 - before.0);
         while let Some(deadline) = self.deadlines.pop_due() {
             match deadline {
                 Deadline::Hello(id) => self.disconnect(id, Excess::Hello.into()),
@@ -18,6 +20,7 @@ impl Broker {
                     serial,
                 } => self.reply_overdue(callee, caller, serial),
                 Deadline::Reload => self.begin_reload(),
+                Deadline::HeldBack(id) => self.end_hold_back(id),
             }
         }
     }

@@ -9,10 +9,11 @@
 
 use std::io;
 
+use super::arena::{Arena, Block};
 use super::header::{Commit, Header};
 use super::log::Position;
-use crate::os::build;
 use crate::os::region::Region;
+use crate::os::{build, memory};
 
 const ENTRY: usize = size_of::<Entry>();
 /// Entries in the smallest table.
@@ -27,10 +28,6 @@ const ARENA_LEN: u64 = 8 << 30;
 const LEAST_ARENA_LEN: u64 = 32 << 20;
 /// The size of the file at most, the largest of the journal's.
 pub(crate) const LARGEST_FILE: u64 = arena_start(UNIT) + ARENA_LEN;
-/// Smallest block.
-const LEAST: usize = 64;
-/// Blocks from this size on give their pages back when they are freed.
-const LARGE: usize = 1 << 20;
 
 /// What has entries of one kind, numbered from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,13 +108,6 @@ enum Other {
     Torn,
 }
 
-/// A block of the arena.
-#[derive(Debug, Clone, Copy)]
-struct Block {
-    offset: u64,
-    size: usize,
-}
-
 /// An entry as it is read back.
 #[derive(Debug)]
 pub(crate) struct Saved<'a> {
@@ -141,9 +131,7 @@ pub(crate) struct Checkpoints {
     current: [Vec<Current>; 4],
     /// All of their parts: shows an entry that was lost without a trace.
     digest: u64,
-    arena_end: u64,
-    /// Free blocks by size class.
-    free: Vec<Vec<u64>>,
+    arena: Arena,
     /// Blocks of the checkpoint before, free once the one in the making is complete.
     superseded: Vec<Block>,
     /// Whether there is to be no room, as a test has it.
@@ -157,7 +145,7 @@ pub(crate) struct Checkpoints {
 impl Checkpoints {
     /// No checkpoint yet, in a new region.
     pub(crate) fn create() -> io::Result<Self> {
-        let limit = address_space();
+        let limit = memory::address_space();
         let unit = if limit.is_none() { UNIT } else { LIMITED_UNIT };
         let len = arena_start(unit) + arena_len(limit);
         let region = Region::create(c"bus-checkpoint", usize::try_from(len).map_err(io::Error::other)?)?;
@@ -173,8 +161,7 @@ impl Checkpoints {
             unit,
             current: [const { Vec::new() }; 4],
             digest: 0,
-            arena_end: arena_start(unit),
-            free: vec![Vec::new(); 64],
+            arena: Arena::new(region, arena_start(unit)),
             superseded: Vec::new(),
             unfinished: Vec::new(),
             #[cfg(test)]
@@ -187,10 +174,19 @@ impl Checkpoints {
         self.region
     }
 
-    /// Bytes of the arena that were ever used, and of the tables.
+    /// Bytes of the arena that may be in memory, and of the tables.
     pub(crate) fn memory(&self) -> u64 {
+        self.arena.resident() + self.tables()
+    }
+
+    /// The same without what is free and kept.
+    pub(crate) fn used_bytes(&self) -> u64 {
+        self.arena.used() + self.tables()
+    }
+
+    fn tables(&self) -> u64 {
         let entries: usize = self.current.iter().map(Vec::len).sum();
-        self.arena_end - arena_start(self.unit) + (entries * ENTRY) as u64
+        (entries * ENTRY) as u64
     }
 
     /// For how many slots of a table there are entries.
@@ -247,7 +243,7 @@ impl Checkpoints {
         let block = if body.is_empty() {
             None
         } else {
-            Some(self.allocate(body.len())?)
+            Some(self.arena.allocate(body.len())?)
         };
         if let Some(block) = block {
             let place = self.region.at(block.offset as usize, body.len());
@@ -279,7 +275,7 @@ impl Checkpoints {
             digest,
         };
         match old.block {
-            Some(block) if again => self.set_free(block),
+            Some(block) if again => self.arena.set_free(block),
             Some(block) => self.superseded.push(block),
             None => {}
         }
@@ -294,7 +290,7 @@ impl Checkpoints {
             segment: at.segment,
             offset: at.offset,
             entries: self.current.each_ref().map(|used| used.len() as u64),
-            arena_end: self.arena_end,
+            arena_end: self.arena.end(),
             digest: self.digest,
             crc: 0,
             reserved: 0,
@@ -302,23 +298,25 @@ impl Checkpoints {
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("checkpoint");
         for block in std::mem::take(&mut self.superseded) {
-            self.set_free(block);
+            self.arena.set_free(block);
         }
     }
 
-    fn set_free(&mut self, block: Block) {
-        if block.size >= LARGE {
-            self.region.release_range(block.offset, block.size);
-        }
-        self.free[class_of(block.size)].push(block.offset);
+    /// Whether memory without anything in it is to be given back; `keeps_some`: but for a little.
+    pub(crate) fn wants_trim(&self, keeps_some: bool) -> bool {
+        self.arena.wants_trim(keeps_some)
+    }
+
+    /// Gives some of it back.
+    pub(crate) fn trim(&mut self, keeps_some: bool) {
+        self.arena.trim(keeps_some);
     }
 
     /// Reads what a complete checkpoint holds, and goes on from it. Blocks that it does not use are free.
     pub(crate) fn read(&mut self, commit: &Commit) -> Vec<Saved<'static>> {
         self.epoch = commit.epoch;
-        self.arena_end = commit
-            .arena_end
-            .clamp(arena_start(self.unit), self.region.len() as u64);
+        let start = arena_start(self.unit);
+        let end = commit.arena_end.clamp(start, self.region.len() as u64);
         self.digest = 0;
         self.unfinished.clear();
         let mut blocks: Vec<Block> = Vec::new();
@@ -329,7 +327,7 @@ impl Checkpoints {
             let used = usize::try_from(used).unwrap_or(0).min(self.room(table));
             self.current[table as usize] = Vec::with_capacity(used);
             for index in 0..used {
-                let (saved, current, other) = self.read_one(table, index, commit.epoch);
+                let (saved, current, other) = self.read_one(table, index, commit.epoch, end);
                 if other != Other::Older {
                     self.unfinished.push(self.number(table, index));
                 }
@@ -354,13 +352,12 @@ impl Checkpoints {
             }
         }
         all.retain(|saved| saved.body.is_none_or(|body| !body.is_empty()));
-        self.free = vec![Vec::new(); 64];
-        self.reclaim(blocks);
+        self.arena = Arena::reclaim(self.region, start, end, blocks);
         all
     }
 
     /// One entry as the checkpoint of this epoch has it, and what its other version is.
-    fn read_one(&self, table: Table, index: usize, epoch: u64) -> (Saved<'static>, Current, Other) {
+    fn read_one(&self, table: Table, index: usize, epoch: u64, end: u64) -> (Saved<'static>, Current, Other) {
         let number = self.number(table, index);
         // SAFETY: an entry in the table, aligned; any bytes are a value.
         let entry = unsafe { self.entry(number).read() };
@@ -374,17 +371,16 @@ impl Checkpoints {
         };
         let other = if counts(&other) {
             Other::Older
-        } else if self.body(&other).is_some() {
+        } else if self.body(&other, end).is_some() {
             Other::Unfinished
         } else {
             Other::Torn
         };
         let is_absent = version.epoch == 0;
-        let body = self.body(&version);
-        let block = body.filter(|body| !body.is_empty()).map(|body| Block {
-            offset: version.offset,
-            size: size_of_block(body.len()),
-        });
+        let body = self.body(&version, end);
+        let block = body
+            .filter(|body| !body.is_empty())
+            .map(|body| Block::holding(body.len(), version.offset));
         let current = Current {
             is_second,
             epoch: version.epoch,
@@ -404,8 +400,8 @@ impl Checkpoints {
         (saved, current, other)
     }
 
-    /// The body of a version, if all of it is as it was written.
-    fn body(&self, version: &Version) -> Option<&'static [u8]> {
+    /// The body of a version, if all of it is as it was written, before the arena's `end`.
+    fn body(&self, version: &Version, end: u64) -> Option<&'static [u8]> {
         let len = version.len as usize;
         let body: &'static [u8] = if len == 0 {
             &[]
@@ -414,7 +410,7 @@ impl Checkpoints {
                 && version
                     .offset
                     .checked_add(len as u64)
-                    .is_some_and(|end| end <= self.arena_end);
+                    .is_some_and(|behind| behind <= end);
             if !is_in_arena {
                 return None;
             }
@@ -422,40 +418,6 @@ impl Checkpoints {
             unsafe { std::slice::from_raw_parts(self.region.at(version.offset as usize, len), len) }
         };
         (version.crc == version.checksum(body)).then_some(body)
-    }
-
-    /// The gaps between blocks in use are free.
-    fn reclaim(&mut self, mut blocks: Vec<Block>) {
-        blocks.sort_unstable_by_key(|block| block.offset);
-        blocks.push(Block {
-            offset: self.arena_end,
-            size: 0,
-        });
-        let mut at = arena_start(self.unit);
-        for block in blocks {
-            let mut gap = block.offset.saturating_sub(at);
-            while gap >= LEAST as u64 {
-                let size = 1_usize << gap.ilog2().min(40);
-                self.free[class_of(size)].push(at);
-                at += size as u64;
-                gap -= size as u64;
-            }
-            at = at.max(block.offset + block.size as u64);
-        }
-    }
-
-    fn allocate(&mut self, len: usize) -> Result<Block, String> {
-        let size = size_of_block(len);
-        if let Some(offset) = self.free[class_of(size)].pop() {
-            return Ok(Block { offset, size });
-        }
-        let offset = self.arena_end;
-        let end = offset + size as u64;
-        if end > self.region.len() as u64 {
-            return Err("the checkpoint's arena is full".into());
-        }
-        self.arena_end = end;
-        Ok(Block { offset, size })
     }
 
     /// How many entries a table has room for.
@@ -528,21 +490,10 @@ fn unit_of(region: &Region) -> usize {
     }
 }
 
-/// The address space that this process may use (`RLIMIT_AS`); `None` = as much as there is.
-fn address_space() -> Option<u64> {
-    use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
-    let (soft, _) = getrlimit(Resource::RLIMIT_AS).ok()?;
-    (soft != RLIM_INFINITY).then_some(soft)
-}
-
 /// How much of it the arena gets: a quarter of what is limited. The length of the region says it to those who come after.
 fn arena_len(address_space: Option<u64>) -> u64 {
     let share = address_space.map_or(ARENA_LEN, |limit| limit / 4 / 4096 * 4096);
     share.clamp(LEAST_ARENA_LEN, ARENA_LEN)
-}
-
-fn size_of_block(len: usize) -> usize {
-    len.max(LEAST).next_power_of_two()
 }
 
 /// An entry's part of the digest.
@@ -550,10 +501,6 @@ fn digest_of(index: usize, crc: u32) -> u64 {
     (u64::from(crc) << 32 | index as u64)
         .wrapping_add(1)
         .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
-fn class_of(size: usize) -> usize {
-    size.ilog2() as usize
 }
 
 #[cfg(test)]

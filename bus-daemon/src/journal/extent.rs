@@ -155,6 +155,11 @@ impl ExtentPool {
         self.unused() >= 2 * RESIDENT || self.waiting() >= 4 * RESIDENT
     }
 
+    /// Bytes of those that nobody needs any more, or will not once a checkpoint is taken.
+    pub(crate) fn idle(&self) -> usize {
+        self.unused() + self.free.iter().map(Extent::len).sum::<usize>()
+    }
+
     fn unused(&self) -> usize {
         let unused = self.back.iter().filter(|back| !back.extent.lookers.any());
         unused.map(|back| back.extent.len()).sum()
@@ -180,8 +185,14 @@ impl ExtentPool {
                 self.free.push(back.extent);
             }
         }
+        self.release_free(waiting, RESIDENT);
+    }
+
+    /// Gives free ones back to the system, until not more than so many bytes of them are left.
+    pub(crate) fn release_free(&mut self, waiting: &mut Waiting, most: usize) {
         let mut kept: usize = self.free.iter().map(Extent::len).sum();
-        while kept > RESIDENT {
+        while kept > most {
+            // The largest one loses its pages and its address range.
             let Some(index) = (0..self.free.len()).max_by_key(|index| self.free[*index].len()) else {
                 return;
             };

@@ -103,6 +103,12 @@ pub(crate) struct Log {
     current: usize,
     /// Where the next record begins in the current segment.
     offset: usize,
+    /// Which segments may have pages in memory.
+    resident: Vec<bool>,
+    /// Segments that were not in use when a worker died may have pages, too.
+    is_stale: bool,
+    /// How often another segment was begun.
+    turnover: u64,
     /// A view of the whole current segment, of which the reads are slices.
     active: Bytes,
     sequence: u64,
@@ -135,6 +141,9 @@ impl Log {
             opened: 1,
             current: 0,
             offset: 0,
+            resident: vec![false; SEGMENTS],
+            is_stale: false,
+            turnover: 0,
             active: Bytes::new(),
             sequence: 0,
             checkpoint: 0,
@@ -158,6 +167,9 @@ impl Log {
             opened: MOST,
             current: 0,
             offset: Self::FIRST as usize,
+            resident: vec![false; SEGMENTS],
+            is_stale: false,
+            turnover: 0,
             active: Bytes::new(),
             sequence: 0,
             checkpoint: 0,
@@ -189,9 +201,48 @@ impl Log {
         self.sequence
     }
 
-    /// Bytes of shared memory that the log uses.
+    /// Bytes of shared memory that the log takes.
     pub(crate) fn memory(&self) -> usize {
-        HEADER_LEN + self.opened * SEGMENT
+        let resident = self.resident.iter().filter(|is_resident| **is_resident);
+        HEADER_LEN + resident.count() * SEGMENT
+    }
+
+    /// The same without segments that are free.
+    pub(crate) fn used(&self) -> u64 {
+        let used = (0..SEGMENTS).filter(|index| self.resident[*index] && !self.is_free(*index));
+        (HEADER_LEN + used.count() * SEGMENT) as u64
+    }
+
+    /// Bytes in segments beyond those in use, of which a worker that died did not say whether they are in memory.
+    pub(crate) fn stale(&self) -> u64 {
+        u64::from(self.is_stale) * (RESIDENT * SEGMENT) as u64
+    }
+
+    /// Grows with each segment that is begun.
+    pub(crate) fn turnover(&self) -> u64 {
+        self.turnover
+    }
+
+    /// Nobody looks at the segment, and no replay would.
+    fn is_free(&self, index: usize) -> bool {
+        !self.segments[index].any() && !self.retained.contains(&index)
+    }
+
+    /// Gives the memory of all segments that are free back to the system.
+    pub(crate) fn return_idle(&mut self) {
+        for index in 0..SEGMENTS {
+            let may_be = self.resident[index] || self.is_stale;
+            if may_be && self.is_free(index) {
+                self.release(index);
+            }
+        }
+        self.is_stale = false;
+    }
+
+    fn release(&mut self, index: usize) {
+        self.resident[index] = false;
+        self.region
+            .release_range((HEADER_LEN + index * SEGMENT) as u64, SEGMENT);
     }
 
     /// Something happened that is not in the log: a checkpoint is to come before anything else.
@@ -337,8 +388,8 @@ impl Log {
         }
         self.active = Bytes::new();
         self.shrink();
-        let is_free = |index: &usize| !self.segments[*index].any() && !self.retained.contains(index);
-        let next = match (0..self.opened).find(is_free) {
+        self.turnover += 1;
+        let next = match (0..self.opened).find(|index| self.is_free(*index)) {
             Some(index) => index,
             None if self.opened < MOST => {
                 self.opened += 1;
@@ -353,18 +404,18 @@ impl Log {
     fn shrink(&mut self) {
         while self.opened > RESIDENT {
             let last = self.opened - 1;
-            if self.segments[last].any() || self.retained.contains(&last) {
+            if !self.is_free(last) {
                 return;
             }
             self.opened = last;
-            self.region
-                .release_range((HEADER_LEN + last * SEGMENT) as u64, SEGMENT);
+            self.release(last);
         }
     }
 
     fn open_segment(&mut self, index: usize) {
         self.current = index;
         self.offset = 0;
+        self.resident[index] = true;
         if !self.retained.contains(&index) {
             self.retained.push(index);
         }
@@ -537,5 +588,8 @@ impl Log {
             .find(|index| self.segments[*index].any())
             .unwrap_or(0);
         self.opened = last.max(pinned) + 1;
+        self.resident[..self.opened].fill(true);
+        self.resident[SPARE] = true;
+        self.is_stale = true;
     }
 }

@@ -5,6 +5,7 @@
 //! ([header]) before it begins, so that a worker killed in the middle leaves exact counts behind. From time to time a
 //! [checkpoint](checkpoint) bounds what a [replay](replay) has to read.
 
+mod arena;
 mod checkpoint;
 #[cfg(any(test, feature = "test-hooks"))]
 mod damage;
@@ -34,7 +35,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bus_wire::Fd;
 use serde::{Deserialize, Serialize};
 
-use crate::broker::{Attested, Blob, Broker, EntryKind, Fds, JournalMemory, MachineId, PeerId, Start};
+use crate::broker::{
+    Attested, Blob, Broker, EntryKind, Fds, JournalMemory, MachineId, PeerId, Relief, Start,
+};
 use crate::handoff::image::ForeignRecord;
 use crate::handoff::stored::{InputV1, LAYOUT, Stored};
 use crate::os::descriptor;
@@ -111,6 +114,8 @@ pub(crate) enum RareEvent {
         /// How it came to serve.
         start: Start,
     },
+    /// [`Event::Relieved`](crate::broker::Event::Relieved).
+    Relieved(Relief),
 }
 
 /// What the system answered to the broker in the middle of an event.
@@ -163,10 +168,16 @@ pub(crate) struct Journal {
     is_foreign_new: bool,
     /// A record's data, while it is encoded.
     encoded: Vec<u8>,
+    /// Bytes of memory that the bus may hold.
+    cap: u64,
+    /// Extents lent since this process began.
+    lent: u64,
+    /// What is kept to be used again is being given back.
+    is_thrifty: bool,
 }
 
-/// The same where the store has an older layout, which is rewritten: the beginnings are copied, since extents are plain bytes
-/// in any layout.
+/// The same as [`Journal::resume_inputs`] where the store has an older layout, which is rewritten: the beginnings are copied,
+/// since extents are plain bytes in any layout.
 fn copy_inputs(broker: &mut Broker, stored: &Stored) -> Vec<PeerId> {
     let mut lost = Vec::new();
     for input in &stored.inputs {
@@ -207,6 +218,9 @@ impl Journal {
             foreign: Vec::new(),
             is_foreign_new: false,
             encoded: Vec::new(),
+            cap: u64::MAX,
+            lent: 0,
+            is_thrifty: false,
         })
     }
 
@@ -306,6 +320,7 @@ impl Journal {
     /// An extent for a large message of `total` bytes, of which `prefix` has arrived.
     pub(crate) fn lend_extent(&mut self, total: usize, prefix: &[u8]) -> Result<Extent> {
         let mut extent = self.extents.lend(&mut self.waiting, total)?;
+        self.lent += 1;
         extent.fill(prefix);
         Ok(extent)
     }
@@ -416,12 +431,17 @@ impl Journal {
 
     /// Whether the store has work that was put off.
     pub(crate) fn has_chores(&self) -> bool {
-        self.waiting.has_chores()
+        self.waiting.has_chores() || self.is_thrifty || self.checkpoints.wants_trim(true)
     }
 
     /// Does some of it: less than a millisecond.
     pub(crate) fn do_chores(&mut self) {
-        self.waiting.do_chores();
+        if self.waiting.has_chores() {
+            self.waiting.do_chores();
+        } else {
+            self.checkpoints.trim(!self.is_thrifty);
+            self.is_thrifty &= self.checkpoints.wants_trim(false);
+        }
     }
 
     /// Whether a checkpoint would free much of the store. It does not depend on what comes next, so it is not waited for.
@@ -452,7 +472,48 @@ impl Journal {
             extents,
             checkpoints: self.checkpoints.memory(),
             store: self.waiting.memory().saturating_sub(extents),
+            used: self.used(),
+            cap: self.cap,
         }
+    }
+
+    /// Bytes of it that are in use: a checkpoint and what it leaves to do give the rest back.
+    pub(crate) fn used(&self) -> u64 {
+        // Extents lie in the store.
+        let idle = self.extents.idle() as u64;
+        self.log.used() + self.checkpoints.used_bytes() + self.waiting.used().saturating_sub(idle)
+    }
+
+    /// Bytes that are in use no more and kept to be used again, or until the next checkpoint.
+    pub(crate) fn idle(&self) -> u64 {
+        let memory = self.memory();
+        let held = memory.log + memory.extents + memory.checkpoints + memory.store;
+        held.saturating_sub(memory.used) + self.log.stale()
+    }
+
+    /// Grows while much is read.
+    pub(crate) fn activity(&self) -> u64 {
+        self.log.turnover() + self.lent
+    }
+
+    /// Gives back to the system what is kept to be used again: at once, or as a chore.
+    pub(crate) fn return_idle(&mut self) {
+        self.log.return_idle();
+        self.extents.release_free(&mut self.waiting, 0);
+        self.waiting.return_idle();
+        self.is_thrifty = true;
+    }
+
+    /// Bytes that the bus may hold.
+    pub(crate) fn cap(&self) -> u64 {
+        self.cap
+    }
+
+    /// So much the bus may hold from now on. The store takes no more than twice that, come what may: it is the broker that
+    /// keeps to the cap, and who is to pay for that.
+    pub(crate) fn set_cap(&mut self, cap: u64) {
+        self.cap = cap;
+        self.waiting.set_limit(cap.saturating_mul(2));
     }
 
     /// The worker is about to do its first I/O on a link: from here on there is no way back to the state it was given.

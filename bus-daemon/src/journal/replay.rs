@@ -145,6 +145,9 @@ impl Journal {
             foreign: Vec::new(),
             is_foreign_new: false,
             encoded: Vec::new(),
+            cap: u64::MAX,
+            lent: 0,
+            is_thrifty: false,
         })
     }
 
@@ -252,6 +255,7 @@ impl Journal {
                     },
                     RareEvent::UpgradeFailed { reason } => Event::UpgradeFailed { reason },
                     RareEvent::Serving { worker_pid, start } => Event::Serving { worker_pid, start },
+                    RareEvent::Relieved(relief) => Event::Relieved(relief),
                 }
             }
             Kind::Answer => {

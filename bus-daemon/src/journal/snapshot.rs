@@ -14,7 +14,7 @@ use super::log::Position;
 use super::{BacklogV1, Journal};
 use crate::broker::{
     Blob, Broker, BrokerState, Checkpoint, ConfigV1, Dropped, EntryKind, EntryV1, ErrandOutcome, GlobalV2,
-    HeldV1, PeerId, PeerRecord,
+    HeldV1, PeerId, PeerRecord, SavedShortage,
 };
 use crate::handoff::codec;
 
@@ -124,7 +124,7 @@ impl Journal {
             self.is_foreign_new = false;
         }
         self.put(BUS, &broker.save_bus())?;
-        self.put(WORKER, &(generation, self.heard))?;
+        self.put(WORKER, &(generation, self.heard, broker.save_shortage()))?;
         self.waiting
             .flush()
             .map_err(|error| format!("the store: {error}"))?;
@@ -224,7 +224,8 @@ impl Journal {
             ConfigEntry::Here(config) => (*config, None),
             ConfigEntry::InMemfd(handle) => (self.read_config(handle)?, Some(handle)),
         };
-        let (generation, heard): (u32, u64) = codec::decode(whole(WORKER)?).map_err(decoded)?;
+        let (generation, heard, shortage): (u32, u64, SavedShortage) =
+            codec::decode(whole(WORKER)?).map_err(decoded)?;
         self.has_heard(heard);
         if entries
             .iter()
@@ -271,6 +272,7 @@ impl Journal {
                 },
                 held,
                 entries: rest,
+                shortage,
                 slots: [EntryKind::Name, EntryKind::Rule, EntryKind::Call]
                     .map(|kind| self.checkpoints.used(table_of(kind)) as u32),
             },

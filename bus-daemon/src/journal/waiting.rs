@@ -40,6 +40,8 @@ pub(super) struct Waiting {
     has_chores: bool,
     /// Bytes that were sent, or whose receivers are gone, since the last checkpoint.
     released: u64,
+    /// Bytes that the store may take.
+    limit: u64,
 }
 
 impl Waiting {
@@ -64,6 +66,7 @@ impl Waiting {
             buffer: Vec::new(),
             has_chores: false,
             released: 0,
+            limit: u64::MAX,
         }
     }
 
@@ -82,11 +85,24 @@ impl Waiting {
         self.store.held()
     }
 
+    /// Bytes of it that are in use.
+    pub(super) fn used(&self) -> u64 {
+        self.store.used()
+    }
+
+    /// Refuses, from now on, to take more.
+    pub(super) fn set_limit(&mut self, limit: u64) {
+        self.limit = limit;
+        self.store.set_limit(limit);
+    }
+
     /// Takes the place of the empty store: that of another process image, whose memfd has this number.
     pub(super) fn adopt(&mut self, number: RawFd, salt: u32) -> std::io::Result<()> {
         let fd = self.fd();
         descriptor::replace(number, fd)?;
+        let limit = self.limit;
         *self = Self::reopen(fd, salt)?;
+        self.set_limit(limit);
         Ok(())
     }
 
@@ -327,6 +343,13 @@ impl Waiting {
         }
         all.extend_from_slice(&queue.to_bytes());
         Ok(all)
+    }
+
+    /// What the store keeps to be used again goes back to the system, as work that is put off.
+    pub(super) fn return_idle(&mut self) {
+        self.buffer = Vec::new();
+        self.store.return_idle();
+        self.has_chores = true;
     }
 
     /// Whether the store has work that was put off.

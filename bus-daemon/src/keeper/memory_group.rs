@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::os::control_group::{self, Group};
+
 /// The file that counts, if the system has one.
 #[derive(Debug)]
 pub(crate) struct MemoryGroup {
@@ -11,11 +13,13 @@ pub(crate) struct MemoryGroup {
 impl MemoryGroup {
     /// That of this process.
     pub(crate) fn own() -> Self {
-        let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let files = control_group::own().into_iter().map(|group| match group {
+            Group::First(directory) => directory.join("memory.oom_control"),
+            Group::Second(directory) => directory.join("memory.events"),
+        });
+        let counts = |path: &PathBuf| std::fs::read_to_string(path).is_ok_and(|text| count(&text).is_some());
         Self {
-            counter: candidates(&groups)
-                .into_iter()
-                .find(|path| std::fs::read_to_string(path).is_ok_and(|text| count(&text).is_some())),
+            counter: files.into_iter().find(counts),
         }
     }
 
@@ -26,30 +30,6 @@ impl MemoryGroup {
             .and_then(|text| count(&text))
             .unwrap_or(0)
     }
-}
-
-/// Where the count may be, for what `/proc/self/cgroup` says: version 2 first.
-fn candidates(groups: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for line in groups.lines() {
-        let mut fields = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
-            continue;
-        };
-        let path = path.trim_start_matches('/');
-        if controllers.is_empty() {
-            for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
-                found.insert(0, PathBuf::from(root).join(path).join("memory.events"));
-            }
-        } else if controllers.split(',').any(|controller| controller == "memory") {
-            found.push(
-                PathBuf::from("/sys/fs/cgroup/memory")
-                    .join(path)
-                    .join("memory.oom_control"),
-            );
-        }
-    }
-    found
 }
 
 /// The line `oom_kill N`.
@@ -70,16 +50,5 @@ mod tests {
         );
         assert_eq!(count("oom_kill_disable 0\nunder_oom 0\noom_kill 7\n"), Some(7));
         assert_eq!(count("oom_kill_disable 0\nunder_oom 0\n"), None);
-        let paths = candidates("4:memory:/a/b\n1:name=systemd:/x\n0::/c\n");
-        let paths: Vec<_> = paths.iter().filter_map(|path| path.to_str()).collect();
-        assert_eq!(
-            paths,
-            [
-                "/sys/fs/cgroup/unified/c/memory.events",
-                "/sys/fs/cgroup/c/memory.events",
-                "/sys/fs/cgroup/memory/a/b/memory.oom_control"
-            ]
-        );
-        assert!(candidates("").is_empty());
     }
 }

@@ -4,9 +4,11 @@
 
 pub(crate) mod build;
 pub(crate) mod clock;
+pub(crate) mod control_group;
 pub(crate) mod descriptor;
 pub(crate) mod log;
 pub(crate) mod memfd;
+pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod rate;

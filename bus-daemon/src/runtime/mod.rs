@@ -32,7 +32,7 @@ use crate::handoff::image;
 use crate::handoff::keeper::KeeperV1;
 use crate::handoff::stored::LAYOUT;
 use crate::journal::Journal;
-use crate::os::clock;
+use crate::os::{clock, memory};
 use alarm::Alarm;
 use poll::EpollSet;
 pub(crate) use system::machine_id;
@@ -87,11 +87,12 @@ impl Death {
 /// given, whatever is open besides was left by another worker.
 pub(crate) fn run(
     record: &KeeperV1,
-    journal: Journal,
+    mut journal: Journal,
     inbox: Inbox,
     beginning: Beginning,
     kept: Option<&[RawFd]>,
 ) -> i32 {
+    journal.set_cap(memory::cap());
     last_word::arrange(inbox, record.control);
     watchdog::start(journal.unit());
     let Err(reason) = prepare(record, journal, inbox, beginning, kept)

@@ -6,6 +6,7 @@
 mod bytes;
 mod connections;
 mod handover;
+mod shortage;
 mod turn;
 
 use std::cell::Cell;
@@ -27,6 +28,7 @@ use crate::handoff::keeper::KeeperV1;
 use crate::journal::{Journal, RareEvent};
 use connections::Acceptance;
 use handover::FollowUp;
+use shortage::Shortage;
 
 /// All that the worker holds.
 pub(crate) struct Worker {
@@ -58,6 +60,7 @@ pub(crate) struct Worker {
     ready: Vec<(Source, u32)>,
     dirty: Vec<PeerId>,
     complaints: Complaints,
+    shortage: Shortage,
 }
 
 impl Worker {
@@ -90,6 +93,7 @@ impl Worker {
             inbox,
             ready: Vec::new(),
             dirty: Vec::new(),
+            shortage: Shortage::default(),
             broker,
             journal,
         };

@@ -1,6 +1,9 @@
-use bus_daemon::broker::Action;
+use std::sync::{Arc, Weak};
+
+use bus_daemon::broker::{Action, Event, Fds};
 use bus_daemon::config::Config;
 use bus_wire::MessageBuilder;
+use bytes::Bytes;
 
 use crate::bus::{Bus, Who, check, check_with, config};
 
@@ -188,4 +191,86 @@ fn rules_that_name_a_peer_which_has_gone_do_not_count() {
         });
         assert!(bus.read(watcher)[0].starts_with("return"));
     });
+}
+
+/// What a peer is charged is what it keeps in memory: of a long header that is not passed on nothing is left.
+#[test]
+fn a_header_that_is_not_passed_on_is_not_kept() {
+    for (header, is_kept) in [(3000, true), (50_000, false)] {
+        let mut bus = Bus::new(config(), false);
+        let (sender, receiver) = (bus.connect(), bus.connect());
+        let text = "x".repeat(2000);
+        let signal = MessageBuilder::signal("/", "a.b", "S").destination(":1.1");
+        let signal = signal.serial(77_u32).body(|w| {
+            w.str(&text);
+        });
+        let bytes = with_unknown_field(&signal.build().unwrap(), header);
+        let (received, lookers) = watched(bytes);
+        let upto = bus.written(sender) + received.len() as u64;
+        bus.event(Event::Received {
+            peer: bus.peer(sender),
+            upto,
+            data: received,
+            fds: Fds::new(),
+        });
+        assert_eq!(lookers.strong_count() > 0, is_kept, "{header}");
+        assert!(bus.queued()[&receiver] < 2300);
+        let got = bus.read(receiver);
+        assert_eq!(got, [format!("signal S({text}) from :1.0 to :1.1")]);
+        assert_eq!(lookers.strong_count(), 0);
+    }
+}
+
+/// Bytes, and what tells whether anybody keeps them.
+fn watched(bytes: Vec<u8>) -> (Bytes, Weak<()>) {
+    struct Watched(Vec<u8>, #[expect(dead_code, reason = "only counted")] Arc<()>);
+    impl AsRef<[u8]> for Watched {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    let looker = Arc::new(());
+    let lookers = Arc::downgrade(&looker);
+    (Bytes::from_owner(Watched(bytes, looker)), lookers)
+}
+
+#[test]
+fn answers_before_begin_that_nobody_reads_are_limited() {
+    check(|bus| {
+        let who = bus.accept();
+        bus.bytes(who, b"\0AUTH EXTERNAL 31303030\r\n", &[]);
+        let line = b"NEGOTIATE_UNIX_FD\r\n";
+        // Whoever reads may ask as often as that.
+        for _ in 0..3 {
+            bus.bytes(who, &line.repeat(1000), &[]);
+            assert!(bus.is_open(who) && bus.queued()[&who] <= 16 * 1024);
+            bus.drain(who);
+        }
+        let mut asked = 0;
+        while bus.is_open(who) {
+            bus.bytes(who, line, &[]);
+            asked += 1;
+            assert!(asked <= 16 * 1024 / 15 + 1, "{asked}");
+        }
+        assert_eq!(asked, 16 * 1024 / 15 + 1);
+        let reason = bus.close_reason(who).unwrap();
+        assert!(reason.starts_with("it does not read the answers"), "{reason}");
+    });
+}
+
+/// The message with one more header field, which nobody knows: an array of so many bytes.
+fn with_unknown_field(message: &[u8], bytes: u32) -> Vec<u8> {
+    let word = |at: usize| u32::from_le_bytes(message[at..at + 4].try_into().unwrap());
+    let fields_end = 16 + word(12) as usize;
+    let mut out = message[..fields_end].to_vec();
+    out.resize(out.len().next_multiple_of(8), 0);
+    out.extend_from_slice(b"\xc8\x02ay\0");
+    out.resize(out.len().next_multiple_of(4), 0);
+    out.extend_from_slice(&bytes.to_le_bytes());
+    out.resize(out.len() + bytes as usize, 0);
+    let fields = out.len() as u32 - 16;
+    out[12..16].copy_from_slice(&fields.to_le_bytes());
+    out.resize(out.len().next_multiple_of(8), 0);
+    out.extend_from_slice(&message[fields_end.next_multiple_of(8)..]);
+    out
 }

@@ -22,6 +22,7 @@ mod parked;
 mod random;
 mod reloads;
 mod restarts;
+mod shortage;
 mod signals;
 mod transports;
 mod upgrades;

@@ -53,6 +53,7 @@ pub fn dictionary(reply: &Message) -> Vec<(String, String)> {
                 let key = entry.read_str()?.to_owned();
                 let value = entry.read_variant(|value| match value.peek_signature() {
                     "u" => Ok(value.read_u32()?.to_string()),
+                    "t" => Ok(value.read_u64()?.to_string()),
                     "s" => Ok(value.read_str()?.to_owned()),
                     "h" => Ok(format!("fd {}", value.read_unix_fd_index()?)),
                     "ay" => Ok(format!("{:?}", value.read_byte_slice()?)),

@@ -1,7 +1,7 @@
 //! The configuration, and the environment of services that are yet to be started.
 
 use super::{Call, Fault};
-use crate::broker::{Broker, LIMITS_EXCEEDED, MachineId, System, expects_reply};
+use crate::broker::{Broker, LIMITS_EXCEEDED, MOST_ENVIRONMENT, MachineId, System, expects_reply};
 
 /// "adds to or modifies that environment when activating services"
 pub(super) fn update(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {
@@ -20,7 +20,11 @@ pub(super) fn update(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {
             "\"{name}\" cannot be the name of an environment variable"
         )));
     }
-    broker.update_activation_environment(variables);
+    broker.update_activation_environment(variables).map_err(|_| {
+        Fault::limits_exceeded(format!(
+            "The environment of activated services would be larger than the {MOST_ENVIRONMENT} bytes that it may be"
+        ))
+    })?;
     broker.send_driver_reply(call.caller, call.message, |_| ());
     Ok(())
 }

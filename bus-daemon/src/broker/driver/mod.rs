@@ -20,7 +20,7 @@ use bus_wire::{Message, MessageType, ReadError};
 
 use self::fault::Fault;
 use self::method::{Method, NAME, PATH, Spec, Unknown};
-use crate::broker::{Broker, Peer, PeerId, System};
+use crate::broker::{Broker, MEMORY_SHORT, Peer, PeerId, System};
 
 /// Deals with a message that is for the driver. Only calls are: anything else is ignored.
 ///
@@ -97,6 +97,15 @@ fn answer(broker: &mut Broker, call: Call<'_>, system: &mut dyn System) -> Resul
         return Err(Fault::invalid_args(format!(
             "Call to {member} has wrong args ({given}, expected {expected})"
         )));
+    }
+    let adds_state = [
+        Method::AddMatch,
+        Method::BecomeMonitor,
+        Method::RequestName,
+        Method::UpdateActivationEnvironment,
+    ];
+    if adds_state.contains(&spec.method) && broker.refuses(call.caller) {
+        return Err(Fault::limits_exceeded(MEMORY_SHORT));
     }
     match spec.method {
         Method::Hello => names::hello(broker, call),

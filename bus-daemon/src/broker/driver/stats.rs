@@ -34,8 +34,29 @@ pub(super) fn bus(broker: &mut Broker, call: Call<'_>, system: &mut dyn System) 
         ("org.busdaemon.JournalCheckpointBytes", bytes(memory.checkpoints)),
         ("org.busdaemon.StoreBytes", bytes(memory.store)),
     ];
+    let held = broker.holdings();
+    let large_numbers = [
+        ("org.busdaemon.MemoryCap", memory.cap),
+        ("org.busdaemon.MemoryHeld", memory.used + broker.held_outside()),
+        ("org.busdaemon.QueuedBytes", held.queued),
+        ("org.busdaemon.InputBytes", held.input),
+        ("org.busdaemon.StateBytes", held.state),
+        ("org.busdaemon.EnvironmentBytes", held.environment),
+        ("org.busdaemon.RefusedForMemory", held.refused),
+        ("org.busdaemon.HeldBackForMemory", held.paced),
+        ("org.busdaemon.DismissedForMemory", held.dismissed),
+    ];
     broker.send_driver_reply(call.caller, call.message, |w| {
-        w.array("{sv}", |w| write_numbers(&numbers, w));
+        w.array("{sv}", |w| {
+            write_numbers(&numbers, w);
+            for (key, number) in large_numbers {
+                w.dict_entry(|w| {
+                    w.str(key).variant("t", |w| {
+                        w.u64(number);
+                    });
+                });
+            }
+        });
     });
     Ok(())
 }

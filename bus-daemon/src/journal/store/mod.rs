@@ -223,6 +223,11 @@ impl<M: Medium> Store<M> {
         self.space.held()
     }
 
+    /// Bytes of what is needed: without what is free and kept, and what is freed by the next commit.
+    pub(crate) fn used(&self) -> u64 {
+        self.space.used()
+    }
+
     /// Bodies that are known by their addresses: all bytes of this checkpoint at which one ends.
     pub(crate) fn shared_bodies(&self) -> usize {
         self.bodies.len()
@@ -248,6 +253,11 @@ impl<M: Medium> Store<M> {
     /// Bytes that are freed by the next [`committed`](Self::committed), about.
     pub(crate) fn freed_by_commit(&self) -> u64 {
         self.space.freed_by_commit()
+    }
+
+    /// What is free and kept is given back, too, by the steps to come; until then.
+    pub(crate) fn return_idle(&mut self) {
+        self.space.return_idle();
     }
 
     /// Does about so many units of work that was put off, a unit being about a record: frees what is not needed, walks

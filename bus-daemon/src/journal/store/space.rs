@@ -129,6 +129,9 @@ pub(super) struct Space {
     dying: Vec<Item>,
     dying_bytes: u64,
     freeable: Vec<Item>,
+    freeable_bytes: u64,
+    /// Nothing idle is kept, until all that there is has been given back.
+    is_thrifty: bool,
     /// Bytes in memory, as far as known: all but `old_bytes`.
     resident: u64,
     /// Bytes of items that are not free.
@@ -154,6 +157,8 @@ impl Space {
             dying: Vec::new(),
             dying_bytes: 0,
             freeable: Vec::new(),
+            freeable_bytes: 0,
+            is_thrifty: false,
             resident: 0,
             used: 0,
             old_bytes: allocated,
@@ -162,12 +167,21 @@ impl Space {
 
     /// Bytes of memory that the file takes, at most.
     pub(super) fn held(&self) -> u64 {
-        let unswept = match self.phase {
+        self.resident + self.unswept()
+    }
+
+    /// Bytes of items that are needed, at most.
+    pub(super) fn used(&self) -> u64 {
+        self.used.saturating_sub(self.dying_bytes + self.freeable_bytes) + self.unswept()
+    }
+
+    /// Bytes of a reopened file of which nothing is known yet.
+    fn unswept(&self) -> u64 {
+        match self.phase {
             Phase::Counting | Phase::Counted => self.old_bytes,
             Phase::Sweeping { next } => self.old_bytes.min(u64::from(self.old - next) * CHUNK),
             Phase::Whole => 0,
-        };
-        self.resident + unswept
+        }
     }
 
     /// Pages that there can be: no chain of them is longer.
@@ -398,7 +412,7 @@ impl Space {
     /// What was dying is not needed any more.
     pub(super) fn committed(&mut self) {
         self.freeable.append(&mut self.dying);
-        self.dying_bytes = 0;
+        self.freeable_bytes += std::mem::take(&mut self.dying_bytes);
         if self.phase == Phase::Counted {
             self.phase = Phase::Sweeping { next: 0 };
         }
@@ -446,6 +460,7 @@ impl Space {
             };
             left = left.saturating_sub(units);
         }
+        self.is_thrifty &= self.wants_trim();
         Ok(left)
     }
 
@@ -454,6 +469,7 @@ impl Space {
         let count = budget.min(self.freeable.len());
         for _ in 0..count {
             if let Some(item) = self.freeable.pop() {
+                self.freeable_bytes = self.freeable_bytes.saturating_sub(item.class().size());
                 self.free(item);
             }
         }
@@ -507,7 +523,13 @@ impl Space {
 
     fn wants_trim(&self) -> bool {
         let idle = self.resident.saturating_sub(self.used);
-        idle > SLACK + self.used / 8 && !(self.kept.is_empty() && self.ragged.is_empty())
+        let has_some = !(self.kept.is_empty() && self.ragged.is_empty());
+        has_some && (self.is_thrifty || idle > SLACK + self.used / 8)
+    }
+
+    /// Nothing idle is kept.
+    pub(super) fn return_idle(&mut self) {
+        self.is_thrifty = true;
     }
 
     /// Gives back the memory of the highest free chunks, or of the free pages of a chunk; the units of work it was.
@@ -516,7 +538,8 @@ impl Space {
             return self.trim_ragged(medium);
         };
         // As many as there are too many, so that the rest stays.
-        let idle = self.resident.saturating_sub(self.used) - SLACK;
+        let kept = if self.is_thrifty { 0 } else { SLACK };
+        let idle = self.resident.saturating_sub(self.used).saturating_sub(kept);
         let most = (idle.div_ceil(CHUNK) as u32).clamp(1, HOLE);
         let mut first = last;
         while last - first + 1 < most && first > 0 && self.kept.contains_key(&(first - 1)) {

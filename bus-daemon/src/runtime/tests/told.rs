@@ -91,9 +91,10 @@ impl Told {
             },
             Event::UpgradeFailed { .. } => told(Kind::UpgradeFailed, None, 0, 0),
             Event::Serving { .. } => told(Kind::Serving, None, 0, 0),
-            Event::Quarantined { .. } | Event::Detached { .. } | Event::Attached { .. } => {
-                told(Kind::Other, None, 0, 0)
-            }
+            Event::Quarantined { .. }
+            | Event::Detached { .. }
+            | Event::Attached { .. }
+            | Event::Relieved(_) => told(Kind::Other, None, 0, 0),
         }
     }
 

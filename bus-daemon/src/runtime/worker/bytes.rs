@@ -115,7 +115,10 @@ impl Worker {
             return;
         }
         match self.journal.lend_extent(large.total, prefix) {
-            Ok(extent) => link.large = Some(extent),
+            Ok(extent) => {
+                link.large = Some(extent);
+                self.note_large(large.total);
+            }
             // Without one the framer puts the message together from the log, with a copy.
             Err(error) => {
                 let (uid, total) = (self.broker.uid(peer), large.total);

@@ -1,7 +1,7 @@
 //! The turn: what is ready is served in a fair order, within a bound, and then everything that came of it is sent.
 //!
 //! Priorities: 1. the keeper; 2. timers; 3. whoever is ready, as the [rotation](crate::runtime::rotation) says, until the
-//! turn's work is used up; 4. sends; 5. the checkpoint. What is left over is served in the next turn, which then comes at
+//! turn's work is used up; 4. sends; 5. [memory](super::shortage), if it is short; 6. the checkpoint. What is left over is served in the next turn, which then comes at
 //! once.
 //!
 //! Architecture invariant: nothing is left unheard. The runtime waits on the epoll set by its edges, so it may only wait
@@ -36,7 +36,9 @@ impl Worker {
             || self.acceptance.is_full()
             || self.journal.is_incomplete();
         let retry = is_retrying.then_some(Millis(self.now.0 + RETRY));
-        self.broker.next_deadline().into_iter().chain(retry).min()
+        let look = self.next_look().map(Millis);
+        let deadline = self.broker.next_deadline();
+        deadline.into_iter().chain(retry).chain(look).min()
     }
 
     /// Takes turns until nothing is left to do.
@@ -60,6 +62,7 @@ impl Worker {
             self.follow_up();
             self.flush();
         }
+        self.relieve();
         self.keep_replay_short();
         if self.journal.has_chores() {
             self.journal.do_chores();
@@ -68,7 +71,12 @@ impl Worker {
                 self.keep_replay_short();
             }
         }
-        has_more || self.journal.has_chores() || self.must_look.get() || !self.rotation.is_empty()
+        self.tidy_up();
+        has_more
+            || self.journal.has_chores()
+            || self.is_tidying()
+            || self.must_look.get()
+            || !self.rotation.is_empty()
     }
 
     /// Whether a deadline has long passed, so that it is not its owner's fault.
