@@ -23,7 +23,9 @@ fn with_store(waiting: u64) -> Restored {
     });
     let backlogs: Vec<BacklogV1> = backlogs.filter(|backlog| !backlog.is_empty()).collect();
     for backlog in &backlogs {
-        rich.bus.broker.note_output_kept(PeerId::from_u64(backlog.owner()).index);
+        rich.bus
+            .broker
+            .note_output_kept(PeerId::from_u64(backlog.owner()).index);
     }
     let worker = image::WorkerState {
         stored: Some(Stored {
@@ -48,7 +50,10 @@ fn save_as(form: Form, restored: &Restored, output: &mut dyn Backlogs) -> Result
 
 fn whole(bytes: &[u8]) -> Restored {
     let restored = load(bytes).unwrap();
-    assert_eq!((restored.dropped.as_slice(), restored.damage.as_slice()), (&[][..], &[][..]));
+    assert_eq!(
+        (restored.dropped.as_slice(), restored.damage.as_slice()),
+        (&[][..], &[][..])
+    );
     restored.broker.check_invariants().unwrap();
     restored
 }
@@ -69,7 +74,10 @@ fn whoever_has_no_store_gets_what_waits_in_the_state_itself() {
         let bytes = save_as(form, &given, &mut StandIn).unwrap();
         let read = whole(&bytes);
         assert_eq!(read.version, form.version());
-        assert_eq!((read.worker.stored.as_ref(), read.broker.stored_offsets()), (None, vec![]));
+        assert_eq!(
+            (read.worker.stored.as_ref(), read.broker.stored_offsets()),
+            (None, vec![])
+        );
         for peer in given.broker.peer_ids() {
             assert_eq!(queue(&read.broker, peer), queue(&given.broker, peer));
         }
@@ -86,10 +94,13 @@ struct Places;
 impl Backlogs for Places {
     fn pieces(&mut self, backlog: &BacklogV1, from: u64, _: &[u64]) -> Result<Vec<PieceState>, String> {
         let bytes: Vec<u8> = (from..backlog.end()).map(|at| at as u8).collect();
-        let pieces = bytes.chunks(1500).enumerate().map(|(index, chunk)| match index % 2 {
-            0 => PieceState::Shared(Bytes::copy_from_slice(chunk)),
-            _ => PieceState::Inline(chunk.to_vec()),
-        });
+        let pieces = bytes
+            .chunks(1500)
+            .enumerate()
+            .map(|(index, chunk)| match index % 2 {
+                0 => PieceState::Shared(Bytes::copy_from_slice(chunk)),
+                _ => PieceState::Inline(chunk.to_vec()),
+            });
         Ok(pieces.collect())
     }
 }
@@ -171,9 +182,14 @@ fn records_of_later_builds_are_refused_skipped_or_carried_along() {
 
     let given = with_record(IfUnknown::Carry);
     let carried = whole(&given);
-    assert!(
-        matches!(carried.worker.foreign.as_slice(), [ForeignRecord { kind: 777, version: 9, body: Blob(_) }])
-    );
+    assert!(matches!(
+        carried.worker.foreign.as_slice(),
+        [ForeignRecord {
+            kind: 777,
+            version: 9,
+            body: Blob(_)
+        }]
+    ));
     assert!(save_as(Form::OWN, &carried, &mut StandIn).unwrap() == given);
     let inline = whole(&save_as(Form::INLINE, &carried, &mut StandIn).unwrap());
     assert_eq!(inline.worker.foreign, carried.worker.foreign);

@@ -12,9 +12,9 @@
 mod bus;
 mod corpus;
 mod damage;
+mod forms;
 #[path = "../../../fuzz/src/state_image.rs"]
 mod fuzz;
-mod forms;
 #[cfg(not(feature = "next-version"))]
 mod golden;
 mod hostile;
