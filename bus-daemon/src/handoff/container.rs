@@ -315,12 +315,12 @@ impl<'a> Iterator for Reader<'a> {
     }
 }
 
-/// The first record in which two containers differ, but for those that are carried along: what these speak of may be gone, so
-/// that a reader who knows them does not write them again as they were. `None`: they say the same.
+/// The first record in which two containers differ, of those that no reader may pass over: others an older build may have left
+/// out, or kept after what they speak of was gone. `None`: they say the same.
 pub fn difference(a: &[u8], b: &[u8]) -> Option<u16> {
     let records = |bytes| -> Vec<Record<'_>> {
         let all = Reader::new(bytes).into_iter().flatten().filter_map(Result::ok);
-        all.filter(|record| record.if_unknown != IfUnknown::Carry)
+        all.filter(|record| record.if_unknown == IfUnknown::Refuse)
             .collect()
     };
     let (a, b) = (records(a), records(b));
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn containers_differ_in_what_is_not_carried_along() {
+    fn containers_differ_in_what_nobody_may_pass_over() {
         let make = |records: &[(u16, IfUnknown, &str)]| {
             let mut writer = Writer::new(1);
             for (kind, if_unknown, value) in records {
@@ -410,14 +410,17 @@ mod tests {
             writer.finish()
         };
         let (refuse, carry, skip) = (IfUnknown::Refuse, IfUnknown::Carry, IfUnknown::Skip);
-        let one = make(&[(1, refuse, "a"), (2, skip, "b"), (3, carry, "c")]);
+        let one = make(&[
+            (1, refuse, "a"),
+            (2, skip, "b"),
+            (3, carry, "c"),
+            (4, refuse, "d"),
+        ]);
         assert_eq!(difference(&one, &one), None);
-        assert_eq!(difference(&one, &make(&[(1, refuse, "a"), (2, skip, "b")])), None);
-        assert_eq!(
-            difference(&one, &make(&[(1, refuse, "a"), (2, skip, "c")])),
-            Some(2)
-        );
-        assert_eq!(difference(&one, &make(&[(1, refuse, "a")])), Some(2));
+        let other = |last| make(&[(5, carry, "e"), (1, refuse, "a"), (4, refuse, last)]);
+        assert_eq!(difference(&one, &other("d")), None);
+        assert_eq!(difference(&one, &other("e")), Some(4));
+        assert_eq!(difference(&one, &make(&[(1, refuse, "a")])), Some(4));
         assert_eq!(difference(&make(&[]), &one), Some(1));
     }
 

@@ -16,7 +16,7 @@ const KEEPER: u16 = 1;
 
 /// A socket that the daemon listens on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Listener {
+pub(crate) struct ListenerV1 {
     /// The listening socket.
     pub(crate) fd: RawFd,
     /// Where clients connect, guid included.
@@ -29,12 +29,17 @@ pub(crate) struct Listener {
 
 /// Both ends of the pair. Either side only uses its own; both are open in the shared descriptor table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Control {
+pub(crate) struct ControlV1 {
     /// The keeper's end.
     pub(crate) keeper: RawFd,
     /// The worker's end.
     pub(crate) worker: RawFd,
 }
+
+/// Of today.
+pub(crate) type Listener = ListenerV1;
+/// Of today.
+pub(crate) type Control = ControlV1;
 
 /// All that the keeper knows, in version 1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +48,7 @@ pub(crate) struct KeeperV1 {
     arguments: Vec<Vec<u8>>,
     /// The path that the binary was started from.
     executable: Vec<u8>,
-    pub(crate) listeners: Vec<Listener>,
+    pub(crate) listeners: Vec<ListenerV1>,
     /// The guid of the bus.
     pub(crate) guid: String,
     /// The machine's id.
@@ -51,7 +56,7 @@ pub(crate) struct KeeperV1 {
     /// The epoll set in which every link is registered.
     pub(crate) epoll: RawFd,
     /// The pair to the worker.
-    pub(crate) control: Control,
+    pub(crate) control: ControlV1,
     /// Removed at the end.
     pub(crate) pid_file: Option<String>,
     /// The memfd with the broker's state.
@@ -147,5 +152,41 @@ impl KeeperV1 {
             }
         }
         Err("there is no keeper record in it".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes that builds from the first one on have written and read.
+    #[test]
+    fn the_record_is_encoded_as_ever() {
+        let record = KeeperV1 {
+            arguments: vec![b"--session".to_vec()],
+            executable: b"/b".to_vec(),
+            listeners: vec![ListenerV1 {
+                fd: 4,
+                address: "unix:path=/s,guid=0".into(),
+                guid: "0".into(),
+                path: Some("/s".into()),
+            }],
+            guid: "1".into(),
+            machine_id: "m".into(),
+            epoll: 5,
+            control: ControlV1 { keeper: 6, worker: 7 },
+            pid_file: None,
+            image: 8,
+            previous: -1,
+            previous_executable: b"/a".to_vec(),
+        };
+        let bytes = codec::encode(&record).unwrap();
+        let expected: &[&[u8]] = &[
+            b"\x01\x09--session\x02/b",
+            b"\x01\x08\x13unix:path=/s,guid=0\x010\x01\x02/s",
+            b"\x011\x01m\x0a\x0c\x0e\x00\x10\x01\x02/a",
+        ];
+        assert_eq!(bytes, expected.concat());
+        assert_eq!(codec::decode::<KeeperV1>(&bytes), Ok(record));
     }
 }

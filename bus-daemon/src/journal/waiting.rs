@@ -127,8 +127,8 @@ impl Waiting {
             self.set(PeerId::from_u64(backlog.owner).index, Some(new));
         }
         self.store.flush()?;
-        tracing::info!(
-            "{bytes} bytes of output were rewritten from a store of layout {}",
+        tracing::warn!(
+            "{bytes} bytes of waiting output were rewritten from a store of layout {}",
             stored.layout
         );
         Ok(())

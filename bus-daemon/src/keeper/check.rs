@@ -12,7 +12,7 @@ use crate::handoff::container;
 use crate::handoff::form::{Form, VERSION};
 use crate::handoff::image::{self, Restored, SaveError};
 use crate::handoff::keeper::KeeperV1;
-use crate::handoff::stored::{LAYOUT, StandIn};
+use crate::handoff::stored::{BacklogV1, LAYOUT, StandIn};
 use crate::os::memfd;
 
 /// Reads the keeper's record from `fd` and the state that it names, loads the live configuration, restores, writes the
@@ -34,6 +34,15 @@ pub(crate) fn check(fd: RawFd, options: &Options) -> Result<String, CheckError> 
         .broker
         .check_invariants()
         .map_err(|what| CheckError::Restored(what.to_string()))?;
+    if let Some(stored) = &restored.worker.stored
+        && stored.layout != LAYOUT
+    {
+        let bytes: u64 = stored.backlogs.iter().map(BacklogV1::len).sum();
+        super::start::print(&format!(
+            "{NOTE}the store has layout {}; {bytes} bytes of waiting output are to be rewritten",
+            stored.layout
+        ));
+    }
     // In the version of the binary that asks. What is in a store stays there, so that costs no more the more waits.
     let version = image::version_of(&bytes).unwrap_or(VERSION);
     let difference = match Form::new(version, Some(LAYOUT)) {
@@ -70,6 +79,9 @@ pub(crate) fn in_form(image: &[u8], form: Form) -> Result<Vec<u8>, String> {
     let restored = image::load(image, crate::runtime::now()).map_err(|error| error.to_string())?;
     rewritten(&restored, form).map_err(|error| error.to_string())
 }
+
+/// Begins a line that the log of the bus is to have, if the upgrade takes place.
+pub(crate) const NOTE: &str = "org.busdaemon state check: note: ";
 
 /// The line by which a new binary says that it read the state and wrote the same again.
 pub(crate) fn approval(image: &[u8]) -> String {

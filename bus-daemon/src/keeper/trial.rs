@@ -15,7 +15,7 @@ use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
 use super::binary::Binary;
-use super::check::{self, approval};
+use super::check::{self, NOTE, approval};
 use super::exec;
 use super::helper::{Helper, HelperEnd, describe, socketpair};
 use crate::handoff::form::{Form, Reads};
@@ -310,6 +310,9 @@ impl Attempt {
                 "{path} is not a bus daemon that can take over: it did not confirm the state"
             ));
         }
+        for note in said.lines().filter_map(|line| line.strip_prefix(NOTE)) {
+            tracing::warn!("{path}: {}", shortened(&printable(note)));
+        }
         self.binary
             .take()
             .ok_or_else(|| format!("{path} was tried, and its descriptor did not arrive"))
@@ -334,6 +337,7 @@ impl Drop for Trial {
 fn last_words(said: &str) -> String {
     let lines: Vec<String> = said
         .lines()
+        .filter(|line| line.parse::<Reads>().is_err())
         .map(|line| shortened(&printable(line)))
         .filter(|line| !line.is_empty())
         .collect();
@@ -467,6 +471,7 @@ mod tests {
     fn what_a_binary_prints_becomes_one_line_of_text_whatever_it_is() {
         assert_eq!(last_words("a\n\n b \nc\nd\ne\n"), "b; c; d; e");
         assert_eq!(last_words("\n \n\t\n"), "");
+        assert_eq!(last_words(&format!("{}\nno", Reads::own())), "no");
         assert_eq!(
             last_words("nul\0, escape\x1b[31m"),
             "nul\u{fffd}, escape\u{fffd}[31m"

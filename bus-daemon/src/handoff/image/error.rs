@@ -106,7 +106,7 @@ impl Display for Whose {
             } => {
                 match name {
                     Some(name) => write!(formatter, "peer {name}")?,
-                    None => write!(formatter, "peer {index}, which has no name yet,")?,
+                    None => write!(formatter, "the unnamed peer {index}")?,
                 }
                 let uid = uid.map(|uid| format!("user {uid}"));
                 let pid = pid.map(|pid| format!("process {pid}"));

@@ -15,6 +15,14 @@ use super::{Map, Result, Store};
 #[derive(Debug, Default)]
 pub(crate) struct Exported(Map<Item, Bytes>);
 
+#[cfg(test)]
+impl Exported {
+    /// How many they are.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
 impl<M: Medium> Store<M> {
     /// The bytes of the stream from the absolute offset `from` to the end of the backlog.
     ///

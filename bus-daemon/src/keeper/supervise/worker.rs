@@ -233,7 +233,7 @@ impl Keeper {
         let journal = Journal::reopen(remains).map_err(|error| KeeperError::system("the journal", error))?;
         let convert = match self.life {
             Life::Converting { form, .. } => Some(form),
-            _ => None,
+            Life::Restoring { .. } | Life::Resuming | Life::Serving | Life::HandingOver { .. } => None,
         };
         self.spawn(journal, Beginning::Recovered { death, convert }, Some(kept))
     }

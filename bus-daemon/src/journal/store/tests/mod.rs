@@ -3,6 +3,7 @@
 mod cost;
 mod damage;
 mod deaths;
+mod layout;
 mod memory;
 mod model;
 
