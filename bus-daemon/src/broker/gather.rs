@@ -51,6 +51,7 @@ impl Broker {
                     peers,
                     shared,
                     stored,
+                    agenda,
                 },
             held,
             entries,
@@ -60,7 +61,7 @@ impl Broker {
         global.names = gathered.names();
         let (peers, incomplete) = gathered.fill(peers, &held);
         let peers = with_stored(peers, stored);
-        let (mut broker, mut dropped) = Self::restore_placed(global, peers, &shared, &gathered.names)?;
+        let (mut broker, mut dropped) = Self::restore_placed(global, peers, &shared, agenda, &gathered.names)?;
         for one in &mut dropped {
             if incomplete.contains(&one.peer) {
                 one.reason = RecordFault::Entries.to_string();

@@ -5,6 +5,7 @@
 //! in here, and no hash order shows: the same events give the same bytes, which is what replay relies on.
 
 mod action;
+mod agenda;
 mod call_table;
 mod changes;
 mod connect;
@@ -50,7 +51,7 @@ pub use action::{Action, JournalMemory, MachineId, System};
 pub use changes::EntryKind;
 pub use errand::{ConfigRefusal, Errand, ErrandOutcome};
 pub use event::{Attested, Credentials, Event, Fds, Millis, PeerId, Start, Transport};
-pub use frozen::{Blob, BrokerState, ConfigV1, EntryV1, GlobalV1, GlobalV2, HeldV1, NameV1, PeerV1, PeerV2};
+pub use frozen::{AgendaV1, Blob, BrokerState, ConfigV1, EntryV1, GlobalV1, GlobalV2, HeldV1, NameV1, PeerV1, PeerV2};
 pub use gather::Checkpoint;
 pub use invariants::Violation;
 pub use restore::{Dropped, RestoreError};
@@ -152,6 +153,8 @@ pub struct Broker {
     next_errand: u64,
     /// What UpdateActivationEnvironment has set, for services that are started.
     activation_environment: BTreeMap<String, String>,
+    /// How many peers are giving up what they have.
+    shedding: u32,
     scratch: Scratch,
 }
 
@@ -165,7 +168,7 @@ impl Broker {
             roster: Roster::new(hasher.clone()),
             names: NameTable::new(hasher.clone()),
             subscriptions: Subscriptions::new(identity.hash_seed),
-            calls: CallTable::new(hasher),
+            calls: CallTable::new(),
             deadlines: Deadlines::new(now),
             outgoing: Outgoing::new(0),
             restart: Restart::default(),
@@ -173,6 +176,7 @@ impl Broker {
             config_source: None,
             next_errand: 1,
             activation_environment: BTreeMap::new(),
+            shedding: 0,
             scratch: Scratch::default(),
             identity,
         }
@@ -180,6 +184,7 @@ impl Broker {
 
     /// Takes one event in, completely. Events of peers that are gone are ignored (their descriptors are closed).
     pub fn handle(&mut self, event: Event, system: &mut dyn System) {
+        self.outgoing.begin_step();
         match event {
             Event::Accepted {
                 peer,
@@ -204,6 +209,7 @@ impl Broker {
                 fds,
             } => self.received_large(peer, upto, prefix, fds, system),
             Event::Sent { peer, upto } => self.sent(peer, upto),
+            Event::Step { peer } => self.step(peer, system),
             Event::Quarantined { peer, begins_with } => self.quarantined(peer, &begins_with),
             Event::Closed { peer, reason } => self.disconnect(peer, Disconnect::Transport(reason)),
             Event::Tick { now } => self.tick(now),

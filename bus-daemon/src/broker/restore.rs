@@ -9,13 +9,15 @@ use hashbrown::{HashMap, HashSet};
 use smallvec::SmallVec;
 use thiserror::Error;
 
+use super::agenda::{Agenda, Then};
 use super::connect::max_message_size;
 use super::deadline::Deadline;
 use super::deliver::SHARED;
+use super::disconnect::Disconnect;
 use super::event::{Credentials, PeerId, Transport};
 use super::frozen::{
-    Blob, BrokerState, GlobalV2, IdentityV2, ListenerV1, NameEntryV1, NameV1, PeerV2, PhaseV1, PieceV1,
-    ReloadV1, RestartV2, TransportV1, UpgradeV1,
+    AgendaV1, Blob, BrokerState, GlobalV2, IdentityV2, ListenerV1, NameEntryV1, NameV1, PeerV2, PhaseV1, PieceV1,
+    ReloadV1, RestartV2, SheddingV1, ThenV1, TransportV1, UpgradeV1,
 };
 use super::name::NameFlags;
 use super::outgoing::Outgoing;
@@ -67,8 +69,9 @@ impl Broker {
             peers,
             shared,
             stored,
+            agenda,
         } = state;
-        Self::restore_from(global, with_stored(peers, stored), &shared)
+        Self::restore_from(global, with_stored(peers, stored), &shared, agenda)
     }
 
     /// [`restore`](Self::restore), with peers' records that come one after the other, so that only one is in memory at a
@@ -80,8 +83,9 @@ impl Broker {
         global: GlobalV2,
         peers: impl IntoIterator<Item = (PeerV2, Option<u64>)>,
         shared: &[Blob],
+        agenda: AgendaV1,
     ) -> Result<(Self, Vec<Dropped>), RestoreError> {
-        Self::restore_placed(global, peers, shared, &[])
+        Self::restore_placed(global, peers, shared, agenda, &[])
     }
 
     /// The same with names whose places in the lists of their owners are known, instead of the lists in the records.
@@ -89,6 +93,7 @@ impl Broker {
         global: GlobalV2,
         peers: impl IntoIterator<Item = (PeerV2, Option<u64>)>,
         shared: &[Blob],
+        agenda: AgendaV1,
         places: &[(u32, NameEntryV1)],
     ) -> Result<(Self, Vec<Dropped>), RestoreError> {
         let GlobalV2 {
@@ -164,6 +169,7 @@ impl Broker {
                 });
             }
         }
+        broker.resume_shedding(agenda);
         let gone = Gone::new(&roster, &broker);
         let changed = broker.restore_names(names, places, &kept, &gone);
         broker.restore_calls(&kept);
@@ -177,6 +183,7 @@ impl Broker {
         broker.regulate_accepting();
         broker.announce_gone(&gone, changed);
         broker.bury_condemned();
+        broker.resume_input();
         broker.check_invariants()?;
         Ok((broker, dropped))
     }
@@ -298,6 +305,7 @@ impl Broker {
                 pieces,
                 fds: output_fds,
             }),
+            agenda: Agenda::Idle,
             is_condemned: false,
             is_congested,
             is_dirty: false,
@@ -330,6 +338,28 @@ impl Broker {
             }
         }
         Ok(Kept { names, owed, awaited })
+    }
+
+    /// Peers go on giving up what they have.
+    fn resume_shedding(&mut self, agenda: AgendaV1) {
+        for SheddingV1 {
+            peer: id,
+            is_retired,
+            then,
+        } in agenda.shedding
+        {
+            let then = match then {
+                ThenV1::Gone { reason, is_fault } => Then::Gone(Disconnect::Saved {
+                    text: reason,
+                    is_fault,
+                }),
+                ThenV1::Monitor { filters } => {
+                    let filters = filters.iter();
+                    Then::Monitor(filters.filter_map(|text| MatchRule::parse_any_length(text).ok()).collect())
+                }
+            };
+            self.resume_shedding_of(id, is_retired, then);
+        }
     }
 
     /// Fills the name table with the peers that are still there. Returns each name that lost its primary owner, and that

@@ -194,6 +194,12 @@ impl Roster {
         self.unique.remove(&unique.number).map(|_| unique.clone())
     }
 
+    /// Whether a peer was [retired](Self::retire) and has become neither a monitor nor gone.
+    pub(super) fn is_retired(&self, peer: &Peer) -> bool {
+        let unique = peer.unique.as_ref().filter(|_| peer.is_active());
+        unique.is_some_and(|unique| !self.unique.contains_key(&unique.number))
+    }
+
     /// The peer, which was [retired](Self::retire), is a monitor from now on. False if it is gone.
     pub(super) fn begin_monitoring(&mut self, id: PeerId) -> bool {
         let peer = self.peers.get_mut(id);
@@ -243,12 +249,14 @@ impl Roster {
                     if let Some(uid) = peer.credentials.uid {
                         *users.entry(uid).or_insert(0) += 1;
                     }
+                    let is_retired = peer.agenda.is_shedding() && self.is_retired(peer);
+                    let is_reachable = peer.is_active() && !is_retired;
                     let found = self.by_unique(unique.number);
-                    if found != peer.is_active().then_some(id) {
+                    if found != is_reachable.then_some(id) {
                         let text = format!("{} leads to {found:?}, not to {id:?}", unique.name);
                         return Err(Violation::new(text));
                     }
-                    reachable += usize::from(peer.is_active());
+                    reachable += usize::from(is_reachable);
                     if unique.number >= self.next_unique {
                         return Err(Violation::new(format!("{} was never given out", unique.name)));
                     }

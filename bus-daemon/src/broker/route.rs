@@ -34,7 +34,7 @@ impl Broker {
         fds: Fds,
         system: &mut dyn System,
     ) {
-        let Some(peer) = self.roster.get_mut(id) else {
+        let Some(peer) = self.roster.get_mut(id).filter(|peer| !peer.agenda.is_leaving()) else {
             return self.close_fds(fds);
         };
         let from = upto.saturating_sub(data.len() as u64);
@@ -76,7 +76,7 @@ impl Broker {
         fds: Fds,
         system: &mut dyn System,
     ) {
-        let Some(peer) = self.roster.get_mut(id) else {
+        let Some(peer) = self.roster.get_mut(id).filter(|peer| !peer.agenda.is_leaving()) else {
             return self.close_fds(fds);
         };
         let begin = upto.checked_sub(prefix.len() as u64);
@@ -96,24 +96,38 @@ impl Broker {
     }
 
     /// Routes every message that has arrived completely.
-    fn route_input(&mut self, id: PeerId, system: &mut dyn System) {
+    pub(super) fn route_input(&mut self, id: PeerId, system: &mut dyn System) {
         loop {
             let Some(peer) = self.roster.get_mut(id) else {
                 return;
             };
+            if peer.agenda.is_shedding() {
+                // What else has arrived is dealt with when that is done, if the peer is still there then.
+                return;
+            }
             match peer.framer.next() {
                 Ok(Some(framed)) => {
                     if !framed.surplus.is_empty() {
                         self.close_fds(framed.surplus);
                     }
                     self.dispatch(id, &framed.message, framed.fds, system);
+                    self.shed(id);
                 }
                 Ok(None) => break,
                 Err(error) => return self.disconnect(id, Breach::from(error).into()),
             }
             self.bury_condemned();
+            if self.outgoing.is_step_over() && self.has_more_input(id) {
+                return self.put_off_input(id);
+            }
         }
         self.watch_pending_fds(id);
+    }
+
+    /// Whether a whole message of the peer waits, and it is its turn.
+    fn has_more_input(&self, id: PeerId) -> bool {
+        let peer = self.roster.get(id);
+        peer.is_some_and(|peer| !peer.agenda.is_shedding() && peer.framer.has_whole())
     }
 
     /// Descriptors whose message has not arrived completely are limited in number and time.
@@ -137,6 +151,9 @@ impl Broker {
 
     /// Deals with one message, completely.
     fn dispatch(&mut self, id: PeerId, message: &Message, fds: Fds, system: &mut dyn System) {
+        if let Some(name) = message.destination() {
+            self.settle_name(name);
+        }
         let Some(peer) = self.roster.get(id) else {
             return self.close_fds(fds);
         };
@@ -401,6 +418,8 @@ impl Broker {
         if let Addressee::Peer(to) = addressee {
             receivers.retain(|receiver| *receiver != to);
         }
+        // Whom the message makes a monitor has no match rules any more.
+        receivers.retain(|receiver| !self.is_shedding(*receiver));
         self.push_copies(&receivers, transit, fds, system);
         receivers.clear();
         self.scratch.receivers = receivers;

@@ -8,7 +8,11 @@ use super::event::Millis;
 impl Broker {
     pub(super) fn tick(&mut self, now: Millis) {
         self.deadlines.advance(now);
-        while let Some(deadline) = self.deadlines.pop_due() {
+        // What is left is due at the next tick, which comes at once.
+        while !self.outgoing.is_step_over()
+            && let Some(deadline) = self.deadlines.pop_due()
+        {
+            self.outgoing.note_work(1);
             match deadline {
                 Deadline::Hello(id) => self.disconnect(id, Excess::Hello.into()),
                 Deadline::Fds(id) => self.disconnect(id, Excess::PendingFdsTime.into()),

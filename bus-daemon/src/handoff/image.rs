@@ -12,7 +12,7 @@ use super::codec::{self, CodecError};
 use super::container::{ContainerError, IfUnknown, Reader, Writer};
 use super::stored::{BacklogV1, Stored};
 use crate::broker::{
-    Blob, Broker, Dropped, GlobalV1, GlobalV2, Millis, PeerId, PeerV1, PeerV2, RestoreError, SharedBodies,
+    AgendaV1, Blob, Broker, Dropped, GlobalV1, GlobalV2, Millis, PeerId, PeerV1, PeerV2, RestoreError, SharedBodies,
 };
 
 /// Record types. Never used for anything else.
@@ -22,6 +22,7 @@ mod kind {
     pub(super) const BODY: u16 = 12;
     pub(super) const PEER: u16 = 13;
     pub(super) const MANIFEST: u16 = 14;
+    pub(super) const AGENDA: u16 = 15;
 }
 
 /// What the worker knows besides the broker.
@@ -242,6 +243,10 @@ pub fn save(
     let mut writer = Writer::new(salt);
     writer.record(kind::WORKER, VERSION, IfUnknown::Refuse, &WorkerV3::from(worker))?;
     writer.record(kind::GLOBAL, 2, IfUnknown::Refuse, &broker.save_global())?;
+    let agenda = broker.save_agenda();
+    if !agenda.is_empty() {
+        writer.record(kind::AGENDA, 1, IfUnknown::Refuse, &agenda)?;
+    }
     let mut handles = broker.owned_fds();
     // The configuration itself is in the image, so nobody goes on to read it there.
     handles.retain(|handle| Some(*handle) != broker.config_source());
@@ -280,6 +285,7 @@ pub fn save(
 struct Records<'a> {
     worker: Option<WorkerV3>,
     global: Option<GlobalV2>,
+    agenda: AgendaV1,
     /// With their versions.
     peers: Vec<(u16, &'a [u8])>,
     bodies: Vec<BodyV1>,
@@ -321,6 +327,7 @@ impl<'a> Records<'a> {
                     codec::decode::<GlobalV1>(body).map(|value| all.global = Some(value.into()))
                 }
                 (kind::GLOBAL, 2) => codec::decode(body).map(|value| all.global = Some(value)),
+                (kind::AGENDA, 1) => codec::decode(body).map(|value| all.agenda = value),
                 (kind::BODY, 1) => codec::decode(body).map(|value| all.bodies.push(value)),
                 (kind::MANIFEST, 1) => {
                     codec::decode::<ManifestV1>(body).map(|value| all.manifest.extend(value.entries))
@@ -351,6 +358,7 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
     let Records {
         worker,
         global,
+        agenda,
         peers,
         bodies,
         mut manifest,
@@ -380,7 +388,7 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
         }
         Some((peer, backlog.map(|backlog| backlog.end)))
     });
-    let (broker, mut dropped) = Broker::restore_from(global, peers, &shared)?;
+    let (broker, mut dropped) = Broker::restore_from(global, peers, &shared, agenda)?;
     tidy_dropped(&broker, &mut dropped, &mut damage);
     if version == 1 {
         // A handle was the number; what peers had whose records are lost is known by their indexes.

@@ -77,6 +77,8 @@ pub(crate) enum RareEvent {
         /// The reason given.
         reason: String,
     },
+    /// [`Event::Step`](crate::broker::Event::Step).
+    Step,
     /// [`Event::ReloadRequested`](crate::broker::Event::ReloadRequested).
     ReloadRequested,
     /// [`Event::UpgradeRequested`](crate::broker::Event::UpgradeRequested).
@@ -148,6 +150,8 @@ pub(crate) struct Journal {
     lost_fds: Option<PeerId>,
     /// The number of the newest entry of the keeper's outbox that is in the log or the state before it.
     heard: u64,
+    /// Whether the newest checkpoint may have an agenda that is not empty.
+    has_agenda: bool,
 }
 
 impl Journal {
@@ -172,6 +176,7 @@ impl Journal {
             is_answer_missing: false,
             lost_fds: None,
             heard: 0,
+            has_agenda: false,
         })
     }
 

@@ -144,6 +144,7 @@ impl Journal {
             is_answer_missing: false,
             lost_fds: None,
             heard: 0,
+            has_agenda: true,
         })
     }
 
@@ -236,6 +237,7 @@ impl Journal {
                         peer,
                         reason: "closed",
                     },
+                    RareEvent::Step => Event::Step { peer },
                     RareEvent::ReloadRequested => Event::ReloadRequested,
                     RareEvent::UpgradeRequested => Event::UpgradeRequested,
                     RareEvent::ErrandEnded {

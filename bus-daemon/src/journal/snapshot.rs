@@ -13,7 +13,7 @@ use super::extent::ExtentRange;
 use super::log::Position;
 use super::{BacklogV1, Journal};
 use crate::broker::{
-    Blob, Broker, BrokerState, Checkpoint, ConfigV1, Dropped, EntryKind, EntryV1, ErrandOutcome, GlobalV2,
+    AgendaV1, Blob, Broker, BrokerState, Checkpoint, ConfigV1, Dropped, EntryKind, EntryV1, ErrandOutcome, GlobalV2,
     HeldV1, PeerId, PeerV2,
 };
 use crate::handoff::codec;
@@ -21,6 +21,7 @@ use crate::handoff::codec;
 const BUS: usize = 0;
 const WORKER: usize = 2;
 const CONFIG: usize = 3;
+const AGENDA: usize = 4;
 /// The entry of the peer with index 0.
 const PEERS: usize = 16;
 /// Peers written ahead of a checkpoint in one go.
@@ -116,6 +117,11 @@ impl Journal {
             broker.note_config_saved();
         }
         self.put(BUS, &broker.save_bus())?;
+        let agenda = broker.save_agenda();
+        if self.has_agenda || !agenda.is_empty() {
+            self.put(AGENDA, &agenda)?;
+            self.has_agenda = !agenda.is_empty();
+        }
         self.put(WORKER, &(generation, self.heard))?;
         self.waiting
             .flush()
@@ -216,6 +222,12 @@ impl Journal {
             ConfigEntry::Here(config) => (*config, None),
             ConfigEntry::InMemfd(handle) => (self.read_config(handle)?, Some(handle)),
         };
+        let agenda = if entries.iter().any(|saved| saved.table == Table::Peers && saved.index == AGENDA) {
+            codec::decode(whole(AGENDA)?).map_err(decoded)?
+        } else {
+            AgendaV1::default()
+        };
+        self.has_agenda = true;
         let (generation, heard): (u32, u64) = codec::decode(whole(WORKER)?).map_err(decoded)?;
         self.has_heard(heard);
         let (mut peers, mut held, mut shared, mut roster) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -254,6 +266,7 @@ impl Journal {
                     peers,
                     shared,
                     stored: ends.collect(),
+                    agenda,
                 },
                 held,
                 entries: rest,

@@ -38,6 +38,9 @@ pub(crate) enum Writing {
     Broken,
 }
 
+/// Among the flags of [`Link::ready`]: a step of the peer's agenda is wanted. None of epoll's.
+pub(crate) const STEP: u32 = 1 << 27;
+
 /// One peer's link.
 pub(crate) struct Link {
     pub(crate) peer: PeerId,
@@ -50,7 +53,7 @@ pub(crate) struct Link {
     pub(crate) writing: Writing,
     /// The broker wants no more from it for now.
     pub(crate) stopped: bool,
-    /// What the kernel said is ready and was not served yet: epoll's flags. 0: it is not in the rotation.
+    /// What the kernel said is ready and was not served yet: epoll's flags, and [`STEP`]. 0: it is not in the rotation.
     pub(crate) ready: u32,
     /// Where a large message under way goes.
     pub(crate) large: Option<Extent>,

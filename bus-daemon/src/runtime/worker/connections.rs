@@ -194,12 +194,30 @@ impl Worker {
         if let Some(extent) = link.large {
             self.journal.give_back(extent);
         }
-        if let Some(Socket { handle, number }) = link.socket {
-            self.epoll.remove(number);
-            // A duplicate of the descriptor elsewhere must not hide the end from the peer.
-            let _ = nix::sys::socket::shutdown(number, nix::sys::socket::Shutdown::Both);
-            self.close_descriptor(handle);
+        if let Some(socket) = link.socket {
+            self.close_socket(socket);
         }
+    }
+
+    /// Closes the socket of a peer that is being taken out of the broker. The link stays until that is done.
+    pub(super) fn hang_up(&mut self, peer: PeerId, handle: bus_wire::Fd) {
+        let link = self.links.get_mut(peer);
+        let large = link.and_then(|link| link.large.take());
+        if let Some(extent) = large {
+            self.journal.give_back(extent);
+        }
+        match self.links.get_mut(peer).and_then(|link| link.socket.take()) {
+            Some(socket) => self.close_socket(socket),
+            None => self.close_descriptor(handle),
+        }
+    }
+
+    fn close_socket(&mut self, socket: Socket) {
+        let Socket { handle, number } = socket;
+        self.epoll.remove(number);
+        // A duplicate of the descriptor elsewhere must not hide the end from the peer.
+        let _ = nix::sys::socket::shutdown(number, nix::sys::socket::Shutdown::Both);
+        self.close_descriptor(handle);
     }
 
     /// Answers of the authentication, which say what went wrong, as far as the socket takes them at once.

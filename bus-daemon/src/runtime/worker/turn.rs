@@ -12,7 +12,8 @@
 
 use super::Worker;
 use crate::broker::{Event, Millis};
-use crate::runtime::links::Writing;
+use crate::journal::RareEvent;
+use crate::runtime::links::{STEP, Writing};
 use crate::runtime::poll::Source;
 use crate::runtime::rotation::{Ready, UserSlot};
 
@@ -160,7 +161,7 @@ impl Worker {
         self.links.get_mut(peer).map_or(0, |link| link.taken)
     }
 
-    /// One read from a peer, and the writes that it has room for again.
+    /// One read from a peer, or a step of its agenda, and the writes that it has room for again.
     fn serve_peer(&mut self, peer: crate::broker::PeerId) {
         let Some(link) = self.links.get_mut(peer) else {
             return;
@@ -169,10 +170,21 @@ impl Worker {
         if events & libc::EPOLLOUT as u32 != 0 {
             self.write(peer);
         }
-        let input = events & !(libc::EPOLLOUT as u32);
-        if input != 0 && self.read(peer, input) {
+        let input = events & !(libc::EPOLLOUT as u32 | STEP);
+        if events & STEP != 0 {
+            self.step(peer);
+            // What it has sent since is read when its agenda is done.
+            self.note_ready(peer, input);
+        } else if input != 0 && self.read(peer, input) {
             self.note_ready(peer, input);
         }
+    }
+
+    /// Goes on with a peer's agenda.
+    fn step(&mut self, peer: crate::broker::PeerId) {
+        self.journal.note(Some(peer), &RareEvent::Step);
+        self.apply(Event::Step { peer });
+        self.continue_large(peer);
     }
 
     /// Takes a checkpoint when a replay would take long; one that is large is written ahead in parts.
