@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use bus_daemon::broker::{
-    Blob, Broker, BrokerState, Checkpoint as Saved, ConfigV1, EntryKind, EntryV1, GlobalV2, HeldV1, PeerId,
-    PeerV2,
+    AgendaV1, Blob, Broker, BrokerState, Checkpoint as Saved, ConfigV1, EntryKind, EntryV1, GlobalV2, HeldV1,
+    PeerId, PeerV2,
 };
 use bus_daemon::handoff::stored::BacklogV1;
 use bus_wire::Fd;
@@ -27,6 +27,7 @@ pub(crate) struct Source<'a> {
 pub(crate) struct Checkpoint {
     bus: Option<GlobalV2>,
     config: Option<ConfigV1>,
+    agenda: AgendaV1,
     /// The memfd that the configuration came in.
     config_source: Option<Fd>,
     peers: BTreeMap<u32, Peer>,
@@ -106,6 +107,7 @@ impl Checkpoint {
             broker.note_config_saved();
         }
         self.bus = Some(broker.save_bus());
+        self.agenda = broker.save_agenda();
         store.committed();
         Ok(())
     }
@@ -143,6 +145,7 @@ impl Checkpoint {
             stored: stored
                 .map(|backlog| (PeerId::from_u64(backlog.owner()), backlog.end()))
                 .collect(),
+            agenda: self.agenda.clone(),
         };
         let entries = self.entries.iter();
         let saved = Saved {

@@ -274,7 +274,6 @@ impl Broker {
             self.roster.retire(id);
         }
         self.hang_up(id);
-        self.outgoing.ask(Action::ScheduleStep(id));
     }
 
     /// Puts on the agendas of restored peers whose input has not been dealt with.
@@ -285,7 +284,9 @@ impl Broker {
         };
         let with_input: Vec<PeerId> = self.roster.iter().filter(has_input).map(|peer| peer.id).collect();
         for id in with_input {
-            self.put_off_input(id);
+            if let Some(peer) = self.roster.get_mut(id) {
+                peer.agenda = Agenda::Input;
+            }
         }
     }
 }

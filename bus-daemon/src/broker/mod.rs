@@ -241,10 +241,14 @@ impl Broker {
         self.roster.get(peer).map(|peer| &peer.out)
     }
 
-    /// The large message that a peer is in the middle of, if any, and the bytes of it that have arrived: the runtime
+    /// The large message that a peer is in the middle of, if any and if no step is wanted for it, and the bytes of it that have arrived: the runtime
     /// reads the rest into one extent.
     pub fn large_message(&self, peer: PeerId) -> Option<(LargeMessage, &[u8])> {
-        let framer = &self.roster.get(peer)?.framer;
+        let peer = self.roster.get(peer)?;
+        let framer = &peer.framer;
+        if !matches!(peer.agenda, agenda::Agenda::Idle) {
+            return None;
+        }
         Some((framer.large()?, framer.partial()))
     }
 

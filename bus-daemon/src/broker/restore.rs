@@ -247,7 +247,15 @@ impl Broker {
         if id.index > MAX_INDEX {
             return Err(RecordFault::Index);
         }
-        if input.0.len() > max_message_size(&self.config) {
+        let longest = max_message_size(&self.config);
+        let input_length = input.0.len();
+        let framer = FramerState {
+            partial: input.0,
+            fds: input_fds,
+        };
+        let framer = Framer::restore(framer, longest);
+        // Whole messages wait for a step, however many they are.
+        if input_length > longest && !framer.has_whole() {
             return Err(RecordFault::Input);
         }
         // A match rule with apostrophes is longer as canonical text than as the text that was accepted.
@@ -292,13 +300,7 @@ impl Broker {
             takes_fds,
             phase,
             unique,
-            framer: Framer::restore(
-                FramerState {
-                    partial: input.0,
-                    fds: input_fds,
-                },
-                max_message_size(&self.config),
-            ),
+            framer,
             out: SendQueue::restore(SendQueueState {
                 sent,
                 stored,
