@@ -16,8 +16,8 @@ use super::peer::Phase;
 use super::reply::{DISCONNECTED, NO_REPLY};
 use super::{Action, Broker, System};
 
-/// Units of work in a step: about a millisecond.
-pub(super) const STEP: u64 = 512;
+/// Units of work in a step: about a millisecond. In unit tests there are many short ones, with deaths between them.
+pub(super) const STEP: u64 = if cfg!(test) { 4 } else { 512 };
 
 /// What is still to be done for a peer.
 ///
@@ -233,7 +233,12 @@ impl Broker {
         let Some(peer) = self.roster.get_mut(id).filter(|peer| peer.agenda.is_leaving()) else {
             return;
         };
-        let fds: Vec<_> = peer.framer.take_fds().into_iter().chain(peer.out.clear()).collect();
+        let fds: Vec<_> = peer
+            .framer
+            .take_fds()
+            .into_iter()
+            .chain(peer.out.clear())
+            .collect();
         let socket = peer.socket.take();
         self.close_fds(fds);
         if let Some(socket) = socket {

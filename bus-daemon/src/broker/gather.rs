@@ -61,7 +61,8 @@ impl Broker {
         global.names = gathered.names();
         let (peers, incomplete) = gathered.fill(peers, &held);
         let peers = with_stored(peers, stored);
-        let (mut broker, mut dropped) = Self::restore_placed(global, peers, &shared, agenda, &gathered.names)?;
+        let (mut broker, mut dropped) =
+            Self::restore_placed(global, peers, &shared, agenda, &gathered.names)?;
         for one in &mut dropped {
             if incomplete.contains(&one.peer) {
                 one.reason = RecordFault::Entries.to_string();

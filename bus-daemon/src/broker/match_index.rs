@@ -167,7 +167,7 @@ impl MatchIndex {
     pub(crate) fn remove(&mut self, peer: PeerId, rule: &MatchRule) -> Option<u32> {
         let id = self.find(rule)?;
         let all = self.peers.get_mut(&peer)?;
-        let place = all.iter().rposition(|held| held.id == id)?;
+        let place = all.iter().position(|held| held.id == id)?;
         let Held { number, .. } = all.remove(place);
         if all.is_empty() {
             self.peers.remove(&peer);

@@ -51,7 +51,9 @@ pub use action::{Action, JournalMemory, MachineId, System};
 pub use changes::EntryKind;
 pub use errand::{ConfigRefusal, Errand, ErrandOutcome};
 pub use event::{Attested, Credentials, Event, Fds, Millis, PeerId, Start, Transport};
-pub use frozen::{AgendaV1, Blob, BrokerState, ConfigV1, EntryV1, GlobalV1, GlobalV2, HeldV1, NameV1, PeerV1, PeerV2};
+pub use frozen::{
+    AgendaV1, Blob, BrokerState, ConfigV1, EntryV1, GlobalV1, GlobalV2, HeldV1, NameV1, PeerV1, PeerV2,
+};
 pub use gather::Checkpoint;
 pub use invariants::Violation;
 pub use restore::{Dropped, RestoreError};
@@ -329,11 +331,9 @@ impl Broker {
         &self.names
     }
 
-    /// The peers with a unique name, in the order in which they said Hello.
-    pub(crate) fn active_peers(&self) -> Vec<&Peer> {
-        let mut all: Vec<&Peer> = self.roster.iter().filter(|peer| peer.is_active()).collect();
-        all.sort_unstable_by_key(|peer| peer.unique.as_ref().map(|unique| unique.number));
-        all
+    /// The peers that can be reached by a unique name, in the order in which they said Hello.
+    pub(crate) fn active_peers(&self) -> impl Iterator<Item = &Peer> {
+        self.roster.in_order()
     }
 
     /// Who can be reached by a bus name: the owner of a unique name, or the primary owner of a well-known one.

@@ -174,7 +174,9 @@ impl Outgoing {
         for peer in roster.iter() {
             let id = peer.id;
             if peer.is_condemned != peer.agenda.is_leaving() {
-                return Err(Violation::new(format!("{id:?} is condemned between events, or leaves and is not")));
+                return Err(Violation::new(format!(
+                    "{id:?} is condemned between events, or leaves and is not"
+                )));
             }
             if peer.is_dirty != listed.contains(&id) {
                 return Err(Violation::new(format!("{id:?} disagrees with the dirty list")));

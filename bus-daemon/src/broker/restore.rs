@@ -16,8 +16,8 @@ use super::deliver::SHARED;
 use super::disconnect::Disconnect;
 use super::event::{Credentials, PeerId, Transport};
 use super::frozen::{
-    AgendaV1, Blob, BrokerState, GlobalV2, IdentityV2, ListenerV1, NameEntryV1, NameV1, PeerV2, PhaseV1, PieceV1,
-    ReloadV1, RestartV2, SheddingV1, ThenV1, TransportV1, UpgradeV1,
+    AgendaV1, Blob, BrokerState, GlobalV2, IdentityV2, ListenerV1, NameEntryV1, NameV1, PeerV2, PhaseV1,
+    PieceV1, ReloadV1, RestartV2, SheddingV1, ThenV1, TransportV1, UpgradeV1,
 };
 use super::name::NameFlags;
 use super::outgoing::Outgoing;
@@ -357,7 +357,11 @@ impl Broker {
                 }),
                 ThenV1::Monitor { filters } => {
                     let filters = filters.iter();
-                    Then::Monitor(filters.filter_map(|text| MatchRule::parse_any_length(text).ok()).collect())
+                    Then::Monitor(
+                        filters
+                            .filter_map(|text| MatchRule::parse_any_length(text).ok())
+                            .collect(),
+                    )
                 }
             };
             self.resume_shedding_of(id, is_retired, then);

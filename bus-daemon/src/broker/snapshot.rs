@@ -10,8 +10,8 @@ use super::agenda::{Agenda, Then};
 use super::deliver::SHARED;
 use super::event::{Credentials, PeerId, Transport};
 use super::frozen::{
-    AgendaV1, Blob, BrokerState, ConfigV1, GlobalV2, IdentityV2, ListenerV1, Lists, NameV1, PeerV2, PhaseV1, PieceV1,
-    ReloadV1, RestartV2, SheddingV1, ThenV1, TransportV1, UpgradeV1,
+    AgendaV1, Blob, BrokerState, ConfigV1, GlobalV2, IdentityV2, ListenerV1, Lists, NameV1, PeerV2, PhaseV1,
+    PieceV1, ReloadV1, RestartV2, SheddingV1, ThenV1, TransportV1, UpgradeV1,
 };
 use super::name::{Name, Owner};
 use super::peer::{Peaks, Peer, Phase};

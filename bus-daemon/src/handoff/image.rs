@@ -12,7 +12,8 @@ use super::codec::{self, CodecError};
 use super::container::{ContainerError, IfUnknown, Reader, Writer};
 use super::stored::{BacklogV1, Stored};
 use crate::broker::{
-    AgendaV1, Blob, Broker, Dropped, GlobalV1, GlobalV2, Millis, PeerId, PeerV1, PeerV2, RestoreError, SharedBodies,
+    AgendaV1, Blob, Broker, Dropped, GlobalV1, GlobalV2, Millis, PeerId, PeerV1, PeerV2, RestoreError,
+    SharedBodies,
 };
 
 /// Record types. Never used for anything else.

@@ -13,8 +13,8 @@ use super::extent::ExtentRange;
 use super::log::Position;
 use super::{BacklogV1, Journal};
 use crate::broker::{
-    AgendaV1, Blob, Broker, BrokerState, Checkpoint, ConfigV1, Dropped, EntryKind, EntryV1, ErrandOutcome, GlobalV2,
-    HeldV1, PeerId, PeerV2,
+    AgendaV1, Blob, Broker, BrokerState, Checkpoint, ConfigV1, Dropped, EntryKind, EntryV1, ErrandOutcome,
+    GlobalV2, HeldV1, PeerId, PeerV2,
 };
 use crate::handoff::codec;
 
@@ -222,7 +222,10 @@ impl Journal {
             ConfigEntry::Here(config) => (*config, None),
             ConfigEntry::InMemfd(handle) => (self.read_config(handle)?, Some(handle)),
         };
-        let agenda = if entries.iter().any(|saved| saved.table == Table::Peers && saved.index == AGENDA) {
+        let agenda = if entries
+            .iter()
+            .any(|saved| saved.table == Table::Peers && saved.index == AGENDA)
+        {
             codec::decode(whole(AGENDA)?).map_err(decoded)?
         } else {
             AgendaV1::default()

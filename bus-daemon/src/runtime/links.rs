@@ -55,6 +55,8 @@ pub(crate) struct Link {
     pub(crate) stopped: bool,
     /// What the kernel said is ready and was not served yet: epoll's flags, and [`STEP`]. 0: it is not in the rotation.
     pub(crate) ready: u32,
+    /// It is to be written to.
+    pub(crate) is_unsent: bool,
     /// Where a large message under way goes.
     pub(crate) large: Option<Extent>,
 }
@@ -69,6 +71,7 @@ impl Link {
             writing: Writing::Open,
             stopped: false,
             ready: 0,
+            is_unsent: false,
             large: None,
         }
     }

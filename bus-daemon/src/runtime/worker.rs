@@ -57,6 +57,8 @@ pub(crate) struct Worker {
     inbox: Inbox,
     ready: Vec<(Source, u32)>,
     dirty: Vec<PeerId>,
+    /// Peers that got something and were not written to yet: those whose link says so, each once.
+    unsent: VecDeque<PeerId>,
     complaints: Complaints,
 }
 
@@ -90,6 +92,7 @@ impl Worker {
             inbox,
             ready: Vec::new(),
             dirty: Vec::new(),
+            unsent: VecDeque::new(),
             broker,
             journal,
         };

@@ -120,6 +120,8 @@ pub struct Bus {
     asked: Vec<Action>,
     /// Whom a step was asked for, in order.
     agenda: Vec<PeerId>,
+    /// Steps are left to the test.
+    pub hold_steps: bool,
     /// Everything that came out.
     transcript: Vec<String>,
 }
@@ -151,6 +153,7 @@ impl Bus {
             now: 0,
             asked: Vec::new(),
             agenda: Vec::new(),
+            hold_steps: false,
             transcript: Vec::new(),
         };
         bus.set_step();
@@ -168,6 +171,9 @@ impl Bus {
             _ => None,
         };
         self.single(event);
+        if self.hold_steps {
+            return;
+        }
         self.finish();
         while let Some(now) = now.filter(|now| self.broker.next_deadline().is_some_and(|due| due <= *now)) {
             self.single(Event::Tick { now });
@@ -177,7 +183,7 @@ impl Bus {
 
     /// The steps that are left: those of peers that give up what they have come before others' input, as if all of it
     /// happened at once.
-    fn finish(&mut self) {
+    pub fn finish(&mut self) {
         loop {
             self.agenda.retain(|peer| self.broker.wants_step(*peer));
             let is_shedding = |peer: &&PeerId| !self.broker.is_input_waiting(**peer);

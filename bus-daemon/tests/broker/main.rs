@@ -23,5 +23,6 @@ mod random;
 mod reloads;
 mod restarts;
 mod signals;
+mod steps;
 mod transports;
 mod upgrades;

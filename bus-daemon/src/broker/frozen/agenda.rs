@@ -29,7 +29,12 @@ pub(in crate::broker) struct SheddingV1 {
 /// What becomes of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::broker) enum ThenV1 {
-    Gone { reason: String, is_fault: bool },
+    Gone {
+        reason: String,
+        is_fault: bool,
+    },
     /// With these filters, as canonical text.
-    Monitor { filters: Vec<String> },
+    Monitor {
+        filters: Vec<String>,
+    },
 }

@@ -1,7 +1,7 @@
 //! The turn: what is ready is served in a fair order, within a bound, and then everything that came of it is sent.
 //!
 //! Priorities: 1. the keeper; 2. timers; 3. whoever is ready, as the [rotation](crate::runtime::rotation) says, until the
-//! turn's work is used up; 4. sends; 5. the checkpoint. What is left over is served in the next turn, which then comes at
+//! turn's work is used up; 4. sends, so many in a turn; 5. the checkpoint. What is left over is served in the next turn, which then comes at
 //! once.
 //!
 //! Architecture invariant: nothing is left unheard. The runtime waits on the epoll set by its edges, so it may only wait
@@ -56,10 +56,10 @@ impl Worker {
         if is_late {
             self.tick();
         }
-        self.flush();
+        let mut is_sent = !self.send_some();
         if !self.follow_ups.is_empty() {
             self.follow_up();
-            self.flush();
+            is_sent = !self.send_some();
         }
         self.keep_replay_short();
         if self.journal.has_chores() {
@@ -69,7 +69,7 @@ impl Worker {
                 self.keep_replay_short();
             }
         }
-        has_more || self.journal.has_chores() || self.must_look.get() || !self.rotation.is_empty()
+        has_more || !is_sent || self.journal.has_chores() || self.must_look.get() || !self.rotation.is_empty()
     }
 
     /// Whether a deadline has long passed, so that it is not its owner's fault.
