@@ -91,6 +91,11 @@ impl Broker {
             .is_some_and(|peer| !matches!(peer.agenda, Agenda::Idle))
     }
 
+    /// Whether a peer is being taken out of the bus, in steps: it has no link any more.
+    pub fn is_leaving(&self, id: PeerId) -> bool {
+        self.roster.get(id).is_some_and(|peer| peer.agenda.is_leaving())
+    }
+
     /// Whether the next step of a peer deals with input that has arrived.
     pub fn is_input_waiting(&self, id: PeerId) -> bool {
         self.roster
