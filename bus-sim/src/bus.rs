@@ -151,7 +151,8 @@ pub(crate) fn fresh(broker: &Broker, ends: &mut Ends) -> BTreeMap<PeerId, Fresh>
         let start = ends.get(&id).copied().unwrap_or(0);
         let end = queue.end();
         present.insert(id, end);
-        if end == start {
+        // A queue that was cleared with its link ends before what was seen.
+        if end <= start {
             continue;
         }
         // The tail begins there; only what was seen already is moved away.
@@ -167,6 +168,29 @@ pub(crate) fn fresh(broker: &Broker, ends: &mut Ends) -> BTreeMap<PeerId, Fresh>
     }
     *ends = present;
     all
+}
+
+/// What came of an event and of its steps.
+#[derive(Default)]
+struct Outcome {
+    answers: Vec<Answer>,
+    actions: Vec<Action>,
+    fresh: BTreeMap<PeerId, Fresh>,
+}
+
+impl Outcome {
+    fn add(&mut self, answers: Vec<Answer>, actions: Vec<Action>, fresh: BTreeMap<PeerId, Fresh>) {
+        self.answers.extend(answers);
+        self.actions.extend(actions);
+        for (id, more) in fresh {
+            let known = self.fresh.entry(id).or_insert_with(|| Fresh {
+                start: more.start,
+                ..Fresh::default()
+            });
+            known.bytes.extend(more.bytes);
+            known.fds.extend(more.fds);
+        }
+    }
 }
 
 /// An event, and what the system answered in the middle of it.
@@ -194,6 +218,12 @@ pub(crate) struct Bus {
     pub(crate) deaths_within: u32,
     /// How often it did.
     pub(crate) ends_within: u64,
+    /// How long the broker's steps are, in units of work.
+    pub(crate) step: u64,
+    /// How many there were beyond the events themselves.
+    pub(crate) steps: u64,
+    /// Where in the journal the last event begins, with its steps.
+    pub(crate) last: usize,
 }
 
 /// A broker that must do the same as the one in use.
@@ -236,16 +266,55 @@ impl Bus {
             shortage: 0,
             deaths_within: 0,
             ends_within: 0,
+            step: 512,
+            steps: 0,
+            last: 0,
         }
     }
 
-    /// One event, through the broker, its twins and the model. Returns the actions, in order.
+    /// One event with the steps that it leaves to do, through the broker, its twins and the model. Returns the actions, in
+    /// order.
     pub(crate) fn apply(
         &mut self,
         event: Event,
         random: &mut Random,
         model: impl FnOnce(&mut Model) -> Check,
     ) -> Check<Vec<Action>> {
+        let now = match event {
+            Event::Tick { now } => Some(now),
+            _ => None,
+        };
+        self.last = self.journal.len();
+        let mut whole = Outcome::default();
+        self.single(event, random, &mut whole)?;
+        loop {
+            if let Some(peer) = self.next_step(&whole.actions) {
+                if random.percent(5) {
+                    self.take_checkpoint(random)?;
+                    self.last = 0;
+                }
+                self.single(Event::Step { peer }, random, &mut whole)?;
+                continue;
+            }
+            match now.filter(|now| self.broker.next_deadline().is_some_and(|due| due <= *now)) {
+                Some(now) => self.single(Event::Tick { now }, random, &mut whole)?,
+                None => break,
+            }
+        }
+        let Outcome {
+            answers,
+            mut actions,
+            mut fresh,
+        } = whole;
+        // What was queued for whoever is gone by now went with the queue.
+        fresh.retain(|id, _| self.broker.send_queue(*id).is_some());
+        actions.retain(|action| !matches!(action, Action::ScheduleStep(_)));
+        self.check(fresh, &answers, &actions, model)?;
+        Ok(actions)
+    }
+
+    /// One event or step, through the broker and its twins.
+    fn single(&mut self, event: Event, random: &mut Random, whole: &mut Outcome) -> Check {
         let mut answers = self.ask(&event, random, VecDeque::new());
         if random.permille(self.deaths_within) {
             // It dies in the middle of the event, when it has noted some of the answers; what it had from the others is
@@ -264,12 +333,29 @@ impl Bus {
         let actions: Vec<Action> = self.broker.actions().drain(..).collect();
         let fresh = fresh(&self.broker, &mut self.ends);
         self.follow(&event, &answers, &actions, &fresh)?;
+        self.steps += u64::from(matches!(event, Event::Step { .. }));
         self.journal.push((event, answers.clone()));
-        self.check(fresh, &answers, &actions, model)?;
+        whole.add(answers, actions, fresh);
         if let Err(what) = self.broker.check_invariants() {
             return wrong(format!("an invariant does not hold: {what}"));
         }
-        Ok(actions)
+        Ok(())
+    }
+
+    /// Whose step comes next, so that all happens in the order in which it would happen at once: what peers give up comes
+    /// before what others have sent.
+    fn next_step(&self, actions: &[Action]) -> Option<PeerId> {
+        let scheduled = actions.iter().filter_map(|action| match action {
+            Action::ScheduleStep(peer) => Some(*peer),
+            _ => None,
+        });
+        let mut waiting = scheduled.filter(|peer| self.broker.wants_step(*peer));
+        let first = waiting.next()?;
+        let is_shedding = |peer: &PeerId| !self.broker.is_input_waiting(*peer);
+        std::iter::once(first)
+            .chain(waiting)
+            .find(is_shedding)
+            .or(Some(first))
     }
 
     /// Has the broker take in an event. What the system answered.
@@ -282,6 +368,7 @@ impl Bus {
             random,
             shortage,
         };
+        self.broker.set_step(self.step);
         self.broker.handle(event.clone(), &mut recorder);
         recorder.answers
     }
@@ -313,6 +400,8 @@ impl Bus {
                 Action::RunErrand { id, errand } => seen.errands.push_back((*id, errand.clone())),
                 Action::HandOver => seen.hand_overs += 1,
                 Action::Close { .. }
+                | Action::HangUp { .. }
+                | Action::ScheduleStep(_)
                 | Action::CloseFds(_)
                 | Action::StopReading(_)
                 | Action::ResumeReading(_)
@@ -428,7 +517,9 @@ impl Bus {
 pub(crate) fn closed(action: &Action) -> Option<PeerId> {
     match action {
         Action::Close { peer, .. } => Some(*peer),
-        Action::CloseFds(_)
+        Action::HangUp { .. }
+        | Action::ScheduleStep(_)
+        | Action::CloseFds(_)
         | Action::StopReading(_)
         | Action::ResumeReading(_)
         | Action::StopAccepting

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use bus_daemon::broker::{
-    Blob, Broker, BrokerState, Checkpoint as Saved, ConfigV1, EntryKind, EntryV1, GlobalV2, HeldV1, PeerId,
-    PeerRecord, SavedShortage,
+    AgendaV1, Blob, Broker, BrokerState, Checkpoint as Saved, ConfigV1, EntryKind, EntryV1, GlobalV2, HeldV1,
+    PeerId, PeerRecord, SavedShortage,
 };
 use bus_daemon::handoff::stored::BacklogV1;
 use bus_wire::Fd;
@@ -27,6 +27,7 @@ pub(crate) struct Source<'a> {
 pub(crate) struct Checkpoint {
     bus: Option<GlobalV2>,
     config: Option<ConfigV1>,
+    agenda: AgendaV1,
     /// The memfd that the configuration came in.
     config_source: Option<Fd>,
     peers: BTreeMap<u32, Peer>,
@@ -108,6 +109,7 @@ impl Checkpoint {
         }
         self.bus = Some(broker.save_bus());
         self.shortage = broker.save_shortage();
+        self.agenda = broker.save_agenda();
         store.committed();
         Ok(())
     }
@@ -145,6 +147,7 @@ impl Checkpoint {
             stored: stored
                 .map(|backlog| (PeerId::from_u64(backlog.owner()), backlog.end()))
                 .collect(),
+            agenda: self.agenda.clone(),
         };
         let entries = self.entries.iter();
         let saved = Saved {

@@ -74,6 +74,8 @@ impl Default for Options {
 pub struct Stats {
     /// Events that the broker took in.
     pub events: u64,
+    /// Steps that it took beyond these.
+    pub steps: u64,
     /// Messages that it queued, each as the model wanted it.
     pub queued: u64,
     /// Messages that clients read.
@@ -111,6 +113,7 @@ impl Stats {
     pub fn add(&mut self, other: &Self) {
         let Self {
             events,
+            steps,
             queued,
             read,
             clients,
@@ -128,6 +131,7 @@ impl Stats {
             sabotaged,
         } = other;
         self.events += events;
+        self.steps += steps;
         self.queued += queued;
         self.read += read;
         self.clients += clients;

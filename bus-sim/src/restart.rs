@@ -163,6 +163,7 @@ impl Bus {
     ) -> Check {
         for twin in &mut self.twins {
             let mut system = Replay::new(answers);
+            twin.broker.set_step(self.step);
             twin.broker.handle(event.clone(), &mut system);
             let their_actions: Vec<Action> = twin.broker.actions().drain(..).collect();
             let what = twin.what;
@@ -206,10 +207,15 @@ impl Bus {
     pub(crate) fn replay(&self) -> Check<(Broker, Vec<Action>)> {
         let mut broker = self.checkpoint.restore()?;
         let mut actions = Vec::new();
-        for (event, answers) in &self.journal {
+        broker.set_step(self.step);
+        for (index, (event, answers)) in self.journal.iter().enumerate() {
             let mut system = Replay::new(answers);
             broker.handle(event.clone(), &mut system);
-            actions = broker.actions().drain(..).collect();
+            if index <= self.last {
+                actions.clear();
+            }
+            let asked = broker.actions().drain(..);
+            actions.extend(asked.filter(|action| !matches!(action, Action::ScheduleStep(_))));
             if !system.is_same() {
                 return wrong(format!(
                     "in replay, other things are asked of the system in {event:?}"

@@ -71,6 +71,7 @@ impl World {
         };
         world.bus.deaths_within = options.deaths;
         world.bus.store.chance = [0, 50, 90, 100][world.random.index(4)];
+        world.bus.step = [512, 20, 3, 1][world.random.index(4)];
         world.bus.shortage = if world.random.percent(15) { 20 } else { 0 };
         world
     }
@@ -83,6 +84,7 @@ impl World {
             .and_then(|()| self.finish());
         self.stats.queued = self.bus.model.matched;
         self.stats.recoveries += self.bus.ends_within;
+        self.stats.steps = self.bus.steps;
         self.stats.descriptors = self.bus.files.opened;
         self.stats.forgotten = self.bus.store.forgotten;
         self.stats.sabotaged = u64::from(self.bus.saboteur.has_struck);

@@ -168,6 +168,22 @@ impl Framer {
         self.partial.as_slice()
     }
 
+    /// Whether [`next`](Self::next) has something to return: a whole message, or an error.
+    pub fn has_whole(&self) -> bool {
+        if self.failed.is_some() {
+            return true;
+        }
+        let mut beginning = [0; FIXED_HEADER];
+        let held = self.partial.as_slice().iter().chain(&*self.chunk);
+        let known = beginning.iter_mut().zip(held).map(|(place, byte)| *place = *byte);
+        let known = known.count();
+        match self.length(&beginning[..known]) {
+            Ok(Some(length)) => length <= self.partial_bytes(),
+            Ok(None) => false,
+            Err(_) => true,
+        }
+    }
+
     /// How many bytes are held.
     pub fn partial_bytes(&self) -> usize {
         self.partial.as_slice().len() + self.chunk.len()

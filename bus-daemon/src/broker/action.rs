@@ -25,6 +25,17 @@ pub enum Action {
         /// went wrong. A worker that dies at this moment may leave them out.
         last_words: Bytes,
     },
+    /// Shut the link down and close its descriptor: the peer is being taken out of the broker, which takes more than a step.
+    /// [`Close`](Self::Close) follows.
+    HangUp {
+        /// Whose.
+        peer: PeerId,
+        /// The handle of its socket, which belongs to nobody any more.
+        socket: Fd,
+    },
+    /// There is more to do for a peer: an [`Event::Step`](super::Event::Step) is wanted in its turn, as long as
+    /// [`Broker::wants_step`](super::Broker::wants_step) says so.
+    ScheduleStep(PeerId),
     /// Close these descriptors, which were received and now belong to nobody (sent on, or dropped).
     CloseFds(Fds),
     /// Stop reading from a peer: it has used its share of memory for incoming messages.

@@ -1,9 +1,8 @@
 //! Which calls are open: forwarded, and not answered yet.
 
-use hashbrown::hash_map::Entry;
-use hashbrown::{HashMap, HashSet};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::Seeded;
 use super::deadline::{Deadline, Deadlines};
 use super::entries::{Entries, Slot};
 use super::event::{Millis, PeerId};
@@ -20,7 +19,6 @@ pub(super) type OpenCall = (PeerId, u32);
 /// is also among the [`Deadlines`], which every change is given.
 #[derive(Debug)]
 pub(super) struct CallTable {
-    hasher: Seeded,
     ends: PerPeer<Ends>,
     entries: Entries<CallKey>,
 }
@@ -36,37 +34,19 @@ struct Owed {
     slot: Slot,
 }
 
-/// The open calls of one peer, in both roles.
-#[derive(Debug)]
+/// The open calls of one peer, in both roles: ordered, so that those of a peer that leaves are ended one by one, and no
+/// hash order shows.
+#[derive(Debug, Default)]
 struct Ends {
     /// Calls that the peer has to answer, and until when.
-    owed: HashMap<OpenCall, Owed, Seeded>,
+    owed: BTreeMap<OpenCall, Owed>,
     /// Calls that the peer waits for.
-    awaited: HashSet<OpenCall, Seeded>,
-}
-
-impl Ends {
-    fn new(hasher: &Seeded) -> Self {
-        Self {
-            owed: HashMap::with_hasher(hasher.clone()),
-            awaited: HashSet::with_hasher(hasher.clone()),
-        }
-    }
-}
-
-/// The calls that ended because a peer left, each list sorted.
-#[derive(Debug, Default)]
-pub(super) struct Ended {
-    /// The peer's own calls, with the callee.
-    pub(super) withdrawn: Vec<OpenCall>,
-    /// Calls to the peer that it leaves unanswered, with the caller.
-    pub(super) unanswered: Vec<OpenCall>,
+    awaited: BTreeSet<OpenCall>,
 }
 
 impl CallTable {
-    pub(super) fn new(hasher: Seeded) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            hasher,
             ends: PerPeer::new(),
             entries: Entries::new(),
         }
@@ -132,8 +112,7 @@ impl CallTable {
         until: Option<Millis>,
         deadlines: &mut Deadlines,
     ) {
-        let hasher = &self.hasher;
-        let callee_ends = self.ends.get_or_insert_with(callee, || Ends::new(hasher));
+        let callee_ends = self.ends.get_or_insert_with(callee, Ends::default);
         let before = match callee_ends.owed.entry((caller, serial)) {
             Entry::Vacant(place) => {
                 let slot = self.entries.insert((callee, caller, serial));
@@ -145,7 +124,7 @@ impl CallTable {
                 std::mem::replace(&mut place.get_mut().until, until)
             }
         };
-        let caller_ends = self.ends.get_or_insert_with(caller, || Ends::new(hasher));
+        let caller_ends = self.ends.get_or_insert_with(caller, Ends::default);
         caller_ends.awaited.insert((callee, serial));
         deadlines.change(due(callee, caller, serial), before, until);
     }
@@ -170,38 +149,32 @@ impl CallTable {
         true
     }
 
-    /// Forgets every call that a peer has a part in.
-    pub(super) fn drop_peer(&mut self, id: PeerId, deadlines: &mut Deadlines) -> Ended {
-        let mut ended = Ended {
-            withdrawn: self.awaited_by(id),
-            unanswered: Vec::new(),
-        };
-        for (callee, serial) in &ended.withdrawn {
-            self.close(*callee, id, *serial, deadlines);
-        }
-        // A call of the peer to itself was withdrawn, and is not unanswered too.
-        ended.unanswered = self.owed_by(id).into_iter().map(|(call, _)| call).collect();
-        for (caller, serial) in &ended.unanswered {
-            self.close(id, *caller, *serial, deadlines);
-        }
+    /// The peer, which has no open calls, is gone.
+    pub(super) fn drop_peer(&mut self, id: PeerId) {
         self.ends.remove(id);
-        ended
     }
 
-    /// All calls that a peer has to answer, sorted, so that no hash order shows.
+    /// The first of the calls that a peer waits for.
+    pub(super) fn first_awaited(&self, caller: PeerId) -> Option<OpenCall> {
+        self.ends.get(caller)?.awaited.first().copied()
+    }
+
+    /// The first of the calls that a peer has to answer.
+    pub(super) fn first_owed(&self, callee: PeerId) -> Option<OpenCall> {
+        let (call, _) = self.ends.get(callee)?.owed.first_key_value()?;
+        Some(*call)
+    }
+
+    /// All calls that a peer has to answer, sorted.
     pub(super) fn owed_by(&self, callee: PeerId) -> Vec<(OpenCall, Option<Millis>)> {
         let owed = self.ends.get(callee).into_iter().flat_map(|ends| &ends.owed);
-        let mut all: Vec<_> = owed.map(|(call, owed)| (*call, owed.until)).collect();
-        all.sort_unstable();
-        all
+        owed.map(|(call, owed)| (*call, owed.until)).collect()
     }
 
     /// All calls that a peer waits for, sorted.
     pub(super) fn awaited_by(&self, caller: PeerId) -> Vec<OpenCall> {
         let awaited = self.ends.get(caller).into_iter().flat_map(|ends| &ends.awaited);
-        let mut all: Vec<_> = awaited.copied().collect();
-        all.sort_unstable();
-        all
+        awaited.copied().collect()
     }
 
     /// The deadlines of all open calls.

@@ -133,7 +133,7 @@ impl Broker {
     /// come to send messages. The end of an authentication is still to be told what stands in its queue.
     pub fn output_at(&self, index: u32) -> Option<(PeerId, &SendQueue)> {
         let peer = self.roster.at(index)?;
-        let is_kept = !matches!(peer.phase, Phase::Authenticating(_));
+        let is_kept = !matches!(peer.phase, Phase::Authenticating(_)) && !peer.agenda.is_leaving();
         is_kept.then_some((peer.id, &peer.out))
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bus_wire::{Fd, Framer, Message, SaslConfig, SaslDone, SaslServer, SendQueue};
 use bytes::Bytes;
 
+use super::agenda::{Agenda, Then};
 use super::disconnect::{Breach, Disconnect, Excess, Refusal};
 use super::event::{Attested, Fds, PeerId};
 use super::ledger::Charge;
@@ -64,6 +65,7 @@ impl Broker {
             phase: Phase::Authenticating(Box::new(SaslServer::new(sasl, credentials.uid))),
             unique: None,
             framer: Framer::new(max_message_size(&self.config)),
+            agenda: Agenda::Idle,
             out: SendQueue::new(),
             is_condemned: false,
             is_congested: false,
@@ -234,18 +236,24 @@ impl Broker {
         }
     }
 
-    /// Takes a peer out of the bus, with its rules, names (and their signals), open calls and send queue.
+    /// Takes a peer out of the bus, with its rules, names (and their signals), open calls and send queue: in steps, if
+    /// these are many.
     pub(super) fn disconnect(&mut self, id: PeerId, reason: Disconnect) {
-        let Some(peer) = self.roster.get_mut(id) else {
+        let Some(peer) = self.roster.get_mut(id).filter(|peer| !peer.agenda.is_leaving()) else {
             return;
         };
         // Nothing is sent to the peer any more.
         peer.is_condemned = true;
         self.deadlines.expect_hello(peer, None);
         self.deadlines.expect_fds(peer, None);
-        self.drop_rules(id);
-        self.release_all_names(id);
-        self.drop_calls(id);
+        self.forget_caller(id);
+        self.begin_shedding(id, Then::Gone(reason));
+        self.shed(id);
+    }
+
+    /// Takes out a peer that has given up all it had.
+    pub(super) fn take_out(&mut self, id: PeerId, reason: &Disconnect) {
+        self.calls.drop_peer(id);
         let Some(mut peer) = self.roster.remove(id) else {
             return;
         };
@@ -256,10 +264,9 @@ impl Broker {
             Phase::Greeting | Phase::Active | Phase::Monitor => Bytes::new(),
         };
         self.close_fds(peer.framer.take_fds().into_iter().chain(peer.out.clear()));
-        self.forget_caller(id);
         let is_fault = reason.is_fault();
         let reason = match (reason, &peer.unique) {
-            (Disconnect::Transport(reason), _) => reason.into(),
+            (Disconnect::Transport(reason), _) => (*reason).into(),
             (reason, Some(unique)) => format!("{}: {reason}", unique.name).into(),
             (reason, None) => reason.to_string().into(),
         };
@@ -287,7 +294,7 @@ impl Broker {
 
     /// The peer has a link again.
     pub(super) fn attach(&mut self, id: PeerId, socket: Fd) {
-        let Some(peer) = self.roster.get_mut(id) else {
+        let Some(peer) = self.roster.get_mut(id).filter(|peer| !peer.agenda.is_leaving()) else {
             return self.close_fds([socket]);
         };
         let old = peer.socket.replace(socket);

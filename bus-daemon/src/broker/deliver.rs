@@ -69,6 +69,8 @@ impl Broker {
     /// Queues a message of the driver. A peer whose queue is full already is condemned: an answer or a signal that is
     /// missing would mislead the peer for good.
     pub(super) fn push_own(&mut self, to: PeerId, bytes: &[u8]) {
+        // What the bus says itself was put together first, value by value.
+        self.outgoing.note_work(bytes.len() as u64 / 1024);
         if self.may_push(to) {
             self.push_with(to, Fds::new(), None, |out| {
                 if bytes.len() >= SHARED {

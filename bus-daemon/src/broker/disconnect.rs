@@ -24,6 +24,14 @@ pub(crate) enum Disconnect {
     /// The transport ended: end of file, or an error of the socket. The peer did nothing wrong.
     #[error("{0}")]
     Transport(&'static str),
+    /// As it was saved by another process.
+    #[error("{text}")]
+    Saved {
+        /// The text of one of the others.
+        text: String,
+        /// What [`is_fault`](Self::is_fault) said.
+        is_fault: bool,
+    },
 }
 
 impl Disconnect {
@@ -36,6 +44,7 @@ impl Disconnect {
             | Self::NoDescriptorsLeft
             | Self::InputMissing(_) => true,
             Self::Transport(_) => false,
+            Self::Saved { is_fault, .. } => *is_fault,
         }
     }
 }

@@ -155,6 +155,11 @@ pub enum Event {
         /// Absolute offset in the stream to the peer behind the last byte taken. Less than is known already says nothing new.
         upto: u64,
     },
+    /// More of what is on a peer's agenda is to be done ([`Broker::wants_step`](super::Broker::wants_step)).
+    Step {
+        /// Whose.
+        peer: PeerId,
+    },
     /// Bytes arrived that killed the worker, and are left out. The link is closed once the peer has been told.
     Quarantined {
         /// From whom.

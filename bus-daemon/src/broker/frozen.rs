@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::event::{Millis, PeerId};
 
+mod agenda;
 mod config;
 mod entry;
 #[cfg(feature = "next-version")]
@@ -17,6 +18,8 @@ mod next;
 mod sasl;
 mod v1;
 
+pub use agenda::AgendaV1;
+pub(super) use agenda::{SheddingV1, ThenV1};
 pub use config::ConfigV1;
 pub(super) use entry::{CallEntryV1, NameEntryV1, RuleEntryV1};
 pub use entry::{EntryV1, HeldV1};
@@ -36,6 +39,8 @@ pub struct BrokerState {
     pub shared: Vec<Blob>,
     /// Peers of which output is kept elsewhere, up to this absolute offset; their records have what comes after it.
     pub stored: Vec<(PeerId, u64)>,
+    /// What was still to be done for peers.
+    pub agenda: AgendaV1,
 }
 
 /// What belongs to no single peer.

@@ -53,6 +53,7 @@ impl Broker {
                     peers,
                     shared,
                     stored,
+                    agenda,
                 },
             held,
             entries,
@@ -63,7 +64,8 @@ impl Broker {
         global.names = gathered.names();
         let (peers, incomplete) = gathered.fill(peers, &held);
         let peers = with_stored(peers, stored);
-        let (mut broker, mut dropped) = Self::restore_placed(global, peers, &shared, &gathered.names)?;
+        let (mut broker, mut dropped) =
+            Self::restore_placed(global, peers, &shared, agenda, &gathered.names)?;
         broker.restore_shortage(shortage);
         for one in &mut dropped {
             if incomplete.contains(&one.peer) {

@@ -176,44 +176,22 @@ impl MatchIndex {
         Some(number)
     }
 
-    /// Removes all rules of a peer, and calls `removed` with the number of each.
-    pub(crate) fn remove_peer(&mut self, peer: PeerId, mut removed: impl FnMut(u32)) {
-        for Held { id, number } in self.peers.remove(&peer).unwrap_or_default() {
-            self.release(peer, id);
-            removed(number);
+    /// Removes the newest rule of a peer. Returns its number and whether it eavesdrops; `None` if the peer has none.
+    pub(crate) fn remove_newest(&mut self, peer: PeerId) -> Option<(u32, bool)> {
+        let all = self.peers.get_mut(&peer)?;
+        let Held { id, number } = all.pop()?;
+        if all.is_empty() {
+            self.peers.remove(&peer);
         }
+        let eavesdrops = self.rule(id).is_some_and(|rule| rule.eavesdrop);
+        self.release(peer, id);
+        Some((number, eavesdrops))
     }
 
-    /// Removes, whoever has them, all rules that name a unique name as sender or destination; tells who had any, in
-    /// ascending order, and calls `removed` with the number of each. The cost is that of these peers' rules.
-    pub(crate) fn remove_named(&mut self, unique: &str, mut removed: impl FnMut(u32)) -> Vec<PeerId> {
-        let dead = self.named.take(unique);
-        let slots = dead.iter().filter_map(|id| self.slots[*id as usize].as_ref());
-        let subscribers = slots.flat_map(|slot| &slot.subscribers);
-        let mut peers: Vec<PeerId> = subscribers.map(|subscriber| subscriber.peer).collect();
-        peers.sort_unstable();
-        peers.dedup();
-        for peer in &peers {
-            let Some(all) = self.peers.get_mut(peer) else {
-                continue;
-            };
-            let mut gone = Vec::new();
-            all.retain(|held| {
-                let is_dead = dead.contains(&held.id);
-                if is_dead {
-                    gone.push(*held);
-                }
-                !is_dead
-            });
-            if all.is_empty() {
-                self.peers.remove(peer);
-            }
-            for Held { id, number } in gone {
-                self.release(*peer, id);
-                removed(number);
-            }
-        }
-        peers
+    /// A rule that names a unique name as sender or destination, and somebody who has it.
+    pub(crate) fn naming(&self, unique: &str) -> Option<(PeerId, &MatchRule)> {
+        let slot = self.slots[self.named.newest(unique)? as usize].as_ref()?;
+        Some((slot.subscribers.last()?.peer, &slot.rule))
     }
 
     /// Adds the peers that have a rule that matches. `peers` is then in ascending order, each peer in it once, whatever

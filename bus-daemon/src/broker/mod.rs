@@ -6,6 +6,7 @@
 
 mod action;
 mod activation_environment;
+mod agenda;
 mod call_table;
 mod changes;
 mod connect;
@@ -56,8 +57,8 @@ pub use changes::EntryKind;
 pub use errand::{ConfigRefusal, Errand, ErrandOutcome};
 pub use event::{Attested, Credentials, Event, Fds, Millis, PeerId, Start, Transport};
 pub use frozen::{
-    Blob, BrokerState, ConfigV1, EntryV1, GlobalV1, GlobalV2, HeldV1, NameV1, PeerRecord, PeerV1, PeerV2,
-    Unexpressed,
+    AgendaV1, Blob, BrokerState, ConfigV1, EntryV1, GlobalV1, GlobalV2, HeldV1, NameV1, PeerRecord, PeerV1,
+    PeerV2, Unexpressed,
 };
 #[cfg(feature = "next-version")]
 pub use frozen::{NoteV1, PeerNextV1};
@@ -173,6 +174,8 @@ pub struct Broker {
     ledger: Ledger,
     /// Who is held back because memory is short.
     shortage: Shortage,
+    /// How many peers are giving up what they have.
+    shedding: u32,
     scratch: Scratch,
 }
 
@@ -186,7 +189,7 @@ impl Broker {
             roster: Roster::new(hasher.clone()),
             names: NameTable::new(hasher.clone()),
             subscriptions: Subscriptions::new(identity.hash_seed),
-            calls: CallTable::new(hasher),
+            calls: CallTable::new(),
             deadlines: Deadlines::new(now),
             outgoing: Outgoing::new(0),
             restart: Restart::default(),
@@ -196,6 +199,7 @@ impl Broker {
             activation_environment: ActivationEnvironment::default(),
             ledger: Ledger::default(),
             shortage: Shortage::default(),
+            shedding: 0,
             scratch: Scratch::default(),
             identity,
         }
@@ -203,6 +207,7 @@ impl Broker {
 
     /// Takes one event in, completely. Events of peers that are gone are ignored (their descriptors are closed).
     pub fn handle(&mut self, event: Event, system: &mut dyn System) {
+        self.outgoing.begin_step();
         match event {
             Event::Accepted {
                 peer,
@@ -227,6 +232,7 @@ impl Broker {
                 fds,
             } => self.received_large(peer, upto, prefix, fds, system),
             Event::Sent { peer, upto } => self.sent(peer, upto),
+            Event::Step { peer } => self.step(peer, system),
             Event::Quarantined { peer, begins_with } => self.quarantined(peer, &begins_with),
             Event::Closed { peer, reason } => self.disconnect(peer, Disconnect::Transport(reason)),
             Event::Tick { now } => self.tick(now),
@@ -259,10 +265,14 @@ impl Broker {
         self.roster.get(peer).map(|peer| &peer.out)
     }
 
-    /// The large message that a peer is in the middle of, if any, and the bytes of it that have arrived: the runtime
+    /// The large message that a peer is in the middle of, if any and if no step is wanted for it, and the bytes of it that have arrived: the runtime
     /// reads the rest into one extent.
     pub fn large_message(&self, peer: PeerId) -> Option<(LargeMessage, &[u8])> {
-        let framer = &self.roster.get(peer)?.framer;
+        let peer = self.roster.get(peer)?;
+        let framer = &peer.framer;
+        if !matches!(peer.agenda, agenda::Agenda::Idle) {
+            return None;
+        }
         Some((framer.large()?, framer.partial()))
     }
 
@@ -362,11 +372,9 @@ impl Broker {
         &self.names
     }
 
-    /// The peers with a unique name, in the order in which they said Hello.
-    pub(crate) fn active_peers(&self) -> Vec<&Peer> {
-        let mut all: Vec<&Peer> = self.roster.iter().filter(|peer| peer.is_active()).collect();
-        all.sort_unstable_by_key(|peer| peer.unique.as_ref().map(|unique| unique.number));
-        all
+    /// The peers that can be reached by a unique name, in the order in which they said Hello.
+    pub(crate) fn active_peers(&self) -> impl Iterator<Item = &Peer> {
+        self.roster.in_order()
     }
 
     /// Who can be reached by a bus name: the owner of a unique name, or the primary owner of a well-known one.

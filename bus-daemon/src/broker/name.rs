@@ -88,6 +88,8 @@ pub(crate) struct Name {
 #[derive(Debug)]
 pub(crate) struct NameTable {
     names: HashMap<Arc<str>, Name, Seeded>,
+    /// The same names, in alphabetical order, so that a list of them costs no more than its length.
+    in_order: BTreeSet<Arc<str>>,
     holdings: Holdings,
     /// The highest count of names so far, unique names among them.
     peak: u32,
@@ -98,6 +100,7 @@ impl NameTable {
     pub(crate) fn new(hasher: Seeded) -> Self {
         Self {
             names: HashMap::with_hasher(hasher),
+            in_order: BTreeSet::new(),
             holdings: Holdings::new(),
             peak: 0,
             entries: Entries::new(),
@@ -187,11 +190,14 @@ impl NameTable {
         self.names.get(name).map(|name| name.owners.iter().copied())
     }
 
+    /// Every name in alphabetical order.
+    pub(crate) fn listed(&self) -> impl Iterator<Item = &str> {
+        self.in_order.iter().map(|name| &**name)
+    }
+
     /// Every name, sorted, so that no hash order shows.
     pub(crate) fn sorted(&self) -> Vec<&Name> {
-        let mut all: Vec<&Name> = self.names.values().collect();
-        all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        all
+        self.listed().filter_map(|name| self.names.get(name)).collect()
     }
 
     /// Puts a saved queue back. False if there is none, or if the name is there already.
@@ -218,6 +224,7 @@ impl NameTable {
             owners,
             slot: self.entries.insert(name.clone()),
         };
+        self.in_order.insert(name.clone());
         self.names.insert(name.clone(), entry);
         true
     }
@@ -337,6 +344,7 @@ impl NameTable {
             owned_at: self.holdings.own(peer, &name),
             slot: self.entries.insert(name.clone()),
         };
+        self.in_order.insert(name.clone());
         self.names.insert(name.clone(), entry);
         OwnerChange {
             name,
@@ -373,6 +381,7 @@ impl NameTable {
         if new.is_none() {
             self.entries.remove(entry.slot);
             self.names.remove(name);
+            self.in_order.remove(name);
         }
         (ReleaseNameReply::Released, Some(change))
     }
@@ -414,6 +423,11 @@ impl NameTable {
                 }
             }
             places += owners.len();
+        }
+        if self.in_order.len() != self.names.len()
+            || !self.in_order.iter().all(|name| self.names.contains_key(name))
+        {
+            return Err(Violation::new("the list of all names has others than the table"));
         }
         let (held, owned) = self.holdings.totals();
         let primaries = self.names.len();

@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 use bus_wire::Fd;
 
 use super::Action;
+use super::agenda::STEP;
 use super::disconnect::Disconnect;
 use super::event::{Fds, PeerId};
 use super::invariants::Violation;
@@ -24,6 +25,10 @@ pub(super) struct Outgoing {
     serial: u32,
     /// Work done since this process began, in units: a message, 4 KiB of one, a delivery. Only for sharing time fairly.
     work: u64,
+    /// Where the step at hand ends, in the same units.
+    step_end: u64,
+    /// How long a step is.
+    step: u64,
 }
 
 impl Outgoing {
@@ -35,6 +40,8 @@ impl Outgoing {
             condemned: VecDeque::new(),
             serial,
             work: 0,
+            step_end: 0,
+            step: STEP,
         }
     }
 
@@ -121,6 +128,23 @@ impl Outgoing {
         self.work
     }
 
+    /// An event begins.
+    #[inline]
+    pub(super) fn begin_step(&mut self) {
+        self.step_end = self.work + self.step;
+    }
+
+    /// Whether what is left of the work is for another step.
+    #[inline]
+    pub(super) fn is_step_over(&self) -> bool {
+        self.work >= self.step_end
+    }
+
+    /// How long a step is from now on, in units of work.
+    pub(super) fn set_step(&mut self, units: u64) {
+        self.step = units;
+    }
+
     /// What is saved of it: the serial of the driver's last message.
     pub(super) fn save(&self) -> u32 {
         let Self {
@@ -132,6 +156,9 @@ impl Outgoing {
             condemned: _,
             // Of this process alone.
             work: _,
+            // Nothing is under way between events.
+            step_end: _,
+            step: _,
         } = self;
         *serial
     }
@@ -146,8 +173,10 @@ impl Outgoing {
         let mut dirty = 0;
         for peer in roster.iter() {
             let id = peer.id;
-            if peer.is_condemned {
-                return Err(Violation::new(format!("{id:?} is condemned between events")));
+            if peer.is_condemned != peer.agenda.is_leaving() {
+                return Err(Violation::new(format!(
+                    "{id:?} is condemned between events, or leaves and is not"
+                )));
             }
             if peer.is_dirty != listed.contains(&id) {
                 return Err(Violation::new(format!("{id:?} disagrees with the dirty list")));

@@ -47,20 +47,6 @@ impl Broker {
         reply
     }
 
-    /// Gives up all that a peer owns or waits for, the newest first, and at last its unique name.
-    pub(super) fn release_all_names(&mut self, id: PeerId) {
-        while let Some(name) = self.names.newest_of(id) {
-            if self.release_name(id, &name) != ReleaseNameReply::Released {
-                // Never so: the table knows of every name in the list.
-                break;
-            }
-        }
-        if let Some(unique) = self.roster.retire(id) {
-            self.announce_unique(id, &unique, false);
-            self.drop_dead_rules(&unique.name);
-        }
-    }
-
     /// NameLost to the old owner, NameOwnerChanged to all, NameAcquired to the new one: in the order of dbus-daemon.
     fn announce(&mut self, change: &OwnerChange) {
         let unique_name = |id: Option<PeerId>, broker: &Self| -> Arc<str> {

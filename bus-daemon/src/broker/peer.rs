@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bus_wire::{Fd, Framer, SaslServer, SendQueue};
 
+use super::agenda::Agenda;
 use super::event::{Credentials, Millis, PeerId};
 use super::ledger::Charge;
 use super::origins::Origins;
@@ -49,8 +50,11 @@ pub(crate) struct Peer {
     /// Set from Hello on. A monitor keeps the name, but cannot be reached by it any more.
     pub(crate) unique: Option<Unique>,
     pub(crate) framer: Framer,
+    /// What is still to be done for it.
+    pub(crate) agenda: Agenda,
     pub(crate) out: SendQueue,
-    /// Whether the peer is to be disconnected once the message at hand is dealt with: nothing more is queued for it.
+    /// Whether the peer is to be disconnected once the message at hand is dealt with, or is being disconnected: nothing
+    /// more is queued for it.
     pub(crate) is_condemned: bool,
     /// Whether messages for the peer were refused since its queue was last short enough.
     pub(crate) is_congested: bool,

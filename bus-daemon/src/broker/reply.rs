@@ -32,18 +32,6 @@ impl Broker {
         }
     }
 
-    /// Ends every call that a leaving peer has a part in. The callers that wait for the peer are told.
-    pub(super) fn drop_calls(&mut self, id: PeerId) {
-        let ended = self.calls.drop_peer(id, &mut self.deadlines);
-        for (callee, _) in ended.withdrawn {
-            self.mark_ends_changed(callee, id);
-        }
-        for (caller, serial) in ended.unanswered {
-            self.mark_ends_changed(id, caller);
-            self.send_late_error(caller, serial, NO_REPLY, DISCONNECTED);
-        }
-    }
-
     /// Open calls are saved with the peers at both ends.
     fn mark_ends_changed(&mut self, callee: PeerId, caller: PeerId) {
         self.roster.mark_changed(caller);

@@ -1,5 +1,6 @@
 //! What `org.busdaemon.Restart1` tells of the daemon's own life, and who waits for the end of an upgrade.
 
+use super::agenda::Agenda;
 use super::errand::Errand;
 use super::event::{PeerId, Start};
 use super::{Action, Broker};
@@ -212,10 +213,10 @@ impl Broker {
 
     /// What a peer sent killed the worker and is left out. If it began with a call, that is answered.
     pub(super) fn quarantined(&mut self, id: PeerId, begins_with: &[u8]) {
-        let is_between = self
-            .roster
-            .get(id)
-            .is_some_and(|peer| peer.is_active() && peer.framer.partial_bytes() == 0);
+        let is_between = self.roster.get(id).is_some_and(|peer| {
+            let is_whole = matches!(peer.agenda, Agenda::Input);
+            peer.is_active() && (is_whole || peer.framer.partial_bytes() == 0)
+        });
         // Only the fixed part of the header is looked at, by hand: who knows what of the rest is deadly.
         if let (true, &[endian, 1, flags, 1, _, _, _, _, a, b, c, d, ..]) = (is_between, begins_with)
             && flags & 1 == 0

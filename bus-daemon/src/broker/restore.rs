@@ -10,13 +10,15 @@ use smallvec::SmallVec;
 use thiserror::Error;
 
 use super::activation_environment::ActivationEnvironment;
+use super::agenda::{Agenda, Then};
 use super::connect::max_message_size;
 use super::deadline::Deadline;
 use super::deliver::SHARED;
+use super::disconnect::Disconnect;
 use super::event::{Credentials, PeerId, Transport};
 use super::frozen::{
-    Blob, BrokerState, GlobalV2, IdentityV2, ListenerV1, NameEntryV1, NameV1, PeerRecord, PeerV2, PhaseV1,
-    PieceV1, ReloadV1, RestartV2, TransportV1, UpgradeV1,
+    AgendaV1, Blob, BrokerState, GlobalV2, IdentityV2, ListenerV1, NameEntryV1, NameV1, PeerRecord, PeerV2,
+    PhaseV1, PieceV1, ReloadV1, RestartV2, SheddingV1, ThenV1, TransportV1, UpgradeV1,
 };
 use super::ledger::Charge;
 use super::name::NameFlags;
@@ -33,6 +35,9 @@ use crate::config::Config;
 
 /// More peers than any machine has descriptors for: an index beyond this is nonsense.
 const MAX_INDEX: u32 = 1 << 22;
+
+/// More than one read gives.
+const MOST_READ: usize = 1 << 20;
 
 /// No position in a stream and no number of a unique name gets this far; beyond, counting could overflow.
 const MAX_COUNT: u64 = 1 << 62;
@@ -71,8 +76,9 @@ impl Broker {
             peers,
             shared,
             stored,
+            agenda,
         } = state;
-        Self::restore_from(global, with_stored(peers, stored), &shared)
+        Self::restore_from(global, with_stored(peers, stored), &shared, agenda)
     }
 
     /// [`restore`](Self::restore), with peers' records that come one after the other, so that only one is in memory at a
@@ -84,8 +90,9 @@ impl Broker {
         global: GlobalV2,
         peers: impl IntoIterator<Item = (PeerRecord, Option<u64>)>,
         shared: &[Blob],
+        agenda: AgendaV1,
     ) -> Result<(Self, Vec<Dropped>), RestoreError> {
-        Self::restore_placed(global, peers, shared, &[])
+        Self::restore_placed(global, peers, shared, agenda, &[])
     }
 
     /// The same with names whose places in the lists of their owners are known, instead of the lists in the records.
@@ -93,6 +100,7 @@ impl Broker {
         global: GlobalV2,
         peers: impl IntoIterator<Item = (PeerRecord, Option<u64>)>,
         shared: &[Blob],
+        agenda: AgendaV1,
         places: &[(u32, NameEntryV1)],
     ) -> Result<(Self, Vec<Dropped>), RestoreError> {
         let GlobalV2 {
@@ -168,6 +176,7 @@ impl Broker {
                 });
             }
         }
+        broker.resume_shedding(agenda);
         let gone = Gone::new(&roster, &broker);
         let changed = broker.restore_names(names, places, &kept, &gone);
         broker.restore_calls(&kept);
@@ -181,6 +190,7 @@ impl Broker {
         broker.regulate_accepting();
         broker.announce_gone(&gone, changed);
         broker.bury_condemned();
+        broker.resume_agendas();
         broker.check_invariants()?;
         Ok((broker, dropped))
     }
@@ -246,7 +256,16 @@ impl Broker {
         if id.index > MAX_INDEX {
             return Err(RecordFault::Index);
         }
-        if input.0.len() > max_message_size(&self.config) {
+        let longest = max_message_size(&self.config);
+        let input_length = input.0.len();
+        let framer = FramerState {
+            partial: input.0,
+            fds: input_fds,
+        };
+        let framer = Framer::restore(framer, longest);
+        // Whole messages may wait for a step, as many as one read gives.
+        let is_waiting = framer.has_whole() && input_length <= longest.saturating_add(MOST_READ);
+        if input_length > longest && !is_waiting {
             return Err(RecordFault::Input);
         }
         // A match rule with apostrophes is longer as canonical text than as the text that was accepted.
@@ -291,19 +310,14 @@ impl Broker {
             takes_fds,
             phase,
             unique,
-            framer: Framer::restore(
-                FramerState {
-                    partial: input.0,
-                    fds: input_fds,
-                },
-                max_message_size(&self.config),
-            ),
+            framer,
             out: SendQueue::restore(SendQueueState {
                 sent,
                 stored,
                 pieces,
                 fds: output_fds,
             }),
+            agenda: Agenda::Idle,
             is_condemned: false,
             is_congested,
             is_dirty: false,
@@ -342,6 +356,32 @@ impl Broker {
             }
         }
         Ok(Kept { names, owed, awaited })
+    }
+
+    /// Peers go on giving up what they have.
+    fn resume_shedding(&mut self, agenda: AgendaV1) {
+        for SheddingV1 {
+            peer: id,
+            is_retired,
+            then,
+        } in agenda.shedding
+        {
+            let then = match then {
+                ThenV1::Gone { reason, is_fault } => Then::Gone(Disconnect::Saved {
+                    text: reason,
+                    is_fault,
+                }),
+                ThenV1::Monitor { filters } => {
+                    let filters = filters.iter();
+                    Then::Monitor(
+                        filters
+                            .filter_map(|text| MatchRule::parse_any_length(text).ok())
+                            .collect(),
+                    )
+                }
+            };
+            self.resume_shedding_of(id, is_retired, then);
+        }
     }
 
     /// Fills the name table with the peers that are still there. Returns each name that lost its primary owner, and that

@@ -1,5 +1,7 @@
 //! Who is here: the peers, their unique names, and how many there are of each kind.
 
+use std::collections::BTreeMap;
+
 use bus_wire::SaslDone;
 use hashbrown::HashMap;
 
@@ -17,6 +19,8 @@ pub(super) struct Roster {
     peers: Peers,
     /// The active peers, by the number of their unique name.
     unique: HashMap<u64, PeerId, Seeded>,
+    /// The same, in the order in which they said Hello.
+    in_order: BTreeMap<u64, PeerId>,
     /// The number of the next unique name; never used again, not even over an upgrade.
     next_unique: u64,
     /// Peers that have not said Hello.
@@ -34,6 +38,7 @@ impl Roster {
         Self {
             peers: Peers::default(),
             unique: HashMap::with_hasher(hasher.clone()),
+            in_order: BTreeMap::new(),
             next_unique: 0,
             incomplete: 0,
             active: 0,
@@ -58,6 +63,7 @@ impl Roster {
             peers: _,
             // Rebuilt from the peers.
             unique: _,
+            in_order: _,
             incomplete: _,
             active: _,
             users: _,
@@ -114,6 +120,11 @@ impl Roster {
         self.unique.get(&number).copied()
     }
 
+    /// The peers that can be reached by a unique name, in the order in which they said Hello.
+    pub(super) fn in_order(&self) -> impl Iterator<Item = &Peer> {
+        self.in_order.values().filter_map(|id| self.peers.get(*id))
+    }
+
     /// How many unique names can be reached.
     pub(super) fn unique_count(&self) -> usize {
         self.unique.len()
@@ -157,6 +168,7 @@ impl Roster {
                 self.count_in(uid);
                 if is_active {
                     self.unique.insert(number, id);
+                    self.in_order.insert(number, id);
                 }
             }
         }
@@ -181,6 +193,7 @@ impl Roster {
         let uid = peer.credentials.uid;
         self.next_unique += 1;
         self.unique.insert(unique.number, id);
+        self.in_order.insert(unique.number, id);
         self.incomplete -= 1;
         self.count_in(uid);
         Some((self.peers.get_mut(id)?, unique))
@@ -191,7 +204,14 @@ impl Roster {
     /// To be followed by [`begin_monitoring`](Self::begin_monitoring) or [`remove`](Self::remove).
     pub(super) fn retire(&mut self, id: PeerId) -> Option<Unique> {
         let unique = self.peers.get(id)?.unique.as_ref()?;
+        self.in_order.remove(&unique.number);
         self.unique.remove(&unique.number).map(|_| unique.clone())
+    }
+
+    /// Whether a peer was [retired](Self::retire) and has become neither a monitor nor gone.
+    pub(super) fn is_retired(&self, peer: &Peer) -> bool {
+        let unique = peer.unique.as_ref().filter(|_| peer.is_active());
+        unique.is_some_and(|unique| !self.unique.contains_key(&unique.number))
     }
 
     /// The peer, which was [retired](Self::retire), is a monitor from now on. False if it is gone.
@@ -243,12 +263,14 @@ impl Roster {
                     if let Some(uid) = peer.credentials.uid {
                         *users.entry(uid).or_insert(0) += 1;
                     }
+                    let is_retired = peer.agenda.is_shedding() && self.is_retired(peer);
+                    let is_reachable = peer.is_active() && !is_retired;
                     let found = self.by_unique(unique.number);
-                    if found != peer.is_active().then_some(id) {
+                    if found != is_reachable.then_some(id) {
                         let text = format!("{} leads to {found:?}, not to {id:?}", unique.name);
                         return Err(Violation::new(text));
                     }
-                    reachable += usize::from(peer.is_active());
+                    reachable += usize::from(is_reachable);
                     if unique.number >= self.next_unique {
                         return Err(Violation::new(format!("{} was never given out", unique.name)));
                     }
@@ -258,6 +280,10 @@ impl Roster {
                     return Err(Violation::new(text));
                 }
             }
+        }
+        let is_listed = |(number, id): (&u64, &PeerId)| self.in_order.get(number) == Some(id);
+        if self.in_order.len() != self.unique.len() || !self.unique.iter().all(is_listed) {
+            return Err(Violation::new("the unique names in order are others"));
         }
         if reachable != self.unique.len() {
             let text = format!("{} unique names for {reachable} peers", self.unique.len());

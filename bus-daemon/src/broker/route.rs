@@ -35,7 +35,7 @@ impl Broker {
         fds: Fds,
         system: &mut dyn System,
     ) {
-        let Some(peer) = self.roster.get_mut(id) else {
+        let Some(peer) = self.roster.get_mut(id).filter(|peer| !peer.agenda.is_leaving()) else {
             return self.close_fds(fds);
         };
         let from = upto.saturating_sub(data.len() as u64);
@@ -77,7 +77,7 @@ impl Broker {
         fds: Fds,
         system: &mut dyn System,
     ) {
-        let Some(peer) = self.roster.get_mut(id) else {
+        let Some(peer) = self.roster.get_mut(id).filter(|peer| !peer.agenda.is_leaving()) else {
             return self.close_fds(fds);
         };
         let begin = upto.checked_sub(prefix.len() as u64);
@@ -97,24 +97,38 @@ impl Broker {
     }
 
     /// Routes every message that has arrived completely.
-    fn route_input(&mut self, id: PeerId, system: &mut dyn System) {
+    pub(super) fn route_input(&mut self, id: PeerId, system: &mut dyn System) {
         let mut is_complete = false;
         loop {
             let Some(peer) = self.roster.get_mut(id) else {
                 return;
             };
+            if peer.agenda.is_shedding() {
+                // What else has arrived is dealt with when that is done, if the peer is still there then.
+                return;
+            }
             match peer.framer.next() {
                 Ok(Some(framed)) => {
                     is_complete = true;
                     self.dispatch(id, &framed.message, framed.fds, system);
+                    self.shed(id);
                 }
                 Ok(None) => break,
                 Err(error) => return self.disconnect(id, Breach::from(error).into()),
             }
             self.bury_condemned();
+            if self.outgoing.is_step_over() && self.has_more_input(id) {
+                return self.put_off_input(id);
+            }
         }
         self.note_input(id, is_complete);
         self.watch_pending_fds(id);
+    }
+
+    /// Whether a whole message of the peer waits, and it is its turn.
+    fn has_more_input(&self, id: PeerId) -> bool {
+        let peer = self.roster.get(id);
+        peer.is_some_and(|peer| !peer.agenda.is_shedding() && peer.framer.has_whole())
     }
 
     /// Descriptors whose message has not arrived completely are limited in number and time; those that belong to none are
@@ -143,6 +157,9 @@ impl Broker {
 
     /// Deals with one message, completely.
     fn dispatch(&mut self, id: PeerId, message: &Message, fds: Fds, system: &mut dyn System) {
+        if let Some(name) = message.destination() {
+            self.settle_name(name);
+        }
         let Some(peer) = self.roster.get(id) else {
             return self.close_fds(fds);
         };
@@ -413,6 +430,8 @@ impl Broker {
             origin: None,
             ..transit
         };
+        // Whom the message makes a monitor has no match rules any more.
+        receivers.retain(|receiver| !self.is_shedding(*receiver));
         self.push_copies(&receivers, transit, fds, system);
         receivers.clear();
         self.scratch.receivers = receivers;

@@ -6,11 +6,12 @@ use bus_wire::{Fd, FramerState, PieceState, SendQueueState};
 use bytes::Bytes;
 use hashbrown::HashMap;
 
+use super::agenda::{Agenda, Then};
 use super::deliver::SHARED;
 use super::event::{Credentials, PeerId, Transport};
 use super::frozen::{
-    Blob, BrokerState, ConfigV1, GlobalV2, IdentityV2, ListenerV1, Lists, NameV1, PeerRecord, PeerV2,
-    PhaseV1, PieceV1, ReloadV1, RestartV2, SaslV1, TransportV1, UpgradeV1,
+    AgendaV1, Blob, BrokerState, ConfigV1, GlobalV2, IdentityV2, ListenerV1, Lists, NameV1, PeerRecord,
+    PeerV2, PhaseV1, PieceV1, ReloadV1, RestartV2, SaslV1, SheddingV1, ThenV1, TransportV1, UpgradeV1,
 };
 use super::name::{Name, Owner};
 use super::peer::{Peaks, Peer, Phase};
@@ -69,7 +70,35 @@ impl Broker {
             peers,
             shared: shared.into_bodies(),
             stored: self.stored_offsets(),
+            agenda: self.save_agenda(),
         }
+    }
+
+    /// The peers that are giving up what they have.
+    pub fn save_agenda(&self) -> AgendaV1 {
+        let mut agenda = AgendaV1::default();
+        if self.shedding == 0 {
+            return agenda;
+        }
+        for peer in self.roster.iter() {
+            let Agenda::Shedding(then) = &peer.agenda else {
+                continue;
+            };
+            agenda.shedding.push(SheddingV1 {
+                peer: peer.id,
+                is_retired: self.roster.is_retired(peer),
+                then: match then {
+                    Then::Gone(reason) => ThenV1::Gone {
+                        reason: reason.to_string(),
+                        is_fault: reason.is_fault(),
+                    },
+                    Then::Monitor(filters) => ThenV1::Monitor {
+                        filters: filters.iter().map(ToString::to_string).collect(),
+                    },
+                },
+            });
+        }
+        agenda
     }
 
     /// Each peer of which output is kept elsewhere, and up to which absolute offset.
@@ -164,6 +193,7 @@ impl Broker {
             ledger: _,
             // In a checkpoint by itself, and not in an image.
             shortage: _,
+            shedding: _,
             // Without meaning.
             scratch: _,
         } = self;
@@ -233,6 +263,8 @@ impl Broker {
             phase,
             unique,
             framer,
+            // Input is found in the framer, and the rest is in a list of its own.
+            agenda: _,
             out,
             is_congested,
             is_stopped,

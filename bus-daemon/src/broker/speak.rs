@@ -44,6 +44,21 @@ impl Broker {
         }
     }
 
+    /// The same with an answer that is read from the broker: one that nobody wants is not put together.
+    pub(crate) fn answer_with(
+        &mut self,
+        caller: PeerId,
+        call: &Message,
+        body: impl FnOnce(&Self, &mut BodyWriter),
+    ) {
+        if !expects_reply(call) {
+            return;
+        }
+        let mut written = BodyWriter::new(bus_wire::Endian::Little);
+        body(self, &mut written);
+        self.send_driver_reply(caller, call, |w| *w = written);
+    }
+
     /// Answers a call with an error, unless it wants no answer. `text` is the error's only argument.
     pub(crate) fn send_driver_error(&mut self, caller: PeerId, call: &Message, name: &str, text: &str) {
         if expects_reply(call) {

@@ -2,6 +2,7 @@
 
 use bus_wire::MatchRule;
 
+use super::agenda::Then;
 use super::entries::{Entries, Slot};
 use super::event::PeerId;
 use super::invariants::Violation;
@@ -101,20 +102,27 @@ impl Subscriptions {
         self.raise_peak(self.len() as u32);
     }
 
-    /// Removes all match rules and filters of a peer.
-    pub(super) fn drop_peer(&mut self, peer: PeerId) {
-        let entries = &mut self.entries;
-        self.matches.remove_peer(peer, |slot| entries.remove(slot));
-        self.monitors.remove_peer(peer, |slot| entries.remove(slot));
-        self.eavesdroppers.remove_peer(peer, |_| {});
+    /// Removes the newest match rule or filter of a peer. False if it has none.
+    pub(super) fn drop_newest(&mut self, peer: PeerId) -> bool {
+        let newest = self.matches.remove_newest(peer);
+        if let Some((_, true)) = newest {
+            self.eavesdroppers.remove_newest(peer);
+        }
+        let newest = newest.or_else(|| self.monitors.remove_newest(peer));
+        newest.map(|(slot, _)| self.entries.remove(slot)).is_some()
     }
 
-    /// Removes the match rules that name a unique name, which is never used again. Returns whose they were. What monitors
-    /// asked for stays, since they also see what is sent to nobody.
-    pub(super) fn drop_named(&mut self, unique: &str) -> impl IntoIterator<Item = PeerId> + use<> {
-        self.eavesdroppers.remove_named(unique, |_| {});
-        let entries = &mut self.entries;
-        self.matches.remove_named(unique, |slot| entries.remove(slot))
+    /// Whether a match rule names a unique name.
+    pub(super) fn is_named(&self, unique: &str) -> bool {
+        self.matches.naming(unique).is_some()
+    }
+
+    /// Removes a match rule that names a unique name, which is never used again. Returns whose it was; `None` if there is
+    /// no such rule. What monitors asked for stays, since they also see what is sent to nobody.
+    pub(super) fn drop_named(&mut self, unique: &str) -> Option<PeerId> {
+        let (peer, rule) = self.matches.naming(unique)?;
+        let rule = rule.clone();
+        self.remove(peer, &rule).then_some(peer)
     }
 
     /// An entry for one more rule.
@@ -300,12 +308,14 @@ impl Broker {
     /// "org.freedesktop.DBus.Monitoring.BecomeMonitor").
     /// The number of rules must be within `max_match_rules_per_connection`.
     pub(crate) fn begin_monitoring(&mut self, id: PeerId, rules: Vec<MatchRule>) {
-        self.drop_rules(id);
-        // The peer still hears that its own names are lost, as a peer and not as a monitor: so does dbus-daemon.
-        self.release_all_names(id);
-        self.drop_calls(id);
         // An answer to a monitor would come twice: to the caller, and as what the monitor sees.
         self.forget_caller(id);
+        // The peer still hears that its own names are lost, as a peer and not as a monitor: so does dbus-daemon.
+        self.begin_shedding(id, Then::Monitor(rules));
+    }
+
+    /// The peer, which has nothing any more, is a monitor from now on.
+    pub(super) fn become_monitor(&mut self, id: PeerId, rules: Vec<MatchRule>) {
         if !self.roster.begin_monitoring(id) {
             return;
         }
@@ -322,18 +332,5 @@ impl Broker {
     /// The match rules of a peer, or the filters of a monitor, in the order in which they were added.
     pub(crate) fn rules_of(&self, id: PeerId) -> impl Iterator<Item = &MatchRule> {
         self.subscriptions.rules_of(id)
-    }
-
-    pub(super) fn drop_rules(&mut self, id: PeerId) {
-        self.roster.mark_changed(id);
-        self.subscriptions.drop_peer(id);
-    }
-
-    /// A unique name has gone and is never used again: rules that name it as sender or destination are dead, and count
-    /// against nobody's limit any more. So dbus-daemon.
-    pub(super) fn drop_dead_rules(&mut self, unique: &str) {
-        for id in self.subscriptions.drop_named(unique) {
-            self.roster.mark_changed(id);
-        }
     }
 }

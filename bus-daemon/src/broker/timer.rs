@@ -10,7 +10,11 @@ impl Broker {
         let before = self.deadlines.now();
         self.deadlines.advance(now);
         self.shortage.note_time(self.deadlines.now().0 - before.0);
-        while let Some(deadline) = self.deadlines.pop_due() {
+        // What is left is due at the next tick, which comes at once.
+        while !self.outgoing.is_step_over()
+            && let Some(deadline) = self.deadlines.pop_due()
+        {
+            self.outgoing.note_work(1);
             match deadline {
                 Deadline::Hello(id) => self.disconnect(id, Excess::Hello.into()),
                 Deadline::Fds(id) => self.disconnect(id, Excess::PendingFdsTime.into()),

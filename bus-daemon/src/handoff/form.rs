@@ -20,6 +20,8 @@ const WRITTEN: RangeInclusive<u16> = 2..=VERSION;
 const FIRST_WITH_STORE: u16 = 3;
 /// The first version that can refer to a large message of which a part has arrived.
 const FIRST_WITH_INPUTS: u16 = 4;
+/// The first version that knows what is still to be done for peers.
+const FIRST_WITH_AGENDA: u16 = 4;
 
 /// How a state is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +89,11 @@ impl Form {
     /// Whether large messages of which a part has arrived stay in the store.
     pub(super) fn refers_to_input(self) -> bool {
         self.version >= FIRST_WITH_INPUTS && self.output == Output::InStore
+    }
+
+    /// Whether a reader of this version goes on with peers that are giving up what they have.
+    pub(super) fn knows_agenda(self) -> bool {
+        self.version >= FIRST_WITH_AGENDA
     }
 
     /// Whether a reader of this version keeps records that it does not know and that are to be carried along.

@@ -20,7 +20,9 @@ use super::container;
 use super::container::{IfUnknown, Reader, Record, Writer};
 use super::form::{Form, Output, VERSION};
 use super::stored::{BacklogV1, Backlogs, InputV1, LAYOUTS, StandIn, Stored};
-use crate::broker::{Blob, Broker, Dropped, GlobalV1, GlobalV2, Millis, PeerId, SharedBodies, Unexpressed};
+use crate::broker::{
+    AgendaV1, Blob, Broker, Dropped, GlobalV1, GlobalV2, Millis, PeerId, SharedBodies, Unexpressed,
+};
 pub use error::{ImageError, SaveError, Whose};
 use records::{BodyV1, ManifestV1, PeerV3, PeerV4, WorkerV1, WorkerV2, WorkerV3, kind};
 
@@ -121,6 +123,7 @@ pub fn save_as(
     };
     saver.put_worker(worker)?;
     saver.put(kind::GLOBAL, 2, &broker.save_global())?;
+    saver.put_agenda()?;
     saver.put_manifest(number)?;
     // One after the other: each needs the memory of the one before it.
     for id in broker.peer_ids() {
@@ -171,6 +174,19 @@ impl Saver<'_> {
             }
             version => self.put(kind::WORKER, version, &record),
         }
+    }
+
+    /// Only if there is something in it: versions before 4 do not know it.
+    fn put_agenda(&mut self) -> Result<(), SaveError> {
+        let agenda = self.broker.save_agenda();
+        if agenda.is_empty() {
+            return Ok(());
+        }
+        if !self.form.knows_agenda() {
+            let what = Unexpressed("a connection that is ending, which takes a while");
+            return Err(self.inexpressible(Whose::Bus)(what));
+        }
+        self.put(kind::AGENDA, 1, &agenda)
     }
 
     fn put_manifest(&mut self, number: impl Fn(Fd) -> Option<i32>) -> Result<(), SaveError> {
@@ -266,6 +282,7 @@ impl Saver<'_> {
 struct Records<'a> {
     worker: Option<WorkerV3>,
     global: Option<GlobalV2>,
+    agenda: AgendaV1,
     /// With their versions.
     peers: Vec<(u16, &'a [u8])>,
     bodies: Vec<BodyV1>,
@@ -310,6 +327,7 @@ impl<'a> Records<'a> {
                     codec::decode::<GlobalV1>(body).map(|value| all.global = Some(value.into()))
                 }
                 (kind::GLOBAL, 2) => codec::decode(body).map(|value| all.global = Some(value)),
+                (kind::AGENDA, 1) => codec::decode(body).map(|value| all.agenda = value),
                 (kind::BODY, 1) => codec::decode(body).map(|value| all.bodies.push(value)),
                 (kind::MANIFEST, 1) => {
                     codec::decode::<ManifestV1>(body).map(|value| all.manifest.extend(value.entries))
@@ -348,6 +366,7 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
     let Records {
         worker,
         global,
+        agenda,
         peers,
         bodies,
         mut manifest,
@@ -384,7 +403,7 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
         inputs.extend(input);
         Some((peer, backlog.map(|backlog| backlog.end)))
     });
-    let (broker, mut dropped) = Broker::restore_from(global, peers, &shared)?;
+    let (broker, mut dropped) = Broker::restore_from(global, peers, &shared, agenda)?;
     #[cfg(feature = "next-version")]
     damage.extend(next.damage(version));
     tidy_dropped(&broker, &mut dropped, &mut damage);

@@ -89,6 +89,8 @@ pub(crate) enum RareEvent {
         /// The reason given.
         reason: Cow<'static, str>,
     },
+    /// [`Event::Step`](crate::broker::Event::Step).
+    Step,
     /// [`Event::ReloadRequested`](crate::broker::Event::ReloadRequested).
     ReloadRequested,
     /// [`Event::UpgradeRequested`](crate::broker::Event::UpgradeRequested).
@@ -174,6 +176,8 @@ pub(crate) struct Journal {
     lent: u64,
     /// What is kept to be used again is being given back.
     is_thrifty: bool,
+    /// Whether the newest checkpoint may have an agenda that is not empty.
+    has_agenda: bool,
 }
 
 /// The same as [`Journal::resume_inputs`] where the store has an older layout, which is rewritten: the beginnings are copied,
@@ -221,6 +225,7 @@ impl Journal {
             cap: u64::MAX,
             lent: 0,
             is_thrifty: false,
+            has_agenda: false,
         })
     }
 

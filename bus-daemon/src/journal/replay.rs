@@ -148,6 +148,7 @@ impl Journal {
             cap: u64::MAX,
             lent: 0,
             is_thrifty: false,
+            has_agenda: true,
         })
     }
 
@@ -239,6 +240,7 @@ impl Journal {
                         peer,
                         reason: "closed",
                     },
+                    RareEvent::Step => Event::Step { peer },
                     RareEvent::ReloadRequested => Event::ReloadRequested,
                     RareEvent::UpgradeRequested => Event::UpgradeRequested,
                     RareEvent::ErrandEnded {

@@ -13,8 +13,8 @@ use super::extent::ExtentRange;
 use super::log::Position;
 use super::{BacklogV1, Journal};
 use crate::broker::{
-    Blob, Broker, BrokerState, Checkpoint, ConfigV1, Dropped, EntryKind, EntryV1, ErrandOutcome, GlobalV2,
-    HeldV1, PeerId, PeerRecord, SavedShortage,
+    AgendaV1, Blob, Broker, BrokerState, Checkpoint, ConfigV1, Dropped, EntryKind, EntryV1, ErrandOutcome,
+    GlobalV2, HeldV1, PeerId, PeerRecord, SavedShortage,
 };
 use crate::handoff::codec;
 
@@ -22,6 +22,7 @@ const BUS: usize = 0;
 const WORKER: usize = 2;
 const CONFIG: usize = 3;
 const FOREIGN: usize = 4;
+const AGENDA: usize = 5;
 /// The entry of the peer with index 0.
 const PEERS: usize = 16;
 /// Peers written ahead of a checkpoint in one go.
@@ -124,6 +125,11 @@ impl Journal {
             self.is_foreign_new = false;
         }
         self.put(BUS, &broker.save_bus())?;
+        let agenda = broker.save_agenda();
+        if self.has_agenda || !agenda.is_empty() {
+            self.put(AGENDA, &agenda)?;
+            self.has_agenda = !agenda.is_empty();
+        }
         self.put(WORKER, &(generation, self.heard, broker.save_shortage()))?;
         self.waiting
             .flush()
@@ -224,13 +230,20 @@ impl Journal {
             ConfigEntry::Here(config) => (*config, None),
             ConfigEntry::InMemfd(handle) => (self.read_config(handle)?, Some(handle)),
         };
+        let has_entry = |index: usize| {
+            let mut of_bus = entries.iter().take_while(|saved| saved.table == Table::Peers);
+            of_bus.any(|saved| saved.index == index)
+        };
+        let agenda = if has_entry(AGENDA) {
+            codec::decode(whole(AGENDA)?).map_err(decoded)?
+        } else {
+            AgendaV1::default()
+        };
+        self.has_agenda = true;
         let (generation, heard, shortage): (u32, u64, SavedShortage) =
             codec::decode(whole(WORKER)?).map_err(decoded)?;
         self.has_heard(heard);
-        if entries
-            .iter()
-            .any(|saved| saved.table == Table::Peers && saved.index == FOREIGN)
-        {
+        if has_entry(FOREIGN) {
             self.foreign = codec::decode(whole(FOREIGN)?).map_err(decoded)?;
         }
         let (mut peers, mut held, mut shared, mut roster) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -269,6 +282,7 @@ impl Journal {
                     peers,
                     shared,
                     stored: ends.collect(),
+                    agenda,
                 },
                 held,
                 entries: rest,

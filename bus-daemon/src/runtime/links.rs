@@ -38,6 +38,9 @@ pub(crate) enum Writing {
     Broken,
 }
 
+/// Among the flags of [`Link::ready`]: a step of the peer's agenda is wanted. None of epoll's.
+pub(crate) const STEP: u32 = 1 << 27;
+
 /// One peer's link.
 pub(crate) struct Link {
     pub(crate) peer: PeerId,
@@ -50,10 +53,12 @@ pub(crate) struct Link {
     pub(crate) writing: Writing,
     /// The broker wants no more from it for now.
     pub(crate) stopped: bool,
-    /// What the kernel said is ready and was not served yet: epoll's flags. 0: it is not in the rotation.
+    /// What the kernel said is ready and was not served yet: epoll's flags, and [`STEP`]. 0: it is not in the rotation.
     pub(crate) ready: u32,
     /// The kernel said that both directions of the socket are shut (EPOLLHUP): the peer has closed its end.
     pub(crate) is_shut: bool,
+    /// It is to be written to.
+    pub(crate) is_unsent: bool,
     /// Where a large message under way goes.
     pub(crate) large: Option<Extent>,
 }
@@ -69,6 +74,7 @@ impl Link {
             stopped: false,
             ready: 0,
             is_shut: false,
+            is_unsent: false,
             large: None,
         }
     }

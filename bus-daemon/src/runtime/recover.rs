@@ -185,17 +185,16 @@ impl Recovered {
     /// An event that kills the worker is left out: a copy is kept, its sender told, and then disconnected.
     fn quarantine(&mut self, event: &Event, sequence: u64, journal: &mut Journal) {
         journal.pass_answers();
-        let (Event::Received {
-            peer, data: bytes, ..
-        }
-        | Event::ReceivedLarge {
-            peer, prefix: bytes, ..
-        }) = event
-        else {
+        let input = match event {
+            Event::Received { peer, data, .. } => Some((*peer, data.clone())),
+            Event::ReceivedLarge { peer, prefix, .. } => Some((*peer, prefix.clone())),
+            Event::Step { peer } => self.broker.waiting_input(*peer).map(|input| (*peer, input)),
+            _ => None,
+        };
+        let Some((peer, bytes)) = input else {
             tracing::error!("event {sequence} kills the worker and is left out: {event:?}");
             return;
         };
-        let (peer, bytes) = (*peer, bytes.clone());
         match keep_copy(sequence, &bytes) {
             Ok(path) => tracing::error!(
                 "{} bytes from peer {} kill the worker: they are kept in {}, and the peer is disconnected",

@@ -16,7 +16,7 @@ use std::os::fd::RawFd;
 use bus_wire::Fd;
 
 use super::complaints::Complaints;
-use super::links::{Link, Links, Writing};
+use super::links::{Link, Links, STEP, Writing};
 use super::poll::{EpollSet, Source};
 use super::recover::Recovered;
 use super::rotation::Rotation;
@@ -59,6 +59,8 @@ pub(crate) struct Worker {
     inbox: Inbox,
     ready: Vec<(Source, u32)>,
     dirty: Vec<PeerId>,
+    /// Peers that got something and were not written to yet: those whose link says so, each once.
+    unsent: VecDeque<PeerId>,
     complaints: Complaints,
     shortage: Shortage,
 }
@@ -94,6 +96,7 @@ impl Worker {
             ready: Vec::new(),
             dirty: Vec::new(),
             shortage: Shortage::default(),
+            unsent: VecDeque::new(),
             broker,
             journal,
         };
@@ -181,6 +184,9 @@ impl Worker {
             link.stopped = !self.broker.may_read(peer);
             link.taken = self.broker.taken(peer);
             self.links.insert(link);
+            if self.broker.wants_step(peer) {
+                self.note_ready(peer, STEP);
+            }
         }
         self.links.settle();
     }
@@ -337,7 +343,7 @@ impl Worker {
 
     /// Applies an event that is in the log.
     fn apply(&mut self, event: Event) {
-        let is_input = matches!(event, Event::Received { .. } | Event::ReceivedLarge { .. });
+        let is_input = self.is_input(&event);
         self.journal.mark_applying(self.journal.newest(), is_input);
         #[cfg(feature = "test-hooks")]
         crate::fault::poison(&event);
@@ -358,6 +364,15 @@ impl Worker {
         }
         while let Some(action) = self.broker.actions().pop_front() {
             self.perform(action);
+        }
+    }
+
+    /// Whether an event is about what a peer sent, and may be left out if it kills the worker.
+    fn is_input(&self, event: &Event) -> bool {
+        match event {
+            Event::Received { .. } | Event::ReceivedLarge { .. } => true,
+            Event::Step { peer } => self.broker.is_input_waiting(*peer),
+            _ => false,
         }
     }
 
@@ -387,6 +402,8 @@ impl Worker {
                     self.close_descriptor(fd);
                 }
             }
+            Action::HangUp { peer, socket } => self.hang_up(peer, socket),
+            Action::ScheduleStep(peer) => self.note_ready(peer, STEP),
             Action::StopReading(peer) => self.set_stopped(peer, true),
             Action::ResumeReading(peer) => self.set_stopped(peer, false),
             Action::StopAccepting => self.set_accepting(false),

@@ -23,8 +23,8 @@ pub const TCP: u32 = 1;
 /// Handles of sockets are numbered from here on.
 const SOCKETS: i32 = 1_000_000;
 
-/// Plays the script on two buses, and compares what the clients got. One of the two is restarted all the time, is told
-/// everything twice, and loses and gets back each link before anything arrives on it.
+/// Plays the script on two buses, and compares what the clients got. One of the two is restarted all the time, does all in
+/// the shortest steps, is told everything twice, and loses and gets back each link before anything arrives on it.
 #[track_caller]
 pub fn check(script: impl Fn(&mut Bus)) {
     check_with(&config(), script);
@@ -118,6 +118,10 @@ pub struct Bus {
     now: u64,
     /// What was asked of the system, apart from closing descriptors; taken by `asked`.
     asked: Vec<Action>,
+    /// Whom a step was asked for, in order.
+    agenda: Vec<PeerId>,
+    /// Steps are left to the test.
+    pub hold_steps: bool,
     /// Everything that came out.
     transcript: Vec<String>,
 }
@@ -148,8 +152,11 @@ impl Bus {
             restarts,
             now: 0,
             asked: Vec::new(),
+            agenda: Vec::new(),
+            hold_steps: false,
             transcript: Vec::new(),
         };
+        bus.set_step();
         bus.event(Event::Serving {
             worker_pid: 2,
             start: Start::Clean,
@@ -157,8 +164,43 @@ impl Bus {
         bus
     }
 
-    /// One event, with all that always has to hold after it.
+    /// One event, and all that is left for steps after it.
     pub fn event(&mut self, event: Event) {
+        let now = match event {
+            Event::Tick { now } => Some(now),
+            _ => None,
+        };
+        self.single(event);
+        if self.hold_steps {
+            return;
+        }
+        self.finish();
+        while let Some(now) = now.filter(|now| self.broker.next_deadline().is_some_and(|due| due <= *now)) {
+            self.single(Event::Tick { now });
+            self.finish();
+        }
+    }
+
+    /// The steps that are left: those of peers that give up what they have come before others' input, as if all of it
+    /// happened at once.
+    pub fn finish(&mut self) {
+        loop {
+            self.agenda.retain(|peer| self.broker.wants_step(*peer));
+            let is_shedding = |peer: &&PeerId| !self.broker.is_input_waiting(**peer);
+            let next = self.agenda.iter().find(is_shedding).or(self.agenda.first());
+            let Some(peer) = next.copied() else { return };
+            self.single(Event::Step { peer });
+        }
+    }
+
+    fn set_step(&mut self) {
+        if self.restarts {
+            self.broker.set_step(1);
+        }
+    }
+
+    /// One event, with all that always has to hold after it.
+    pub fn single(&mut self, event: Event) {
         self.broker.handle(event, &mut self.descriptors);
         while let Some(action) = self.broker.actions().pop_front() {
             match action {
@@ -166,6 +208,13 @@ impl Bus {
                     for fd in fds {
                         self.descriptors.close(fd);
                     }
+                }
+                Action::ScheduleStep(peer) if self.agenda.contains(&peer) => {}
+                Action::ScheduleStep(peer) => self.agenda.push(peer),
+                Action::HangUp { peer, socket } => {
+                    let client = self.clients.iter_mut().find(|client| client.peer == peer);
+                    assert_eq!(client.unwrap().socket.take(), Some(socket));
+                    self.descriptors.close(socket);
                 }
                 other => {
                     if let Action::Close { peer, .. } = &other {
@@ -202,6 +251,7 @@ impl Bus {
         restored.set_config_source(self.broker.config_source());
         assert!(restored.save() == state, "saved again it is something else");
         self.broker = restored;
+        self.set_step();
     }
 
     /// A connection that has said nothing.

@@ -24,5 +24,6 @@ mod reloads;
 mod restarts;
 mod shortage;
 mod signals;
+mod steps;
 mod transports;
 mod upgrades;

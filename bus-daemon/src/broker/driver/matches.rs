@@ -27,14 +27,25 @@ pub(super) fn remove_match(broker: &mut Broker, call: Call<'_>) -> Result<(), Fa
     Ok(())
 }
 
+/// Bytes of the texts of all filters of one monitor: they are taken in at once, while others wait.
+const MOST_TEXT: usize = 1 << 20;
+
 /// "Converts the connection into a monitor connection." The reply comes before the signals.
 pub(super) fn become_monitor(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {
     let mut body = call.message.body();
     let mut texts = Vec::new();
+    let mut length = 0;
     body.read_array(|element| {
-        texts.push(element.read_str()?);
+        let text = element.read_str()?;
+        length += text.len();
+        texts.push(text);
         Ok(())
     })?;
+    if length > MOST_TEXT {
+        return Err(Fault::limits_exceeded(format!(
+            "The filters are longer than {MOST_TEXT} bytes"
+        )));
+    }
     if body.read_u32()? != 0 {
         return Err(Fault::invalid_args(
             "BecomeMonitor does not support any flags yet",

@@ -29,6 +29,9 @@ pub(crate) fn handle_call(broker: &mut Broker, caller: PeerId, message: &Message
     if message.message_type() != MessageType::MethodCall {
         return;
     }
+    if let Ok(name) = message.body().read_str() {
+        broker.settle_name(name);
+    }
     let call = Call { caller, message };
     if let Err(fault) = answer(broker, call, system) {
         broker.send_driver_error(caller, message, fault.name, &fault.text);

@@ -4,7 +4,7 @@ use bus_wire::{BusName, UniqueName};
 
 use super::method::NAME;
 use super::{Call, Fault, Named, named};
-use crate::broker::{Broker, NameFlags};
+use crate::broker::{Broker, NameFlags, Peer};
 
 /// "Before an application is able to send messages to other applications it must send the Hello message."
 /// The reply comes before the signals.
@@ -82,15 +82,11 @@ pub(super) fn name_has_owner(broker: &mut Broker, call: Call<'_>) -> Result<(), 
 
 /// The bus itself, then peers in the order in which they came, then well-known names in alphabetical order.
 pub(super) fn list_names(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {
-    let mut all: Vec<String> = vec![NAME.to_owned()];
-    all.extend(
-        broker
-            .active_peers()
-            .iter()
-            .map(|peer| peer.unique_name().to_owned()),
-    );
-    all.extend(broker.names().sorted().iter().map(|name| name.name.to_string()));
-    reply_with_names(broker, call, &all)
+    broker.answer_with(call.caller, call.message, |broker, w| {
+        let unique = broker.active_peers().map(Peer::unique_name);
+        w.str_array([NAME].into_iter().chain(unique).chain(broker.names().listed()));
+    });
+    Ok(())
 }
 
 /// The bus itself, then what the service files name.

@@ -3,7 +3,7 @@
 use bus_wire::BodyWriter;
 
 use super::{Call, Fault, Named, named};
-use crate::broker::{Broker, Peer, System};
+use crate::broker::{Broker, Peer, System, expects_reply};
 
 /// Numbers of one kind for the whole bus: a key each, as in the reference implementation.
 pub(super) fn bus(broker: &mut Broker, call: Call<'_>, system: &mut dyn System) -> Result<(), Fault> {
@@ -121,16 +121,33 @@ fn numbers_of(broker: &Broker, peer: &Peer) -> ([Number; 5], [Number; 10]) {
     (bookkeeping, traffic)
 }
 
+/// Bytes of the texts of all rules that one answer may have: it is put together at once, while others wait.
+const MOST_TEXT: usize = 2 << 20;
+
 /// The rules of every peer, as their canonical text.
+///
+/// # Errors
+/// `LimitsExceeded`: they are longer than 2 MiB in all.
 pub(super) fn match_rules(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {
-    let peers = broker.active_peers();
-    let rules = |peer: &&Peer| -> (String, Vec<String>) {
-        (
-            peer.unique_name().to_owned(),
-            broker.rules_of(peer.id).map(ToString::to_string).collect(),
-        )
-    };
-    let all: Vec<_> = peers.iter().map(rules).collect();
+    if !expects_reply(call.message) {
+        return Ok(());
+    }
+    let mut all: Vec<(String, Vec<String>)> = Vec::new();
+    let mut length = 0;
+    for peer in broker.active_peers() {
+        let mut texts = Vec::new();
+        for rule in broker.rules_of(peer.id) {
+            let text = rule.to_string();
+            length += text.len();
+            if length > MOST_TEXT {
+                return Err(Fault::limits_exceeded(format!(
+                    "The match rules of all connections are more than {MOST_TEXT} bytes"
+                )));
+            }
+            texts.push(text);
+        }
+        all.push((peer.unique_name().to_owned(), texts));
+    }
     broker.send_driver_reply(call.caller, call.message, |w| {
         w.array("{sas}", |w| {
             for (name, rules) in &all {

@@ -44,9 +44,9 @@ impl Named {
         self.rules.is_empty()
     }
 
-    /// The rules that name it; they are not found under this name any more.
-    pub(super) fn take(&mut self, name: &str) -> BTreeSet<RuleId> {
-        self.rules.remove(name).unwrap_or_default()
+    /// One of the rules that name it.
+    pub(super) fn newest(&self, name: &str) -> Option<RuleId> {
+        self.rules.get(name)?.last().copied()
     }
 }
 

@@ -197,10 +197,27 @@ fn rules_are_counted() {
     // CVE-2006-6107: the one that is left is another peer's.
     assert_eq!(index.remove(peer(1), &rule("path='/a',type='signal'")), None);
     assert_eq!(sample.matching(&index), [peer(2)]);
-    index.remove_peer(peer(2), |_| {});
+    remove_all(&mut index, peer(2));
     assert!(index.is_empty() && index.tables.is_empty() && index.senders.is_empty());
     assert!(index.named.is_empty());
     assert_eq!(sample.matching(&index), []);
+}
+
+/// All rules of a peer, the newest first: their numbers.
+fn remove_all(index: &mut MatchIndex, peer: PeerId) -> Vec<u32> {
+    let newest = || index.remove_newest(peer).map(|(number, _)| number);
+    std::iter::from_fn(newest).collect()
+}
+
+/// All rules that name a unique name: whose they were.
+fn remove_named(index: &mut MatchIndex, unique: &str) -> Vec<PeerId> {
+    let mut peers = std::collections::BTreeSet::new();
+    while let Some((peer, rule)) = index.naming(unique) {
+        let rule = rule.clone();
+        index.remove(peer, &rule).unwrap();
+        peers.insert(peer);
+    }
+    peers.into_iter().collect()
 }
 
 #[test]
@@ -230,7 +247,7 @@ fn rules_that_name_a_unique_name_go_with_it() {
     ] {
         index.add(peer(who), rule(text), 0);
     }
-    assert_eq!(index.remove_named(":1.7", |_| {}), [peer(1), peer(2), peer(4)]);
+    assert_eq!(remove_named(&mut index, ":1.7"), [peer(1), peer(2), peer(4)]);
     assert_eq!(texts(&index, 1), living[..2]);
     assert_eq!(texts(&index, 2), [""; 0]);
     assert_eq!(texts(&index, 3), living[2..3]);
@@ -240,11 +257,11 @@ fn rules_that_name_a_unique_name_go_with_it() {
         (4, 2, 0)
     );
     assert_eq!(index.remove(peer(1), &rule("sender=':1.7'")), None);
-    assert_eq!(index.remove_named(":1.7", |_| {}), []);
-    assert_eq!(index.remove_named(":1.8", |_| {}), []);
-    assert_eq!(index.remove_named(":1.70", |_| {}), [peer(1)]);
+    assert_eq!(remove_named(&mut index, ":1.7"), []);
+    assert_eq!(remove_named(&mut index, ":1.8"), []);
+    assert_eq!(remove_named(&mut index, ":1.70"), [peer(1)]);
     for who in 1..5 {
-        index.remove_peer(peer(who), |_| {});
+        remove_all(&mut index, peer(who));
     }
     assert!(index.is_empty() && index.tables.is_empty() && index.named.is_empty());
 }
@@ -523,8 +540,8 @@ proptest! {
                     let of_peer = list.iter().filter(|(owner, ..)| *owner == peer(who));
                     let expected: Vec<u32> = of_peer.map(|(_, _, number)| *number).collect();
                     list.retain(|(owner, ..)| *owner != peer(who));
-                    let mut removed = Vec::new();
-                    index.remove_peer(peer(who), |number| removed.push(number));
+                    let mut removed = remove_all(&mut index, peer(who));
+                    removed.reverse();
                     prop_assert_eq!(removed, expected);
                 }
                 Step::Match(sample) => {

@@ -16,6 +16,7 @@ pub(super) mod kind {
     pub(crate) const BODY: u16 = 12;
     pub(crate) const PEER: u16 = 13;
     pub(crate) const MANIFEST: u16 = 14;
+    pub(crate) const AGENDA: u16 = 15;
 }
 
 /// What the worker knew in version 1, when a descriptor's handle was its number.

@@ -145,7 +145,12 @@ fn check(stage: &Stage, rounds: u64) {
     let events = |kind: Kind| counts.events.get(&kind).copied().unwrap_or(0);
     assert!(counts.stores > 500 * rounds && counts.calls > 25 * rounds);
     assert!(counts.checkpoints > rounds / 2 && counts.adopted > 0 && counts.ended > 0 && counts.fds > 0);
-    assert!(events(Kind::Accepted) > 2 && events(Kind::Closed) > 0 && events(Kind::Tick) > 5 * rounds);
+    assert!(
+        events(Kind::Accepted) > 2
+            && events(Kind::Closed) > 0
+            && events(Kind::Step) > rounds
+            && events(Kind::Tick) > 5 * rounds
+    );
     assert!(events(Kind::Received) > 5 * rounds && events(Kind::Sent) > 5 * rounds);
     assert!(events(Kind::ReceivedLarge) > 0 && counts.segments > 0 && counts.other_fds > 0);
 }

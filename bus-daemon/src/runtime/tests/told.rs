@@ -32,6 +32,7 @@ pub(super) enum Kind {
     ReceivedLarge,
     Sent,
     Closed,
+    Step,
     Tick,
     /// What the keeper told: SIGHUP, SIGUSR2, the end of an errand.
     ReloadWanted,
@@ -82,6 +83,7 @@ impl Told {
             }
             Event::Sent { peer, .. } => told(Kind::Sent, Some(*peer), 0, 0),
             Event::Closed { peer, .. } => told(Kind::Closed, Some(*peer), 0, 0),
+            Event::Step { peer } => told(Kind::Step, Some(*peer), 0, 0),
             Event::Tick { .. } => told(Kind::Tick, None, 0, 0),
             Event::ReloadRequested => told(Kind::ReloadWanted, None, 0, 0),
             Event::UpgradeRequested => told(Kind::UpgradeWanted, None, 0, 0),

@@ -13,6 +13,13 @@ const END: u32 = (libc::EPOLLHUP | libc::EPOLLERR | libc::EPOLLRDHUP) as u32;
 /// Events that are told of even where nothing is to be read.
 const HUNG_UP: u32 = (libc::EPOLLHUP | libc::EPOLLERR) as u32;
 
+/// Bytes sent in one turn, a write counted as 16 KiB: at most 256 peers.
+const SENDS: u64 = 4 << 20;
+/// Bytes sent to one peer before others come: a reader on another processor may take all that is written to it.
+const SEND: u64 = 1 << 20;
+/// What a write costs besides its bytes.
+const WRITE: u64 = 16 << 10;
+
 impl Worker {
     /// Reads once; true if there may be more. `events` is why.
     pub(super) fn read(&mut self, peer: PeerId, events: u32) -> bool {
@@ -130,44 +137,74 @@ impl Worker {
 
     /// Writes to all peers that got something, as far as their sockets take it.
     pub(super) fn flush(&mut self) {
-        loop {
-            let mut dirty = std::mem::take(&mut self.dirty);
-            dirty.clear();
-            self.broker.take_dirty(&mut dirty);
-            let idle = dirty.is_empty();
-            for &peer in &dirty {
-                // A socket that is full tells when it has room again; to try would cost a read of what is stored.
-                if !self.is_blocked(peer) {
-                    self.write(peer);
-                }
+        while self.send_some() {}
+    }
+
+    /// Writes to some of them: a message for thousands does not hold up the turn. True: there are more.
+    pub(super) fn send_some(&mut self) -> bool {
+        self.collect_unsent();
+        let mut sent = 0;
+        while sent < SENDS {
+            let Some(peer) = self.unsent.pop_front() else {
+                return false;
+            };
+            let Some(link) = self.links.get_mut(peer) else {
+                continue;
+            };
+            link.is_unsent = false;
+            // A socket that is full tells when it has room again; to try would cost a read of what is stored.
+            if link.writing != Writing::Blocked {
+                sent += WRITE + self.write(peer);
             }
-            self.dirty = dirty;
-            if idle {
-                return;
-            }
+        }
+        // What was sent may have brought about more.
+        self.collect_unsent();
+        !self.unsent.is_empty()
+    }
+
+    /// Puts the peers that got something behind those that still wait to be written to, each once.
+    fn collect_unsent(&mut self) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        dirty.clear();
+        self.broker.take_dirty(&mut dirty);
+        for &peer in &dirty {
+            self.send_later(peer);
+        }
+        self.dirty = dirty;
+    }
+
+    /// The peer is written to when it is its turn again.
+    fn send_later(&mut self, peer: PeerId) {
+        if let Some(link) = self.links.get_mut(peer)
+            && !link.is_unsent
+        {
+            link.is_unsent = true;
+            self.unsent.push_back(peer);
         }
     }
 
-    fn is_blocked(&mut self, peer: PeerId) -> bool {
-        let link = self.links.get_mut(peer);
-        link.is_some_and(|link| link.writing == Writing::Blocked)
-    }
-
-    pub(super) fn write(&mut self, peer: PeerId) {
+    /// Writes what waits for a peer, as far as the socket takes it. How many bytes that were.
+    pub(super) fn write(&mut self, peer: PeerId) -> u64 {
         let Some(link) = self.links.get_mut(peer) else {
-            return;
+            return 0;
         };
-        let Some(socket) = link.socket else { return };
+        let Some(socket) = link.socket else { return 0 };
         if matches!(link.writing, Writing::Broken | Writing::Waiting) {
-            return;
+            return 0;
         }
+        let mut bytes = 0;
         let mut writing = Writing::Open;
         while let Some(queue) = self.broker.send_queue(peer).filter(|queue| !queue.is_empty()) {
+            if bytes >= SEND {
+                self.send_later(peer);
+                break;
+            }
             let sent = queue.sent();
             match self.journal.send(socket.number, peer, queue) {
                 Ok(written) => {
                     if written.upto > sent {
                         let upto = written.upto;
+                        bytes += upto - sent;
                         self.apply(Event::Sent { peer, upto });
                     }
                     if written.blocked {
@@ -187,7 +224,8 @@ impl Worker {
                 }
                 Err(error) if error.kind() == ErrorKind::InvalidData => {
                     tracing::error!("peer {}: {error}", peer.index);
-                    return self.closed(peer, "what waited for it is damaged");
+                    self.closed(peer, "what waited for it is damaged");
+                    return bytes;
                 }
                 Err(error) => {
                     // Unread input may still be there: the read side tells of the end.
@@ -198,6 +236,7 @@ impl Worker {
             }
         }
         self.set_writing(peer, writing);
+        bytes
     }
 
     fn set_writing(&mut self, peer: PeerId, writing: Writing) {

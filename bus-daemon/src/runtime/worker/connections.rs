@@ -194,14 +194,36 @@ impl Worker {
         if let Some(extent) = link.large {
             self.journal.give_back(extent);
         }
-        if let Some(Socket { handle, number }) = link.socket {
-            self.epoll.remove(number);
-            if !link.is_shut {
-                // A duplicate of the descriptor elsewhere must not hide the end from the peer.
-                let _ = nix::sys::socket::shutdown(number, nix::sys::socket::Shutdown::Both);
-            }
-            self.close_descriptor(handle);
+        if let Some(socket) = link.socket {
+            self.close_socket(socket, link.is_shut);
         }
+    }
+
+    /// Closes the socket of a peer that is being taken out of the broker. The link stays until that is done.
+    pub(super) fn hang_up(&mut self, peer: PeerId, handle: bus_wire::Fd) {
+        let Some(link) = self.links.get_mut(peer) else {
+            return self.close_descriptor(handle);
+        };
+        let (large, is_shut) = (link.large.take(), link.is_shut);
+        let socket = link.socket.take();
+        if let Some(extent) = large {
+            self.journal.give_back(extent);
+        }
+        match socket {
+            Some(socket) => self.close_socket(socket, is_shut),
+            None => self.close_descriptor(handle),
+        }
+    }
+
+    /// `is_shut`: the kernel said that both directions are.
+    fn close_socket(&mut self, socket: Socket, is_shut: bool) {
+        let Socket { handle, number } = socket;
+        self.epoll.remove(number);
+        if !is_shut {
+            // A duplicate of the descriptor elsewhere must not hide the end from the peer.
+            let _ = nix::sys::socket::shutdown(number, nix::sys::socket::Shutdown::Both);
+        }
+        self.close_descriptor(handle);
     }
 
     /// Answers of the authentication, which say what went wrong, as far as the socket takes them at once.

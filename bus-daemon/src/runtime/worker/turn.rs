@@ -1,7 +1,8 @@
 //! The turn: what is ready is served in a fair order, within a bound, and then everything that came of it is sent.
 //!
 //! Priorities: 1. the keeper; 2. timers; 3. whoever is ready, as the [rotation](crate::runtime::rotation) says, until the
-//! turn's work is used up; 4. sends; 5. [memory](super::shortage), if it is short; 6. the checkpoint. What is left over is served in the next turn, which then comes at
+//! turn's work is used up; 4. sends, so many in a turn; 5. [memory](super::shortage), if it is short; 6. the checkpoint.
+//! What is left over is served in the next turn, which then comes at
 //! once.
 //!
 //! Architecture invariant: nothing is left unheard. The runtime waits on the epoll set by its edges, so it may only wait
@@ -12,7 +13,8 @@
 
 use super::Worker;
 use crate::broker::{Event, Millis};
-use crate::runtime::links::Writing;
+use crate::journal::RareEvent;
+use crate::runtime::links::{STEP, Writing};
 use crate::runtime::poll::Source;
 use crate::runtime::rotation::{Ready, UserSlot};
 
@@ -57,10 +59,10 @@ impl Worker {
         if is_late {
             self.tick();
         }
-        self.flush();
+        let mut is_sent = !self.send_some();
         if !self.follow_ups.is_empty() {
             self.follow_up();
-            self.flush();
+            is_sent = !self.send_some();
         }
         self.relieve();
         self.keep_replay_short();
@@ -73,6 +75,7 @@ impl Worker {
         }
         self.tidy_up();
         has_more
+            || !is_sent
             || self.journal.has_chores()
             || self.is_tidying()
             || self.must_look.get()
@@ -169,7 +172,7 @@ impl Worker {
         self.links.get_mut(peer).map_or(0, |link| link.taken)
     }
 
-    /// One read from a peer, and the writes that it has room for again.
+    /// One read from a peer, or a step of its agenda, and the writes that it has room for again.
     fn serve_peer(&mut self, peer: crate::broker::PeerId) {
         let Some(link) = self.links.get_mut(peer) else {
             return;
@@ -178,10 +181,21 @@ impl Worker {
         if events & libc::EPOLLOUT as u32 != 0 {
             self.write(peer);
         }
-        let input = events & !(libc::EPOLLOUT as u32);
-        if input != 0 && self.read(peer, input) {
+        let input = events & !(libc::EPOLLOUT as u32 | STEP);
+        if events & STEP != 0 {
+            self.step(peer);
+            // What it has sent since is read when its agenda is done.
+            self.note_ready(peer, input);
+        } else if input != 0 && self.read(peer, input) {
             self.note_ready(peer, input);
         }
+    }
+
+    /// Goes on with a peer's agenda.
+    fn step(&mut self, peer: crate::broker::PeerId) {
+        self.journal.note(Some(peer), &RareEvent::Step);
+        self.apply(Event::Step { peer });
+        self.continue_large(peer);
     }
 
     /// Takes a checkpoint when a replay would take long; one that is large is written ahead in parts.

@@ -128,6 +128,9 @@ impl Stage {
         let mut taken = BTreeMap::new();
         let mut known = Vec::new();
         for peer in recovered.broker.peer_ids() {
+            if recovered.broker.is_leaving(peer) {
+                continue;
+            }
             let fd = recovered
                 .broker
                 .socket(peer)

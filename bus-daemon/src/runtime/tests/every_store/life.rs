@@ -46,12 +46,13 @@ pub(super) enum Beginning {
     RolledBack(Journal),
 }
 
-pub(super) const KINDS: [Kind; 12] = [
+pub(super) const KINDS: [Kind; 13] = [
     Kind::Accepted,
     Kind::Received,
     Kind::ReceivedLarge,
     Kind::Sent,
     Kind::Closed,
+    Kind::Step,
     Kind::Tick,
     Kind::ReloadWanted,
     Kind::UpgradeWanted,
