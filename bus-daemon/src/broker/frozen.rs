@@ -12,11 +12,13 @@ use super::event::{Millis, PeerId};
 
 mod config;
 mod entry;
+mod rule;
 mod v1;
 
 pub use config::ConfigV1;
 pub(super) use entry::{CallEntryV1, NameEntryV1, RuleEntryV1};
 pub use entry::{EntryV1, HeldV1};
+pub use rule::RuleV1;
 pub use v1::{GlobalV1, PeerV1};
 
 /// Everything that [`Broker::save`](super::Broker::save) knows.
@@ -177,7 +179,7 @@ pub struct PeerV2 {
     /// Names that it owns or waits for, in the order of its requests.
     pub(super) names: Vec<String>,
     /// Match rules (of a monitor: filters) as canonical text, in the order in which they were added.
-    pub(super) rules: Vec<String>,
+    pub(super) rules: Vec<RuleV1>,
     /// Calls that it has to answer: caller, serial, deadline.
     pub(super) owed: Vec<(PeerId, u32, Option<Millis>)>,
     /// Calls that it waits for: callee, serial.
@@ -192,7 +194,7 @@ pub struct PeerV2 {
 #[derive(Debug, Default)]
 pub(super) struct Lists {
     pub(super) names: Vec<String>,
-    pub(super) rules: Vec<String>,
+    pub(super) rules: Vec<RuleV1>,
     pub(super) owed: Vec<(PeerId, u32, Option<Millis>)>,
     pub(super) awaited: Vec<(PeerId, u32)>,
 }

@@ -304,6 +304,11 @@ impl Broker {
         self.outgoing.work()
     }
 
+    /// Messages that this process has queued for receivers that do not read.
+    pub fn queued_to_wait(&self) -> u64 {
+        self.outgoing.waiting()
+    }
+
     /// Every descriptor that the broker owns: sockets of links, received ones in partial input and in send queues, and
     /// where the configuration came from. The manifest tells their numbers.
     pub fn owned_fds(&self) -> Vec<Fd> {

@@ -60,15 +60,19 @@ impl Worker {
             self.follow_up();
             self.flush();
         }
-        self.keep_replay_short();
+        let mut is_writing = self.keep_replay_short();
         if self.journal.has_chores() {
             self.journal.do_chores();
             if !self.journal.has_chores() && self.journal.has_needless_output() {
                 // Perhaps nothing else comes that would lead to one.
-                self.keep_replay_short();
+                is_writing |= self.keep_replay_short();
             }
         }
-        has_more || self.journal.has_chores() || self.must_look.get() || !self.rotation.is_empty()
+        has_more
+            || is_writing
+            || self.journal.has_chores()
+            || self.must_look.get()
+            || !self.rotation.is_empty()
     }
 
     /// Whether a deadline has long passed, so that it is not its owner's fault.
@@ -175,12 +179,24 @@ impl Worker {
         }
     }
 
-    /// Takes a checkpoint when a replay would take long; one that is large is written ahead in parts.
-    fn keep_replay_short(&mut self) {
-        let has_failed = self.now.0 < self.no_checkpoint_before;
-        if !has_failed && !self.journal.write_ahead(&mut self.broker) && self.journal.wants_checkpoint() {
+    /// Takes a checkpoint when a replay would take long; one that is large is written ahead in parts. True: there is more of
+    /// it to be written, whether anything else happens or not.
+    fn keep_replay_short(&mut self) -> bool {
+        if self.has_no_checkpoint_now() {
+            return false;
+        }
+        if self.journal.write_ahead(&mut self.broker) {
+            return self.journal.wants_checkpoint(&self.broker);
+        }
+        if self.journal.wants_checkpoint(&self.broker) {
             self.take_checkpoint();
         }
+        false
+    }
+
+    /// Whether a checkpoint could not be taken a moment ago.
+    pub(super) fn has_no_checkpoint_now(&self) -> bool {
+        self.now.0 < self.no_checkpoint_before
     }
 
     #[cfg(test)]
