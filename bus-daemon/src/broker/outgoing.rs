@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 use bus_wire::Fd;
 
 use super::Action;
+use super::deliver::is_waiting_long;
 use super::disconnect::Disconnect;
 use super::event::{Fds, PeerId};
 use super::invariants::Violation;
@@ -24,6 +25,8 @@ pub(super) struct Outgoing {
     serial: u32,
     /// Work done since this process began, in units: a message, 4 KiB of one, a delivery. Only for sharing time fairly.
     work: u64,
+    /// Messages that were queued since this process began for receivers that do not read.
+    waiting: u64,
 }
 
 impl Outgoing {
@@ -35,6 +38,7 @@ impl Outgoing {
             condemned: VecDeque::new(),
             serial,
             work: 0,
+            waiting: 0,
         }
     }
 
@@ -68,6 +72,7 @@ impl Outgoing {
     #[inline]
     pub(super) fn note_pushed(&mut self, peer: &mut Peer) {
         self.note_work(1);
+        self.waiting += u64::from(is_waiting_long(&peer.out));
         let peaks = &mut peer.peaks;
         peaks.outgoing_bytes = peaks.outgoing_bytes.max(peer.out.len());
         peaks.outgoing_fds = peaks.outgoing_fds.max(peer.out.queued_fds() as u32);
@@ -121,6 +126,11 @@ impl Outgoing {
         self.work
     }
 
+    /// Messages that were queued so far for receivers that do not read.
+    pub(super) fn waiting(&self) -> u64 {
+        self.waiting
+    }
+
     /// What is saved of it: the serial of the driver's last message.
     pub(super) fn save(&self) -> u32 {
         let Self {
@@ -132,6 +142,7 @@ impl Outgoing {
             condemned: _,
             // Of this process alone.
             work: _,
+            waiting: _,
         } = self;
         *serial
     }

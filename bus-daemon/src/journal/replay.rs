@@ -138,6 +138,8 @@ impl Journal {
             changed: Vec::new(),
             changed_entries: Vec::new(),
             is_checkpoint_begun: false,
+            is_checkpoint_wanted: false,
+            queued_before: 0,
             is_reading: true,
             is_answer_missing: false,
             lost_fds: None,
