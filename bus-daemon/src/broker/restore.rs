@@ -415,7 +415,7 @@ impl Broker {
         }
         for (caller, lists) in kept {
             for (callee, serial) in &lists.awaited {
-                if !self.calls.is_awaited(*callee, *caller, *serial) {
+                if !self.calls.is_open(*callee, *caller, *serial) {
                     self.send_late_error(*caller, *serial, NO_REPLY, DISCONNECTED);
                 }
             }
