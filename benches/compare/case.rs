@@ -36,6 +36,8 @@ pub(crate) struct Calls {
     pub(crate) batched: bool,
     /// Bytes in the body of the call.
     pub(crate) body: usize,
+    /// Descriptors that come with the call.
+    pub(crate) fds: usize,
     /// Connections that do nothing meanwhile.
     pub(crate) idle: usize,
 }
@@ -74,6 +76,7 @@ pub(crate) fn all(idle: usize) -> Vec<Case> {
         window: 1,
         batched: false,
         body: 0,
+        fds: 0,
         idle: 0,
     };
     const STREAM: Signals = Signals {
@@ -106,6 +109,16 @@ pub(crate) fn all(idle: usize) -> Vec<Case> {
             Calls {
                 pairs: 16,
                 window: 16,
+                ..ONE
+            },
+        ),
+        calls("a descriptor in each call", 3_000, Calls { fds: 1, ..ONE }),
+        calls(
+            "4 descriptors in each, 16 in flight",
+            6_000,
+            Calls {
+                window: 16,
+                fds: 4,
                 ..ONE
             },
         ),

@@ -1,13 +1,15 @@
 //! The clients of the load: one thread, one epoll, connections that never block.
 
+use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
+use crate::fds;
 use crate::message::{Argument, Head, Kind, Parts, text_field};
 
 const BUS: &str = "org.freedesktop.DBus";
@@ -25,6 +27,9 @@ pub(crate) struct Clients {
     epoll: Epoll,
     connections: Vec<Connection>,
     buffer: Vec<u8>,
+    /// What is sent where a message is to have descriptors.
+    file: File,
+    received_fds: usize,
 }
 
 pub(crate) struct Connection {
@@ -50,6 +55,8 @@ impl Clients {
             epoll,
             connections: Vec::new(),
             buffer: vec![0; 1 << 20],
+            file: File::open("/dev/null")?,
+            received_fds: 0,
         })
     }
 
@@ -119,6 +126,18 @@ impl Clients {
         Ok(())
     }
 
+    /// How many descriptors have come in; they are closed again.
+    pub(crate) fn received_fds(&self) -> usize {
+        self.received_fds
+    }
+
+    /// Writes a message that has so many descriptors, at once.
+    pub(crate) fn send_with_fds(&mut self, number: usize, bytes: &[u8], count: usize) -> Result<()> {
+        let Connection { stream, out, .. } = &self.connections[number];
+        ensure!(out.is_empty(), "a message with descriptors may not wait");
+        fds::send(stream, bytes, &vec![self.file.as_raw_fd(); count])
+    }
+
     /// Adds to what a connection will write.
     pub(crate) fn queue(&mut self, connection: usize, bytes: &[u8]) {
         self.connections[connection].out.extend_from_slice(bytes);
@@ -181,11 +200,12 @@ impl Clients {
         handle: &mut dyn FnMut(&mut Clients, Arrival) -> Result<()>,
     ) -> Result<()> {
         let mut buffer = std::mem::take(&mut self.buffer);
-        let read = match self.connections[number].stream.read(&mut buffer) {
-            Ok(0) => bail!("the bus closed a connection"),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+        let (read, fds) = match fds::receive(&self.connections[number].stream, &mut buffer) {
+            Ok((0, _)) => bail!("the bus closed a connection"),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => (0, Vec::new()),
             read => read?,
         };
+        self.received_fds += fds.len();
         let mut chunk = &buffer[..read];
         while let Some(head) = self.connections[number].next_message(&mut chunk) {
             ensure!(head.kind != Kind::Error as u8, "the bus answered with an error");

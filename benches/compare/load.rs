@@ -43,7 +43,7 @@ impl Running {
             Load::Calls(shape) => {
                 clients.open(2 * shape.pairs + shape.idle)?;
                 let (calls, replies) = (0..shape.pairs)
-                    .map(|pair| pair_templates(&clients, pair, shape.body))
+                    .map(|pair| pair_templates(&clients, pair, shape))
                     .unzip();
                 Work::Calls {
                     shape: shape.clone(),
@@ -106,14 +106,15 @@ impl Running {
 }
 
 /// The call and the reply of a pair: the caller is connection 2 * pair, who answers is the next.
-fn pair_templates(clients: &Clients, pair: usize, body: usize) -> (Template, Template) {
-    let bytes = [Argument::Bytes(body)];
+fn pair_templates(clients: &Clients, pair: usize, shape: &Calls) -> (Template, Template) {
+    let bytes = [Argument::Bytes(shape.body)];
     let call = Parts {
         path: PATH,
         interface: INTERFACE,
         member: "Ask",
         destination: clients.name(2 * pair + 1),
-        body: if body > 0 { &bytes } else { &[] },
+        body: if shape.body > 0 { &bytes } else { &[] },
+        fds: shape.fds as u32,
         ..Parts::new(Kind::Call)
     };
     let reply = Parts {
@@ -161,9 +162,10 @@ fn run_calls(
     let each = operations / shape.pairs;
     let mut issued = vec![0; shape.pairs];
     let mut done = 0;
+    let fds_before = clients.received_fds();
     for pair in 0..shape.pairs {
         for _ in 0..shape.window.min(each) {
-            send(clients, 2 * pair, &mut calls[pair], shape.batched)?;
+            call(clients, 2 * pair, &mut calls[pair], shape)?;
             issued[pair] += 1;
         }
         clients.flush(2 * pair)?;
@@ -187,13 +189,26 @@ fn run_calls(
                 done += 1;
                 if issued[pair] < each {
                     issued[pair] += 1;
-                    send(clients, connection, &mut calls[pair], shape.batched)?;
+                    call(clients, connection, &mut calls[pair], shape)?;
                 }
             }
             Ok(())
         })?;
     }
+    let fds = clients.received_fds() - fds_before;
+    ensure!(
+        fds == done * shape.fds,
+        "{fds} descriptors came with {done} calls"
+    );
     Ok(())
+}
+
+fn call(clients: &mut Clients, connection: usize, message: &mut Template, shape: &Calls) -> Result<()> {
+    if shape.fds == 0 {
+        return send(clients, connection, message, shape.batched);
+    }
+    let serial = clients.serial(connection);
+    clients.send_with_fds(connection, message.set_serial(serial).bytes(), shape.fds)
 }
 
 fn run_signals(

@@ -9,6 +9,7 @@ mod bus;
 mod case;
 mod client;
 mod cpu;
+mod fds;
 mod load;
 mod message;
 mod policy;

@@ -28,6 +28,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) member: &'a str,
     pub(crate) destination: &'a str,
     pub(crate) reply_serial: u32,
+    /// How many descriptors come with it.
+    pub(crate) fds: u32,
     pub(crate) body: &'a [Argument<'a>],
 }
 
@@ -40,6 +42,7 @@ impl<'a> Parts<'a> {
             member: "",
             destination: "",
             reply_serial: 0,
+            fds: 0,
             body: &[],
         }
     }
@@ -53,6 +56,7 @@ impl<'a> Parts<'a> {
             member,
             destination: "org.freedesktop.DBus",
             reply_serial: 0,
+            fds: 0,
             body,
         }
     }
@@ -88,6 +92,11 @@ impl<'a> Parts<'a> {
             out.extend_from_slice(&[8, 1, b'g', 0, signature.len() as u8]);
             out.extend_from_slice(signature.as_bytes());
             out.push(0);
+        }
+        if self.fds > 0 {
+            pad(&mut out, 8);
+            out.extend_from_slice(&[9, 1, b'u', 0]);
+            put_u32(&mut out, self.fds);
         }
         let fields = (out.len() - fields_at) as u32;
         out[12..16].copy_from_slice(&fields.to_le_bytes());

@@ -4,13 +4,14 @@
 //! on sends what one `recv` brought with one `send`, looking at the first message only. It validates nothing, stamps no sender
 //! and keeps no rules: a floor to compare with, not a bus.
 
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::AsFd;
+use std::io::{ErrorKind, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
+use crate::fds;
 use crate::message::{Argument, Head, Kind, Parts, text_field};
 
 const LISTENER: u64 = u64::MAX;
@@ -119,9 +120,9 @@ impl Relay {
 
     fn receive(&mut self, id: u64, buffer: &mut [u8]) -> Result<()> {
         let Some(link) = self.link(id) else { return Ok(()) };
-        let read = match link.stream.read(buffer) {
+        let (read, fds) = match fds::receive(&link.stream, buffer) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-            Ok(read) if read > 0 => read,
+            Ok((read, fds)) if read > 0 => (read, fds),
             Ok(_) | Err(_) => {
                 self.links[id as usize] = None;
                 self.listeners.retain(|&listener| listener != id);
@@ -133,15 +134,15 @@ impl Relay {
             chunk = authenticate(link, chunk)?;
         }
         if link.head.is_empty() {
-            return self.route(id, chunk);
+            return self.route(id, chunk, &fds);
         }
         let mut whole = std::mem::take(&mut link.head);
         whole.extend_from_slice(chunk);
-        self.route(id, &whole)
+        self.route(id, &whole, &fds)
     }
 
     /// Finds where the messages of a chunk end, answers those to the bus, and sends the others on in one piece.
-    fn route(&mut self, id: u64, chunk: &[u8]) -> Result<()> {
+    fn route(&mut self, id: u64, chunk: &[u8], fds: &[OwnedFd]) -> Result<()> {
         let Some(link) = self.link(id) else { return Ok(()) };
         let mut at = link.rest.min(chunk.len());
         link.rest -= at;
@@ -169,10 +170,10 @@ impl Relay {
         let chunk = &chunk[..at];
         match target {
             Target::Nobody => Ok(()),
-            Target::One(to) => self.send(id, to, chunk),
+            Target::One(to) => self.send(id, to, chunk, fds),
             Target::Listeners => {
                 for to in self.listeners.clone() {
-                    self.send(id, to, chunk)?;
+                    self.send(id, to, chunk, fds)?;
                 }
                 Ok(())
             }
@@ -206,11 +207,16 @@ impl Relay {
             replies.extend_from_slice(reply.encode(1).bytes());
             at = (at + head.total).min(chunk.len());
         }
-        self.send(id, id, &replies)
+        self.send(id, id, &replies, &[])
     }
 
-    fn send(&mut self, from: u64, to: u64, bytes: &[u8]) -> Result<()> {
+    fn send(&mut self, from: u64, to: u64, bytes: &[u8], fds: &[OwnedFd]) -> Result<()> {
         let Some(link) = self.link(to) else { return Ok(()) };
+        if !fds.is_empty() {
+            ensure!(link.queued.is_empty(), "the relay keeps no descriptors");
+            let numbers: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+            return fds::send(&link.stream, bytes, &numbers);
+        }
         let sent = if link.queued.is_empty() {
             write(&mut link.stream, bytes)
         } else {

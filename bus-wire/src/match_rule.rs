@@ -249,6 +249,25 @@ impl FromStr for MatchRule {
 }
 
 impl MatchRule {
+    /// The canonical text, as [`Display`](fmt::Display) has it.
+    pub fn to_text(&self) -> String {
+        use fmt::Write;
+        let names = [&self.sender, &self.interface, &self.member, &self.destination];
+        let names = names.into_iter().flatten().map(|value| value.len());
+        let path = self.path.iter().map(|path| match path {
+            PathCondition::Exact(value) | PathCondition::Namespace(value) => value.len(),
+        });
+        let args = self.args.iter().map(|condition| condition.value.len());
+        // The longest key, with what stands around it.
+        const KEY: usize = ",path_namespace=''".len();
+        let values = names.chain(path).chain(args).map(|len| len + KEY);
+        let fixed = "type='method_return',eavesdrop='true'".len();
+        let mut text = String::with_capacity(fixed + values.sum::<usize>());
+        // A string takes everything.
+        let _ = write!(text, "{self}");
+        text
+    }
+
     /// As [`FromStr`], for a text that comes from this program itself: the canonical text of a rule may be longer than
     /// a client's.
     ///
@@ -458,8 +477,18 @@ fn pair(input: &str) -> Result<Option<(&str, &str, String)>, MatchRuleError> {
     if key.is_empty() {
         return Ok(None);
     }
-    let (rest, text) = quoted_value(rest).map_err(|_| MatchRuleError::UnbalancedQuote(key.to_owned()))?;
+    let (rest, text) = match one_section(rest) {
+        Some((rest, section)) => (rest, section.to_owned()),
+        None => quoted_value(rest).map_err(|_| MatchRuleError::UnbalancedQuote(key.to_owned()))?,
+    };
     Ok(Some((rest.strip_prefix(',').unwrap_or(rest), key, text)))
+}
+
+/// A value that is one quoted section, as nearly all are: what follows, and the section. Rules are read by the ten thousand
+/// when a bus goes on.
+fn one_section(input: &str) -> Option<(&str, &str)> {
+    let (section, rest) = input.strip_prefix('\'')?.split_once('\'')?;
+    (rest.is_empty() || rest.starts_with(',')).then_some((rest, section))
 }
 
 /// "Within single quotes, a backslash represents itself, and an apostrophe ends the quoted section. Outside single
@@ -478,8 +507,7 @@ fn quoted_value(input: &str) -> IResult<&str, String> {
     .parse(input)
 }
 
-/// The section between two apostrophes. Rules are read by the ten thousand when a bus goes on, so it is searched for its end
-/// and not looked at character by character.
+/// The section between two apostrophes, which is searched for its end and not looked at character by character.
 fn quoted(input: &str) -> IResult<&str, &str> {
     let (inner, _) = char('\'').parse(input)?;
     let (section, rest) = inner

@@ -196,7 +196,7 @@ impl Broker {
         if self.subscriptions.is_named(&unique.name) {
             return Some(Burden::DeadRule(unique.name.clone()));
         }
-        if let Some((callee, serial)) = self.calls.first_awaited(id) {
+        if let Some((callee, serial)) = self.calls.some_awaited(id) {
             return Some(Burden::Awaited(callee, serial));
         }
         let (caller, serial) = self.calls.first_owed(id)?;

@@ -1,7 +1,7 @@
 //! Which calls are open: forwarded, and not answered yet.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
 
 use super::deadline::{Deadline, Deadlines};
 use super::entries::{Entries, Slot};
@@ -14,34 +14,52 @@ pub(super) type OpenCall = (PeerId, u32);
 
 /// All open calls of the bus.
 ///
-/// An open call is known at both ends: the callee keeps `(caller, serial)` with the deadline, the caller keeps
-/// `(callee, serial)`, so that either can leave without a search through the whole bus. Its deadline, if it has one,
+/// A call stands in the slot of its entry, and both ends know of it, so that either can leave without a search through the
+/// whole bus. The callee finds it by who called with which serial: that is what a reply says. Its deadline, if it has one,
 /// is also among the [`Deadlines`], which every change is given.
 #[derive(Debug)]
 pub(super) struct CallTable {
     ends: PerPeer<Ends>,
-    entries: Entries<CallKey>,
+    entries: Entries<Call>,
 }
 
 /// What an open call is found by: callee, caller and serial.
 type CallKey = (PeerId, PeerId, u32);
 
-/// An open call as its callee has it.
+/// An open call.
 #[derive(Debug, Clone, Copy)]
-struct Owed {
+pub(super) struct Call {
+    callee: PeerId,
+    caller: PeerId,
+    serial: u32,
+    /// When it is overdue.
     until: Option<Millis>,
-    /// Of its entry.
-    slot: Slot,
+    /// Where it stands in the caller's list.
+    place: u32,
 }
 
-/// The open calls of one peer, in both roles: ordered, so that those of a peer that leaves are ended one by one, and no
-/// hash order shows.
+impl Call {
+    fn key(&self) -> CallKey {
+        (self.callee, self.caller, self.serial)
+    }
+
+    fn deadline(&self) -> Deadline {
+        Deadline::Reply {
+            callee: self.callee,
+            caller: self.caller,
+            serial: self.serial,
+        }
+    }
+}
+
+/// The open calls of one peer, in both roles.
 #[derive(Debug, Default)]
 struct Ends {
-    /// Calls that the peer has to answer, and until when.
-    owed: BTreeMap<OpenCall, Owed>,
-    /// Calls that the peer waits for.
-    awaited: BTreeSet<OpenCall>,
+    /// Calls that the peer has to answer: in order, so that those of a peer that leaves end one by one, in the same order in a
+    /// replay.
+    owed: BTreeMap<OpenCall, Slot>,
+    /// Calls that the peer waits for, in any order.
+    awaited: Vec<Slot>,
 }
 
 impl CallTable {
@@ -63,44 +81,51 @@ impl CallTable {
     }
 
     /// Which calls have changed.
-    pub(super) fn entries(&self) -> &Entries<CallKey> {
+    pub(super) fn entries(&self) -> &Entries<Call> {
         &self.entries
     }
 
     /// The same, to take them.
-    pub(super) fn entries_mut(&mut self) -> &mut Entries<CallKey> {
+    pub(super) fn entries_mut(&mut self) -> &mut Entries<Call> {
         &mut self.entries
     }
 
     /// The call that has an entry, with its deadline.
     pub(super) fn saved_in(&self, slot: Slot) -> Option<(CallKey, Option<Millis>)> {
-        let (callee, caller, serial) = *self.entries.get(slot)?;
-        let owed = self.ends.get(callee)?.owed.get(&(caller, serial))?;
-        Some(((callee, caller, serial), owed.until))
+        let call = self.entries.get(slot)?;
+        Some((call.key(), call.until))
     }
 
     /// Goes on from a checkpoint that has room for `len` calls and each of the open ones in a slot.
     pub(super) fn resume(&mut self, len: u32, saved: &[(Slot, CallKey)]) -> Result<(), Violation> {
-        for (slot, (callee, caller, serial)) in saved {
-            let ends = self.ends.get_mut(*callee);
-            match ends.and_then(|ends| ends.owed.get_mut(&(*caller, *serial))) {
-                Some(owed) => owed.slot = *slot,
-                None => return Err(Violation::new("a checkpoint has a call that is not open")),
-            }
+        if saved.len() != self.entries.len() {
+            return Err(Violation::new(
+                "a checkpoint has other calls than those that are open",
+            ));
         }
-        self.entries.resume(len, saved.iter().copied())
+        let mut calls = Vec::with_capacity(saved.len());
+        for (slot, key) in saved {
+            let call = self.move_to(*slot, *key);
+            let call = call.ok_or_else(|| Violation::new("a checkpoint has a call that is not open"))?;
+            calls.push((*slot, call));
+        }
+        self.entries.resume(len, calls)
+    }
+
+    /// Both ends of a call know it by another slot from now on.
+    fn move_to(&mut self, slot: Slot, (callee, caller, serial): CallKey) -> Option<Call> {
+        let owed = self.ends.get_mut(callee)?.owed.get_mut(&(caller, serial))?;
+        let old = std::mem::replace(owed, slot);
+        let call = *self.entries.get(old)?;
+        let awaited = &mut self.ends.get_mut(caller)?.awaited;
+        *awaited.get_mut(call.place as usize)? = slot;
+        (call.key() == (callee, caller, serial)).then_some(call)
     }
 
     /// Whether this call is open.
     pub(super) fn is_open(&self, callee: PeerId, caller: PeerId, serial: u32) -> bool {
         let ends = self.ends.get(callee);
         ends.is_some_and(|ends| ends.owed.contains_key(&(caller, serial)))
-    }
-
-    /// Whether the caller waits for the call's answer: the same, asked at the other end.
-    pub(super) fn is_awaited(&self, callee: PeerId, caller: PeerId, serial: u32) -> bool {
-        let ends = self.ends.get(caller);
-        ends.is_some_and(|ends| ends.awaited.contains(&(callee, serial)))
     }
 
     /// Opens a call at both ends. One that is open already gets the new deadline.
@@ -112,21 +137,31 @@ impl CallTable {
         until: Option<Millis>,
         deadlines: &mut Deadlines,
     ) {
-        let callee_ends = self.ends.get_or_insert_with(callee, Ends::default);
-        let before = match callee_ends.owed.entry((caller, serial)) {
-            Entry::Vacant(place) => {
-                let slot = self.entries.insert((callee, caller, serial));
-                place.insert(Owed { until, slot });
+        let awaited = &mut self.ends.get_or_insert_with(caller, Ends::default).awaited;
+        let call = Call {
+            callee,
+            caller,
+            serial,
+            until,
+            place: awaited.len() as u32,
+        };
+        let owed = &mut self.ends.get_or_insert_with(callee, Ends::default).owed;
+        let before = match owed.entry((caller, serial)) {
+            Entry::Vacant(owed) => {
+                let slot = *owed.insert(self.entries.insert(call));
+                if let Some(ends) = self.ends.get_mut(caller) {
+                    ends.awaited.push(slot);
+                }
                 None
             }
-            Entry::Occupied(mut place) => {
-                self.entries.mark(place.get().slot);
-                std::mem::replace(&mut place.get_mut().until, until)
+            Entry::Occupied(owed) => {
+                let slot = *owed.get();
+                self.entries.mark(slot);
+                let known = self.entries.get_mut(slot);
+                known.and_then(|known| std::mem::replace(&mut known.until, until))
             }
         };
-        let caller_ends = self.ends.get_or_insert_with(caller, Ends::default);
-        caller_ends.awaited.insert((callee, serial));
-        deadlines.change(due(callee, caller, serial), before, until);
+        deadlines.change(call.deadline(), before, until);
     }
 
     /// Forgets a call at both ends. False if it is not open.
@@ -137,15 +172,19 @@ impl CallTable {
         serial: u32,
         deadlines: &mut Deadlines,
     ) -> bool {
-        if let Some(ends) = self.ends.get_mut(caller) {
-            ends.awaited.remove(&(callee, serial));
-        }
         let owed = (self.ends.get_mut(callee)).and_then(|ends| ends.owed.remove(&(caller, serial)));
-        let Some(Owed { until, slot }) = owed else {
+        let Some(call) = owed.and_then(|slot| self.entries.take(slot)) else {
             return false;
         };
-        self.entries.remove(slot);
-        deadlines.change(due(callee, caller, serial), until, None);
+        if let Some(ends) = self.ends.get_mut(caller) {
+            let place = call.place as usize;
+            ends.awaited.swap_remove(place);
+            let moved = ends.awaited.get(place).copied();
+            if let Some(moved) = moved.and_then(|slot| self.entries.get_mut(slot)) {
+                moved.place = call.place;
+            }
+        }
+        deadlines.change(call.deadline(), call.until, None);
         true
     }
 
@@ -154,9 +193,11 @@ impl CallTable {
         self.ends.remove(id);
     }
 
-    /// The first of the calls that a peer waits for.
-    pub(super) fn first_awaited(&self, caller: PeerId) -> Option<OpenCall> {
-        self.ends.get(caller)?.awaited.first().copied()
+    /// One of the calls that a peer waits for.
+    pub(super) fn some_awaited(&self, caller: PeerId) -> Option<OpenCall> {
+        let slot = self.ends.get(caller)?.awaited.last()?;
+        let call = self.entries.get(*slot)?;
+        Some((call.callee, call.serial))
     }
 
     /// The first of the calls that a peer has to answer.
@@ -167,24 +208,26 @@ impl CallTable {
 
     /// All calls that a peer has to answer, sorted.
     pub(super) fn owed_by(&self, callee: PeerId) -> Vec<(OpenCall, Option<Millis>)> {
-        let owed = self.ends.get(callee).into_iter().flat_map(|ends| &ends.owed);
-        owed.map(|(call, owed)| (*call, owed.until)).collect()
+        let slots = (self.ends.get(callee).into_iter()).flat_map(|ends| ends.owed.values());
+        let calls = slots.filter_map(|slot| self.entries.get(*slot));
+        calls
+            .map(|call| ((call.caller, call.serial), call.until))
+            .collect()
     }
 
     /// All calls that a peer waits for, sorted.
     pub(super) fn awaited_by(&self, caller: PeerId) -> Vec<OpenCall> {
-        let awaited = self.ends.get(caller).into_iter().flat_map(|ends| &ends.awaited);
-        awaited.copied().collect()
+        let slots = (self.ends.get(caller).into_iter()).flat_map(|ends| &ends.awaited);
+        let calls = slots.filter_map(|slot| self.entries.get(*slot));
+        let mut all: Vec<_> = calls.map(|call| (call.callee, call.serial)).collect();
+        all.sort_unstable();
+        all
     }
 
     /// The deadlines of all open calls.
     pub(super) fn deadlines(&self) -> impl Iterator<Item = (Millis, Deadline)> + '_ {
-        self.ends.iter().flat_map(|(callee, ends)| {
-            let of_call = move |((caller, serial), owed): (&OpenCall, &Owed)| {
-                owed.until.map(|at| (at, due(callee, *caller, *serial)))
-            };
-            ends.owed.iter().filter_map(of_call)
-        })
+        let calls = self.entries.iter();
+        calls.filter_map(|call| Some((call.until?, call.deadline())))
     }
 
     /// Both ends of every call know of it, and are peers of the bus.
@@ -195,30 +238,26 @@ impl CallTable {
             if has_calls && !is_there(id) {
                 return Err(Violation::new(format!("{id:?} is gone and has open calls")));
             }
-            if let Some((caller, _)) = (ends.owed.keys()).find(|call| !self.is_awaited(id, call.0, call.1)) {
-                return Err(Violation::new(format!(
-                    "{id:?} owes {caller:?} an answer that it does not wait for"
-                )));
-            }
-            let is_entered =
-                |(call, owed): (&OpenCall, &Owed)| self.entries.get(owed.slot) == Some(&(id, call.0, call.1));
-            if !ends.owed.iter().all(is_entered) {
-                return Err(Violation::new(format!("a call to {id:?} has another's entry")));
+            let is_owed = |(call, slot): (&OpenCall, &Slot)| {
+                let entry = self.entries.get(*slot);
+                entry.is_some_and(|entry| entry.key() == (id, call.0, call.1))
+            };
+            let is_awaited = |(place, slot): (u32, &Slot)| {
+                let entry = self.entries.get(*slot);
+                entry.is_some_and(|entry| (entry.caller, entry.place) == (id, place))
+            };
+            if !ends.owed.iter().all(is_owed) || !(0..).zip(&ends.awaited).all(is_awaited) {
+                return Err(Violation::new(format!("a call of {id:?} has another's entry")));
             }
             owed += ends.owed.len();
             awaited += ends.awaited.len();
         }
-        if owed != awaited {
-            return Err(Violation::new(format!("{owed} answers owed, {awaited} awaited")));
+        if (owed, awaited) != (self.entries.len(), self.entries.len()) {
+            let entered = self.entries.len();
+            return Err(Violation::new(format!(
+                "{owed} answers owed, {awaited} awaited, {entered} calls entered"
+            )));
         }
         Ok(())
-    }
-}
-
-fn due(callee: PeerId, caller: PeerId, serial: u32) -> Deadline {
-    Deadline::Reply {
-        callee,
-        caller,
-        serial,
     }
 }

@@ -114,7 +114,7 @@ impl Broker {
                 EntryV1::Rule(RuleEntryV1 {
                     peer,
                     order,
-                    rule: rule.to_string(),
+                    rule: rule.into(),
                 })
             }
             EntryKind::Call => {

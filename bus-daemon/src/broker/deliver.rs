@@ -61,7 +61,7 @@ impl Transit<'_> {
 }
 
 /// Whether a queue holds more than a turn leaves to a receiver that reads.
-fn is_waiting_long(out: &SendQueue) -> bool {
+pub(super) fn is_waiting_long(out: &SendQueue) -> bool {
     out.stored() > out.sent() || out.len() > 128 * 1024
 }
 

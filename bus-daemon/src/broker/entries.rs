@@ -74,8 +74,15 @@ impl<K> Entries<K> {
 
     /// What has the slot is gone.
     pub(super) fn remove(&mut self, slot: Slot) {
-        self.set(slot, None);
+        self.take(slot);
+    }
+
+    /// The same; what had the slot, if anything did.
+    pub(super) fn take(&mut self, slot: Slot) -> Option<K> {
+        let gone = self.slots.get_mut(slot as usize)?.key.take()?;
+        self.mark(slot);
         self.free.push(slot);
+        Some(gone)
     }
 
     /// What has the slot has changed.
@@ -93,6 +100,21 @@ impl<K> Entries<K> {
     /// What has the slot.
     pub(super) fn get(&self, slot: Slot) -> Option<&K> {
         self.slots.get(slot as usize)?.key.as_ref()
+    }
+
+    /// What has the slot, to change what no entry tells of.
+    pub(super) fn get_mut(&mut self, slot: Slot) -> Option<&mut K> {
+        self.slots.get_mut(slot as usize)?.key.as_mut()
+    }
+
+    /// What has slots, in their order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &K> {
+        self.slots.iter().filter_map(|held| held.key.as_ref())
+    }
+
+    /// How many slots are in use.
+    pub(super) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
     }
 
     /// How many slots are listed.

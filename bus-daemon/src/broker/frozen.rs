@@ -15,6 +15,7 @@ mod config;
 mod entry;
 #[cfg(feature = "next-version")]
 mod next;
+mod rule;
 mod sasl;
 mod v1;
 
@@ -25,6 +26,7 @@ pub(super) use entry::{CallEntryV1, NameEntryV1, RuleEntryV1};
 pub use entry::{EntryV1, HeldV1};
 #[cfg(feature = "next-version")]
 pub use next::{NoteV1, PeerNextV1};
+pub use rule::RuleV1;
 pub(super) use sasl::SaslV1;
 pub use v1::{GlobalV1, PeerV1};
 
@@ -188,7 +190,7 @@ pub struct PeerV2 {
     /// Names that it owns or waits for, in the order of its requests.
     pub(super) names: Vec<String>,
     /// Match rules (of a monitor: filters) as canonical text, in the order in which they were added.
-    pub(super) rules: Vec<String>,
+    pub(super) rules: Vec<RuleV1>,
     /// Calls that it has to answer: caller, serial, deadline.
     pub(super) owed: Vec<(PeerId, u32, Option<Millis>)>,
     /// Calls that it waits for: callee, serial.
@@ -215,7 +217,7 @@ pub struct Unexpressed(pub &'static str);
 #[derive(Debug, Default)]
 pub(super) struct Lists {
     pub(super) names: Vec<String>,
-    pub(super) rules: Vec<String>,
+    pub(super) rules: Vec<RuleV1>,
     pub(super) owed: Vec<(PeerId, u32, Option<Millis>)>,
     pub(super) awaited: Vec<(PeerId, u32)>,
 }

@@ -1,7 +1,5 @@
 //! Restoring from a checkpoint: what has entries of its own is put back into the records that it belongs to.
 
-use std::sync::Arc;
-
 use hashbrown::HashMap;
 
 use super::changes::EntryKind;
@@ -73,7 +71,7 @@ impl Broker {
             }
         }
         if dropped.is_empty() {
-            broker.resume_entries(&gathered.slots(), slots)?;
+            broker.resume_entries(gathered.slots(), slots)?;
         } else {
             broker
                 .names
@@ -92,9 +90,9 @@ impl Broker {
     }
 
     /// Everything is in the checkpoint as it is, in these slots.
-    fn resume_entries(&mut self, saved: &SavedIn, slots: [u32; 3]) -> Result<(), RestoreError> {
+    fn resume_entries(&mut self, saved: SavedIn<'_>, slots: [u32; 3]) -> Result<(), RestoreError> {
         let [names, rules, calls] = slots;
-        self.names.resume(names, &saved.names)?;
+        self.names.resume(names, saved.names)?;
         self.subscriptions.resume(rules, &saved.rules)?;
         self.calls.resume(calls, &saved.calls)?;
         Ok(())
@@ -102,14 +100,14 @@ impl Broker {
 }
 
 /// Where everything is in the checkpoint.
-struct SavedIn {
-    names: Vec<(Slot, Arc<str>)>,
+struct SavedIn<'a> {
+    names: Vec<(Slot, &'a str)>,
     rules: Vec<(PeerId, u64, Slot)>,
     calls: Vec<(Slot, (PeerId, PeerId, u32))>,
 }
 
 impl Gathered {
-    /// Names by name, rules by peer and order, calls by their ends.
+    /// Names by slot, rules by peer and order, calls by their ends.
     fn sorted(entries: Vec<(u32, EntryV1)>) -> Self {
         let mut all = Self::default();
         for (slot, entry) in entries {
@@ -119,7 +117,7 @@ impl Gathered {
                 EntryV1::Call(call) => all.calls.push((slot, call)),
             }
         }
-        all.names.sort_unstable_by(|(_, a), (_, b)| a.name.cmp(&b.name));
+        all.names.sort_unstable_by_key(|(slot, _)| *slot);
         all.rules
             .sort_unstable_by_key(|(_, rule)| (rule.peer, rule.order));
         all.calls
@@ -181,12 +179,12 @@ impl Gathered {
         (complete, incomplete)
     }
 
-    fn slots(&self) -> SavedIn {
+    fn slots(&self) -> SavedIn<'_> {
         let names = self.names.iter();
         let rules = self.rules.iter();
         let calls = self.calls.iter();
         SavedIn {
-            names: names.map(|(slot, name)| (*slot, (*name.name).into())).collect(),
+            names: names.map(|(slot, name)| (*slot, &*name.name)).collect(),
             rules: rules.map(|(slot, rule)| (rule.peer, rule.order, *slot)).collect(),
             calls: calls
                 .map(|(slot, call)| (*slot, (call.callee, call.caller, call.serial)))

@@ -7,6 +7,7 @@
 //! rule by rule. Equal rules are stored once, with all peers that have them: a fan-out to a thousand subscribers is
 //! one check.
 
+mod held;
 mod key;
 mod named;
 mod rule;
@@ -19,6 +20,7 @@ use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashTable};
 use smallvec::SmallVec;
 
+use self::held::HeldRules;
 use self::key::{Hasher, Key, Mask, Prefixes, fold};
 use self::named::Named;
 use self::rule::Body;
@@ -43,7 +45,7 @@ pub(crate) struct MatchIndex {
     /// The rules that name a unique name.
     named: Named,
     /// Rules in the order in which they were added, repeated ones included.
-    peers: HashMap<PeerId, SmallVec<[Held; 2]>, FixedState>,
+    peers: HashMap<PeerId, HeldRules, FixedState>,
     len: usize,
 }
 
@@ -110,7 +112,7 @@ impl MatchIndex {
 
     /// How many rules a peer has, repeated ones included.
     pub(crate) fn count(&self, peer: PeerId) -> usize {
-        self.peers.get(&peer).map_or(0, SmallVec::len)
+        self.peers.get(&peer).map_or(0, HeldRules::len)
     }
 
     /// A peer's rules in the order in which they were added, repeated ones included.
@@ -125,19 +127,25 @@ impl MatchIndex {
 
     /// Where a peer's rules are stored, with the numbers that came with them, in the order in which they were added.
     pub(super) fn held_by(&self, peer: PeerId) -> impl Iterator<Item = (RuleId, u32)> {
-        let held = self.peers.get(&peer).into_iter().flatten();
+        let held = self.peers.get(&peer).into_iter().flat_map(HeldRules::iter);
         held.map(|held| (held.id, held.number))
     }
 
     /// The numbers of a peer's rules, to be changed.
     pub(super) fn numbers_mut(&mut self, peer: PeerId) -> impl Iterator<Item = (RuleId, &mut u32)> {
-        let held = self.peers.get_mut(&peer).into_iter().flatten();
+        let held = self
+            .peers
+            .get_mut(&peer)
+            .into_iter()
+            .flat_map(HeldRules::iter_mut);
         held.map(|held| (held.id, &mut held.number))
     }
 
     /// Where the rule is stored, or will be when it is [added](Self::add).
     pub(super) fn intern(&mut self, rule: MatchRule) -> RuleId {
-        self.find(&rule).unwrap_or_else(|| self.store(rule))
+        let hash = self.hasher.rule(&rule);
+        self.find_hashed(&rule, hash)
+            .unwrap_or_else(|| self.store(rule, hash))
     }
 
     /// Adds a rule to a peer's. The number is given back when it is removed.
@@ -148,7 +156,9 @@ impl MatchIndex {
 
     /// The same for a rule that is interned.
     pub(super) fn add_interned(&mut self, peer: PeerId, id: RuleId, number: u32) {
-        self.peers.entry(peer).or_default().push(Held { id, number });
+        let hasher = self.peers.hasher().clone();
+        let held = self.peers.entry(peer).or_default();
+        held.push(Held { id, number }, &hasher);
         self.len += 1;
         let Some(slot) = &mut self.slots[id as usize] else {
             return;
@@ -167,9 +177,8 @@ impl MatchIndex {
     pub(crate) fn remove(&mut self, peer: PeerId, rule: &MatchRule) -> Option<u32> {
         let id = self.find(rule)?;
         let all = self.peers.get_mut(&peer)?;
-        let place = all.iter().position(|held| held.id == id)?;
-        let Held { number, .. } = all.remove(place);
-        if all.is_empty() {
+        let Held { number, .. } = all.remove(id)?;
+        if all.len() == 0 {
             self.peers.remove(&peer);
         }
         self.release(peer, id);
@@ -180,7 +189,7 @@ impl MatchIndex {
     pub(crate) fn remove_newest(&mut self, peer: PeerId) -> Option<(u32, bool)> {
         let all = self.peers.get_mut(&peer)?;
         let Held { id, number } = all.pop()?;
-        if all.is_empty() {
+        if all.len() == 0 {
             self.peers.remove(&peer);
         }
         let eavesdrops = self.rule(id).is_some_and(|rule| rule.eavesdrop);
@@ -219,7 +228,10 @@ impl MatchIndex {
     }
 
     fn find(&self, rule: &MatchRule) -> Option<RuleId> {
-        let hash = self.hasher.rule(rule);
+        self.find_hashed(rule, self.hasher.rule(rule))
+    }
+
+    fn find_hashed(&self, rule: &MatchRule, hash: u64) -> Option<RuleId> {
         self.interned
             .find(hash, |id| {
                 self.slots[*id as usize]
@@ -230,9 +242,8 @@ impl MatchIndex {
     }
 
     /// A slot for a rule that is not known yet.
-    fn store(&mut self, rule: MatchRule) -> RuleId {
+    fn store(&mut self, rule: MatchRule, hash: u64) -> RuleId {
         let key = self.hasher.key(&rule);
-        let hash = self.hasher.rule(&rule);
         let id = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             (self.slots.len() - 1) as RuleId

@@ -58,7 +58,7 @@ pub use errand::{ConfigRefusal, Errand, ErrandOutcome};
 pub use event::{Attested, Credentials, Event, Fds, Millis, PeerId, Start, Transport};
 pub use frozen::{
     AgendaV1, Blob, BrokerState, ConfigV1, EntryV1, GlobalV1, GlobalV2, HeldV1, NameV1, PeerRecord, PeerV1,
-    PeerV2, Unexpressed,
+    PeerV2, RuleV1, Unexpressed,
 };
 #[cfg(feature = "next-version")]
 pub use frozen::{NoteV1, PeerNextV1};
@@ -335,6 +335,11 @@ impl Broker {
     /// Units of work done by this process: a message, 4 KiB of one, a delivery. The runtime shares its turns by them.
     pub fn work(&self) -> u64 {
         self.outgoing.work()
+    }
+
+    /// Messages that this process has queued for receivers that do not read.
+    pub fn queued_to_wait(&self) -> u64 {
+        self.outgoing.waiting()
     }
 
     /// Every descriptor that the broker owns: sockets of links, received ones in partial input and in send queues, and

@@ -1,5 +1,7 @@
 //! The name table: who owns each well-known name, and who waits for it (specification, "Message Bus Names").
 
+mod restore;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -8,7 +10,7 @@ use hashbrown::HashMap;
 use super::Seeded;
 use super::entries::{Entries, Slot};
 use super::event::PeerId;
-use super::holdings::{Holdings, Place, UNPLACED};
+use super::holdings::{Holdings, Place};
 use super::invariants::Violation;
 
 /// The flags of `RequestName` that are kept with an owner. Unknown bits are ignored.
@@ -122,18 +124,6 @@ impl NameTable {
         self.names.get(self.entries.get(slot)?)
     }
 
-    /// Goes on from a checkpoint that has room for `len` names and each of those in the table in a slot.
-    pub(super) fn resume(&mut self, len: u32, saved: &[(Slot, Arc<str>)]) -> Result<(), Violation> {
-        let unknown = || Violation::new("a checkpoint has a name that nobody owns");
-        let mut held = Vec::with_capacity(saved.len());
-        for (slot, name) in saved {
-            let entry = self.names.get_mut(name).ok_or_else(unknown)?;
-            entry.slot = *slot;
-            held.push((*slot, entry.name.clone()));
-        }
-        self.entries.resume(len, held)
-    }
-
     /// How many names have an owner.
     pub(crate) fn len(&self) -> usize {
         self.names.len()
@@ -198,76 +188,6 @@ impl NameTable {
     /// Every name, sorted, so that no hash order shows.
     pub(crate) fn sorted(&self) -> Vec<&Name> {
         self.listed().filter_map(|name| self.names.get(name)).collect()
-    }
-
-    /// Puts a saved queue back. False if there is none, or if the name is there already.
-    ///
-    /// The peers' lists are restored when all queues are: [`restore_order`](Self::restore_order), then
-    /// [`restore_rest`](Self::restore_rest).
-    pub(super) fn restore_queue(
-        &mut self,
-        name: &Arc<str>,
-        owners: impl IntoIterator<Item = (PeerId, NameFlags)>,
-    ) -> bool {
-        let owner = |(peer, flags)| Owner {
-            peer,
-            flags,
-            held_at: UNPLACED,
-        };
-        let owners: VecDeque<Owner> = owners.into_iter().map(owner).collect();
-        let Some(primary) = owners.front().filter(|_| !self.names.contains_key(name)) else {
-            return false;
-        };
-        let entry = Name {
-            name: name.clone(),
-            owned_at: self.holdings.own(primary.peer, name),
-            owners,
-            slot: self.entries.insert(name.clone()),
-        };
-        self.in_order.insert(name.clone());
-        self.names.insert(name.clone(), entry);
-        true
-    }
-
-    /// The place of a name in the list of one who is in its queue, as it was saved.
-    pub(super) fn restore_place(&mut self, name: &str, peer: PeerId, place: Place) {
-        if let Some(Name { name, owners, .. }) = self.names.get_mut(name)
-            && let Some(owner) = owners.iter_mut().find(|owner| owner.peer == peer)
-            && owner.held_at == UNPLACED
-            && self.holdings.hold_at(peer, name, place)
-        {
-            owner.held_at = place;
-        }
-    }
-
-    /// There will be so many names.
-    pub(super) fn reserve(&mut self, count: usize) {
-        self.names.reserve(count);
-    }
-
-    /// The order in which a peer asked for its names. What the queues do not say is left out.
-    pub(super) fn restore_order(&mut self, peer: PeerId, names: &[String]) {
-        for name in names {
-            let entry = self.names.get_mut(name.as_str());
-            if let Some(Name { name, owners, .. }) = entry
-                && let Some(owner) = owners.iter_mut().find(|owner| owner.peer == peer)
-                && owner.held_at == UNPLACED
-            {
-                owner.held_at = self.holdings.hold(peer, name);
-            }
-        }
-    }
-
-    /// What no saved list named comes last, in the order of the names.
-    pub(super) fn restore_rest(&mut self) {
-        let is_unplaced = |name: &&mut Name| name.owners.iter().any(|owner| owner.held_at == UNPLACED);
-        let mut all: Vec<&mut Name> = self.names.values_mut().filter(is_unplaced).collect();
-        all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        for Name { name, owners, .. } in all {
-            for owner in owners.iter_mut().filter(|owner| owner.held_at == UNPLACED) {
-                owner.held_at = self.holdings.hold(owner.peer, name);
-            }
-        }
     }
 
     /// `RequestName`. The name must be a valid well-known name that may be owned.
@@ -639,10 +559,10 @@ mod tests {
     fn saved_lists_give_the_order_and_the_queues_the_truth() {
         let mut table = NameTable::new(Seeded::default());
         for (name, owners) in [("a.a", vec![A, B]), ("b.b", vec![B]), ("c.c", vec![B, A])] {
-            let owners = owners.into_iter().map(|peer| (peer, NameFlags::default()));
+            let owners = owners.into_iter().map(|peer| (peer, NameFlags::default(), None));
             assert!(table.restore_queue(&name.into(), owners));
         }
-        assert!(!table.restore_queue(&"a.a".into(), [(C, NameFlags::default())]));
+        assert!(!table.restore_queue(&"a.a".into(), [(C, NameFlags::default(), None)]));
         assert!(!table.restore_queue(&"d.d".into(), []));
         table.restore_order(B, &["c.c", "d.d", "c.c", "a.a"].map(str::to_owned));
         table.restore_order(A, &["b.b", "c.c"].map(str::to_owned));

@@ -6,6 +6,7 @@ use bus_wire::Fd;
 
 use super::Action;
 use super::agenda::STEP;
+use super::deliver::is_waiting_long;
 use super::disconnect::Disconnect;
 use super::event::{Fds, PeerId};
 use super::invariants::Violation;
@@ -29,6 +30,8 @@ pub(super) struct Outgoing {
     step_end: u64,
     /// How long a step is.
     step: u64,
+    /// Messages that were queued since this process began for receivers that do not read.
+    waiting: u64,
 }
 
 impl Outgoing {
@@ -42,6 +45,7 @@ impl Outgoing {
             work: 0,
             step_end: 0,
             step: STEP,
+            waiting: 0,
         }
     }
 
@@ -75,6 +79,7 @@ impl Outgoing {
     #[inline]
     pub(super) fn note_pushed(&mut self, peer: &mut Peer) {
         self.note_work(1);
+        self.waiting += u64::from(is_waiting_long(&peer.out));
         let peaks = &mut peer.peaks;
         peaks.outgoing_bytes = peaks.outgoing_bytes.max(peer.out.len());
         peaks.outgoing_fds = peaks.outgoing_fds.max(peer.out.queued_fds() as u32);
@@ -145,6 +150,11 @@ impl Outgoing {
         self.step = units;
     }
 
+    /// Messages that were queued so far for receivers that do not read.
+    pub(super) fn waiting(&self) -> u64 {
+        self.waiting
+    }
+
     /// What is saved of it: the serial of the driver's last message.
     pub(super) fn save(&self) -> u32 {
         let Self {
@@ -159,6 +169,7 @@ impl Outgoing {
             // Nothing is under way between events.
             step_end: _,
             step: _,
+            waiting: _,
         } = self;
         *serial
     }

@@ -1,10 +1,11 @@
 //! Restoring: peers from their records, everything else rebuilt from them. A record that makes no sense costs its peer
 //! the connection, and the other peers nothing.
 
+mod parts;
+
 use std::sync::Arc;
 
-use bus_wire::{Fd, Framer, FramerState, MatchRule, PieceState, SendQueue, SendQueueState};
-use bytes::Bytes;
+use bus_wire::{Fd, Framer, FramerState, SendQueue, SendQueueState};
 use hashbrown::{HashMap, HashSet};
 use smallvec::SmallVec;
 use thiserror::Error;
@@ -13,12 +14,11 @@ use super::activation_environment::ActivationEnvironment;
 use super::agenda::{Agenda, Then};
 use super::connect::max_message_size;
 use super::deadline::Deadline;
-use super::deliver::SHARED;
 use super::disconnect::Disconnect;
-use super::event::{Credentials, PeerId, Transport};
+use super::event::{Credentials, PeerId};
 use super::frozen::{
-    AgendaV1, Blob, BrokerState, GlobalV2, IdentityV2, ListenerV1, NameEntryV1, NameV1, PeerRecord, PeerV2,
-    PhaseV1, PieceV1, ReloadV1, RestartV2, SheddingV1, ThenV1, TransportV1, UpgradeV1,
+    AgendaV1, Blob, BrokerState, GlobalV2, IdentityV2, NameEntryV1, NameV1, PeerRecord, PeerV2, PhaseV1,
+    RuleV1, SheddingV1, ThenV1,
 };
 use super::ledger::Charge;
 use super::name::NameFlags;
@@ -27,11 +27,10 @@ use super::outgoing::Outgoing;
 use super::peer::{Peaks, Peer, Phase, Unique};
 use super::record_fault::RecordFault;
 use super::relief::Liveness;
-use super::reload::{Callers, Reading, Reload, Wanted};
 use super::reply::{DISCONNECTED, NO_REPLY};
-use super::restart::{LastRestart, Restart, Upgrade};
-use super::{Broker, Identity, ListenerIdentity, Seeded, Violation};
+use super::{Broker, Identity, Seeded, Violation};
 use crate::config::Config;
+use parts::{piece_length, restore_listener, restore_piece, restore_reload, restore_restart};
 
 /// More peers than any machine has descriptors for: an index beyond this is nonsense.
 const MAX_INDEX: u32 = 1 << 22;
@@ -268,10 +267,9 @@ impl Broker {
         if input_length > longest && !is_waiting {
             return Err(RecordFault::Input);
         }
-        // A match rule with apostrophes is longer as canonical text than as the text that was accepted.
         let rules = rules
-            .iter()
-            .map(|text| MatchRule::parse_any_length(text))
+            .into_iter()
+            .map(RuleV1::into_rule)
             .collect::<Result<Vec<_>, _>>()?;
         let mut pieces = Vec::with_capacity(output.len());
         for piece in output {
@@ -395,7 +393,14 @@ impl Broker {
     ) -> Vec<(Arc<str>, PeerId)> {
         let mut changed = Vec::new();
         self.names.reserve(names.len());
+        // Those of a checkpoint come in the order of the names.
+        let mut places = places.iter();
         for NameV1 { name, owners } in names {
+            let places = places
+                .next()
+                .filter(|(_, entry)| entry.name == name)
+                .map_or(&[][..], |(_, entry)| &entry.owners);
+            let places = places.iter().map(|(_, _, place)| Some(*place));
             let name: Arc<str> = name.into();
             if bus_wire::WellKnownName::new(&name).is_err() {
                 continue;
@@ -406,12 +411,13 @@ impl Broker {
                 place.map_err(|place| seen.insert(place, peer)).is_err()
             };
             let before = owners.first().map(|(peer, _)| *peer);
-            let owners: Vec<(PeerId, NameFlags)> = owners
+            let owners: SmallVec<[(PeerId, NameFlags, Option<u64>); 2]> = owners
                 .into_iter()
-                .filter(|(peer, _)| self.roster.get(*peer).is_some_and(Peer::is_active) && is_new(*peer))
-                .map(|(peer, flags)| (peer, NameFlags::from_bits(flags)))
+                .zip(places.chain(std::iter::repeat(None)))
+                .filter(|((peer, _), _)| self.roster.get(*peer).is_some_and(Peer::is_active) && is_new(*peer))
+                .map(|((peer, flags), place)| (peer, NameFlags::from_bits(flags), place))
                 .collect();
-            let primary = owners.first().map(|(peer, _)| *peer);
+            let primary = owners.first().map(|(peer, ..)| *peer);
             self.names.restore_queue(&name, owners);
             if let Some(before) = before
                 && primary != Some(before)
@@ -420,15 +426,11 @@ impl Broker {
                 changed.push((name, before));
             }
         }
-        for (_, NameEntryV1 { name, owners }) in places {
-            for (peer, _, place) in owners {
-                self.names.restore_place(name, *peer, *place);
-            }
-        }
         for (id, lists) in kept {
             self.names.restore_order(*id, &lists.names);
         }
         self.names.restore_rest();
+        changed.sort_unstable();
         changed
     }
 
@@ -454,7 +456,7 @@ impl Broker {
         }
         for (caller, lists) in kept {
             for (callee, serial) in &lists.awaited {
-                if !self.calls.is_awaited(*callee, *caller, *serial) {
+                if !self.calls.is_open(*callee, *caller, *serial) {
                     self.send_late_error(*caller, *serial, NO_REPLY, DISCONNECTED);
                 }
             }
@@ -540,115 +542,6 @@ fn fds_of(record: &PeerV2) -> Vec<Fd> {
     let output = record.output_fds.iter().flat_map(|(_, fds)| fds);
     let received = record.input_fds.iter().chain(output);
     received.chain(&record.socket).copied().collect()
-}
-
-/// `None` where the piece refers to bytes that are not there.
-fn restore_piece(piece: PieceV1, shared: &[Blob], pieces: &mut Vec<PieceState>) -> Option<()> {
-    match piece {
-        // The queue takes long pieces for shared ones; these are not.
-        PieceV1::Inline(Blob(bytes)) => {
-            pieces.extend(
-                bytes
-                    .chunks(SHARED - 1)
-                    .map(|chunk| PieceState::Inline(chunk.to_vec())),
-            );
-        }
-        PieceV1::Shared { index, length } => {
-            let Blob(body) = shared.get(index as usize)?;
-            // Shorter ones are never shared; many of them would be copied again and again.
-            if length < SHARED as u64 {
-                return None;
-            }
-            let from = body.len().checked_sub(usize::try_from(length).ok()?)?;
-            pieces.push(PieceState::Shared(body.slice(from..)));
-        }
-    }
-    Some(())
-}
-
-fn piece_length(piece: &PieceState) -> usize {
-    match piece {
-        PieceState::Inline(bytes) => bytes.len(),
-        PieceState::Shared(bytes) => Bytes::len(bytes),
-    }
-}
-
-fn restore_restart(restart: RestartV2) -> Restart {
-    let RestartV2 {
-        generation,
-        recoveries,
-        worker_pid,
-        last_cause,
-        last_pause,
-        last_carried,
-        last_dropped,
-        last_quarantined,
-        upgrade,
-        dropped_in_restore,
-    } = restart;
-    let last = LastRestart {
-        cause: last_cause,
-        pause: last_pause,
-        carried: last_carried,
-        dropped: last_dropped,
-        quarantined: last_quarantined,
-    };
-    Restart {
-        generation,
-        recoveries,
-        worker_pid,
-        last,
-        upgrade: match upgrade {
-            UpgradeV1::None => Upgrade::None,
-            UpgradeV1::Trying {
-                errand,
-                binary,
-                caller,
-            } => Upgrade::Trying {
-                errand,
-                binary,
-                caller,
-            },
-            UpgradeV1::HandingOver { caller } => Upgrade::HandingOver { caller },
-        },
-        dropped_in_restore,
-    }
-}
-
-fn restore_listener(listener: ListenerV1) -> ListenerIdentity {
-    let ListenerV1 { guid, transport } = listener;
-    ListenerIdentity {
-        guid,
-        transport: match transport {
-            TransportV1::Unix => Transport::Unix,
-            TransportV1::Tcp => Transport::Tcp,
-        },
-    }
-}
-
-fn restore_reload(reload: ReloadV1) -> Reload {
-    let ReloadV1 {
-        wanted,
-        callers,
-        reading,
-    } = reload;
-    let by_peer = |flat: Vec<(PeerId, u32)>| {
-        let mut callers = Callers::new();
-        for (peer, serial) in flat {
-            callers.entry(peer).or_default().push(serial);
-        }
-        callers
-    };
-    let wanted = wanted.map(|(first, last)| Wanted {
-        first,
-        last,
-        callers: by_peer(callers),
-    });
-    let reading = reading.map(|(errand, callers)| Reading {
-        errand,
-        callers: by_peer(callers),
-    });
-    Reload::new(wanted, reading)
 }
 
 #[cfg(test)]

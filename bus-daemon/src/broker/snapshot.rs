@@ -11,7 +11,8 @@ use super::deliver::SHARED;
 use super::event::{Credentials, PeerId, Transport};
 use super::frozen::{
     AgendaV1, Blob, BrokerState, ConfigV1, GlobalV2, IdentityV2, ListenerV1, Lists, NameV1, PeerRecord,
-    PeerV2, PhaseV1, PieceV1, ReloadV1, RestartV2, SaslV1, SheddingV1, ThenV1, TransportV1, UpgradeV1,
+    PeerV2, PhaseV1, PieceV1, ReloadV1, RestartV2, RuleV1, SaslV1, SheddingV1, ThenV1, TransportV1,
+    UpgradeV1,
 };
 use super::name::{Name, Owner};
 use super::peer::{Peaks, Peer, Phase};
@@ -236,7 +237,7 @@ impl Broker {
         let owed = self.calls.owed_by(id).into_iter();
         Lists {
             names: self.names.held_by(id).map(|name| name.to_string()).collect(),
-            rules: self.rules_of(id).map(ToString::to_string).collect(),
+            rules: self.rules_of(id).map(RuleV1::from).collect(),
             owed: owed
                 .map(|((caller, serial), deadline)| (caller, serial, deadline))
                 .collect(),

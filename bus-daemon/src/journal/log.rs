@@ -378,6 +378,14 @@ impl Log {
         self.header.records.store(self.sequence, Ordering::Release);
     }
 
+    /// A replay has found this event. The worker that wrote it may have been killed before it had noted that it is the newest;
+    /// nobody could suspect it then, however many workers it ends.
+    pub(crate) fn note_found(&self, sequence: u64) {
+        if self.header.newest_event.load(Ordering::Acquire) <= sequence {
+            self.header.newest_event.store(sequence + 1, Ordering::Release);
+        }
+    }
+
     /// Goes on in the lowest segment that is free: the fewer are used, the warmer they are.
     fn next_segment(&mut self) {
         if self.offset + RECORD_HEADER <= SEGMENT {

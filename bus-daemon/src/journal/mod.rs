@@ -156,6 +156,10 @@ pub(crate) struct Journal {
     changed_entries: Vec<(EntryKind, u32)>,
     /// The next checkpoint has been begun.
     is_checkpoint_begun: bool,
+    /// The next checkpoint is to come soon.
+    is_checkpoint_wanted: bool,
+    /// [`Broker::queued_to_wait`] at the last checkpoint.
+    queued_before: u64,
     /// The log is being read, after a death.
     is_reading: bool,
     /// Something that a replay needs is not in the log.
@@ -215,6 +219,8 @@ impl Journal {
             changed: Vec::new(),
             changed_entries: Vec::new(),
             is_checkpoint_begun: false,
+            is_checkpoint_wanted: false,
+            queued_before: 0,
             is_reading: false,
             is_answer_missing: false,
             lost_fds: None,

@@ -138,6 +138,8 @@ impl Journal {
             changed: Vec::new(),
             changed_entries: Vec::new(),
             is_checkpoint_begun: false,
+            is_checkpoint_wanted: false,
+            queued_before: 0,
             is_reading: true,
             is_answer_missing: false,
             lost_fds: None,
@@ -173,6 +175,9 @@ impl Journal {
         }
         let record = self.log.read_next()?;
         let sequence = record.header.sequence;
+        if record.kind != Kind::Answer {
+            self.log.note_found(sequence);
+        }
         let is_input = matches!(record.kind, Kind::Received | Kind::ReceivedLarge);
         self.mark_applying(sequence, is_input);
         self.event_of(record).map(|event| Some((sequence, event)))
@@ -434,5 +439,31 @@ impl Journal {
     /// For the keeper: whether the worker has begun to serve.
     pub(crate) fn serving(&self) -> Serving {
         Serving(self.log.serving())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Without that the bus would end of it: a worker dies of the input again and again, and it is never left out.
+    #[test]
+    fn input_is_suspected_though_the_worker_was_killed_right_behind_its_record() {
+        let peer = PeerId {
+            index: 3,
+            generation: 1,
+        };
+        let mut journal = Journal::create().unwrap();
+        let remains = journal.remains();
+        journal.pretend_received(peer, 0, b"harmless");
+        let before = remains.header.newest_event.load(Ordering::Acquire);
+        journal.pretend_received(peer, 8, b"deadly");
+        // The record is there, and the store behind it was not made.
+        remains.header.newest_event.store(before, Ordering::Release);
+        let mut successor = Journal::reopen(remains).unwrap();
+        successor.rewind(None);
+        let (first, _) = successor.next_event().unwrap().unwrap();
+        let (second, _) = successor.next_event().unwrap().unwrap();
+        assert_eq!((first, second, remains.suspect()), (0, 1, Some(1)));
     }
 }

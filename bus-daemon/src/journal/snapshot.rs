@@ -3,6 +3,7 @@
 //! Bodies of large messages are not copied: an entry names the part of the extent that they lie in.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 
 use bus_wire::Fd;
 use bytes::Bytes;
@@ -45,6 +46,10 @@ enum ConfigEntry {
     InMemfd(Fd),
 }
 
+/// Messages for receivers that do not read after which a checkpoint is wanted: to take them over takes one or two
+/// milliseconds.
+const QUEUED: u64 = 16_384;
+
 /// One peer.
 #[derive(Debug, Serialize, Deserialize)]
 struct PeerEntry {
@@ -74,19 +79,37 @@ pub(crate) struct Loaded {
 
 impl Journal {
     /// Whether a checkpoint should be taken before the next event.
-    pub(crate) fn wants_checkpoint(&self) -> bool {
-        self.log.wants_checkpoint() || self.extents.wants_checkpoint() || self.waiting.wants_checkpoint()
+    pub(crate) fn wants_checkpoint(&self, broker: &Broker) -> bool {
+        self.is_checkpoint_wanted
+            || broker.queued_to_wait().saturating_sub(self.queued_before) >= QUEUED
+            || self.log.wants_checkpoint()
+            || self.extents.wants_checkpoint()
+            || self.waiting.wants_checkpoint()
+    }
+
+    /// A checkpoint is to come soon, and may be written ahead.
+    pub(crate) fn want_checkpoint(&mut self) {
+        self.is_checkpoint_wanted = true;
+    }
+
+    /// Whether so many entries have changed that they are written ahead.
+    pub(crate) fn are_many_changed(broker: &Broker) -> bool {
+        broker.changed_entries() > 2 * AHEAD_ENTRIES
     }
 
     /// Writes some of the many peers and entries that changed, ahead of the next checkpoint: so none takes long. True if it
     /// did.
     ///
-    /// Entries are left until a checkpoint is wanted: many of them are gone by then. Where more change all the time than are
-    /// written, that leads nowhere, and the checkpoint is not put off for ever.
+    /// Entries are left until a checkpoint is wanted: many of them are gone by then. After an upgrade with many they are
+    /// written from the beginning, since each death costs as much as the upgrade until they are. Where more change all the
+    /// time than are written, that leads nowhere, and the checkpoint is not put off for ever.
     pub(crate) fn write_ahead(&mut self, broker: &mut Broker) -> bool {
         let is_overdue = self.log.is_checkpoint_overdue() || self.extents.is_checkpoint_overdue();
         let are_many_peers = broker.changed_peers() > 2 * AHEAD;
-        let are_many_entries = broker.changed_entries() > 2 * AHEAD_ENTRIES && self.wants_checkpoint();
+        let are_many_entries = Self::are_many_changed(broker);
+        let is_first = self.header.committed.load(Ordering::Acquire) == 0;
+        self.is_checkpoint_wanted |= is_first && are_many_entries;
+        let are_many_entries = are_many_entries && self.wants_checkpoint(broker);
         if is_overdue || !(are_many_peers || are_many_entries) {
             return false;
         }
@@ -97,10 +120,10 @@ impl Journal {
             broker.take_changed_entries(AHEAD_ENTRIES, &mut self.changed_entries);
         }
         self.begin_checkpoint();
-        if let Err(error) = self.put_changed(broker) {
-            tracing::error!("checkpoint: {error}");
-        }
-        true
+        let result = self.put_changed(broker);
+        result
+            .inspect_err(|error| tracing::error!("checkpoint: {error}"))
+            .is_ok()
     }
 
     /// Takes a checkpoint: all that has happened is part of it.
@@ -140,6 +163,8 @@ impl Journal {
         }
         self.waiting.committed();
         self.is_checkpoint_begun = false;
+        self.is_checkpoint_wanted = false;
+        self.queued_before = broker.queued_to_wait();
         self.log.checkpointed();
         Ok(())
     }
@@ -209,7 +234,7 @@ impl Journal {
 
     /// Reads the newest checkpoint. `None`: there is none yet. `Err`: it cannot be gone on from.
     pub(crate) fn load(&mut self) -> Result<Option<Loaded>, String> {
-        if self.header.committed.load(std::sync::atomic::Ordering::Acquire) == 0 {
+        if self.header.committed.load(Ordering::Acquire) == 0 {
             return Ok(None);
         }
         let commit = self

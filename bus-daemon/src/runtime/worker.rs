@@ -50,6 +50,8 @@ pub(crate) struct Worker {
     no_checkpoint_before: u64,
     /// What is to be done when the turn's events are applied and sent.
     follow_ups: VecDeque<FollowUp>,
+    /// Turns that the first of them was put off.
+    put_off: u32,
     /// Descriptors that the event at hand lets go of, while it is looked at whether a replay would need them.
     held_back: Option<Vec<Fd>>,
     /// Descriptors that a replay from the last checkpoint would need: to be closed when the next one is taken.
@@ -89,6 +91,7 @@ impl Worker {
             carried_store: None,
             no_checkpoint_before: 0,
             follow_ups: VecDeque::new(),
+            put_off: 0,
             held_back: None,
             needed_until_checkpoint: Vec::new(),
             must_look: Cell::new(false),

@@ -6,6 +6,7 @@ use super::*;
 fn check(text: &str, canonical: &str) -> MatchRule {
     let rule: MatchRule = text.parse().unwrap();
     assert_eq!(rule.to_string(), canonical, "{text:?}");
+    assert_eq!(rule.to_text(), canonical);
     assert_eq!(canonical.parse::<MatchRule>(), Ok(rule.clone()));
     rule
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Millis, PeerId};
+use super::{Millis, PeerId, RuleV1};
 use crate::broker::EntryKind;
 
 /// What has an entry of its own in a checkpoint.
@@ -41,8 +41,7 @@ pub struct RuleEntryV1 {
     pub(in crate::broker) peer: PeerId,
     /// Rules that were added later have greater ones.
     pub(in crate::broker) order: u64,
-    /// Canonical text.
-    pub(in crate::broker) rule: String,
+    pub(in crate::broker) rule: RuleV1,
 }
 
 /// A call that was forwarded and not answered.

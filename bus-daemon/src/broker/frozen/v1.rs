@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Blob, ConfigV1, GlobalV2, IdentityV2, ListenerV1, NameV1, PeerV2, PhaseV1, PieceV1, ReloadV1, RestartV2,
-    TransportV1, UpgradeV1,
+    RuleV1, TransportV1, UpgradeV1,
 };
 use crate::broker::event::{Millis, PeerId};
 
@@ -257,7 +257,7 @@ impl From<PeerV1> for PeerV2 {
             hello_deadline,
             fds_deadline,
             names,
-            rules,
+            rules: rules.into_iter().map(RuleV1::from).collect(),
             owed,
             awaited,
             peak_names,

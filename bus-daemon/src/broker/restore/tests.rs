@@ -1,6 +1,7 @@
 //! Records that make no sense, one contradiction at a time: what each costs.
 
 use super::*;
+use crate::broker::frozen::{PieceV1, UpgradeV1};
 use crate::broker::{GlobalV1, Millis, PeerV1};
 use crate::handoff::codec;
 use crate::handoff::container::{IfUnknown, Reader, Writer};
@@ -50,7 +51,9 @@ fn a_record_that_contradicts_itself_costs_its_peer() {
     check(&[WATCHER], |state| state.peers[WATCHER].unique = Some(u64::MAX));
     check(&[WATCHER], |state| state.peers[WATCHER].sent = u64::MAX);
     check(&[WATCHER], |state| {
-        state.peers[WATCHER].rules.push("type='nonsense'".to_owned())
+        state.peers[WATCHER]
+            .rules
+            .push("type='nonsense'".to_owned().into())
     });
     check(&[MID_MESSAGE], |state| state.peers[MID_MESSAGE].takes_fds = false);
     check(&[NOBODY], |state| {
@@ -263,8 +266,12 @@ fn what_version_1_saved_is_all_there() {
             (&new.input_fds, &new.output_fds)
         );
         assert_eq!(
-            (old.sent, &old.names, &old.rules),
-            (new.sent, &new.names, &new.rules)
+            (
+                old.sent,
+                &old.names,
+                old.rules.iter().cloned().map(RuleV1::from).collect::<Vec<_>>()
+            ),
+            (new.sent, &new.names, new.rules.clone())
         );
         assert_eq!((&new.groups, &new.label), (&None, &None));
         assert_eq!(new.taken, old.input.0.len() as u64);

@@ -28,7 +28,8 @@ impl Keeper {
             None => self.errands.approved_form(),
             Some((_, form)) => Some(*form),
         };
-        if let Some(store) = self.worker.as_ref().map(WorkerProcess::store) {
+        let store = self.worker.as_ref().map(WorkerProcess::store);
+        if let Some(store) = store {
             // Kept where the image refers to it.
             set_close_on_exec(store, form.is_some_and(|form| form.output() == Output::Inline));
         }
@@ -36,7 +37,9 @@ impl Keeper {
             None => self.replace_process(),
             Some((reason, _)) => self.go_back(reason),
         };
-        set_close_on_exec(image, true);
+        for fd in store.into_iter().chain([image]) {
+            set_close_on_exec(fd, true);
+        }
         // Where a worker of this image dies now, there is this state to go on from.
         self.life = Life::Resuming;
         self.start_with_journal(Beginning::RolledBack { reason })

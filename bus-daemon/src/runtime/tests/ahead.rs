@@ -59,3 +59,38 @@ fn a_receiver_gets_every_message_once_however_many_wait_and_are_written_ahead() 
         assert_eq!(signals(&stream), expected, "receiver {index}");
     }
 }
+
+/// Short messages for many who do not read are many deliveries in little log.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn no_checkpoint_has_very_many_deliveries_to_take_over() {
+    const STALLED: usize = 40;
+    const BATCH: usize = 10;
+    const MOST: usize = 16_384;
+    let mut rig = Rig::new(false);
+    for index in 0..STALLED {
+        rig.connect();
+        rig.clients[index].call("AddMatch", |w| {
+            w.str("type='signal',interface='org.example.Signals'");
+        });
+        rig.write_all(index);
+    }
+    rig.connect();
+    rig.write_all(STALLED);
+    let (mut epoch, mut queued, mut longest, mut checkpoints) = (rig.remains.epoch(), 0, 0, 0);
+    for _ in 0..1_200 {
+        (0..BATCH).for_each(|_| rig.clients[STALLED].signal(100));
+        rig.write_all(STALLED);
+        let are_waiting = rig.worker.broker().stored_offsets().len() == STALLED;
+        queued += BATCH * STALLED;
+        if rig.remains.epoch() != epoch {
+            (epoch, checkpoints) = (rig.remains.epoch(), checkpoints + 1);
+            longest = longest.max(queued * usize::from(are_waiting && checkpoints > 1));
+            queued = 0;
+        }
+    }
+    let (recovered, output) = rig.replay_with_output();
+    assert!(output == rig.output() && recovered.in_doubt.is_empty());
+    assert!(checkpoints > 10, "{checkpoints} checkpoints");
+    assert!((1..=MOST + BATCH * STALLED).contains(&longest), "{longest}");
+}

@@ -11,13 +11,16 @@ use crate::broker::{Errand, Event};
 use crate::control::{self, Entry, Request, Told, worker_exit};
 use crate::handoff::form::Form;
 use crate::handoff::image::{self, WorkerState};
-use crate::journal::{RareEvent, failed_outcome, outcome_in, small_outcome};
+use crate::journal::{Journal, RareEvent, failed_outcome, outcome_in, small_outcome};
 use crate::os::clock::{self, Nanos};
 use crate::os::{descriptor, memfd, process};
 use crate::runtime::links::Writing;
 
 /// Most bytes of a reason that is noted: nothing that is told grows beyond a record.
 const LONGEST_REASON: usize = 4096;
+
+/// Turns that saving the state may wait for changes to be written ahead: where changes come as fast, it would wait for ever.
+const MOST_PUT_OFF: u32 = 4096;
 
 /// What is to be done when the turn's events are applied and sent: it is no part of any event.
 pub(super) enum FollowUp {
@@ -128,7 +131,11 @@ impl Worker {
         let is_needed = closing.iter().any(|fd| Some(*fd) != handle || !is_noted);
         if is_needed {
             self.needed_until_checkpoint.extend(closing);
-            self.take_checkpoint();
+            if Journal::are_many_changed(&self.broker) {
+                self.journal.want_checkpoint();
+            } else {
+                self.take_checkpoint();
+            }
         } else {
             self.close_all(closing);
         }
@@ -160,6 +167,9 @@ impl Worker {
     /// Does what the broker asked for in the course of the turn. What cannot be done now is tried again at a tick.
     pub(super) fn follow_up(&mut self) {
         while let Some(next) = self.follow_ups.pop_front() {
+            if self.is_put_off(&next) {
+                return self.follow_ups.push_front(next);
+            }
             match next {
                 FollowUp::HandOver => self.hand_over(self.inbox.approved().unwrap_or(Form::OWN)),
                 FollowUp::Ask { id, errand } => {
@@ -170,6 +180,23 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Whether so much has changed that it is to be written ahead, in parts, before the state is saved: nobody waits for it
+    /// then.
+    fn is_put_off(&mut self, next: &FollowUp) -> bool {
+        let saves = match next {
+            FollowUp::HandOver => true,
+            FollowUp::Ask { errand, .. } => matches!(errand, Errand::TryBinary { .. }),
+        };
+        let is_worth_it = saves && Journal::are_many_changed(&self.broker) && !self.has_no_checkpoint_now();
+        if !is_worth_it || self.put_off >= MOST_PUT_OFF {
+            self.put_off = 0;
+            return false;
+        }
+        self.put_off += 1;
+        self.journal.want_checkpoint();
+        true
     }
 
     fn ask(&mut self, id: u64, errand: &Errand) -> std::io::Result<()> {

@@ -65,17 +65,18 @@ impl Worker {
             is_sent = !self.send_some();
         }
         self.relieve();
-        self.keep_replay_short();
+        let mut is_writing = self.keep_replay_short();
         if self.journal.has_chores() {
             self.journal.do_chores();
             if !self.journal.has_chores() && self.journal.has_needless_output() {
                 // Perhaps nothing else comes that would lead to one.
-                self.keep_replay_short();
+                is_writing |= self.keep_replay_short();
             }
         }
         self.tidy_up();
         has_more
             || !is_sent
+            || is_writing
             || self.journal.has_chores()
             || self.is_tidying()
             || self.must_look.get()
@@ -198,12 +199,24 @@ impl Worker {
         self.continue_large(peer);
     }
 
-    /// Takes a checkpoint when a replay would take long; one that is large is written ahead in parts.
-    fn keep_replay_short(&mut self) {
-        let has_failed = self.now.0 < self.no_checkpoint_before;
-        if !has_failed && !self.journal.write_ahead(&mut self.broker) && self.journal.wants_checkpoint() {
+    /// Takes a checkpoint when a replay would take long; one that is large is written ahead in parts. True: there is more of
+    /// it to be written, whether anything else happens or not.
+    fn keep_replay_short(&mut self) -> bool {
+        if self.has_no_checkpoint_now() {
+            return false;
+        }
+        if self.journal.write_ahead(&mut self.broker) {
+            return self.journal.wants_checkpoint(&self.broker);
+        }
+        if self.journal.wants_checkpoint(&self.broker) {
             self.take_checkpoint();
         }
+        false
+    }
+
+    /// Whether a checkpoint could not be taken a moment ago.
+    pub(super) fn has_no_checkpoint_now(&self) -> bool {
+        self.now.0 < self.no_checkpoint_before
     }
 
     #[cfg(test)]

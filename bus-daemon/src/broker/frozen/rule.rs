@@ -1,0 +1,97 @@
+//! A match rule as canonical text, version 1.
+
+use std::fmt;
+
+use bus_wire::{MatchRule, MatchRuleError};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Saved as its canonical text, and read back at once: where there are tens of thousands, it costs much to keep all texts
+/// first.
+#[derive(Clone)]
+pub enum RuleV1 {
+    /// A rule.
+    Rule(MatchRule),
+    /// A text that nobody has read, or that is no rule.
+    Text(String),
+}
+
+impl RuleV1 {
+    /// The rule.
+    ///
+    /// # Errors
+    /// Where the text is none.
+    pub(in crate::broker) fn into_rule(self) -> Result<MatchRule, MatchRuleError> {
+        match self {
+            Self::Rule(rule) => Ok(rule),
+            // With apostrophes it is longer as canonical text than as the text that was accepted.
+            Self::Text(text) => MatchRule::parse_any_length(&text),
+        }
+    }
+
+    fn with_text<T>(&self, use_text: impl FnOnce(&str) -> T) -> T {
+        match self {
+            Self::Rule(rule) => use_text(&rule.to_text()),
+            Self::Text(text) => use_text(text),
+        }
+    }
+}
+
+impl Default for RuleV1 {
+    fn default() -> Self {
+        Self::Text(String::new())
+    }
+}
+
+impl From<String> for RuleV1 {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<&MatchRule> for RuleV1 {
+    fn from(rule: &MatchRule) -> Self {
+        Self::Text(rule.to_text())
+    }
+}
+
+/// By their texts.
+impl PartialEq for RuleV1 {
+    fn eq(&self, other: &Self) -> bool {
+        self.with_text(|text| other.with_text(|other| text == other))
+    }
+}
+
+impl Eq for RuleV1 {}
+
+impl fmt::Debug for RuleV1 {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.with_text(|text| fmt::Debug::fmt(text, formatter))
+    }
+}
+
+impl Serialize for RuleV1 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.with_text(|text| serializer.serialize_str(text))
+    }
+}
+
+impl<'de> Deserialize<'de> for RuleV1 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct RuleVisitor;
+        impl Visitor<'_> for RuleVisitor {
+            type Value = RuleV1;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a match rule")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RuleV1, E> {
+                // One that is no rule costs its peer, and not the record.
+                Ok(MatchRule::parse_any_length(text)
+                    .map_or_else(|_| RuleV1::Text(text.to_owned()), RuleV1::Rule))
+            }
+        }
+        deserializer.deserialize_str(RuleVisitor)
+    }
+}
