@@ -112,11 +112,6 @@ impl<K> Entries<K> {
         self.slots.iter().filter_map(|held| held.key.as_ref())
     }
 
-    /// How many slots are in use.
-    pub(super) fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
-    }
-
     /// How many slots are listed.
     pub(super) fn changed_count(&self) -> usize {
         self.changed.len()
