@@ -5,7 +5,7 @@ mod parts;
 
 use std::sync::Arc;
 
-use bus_wire::{Fd, Framer, FramerState, SendQueue, SendQueueState};
+use bus_wire::{Fd, Framer, FramerState, MatchRule, SendQueue, SendQueueState};
 use hashbrown::{HashMap, HashSet};
 use smallvec::SmallVec;
 use thiserror::Error;
