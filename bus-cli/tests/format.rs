@@ -156,6 +156,8 @@ impl Noted {
 
 #[test]
 fn a_new_version_that_fails_on_probation_gives_the_state_back_and_nobody_notices() {
+    // It may have to be built.
+    next();
     let mut scene = Scene::start(support::binary());
     let version = state_version(&mut scene.control);
     let (mut hinting, mut silent) = (Noted(scene.bus.caller()), Noted(scene.bus.caller()));
@@ -195,6 +197,8 @@ fn a_new_version_that_fails_on_probation_gives_the_state_back_and_nobody_notices
 
 #[test]
 fn what_the_old_version_cannot_express_is_refused_before_anything_stops() {
+    // It may have to be built.
+    next();
     let mut scene = Scene::start(support::binary());
     let version = state_version(&mut scene.control);
     scene.upgrade(next());
@@ -225,6 +229,8 @@ fn what_the_old_version_cannot_express_is_refused_before_anything_stops() {
 
 #[test]
 fn upgrades_go_there_and_back_as_somebody_asks_for_it() {
+    // It may have to be built.
+    next();
     let mut scene = Scene::start(support::binary());
     let old = scene.old.clone();
     for _ in 0..3 {
@@ -243,6 +249,8 @@ fn upgrades_go_there_and_back_as_somebody_asks_for_it() {
 /// It cannot even restore: the old binary has its state as it was, and its store.
 #[test]
 fn a_new_version_that_dies_while_it_restores_leaves_all_as_it_was() {
+    // It may have to be built.
+    next();
     let mut scene = Scene::start(support::binary());
     let directory = tempfile::tempdir().unwrap();
     let path = support::faulty_copy(next(), directory.path(), "restore:PATH");

@@ -23,9 +23,10 @@ const FILES: [&str; 8] = [
 ];
 
 /// What they are made of. The last line has plain values whose bytes [`plain_values_are_encoded_as_ever`] tells.
-const PLAIN: [&str; 15] = [
+/// `RuleV1` is a match rule as its canonical text, encoded as a string is.
+const PLAIN: [&str; 16] = [
     "bool", "i32", "u8", "u16", "u32", "u64", "String", "Vec", "Option", "RawFd", "Blob", "Fd", "Guid",
-    "Millis", "PeerId",
+    "Millis", "PeerId", "RuleV1",
 ];
 
 /// In one value for tests and the simulation; no image and no checkpoint has it.

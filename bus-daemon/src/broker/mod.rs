@@ -291,6 +291,7 @@ impl Broker {
             fds: peer.framer.take_fds(),
         };
         peer.framer = Framer::restore(state, limit);
+        self.ledger.settle(peer);
         peer.framer.large().is_some()
     }
 

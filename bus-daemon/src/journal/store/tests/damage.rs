@@ -94,7 +94,7 @@ fn a_damaged_byte_costs_those_who_wait_for_it() {
             }
             let bit = 1 << (offset % 8);
             memory.flip(offset, bit);
-            let mut store = Store::create(memory.clone(), SALT);
+            let mut store = Store::reopen(memory.clone(), SALT).unwrap();
             costs[expected.len()] += 1;
             for (backlog, bytes) in &peers {
                 let read = read_all(&mut store, backlog, 3000);
@@ -128,7 +128,7 @@ fn bytes_before_damage_are_given_first() {
         memory.flip(*offset, 4);
         let mut got = Vec::new();
         let mut buffer = [0; 700];
-        let mut store = Store::create(memory.clone(), SALT);
+        let mut store = Store::reopen(memory.clone(), SALT).unwrap();
         while let Ok(filled) = store.read(backlog, backlog.start + got.len() as u64, &mut buffer) {
             assert!(filled > 0, "the damage at {offset} was read over");
             got.extend_from_slice(&buffer[..filled]);
@@ -204,7 +204,7 @@ fn a_page_of_anothers_is_not_taken_for_ones_own() {
     let (memory, _, peers) = three_peers();
     let mut stranger = peers[0].0;
     stranger.owner = 9;
-    let mut store = Store::create(memory.clone(), SALT);
+    let mut store = Store::reopen(memory.clone(), SALT).unwrap();
     assert!(read_all(&mut store, &stranger, 100).is_err());
     let mut store = Store::create(memory.clone(), SALT + 1);
     assert!(read_all(&mut store, &peers[0].0, 100).is_err());
