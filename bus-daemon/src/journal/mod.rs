@@ -155,8 +155,21 @@ pub(crate) struct Journal {
     cap: u64,
     /// Extents lent since this process began.
     lent: u64,
+    /// Bytes of those that are lent now.
+    lent_bytes: usize,
+    /// Bytes of address space that extents may take.
+    address_room: usize,
     /// What is kept to be used again is being given back.
     is_thrifty: bool,
+}
+
+/// An eighth of a limited address space: there is enough else that needs some. A large message for which there is no extent is put
+/// together in ordinary memory.
+fn address_room() -> usize {
+    let limit = crate::os::memory::address_space();
+    limit.map_or(usize::MAX, |limit| {
+        usize::try_from(limit / 8).unwrap_or(usize::MAX)
+    })
 }
 
 impl Journal {
@@ -183,6 +196,8 @@ impl Journal {
             heard: 0,
             cap: u64::MAX,
             lent: 0,
+            lent_bytes: 0,
+            address_room: address_room(),
             is_thrifty: false,
         })
     }
@@ -271,8 +286,12 @@ impl Journal {
 
     /// An extent for a large message of `total` bytes, of which `prefix` has arrived.
     pub(crate) fn lend_extent(&mut self, total: usize, prefix: &[u8]) -> Result<Extent> {
+        if self.extents.memory() + total > self.address_room {
+            return Err(std::io::ErrorKind::OutOfMemory.into());
+        }
         let mut extent = self.extents.lend(total)?;
         self.lent += 1;
+        self.lent_bytes += extent.len();
         extent.fill(prefix);
         Ok(extent)
     }
@@ -347,6 +366,7 @@ impl Journal {
 
     /// Takes an extent back, when its message is complete or its link is gone.
     pub(crate) fn give_back(&mut self, extent: Extent) {
+        self.lent_bytes -= extent.len();
         self.extents.give_back(extent);
     }
 
@@ -367,9 +387,11 @@ impl Journal {
         }
     }
 
-    /// Bytes of it that are in use: a checkpoint and what it leaves to do give the rest back.
+    /// Bytes of it that are in use: a checkpoint and what it leaves to do give the rest back. Extents that are lent do not
+    /// count: how much of them is in memory the broker knows, which has what arrived.
     pub(crate) fn used(&self) -> u64 {
-        let extents = self.extents.memory() - self.extents.idle();
+        let unused = self.extents.idle() + self.lent_bytes;
+        let extents = self.extents.memory().saturating_sub(unused);
         self.log.used() + extents as u64 + self.checkpoints.used_bytes() + self.waiting.used()
     }
 
