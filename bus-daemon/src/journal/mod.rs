@@ -199,6 +199,8 @@ fn copy_inputs(broker: &mut Broker, stored: &Stored) -> Vec<PeerId> {
         }
     }
     lost
+}
+
 /// An eighth of a limited address space: there is enough else that needs some. A large message for which there is no extent is put
 /// together in ordinary memory.
 fn address_room() -> usize {
