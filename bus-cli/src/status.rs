@@ -21,6 +21,19 @@ const STATS: [(&str, &str); 4] = [
     ("MatchRules", "match rules"),
 ];
 
+/// Bytes that are held, by kind, and what the cap of memory has led to.
+const MEMORY: [(&str, &str); 9] = [
+    ("org.busdaemon.QueuedBytes", "queued for peers"),
+    ("org.busdaemon.StoreBytes", "stored of that"),
+    ("org.busdaemon.JournalExtentBytes", "large messages"),
+    ("org.busdaemon.InputBytes", "partial input"),
+    ("org.busdaemon.StateBytes", "rules, names, calls"),
+    ("org.busdaemon.EnvironmentBytes", "environment"),
+    ("org.busdaemon.RefusedForMemory", "refused for memory"),
+    ("org.busdaemon.HeldBackForMemory", "held back for memory"),
+    ("org.busdaemon.DismissedForMemory", "dropped for memory"),
+];
+
 /// What `LastRestart` says.
 pub(crate) struct LastRestart {
     pub(crate) cause: String,
@@ -70,6 +83,25 @@ pub(crate) fn milliseconds(microseconds: u64) -> String {
     format!("{}.{:02} ms", microseconds / 1000, microseconds % 1000 / 10)
 }
 
+/// What is held, and what may be.
+fn memory_of(stats: &Map<String, Value>) -> Option<String> {
+    let number = |key: &str| stats.get(key)?.as_u64();
+    let held = number("org.busdaemon.MemoryHeld")?;
+    let cap = number("org.busdaemon.MemoryCap")?;
+    Some(format!("{} of {}", bytes(held), bytes(cap)))
+}
+
+/// Bytes as a person reads them.
+fn bytes(number: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB"];
+    let unit = (number.max(1).ilog2() / 10).min(3);
+    if unit == 0 {
+        return format!("{number} B");
+    }
+    let tenths = u128::from(number) * 10 >> (10 * unit);
+    format!("{}.{} {}", tenths / 10, tenths % 10, units[unit as usize])
+}
+
 /// The subcommand.
 pub(crate) fn run(global: &Global) -> anyhow::Result<ExitCode> {
     let mut bus = Connection::open(&connection::address(global)?)?;
@@ -98,6 +130,19 @@ pub(crate) fn run(global: &Global) -> anyhow::Result<ExitCode> {
             .iter()
             .filter_map(|(key, name)| Some((*name, stats.get(*key)?.to_string()))),
     );
+    rows.extend(memory_of(&stats).map(|held| ("memory held", held)));
+    rows.extend(MEMORY.iter().filter_map(|(key, name)| {
+        let number = stats.get(*key)?.as_u64()?;
+        let is_count = key.ends_with("ForMemory");
+        Some((
+            *name,
+            if is_count {
+                number.to_string()
+            } else {
+                bytes(number)
+            },
+        ))
+    }));
     output::table(&rows);
     Ok(ExitCode::SUCCESS)
 }

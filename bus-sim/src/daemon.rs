@@ -364,6 +364,7 @@ impl World {
     }
 
     pub(crate) fn upgrade(&mut self) -> Check {
+        self.outwait_shortage()?;
         self.note(|| "upgrade".to_owned());
         self.stats.upgrades += 1;
         let events = self.twin_events();

@@ -71,6 +71,9 @@ impl World {
             }
             has_moved |= self.do_errands()?;
             if !has_moved {
+                has_moved = self.outwait_shortage()?;
+            }
+            if !has_moved {
                 return match self
                     .links
                     .values()

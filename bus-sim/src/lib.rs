@@ -28,6 +28,7 @@ mod random;
 mod restart;
 mod rule;
 mod sabotage;
+mod shortage;
 mod store;
 mod world;
 
@@ -48,6 +49,8 @@ pub struct Options {
     pub deaths: u32,
     /// In so many of 1000 steps it takes a checkpoint, from which recoveries begin.
     pub checkpoints: u32,
+    /// In so many of 1000 steps memory is found to be short: peers are held back, or go.
+    pub shortages: u32,
     /// After a restart, for how many events at most the broker before it goes along and is compared; 0 = never.
     pub twin_events: u64,
     /// A fault put in on purpose.
@@ -63,6 +66,7 @@ impl Default for Options {
             upgrades: 60,
             deaths: 30,
             checkpoints: 30,
+            shortages: 0,
             twin_events: 20,
             sabotage: None,
         }
@@ -102,6 +106,10 @@ pub struct Stats {
     pub parked: u64,
     /// Upgrades that came as far as the state being handed over.
     pub hand_overs: u64,
+    /// Peers that were held back for want of memory.
+    pub held_back: u64,
+    /// Peers that had to go for want of memory.
+    pub dismissed: u64,
     /// The run ended early where the model cannot know what is right (see `model::Trouble`).
     pub unknowable: u64,
     /// The fault that was put in on purpose has struck.
@@ -127,6 +135,8 @@ impl Stats {
             forgotten,
             parked,
             hand_overs,
+            held_back,
+            dismissed,
             unknowable,
             sabotaged,
         } = other;
@@ -145,6 +155,8 @@ impl Stats {
         self.forgotten += forgotten;
         self.parked += parked;
         self.hand_overs += hand_overs;
+        self.held_back += held_back;
+        self.dismissed += dismissed;
         self.unknowable += unknowable;
         self.sabotaged += sabotaged;
     }

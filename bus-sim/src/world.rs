@@ -120,6 +120,9 @@ impl World {
             if self.random.permille(self.options.deaths) {
                 self.die()?;
             }
+            if self.options.shortages > 0 && self.random.permille(self.options.shortages) {
+                self.run_short()?;
+            }
             if self.is_handing_over {
                 self.end_upgrade()?;
             } else {

@@ -49,6 +49,10 @@ fn everything(seed: u64) -> Options {
             checkpoints: 400,
             ..usual
         },
+        4 => Options {
+            shortages: 150,
+            ..usual
+        },
         _ => usual,
     }
 }
@@ -67,6 +71,22 @@ fn nothing_is_lost_doubled_or_reordered() {
         );
         assert!(stats.stored > 3_000 && stats.forgotten > 100_000, "{stats:?}");
         assert!(stats.unknowable < 10, "{stats:?}");
+        assert!(stats.held_back > 200 && stats.dismissed > 40, "{stats:?}");
+    }
+}
+
+/// Everybody is held back time and again, and many must go: nobody waits without end, and a death changes nothing.
+#[test]
+fn memory_that_is_short_all_the_time_stops_nobody_for_good() {
+    let options = |seed| Options {
+        shortages: [100, 400][seed as usize % 2],
+        upgrades: 20,
+        clients: 10,
+        ..Options::default()
+    };
+    let stats = check(0..60, options);
+    if std::env::var_os("BUS_SIM_SEED").is_none() {
+        assert!(stats.held_back > 5_000 && stats.read > 500, "{stats:?}");
     }
 }
 

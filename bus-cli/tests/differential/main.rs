@@ -70,6 +70,8 @@ const ELSEWHERE: &[&str] = &[
     "an address that has a key twice",
     "socket files when one of several listeners cannot be had",
     "a limit of the size of files (`ulimit -f`)",
+    "`UpdateActivationEnvironment` beyond 256 KiB in all",
+    "memory that runs short",
 ];
 
 /// All cases on one bus.

@@ -38,14 +38,14 @@ pub fn of_commit(commit: &str, directory: &Path) -> Option<PathBuf> {
     let archive = directory.join("tree.tar");
     std::fs::write(&archive, packed.stdout).unwrap();
     super::run(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(&tree));
-    let target = directory.join("target");
-    let (_, mut build) = cargo(&tree);
+    let (target, mut build) = cargo(&tree);
+    let target = target.join("history");
     build
         .args(["--package=bus-daemon", "--bin=bus-daemon"])
         .arg(format!("--target-dir={}", target.display()));
     super::run(&mut build);
     // The next commit is built in the same place.
-    let built = tree.join("bus-daemon");
+    let built = directory.join(format!("bus-daemon-{commit}"));
     std::fs::copy(profile(&target).join("bus-daemon"), &built).unwrap();
     Some(built)
 }

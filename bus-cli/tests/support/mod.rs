@@ -70,6 +70,13 @@ impl Bus {
         Bus::start_binary(binary())
     }
 
+    /// Starts the binary under test with this environment.
+    pub fn start_in(environment: &[(&str, &str)]) -> Bus {
+        let mut command = Command::new(binary());
+        command.arg("daemon").envs(environment.iter().copied());
+        Bus::start_command(directory(), command)
+    }
+
     /// Starts the binary under test as a session bus with this in its configuration.
     pub fn start_with(configuration: &str) -> Bus {
         let mut command = Command::new(binary());

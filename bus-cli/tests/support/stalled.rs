@@ -408,9 +408,9 @@ pub fn stat(caller: &mut bus_load::Caller, key: &str) -> u64 {
         .read_array(|body| {
             body.read_dict_entry(|entry| {
                 let name = entry.read_str()?;
-                let value = entry.read_variant(|value| match value.peek() {
-                    Some(b't') => value.read_u64(),
-                    _ => Ok(u64::from(value.read_u32()?)),
+                let value = entry.read_variant(|value| match value.peek_signature() {
+                    "t" => value.read_u64(),
+                    _ => value.read_u32().map(u64::from),
                 })?;
                 if name == key {
                     found = Some(value);

@@ -6,16 +6,13 @@ use super::origins::Origins;
 use super::peer::{Peer, Phase};
 use super::roster::Roster;
 
-/// A longer beginning of a message lies in memory of the journal.
-const LOOSE_INPUT: u64 = bus_wire::limits::LARGE_MESSAGE as u64;
-
 /// What a socket holds in the system's memory once it takes no more: what Linux lets it, unless it is told otherwise.
 const SOCKET: u64 = 208 * 1024;
 
-/// What a match rule, a name and an open call take at most, in bytes, with all that finds them and their place in a
-/// checkpoint: measured with the longest there can be, and rounded up.
-pub(super) const RULE: u64 = 4096;
-pub(super) const NAME: u64 = 2048;
+/// What a match rule, a name and an open call take at most, in bytes, with all that finds them: measured with the longest
+/// there can be, and rounded up. Their entries in a checkpoint are the journal's.
+pub(super) const RULE: u64 = 1536;
+pub(super) const NAME: u64 = 1024;
 pub(super) const CALL: u64 = 512;
 
 /// What a peer is charged.
@@ -25,7 +22,7 @@ pub(crate) struct Charge {
     pub(super) queued: u64,
     /// Input that is no whole message or line yet.
     pub(super) input: u64,
-    /// The part of both that is in this process's own memory: what is not in the journal's.
+    /// Both but for output that the store has.
     loose: u64,
 }
 
@@ -39,7 +36,7 @@ impl Charge {
         Self {
             queued: peer.out.len(),
             input,
-            loose: tail + if input > LOOSE_INPUT { 0 } else { input },
+            loose: tail + input,
         }
     }
 }
@@ -129,7 +126,7 @@ impl Ledger {
         self.input
     }
 
-    /// Bytes of both in this process's own memory, at most, and what the sockets of those who do not read hold.
+    /// Bytes of both beside those in the store, at most, and what the sockets of those who do not read hold.
     pub(super) fn loose(&self) -> u64 {
         self.loose + self.waiting * SOCKET
     }

@@ -25,11 +25,11 @@ use super::peer::Peer;
 use super::{Action, Broker};
 
 /// How long a peer that is held back is not read from, in milliseconds. All waiting ends by time.
-const UNREAD: u64 = 250;
+const UNREAD: u64 = 100;
 /// How long its unicast messages are refused; each time it is found to have sent most it begins anew.
 const REFUSED: u64 = 1000;
 /// Whose share is below this is not to blame.
-const LEAST: u64 = 64 * 1024;
+const LEAST: u64 = 32 * 1024;
 /// A receiver is live that within so many milliseconds drained all that waited, or read this much in each.
 const LIVE: u64 = 5000;
 const LIVE_RATE: u64 = 4 * 1024 * 1024 / 1000;
@@ -217,7 +217,8 @@ impl Broker {
         (relief != Relief::default()).then_some(relief)
     }
 
-    /// Bytes of memory that the state takes beside what the journal holds, at most.
+    /// Bytes of memory that the state takes beside what the journal holds, at most; what has arrived of large messages is
+    /// among them, wherever it lies.
     pub fn held_outside(&self) -> u64 {
         self.ledger.loose() + self.state_charge() + self.activation_environment.charge()
     }
@@ -258,13 +259,15 @@ impl Broker {
         let is_over = memory.held > memory.cap;
         let most = users.values().max().copied().unwrap_or(0);
         shares.sort_unstable_by_key(|share| (std::cmp::Reverse(share.bytes), share.id));
+        // Much beside what others sent.
+        let least = LEAST.max(shares.first().map_or(0, |share| share.bytes / 32));
         let mut taken: BTreeMap<Option<u32>, u64> = BTreeMap::new();
         let mut chosen = Vec::new();
         for share in shares {
             let of_user = users.get(&share.uid).copied().unwrap_or(0);
             let taken = taken.entry(share.uid).or_insert(0);
             let is_meant = is_over || (of_user == most && *taken < of_user.div_ceil(2));
-            if is_meant && share.bytes >= LEAST {
+            if is_meant && share.bytes >= least {
                 *taken += share.bytes;
                 if !self.shortage.is_paced(share.id) {
                     chosen.push(share.id);
@@ -311,6 +314,11 @@ impl Broker {
             .collect();
         all.sort_unstable_by_key(|(bytes, id)| (std::cmp::Reverse(*bytes), *id));
         let excess = memory.held - memory.near();
+        // Who holds next to nothing of it goes only if nobody holds much.
+        let large = all.partition_point(|(bytes, _)| *bytes >= excess / 128);
+        if large > 0 {
+            all.truncate(large);
+        }
         let mut freed = 0;
         for (bytes, id) in all {
             if freed >= excess {

@@ -178,6 +178,10 @@ pub(crate) struct Journal {
     cap: u64,
     /// Extents lent since this process began.
     lent: u64,
+    /// Bytes of those that are lent now.
+    lent_bytes: usize,
+    /// Bytes of address space that extents may take.
+    address_room: usize,
     /// What is kept to be used again is being given back.
     is_thrifty: bool,
     /// Whether the newest checkpoint may have an agenda that is not empty.
@@ -199,6 +203,15 @@ fn copy_inputs(broker: &mut Broker, stored: &Stored) -> Vec<PeerId> {
         }
     }
     lost
+}
+
+/// An eighth of a limited address space: there is enough else that needs some. A large message for which there is no extent is put
+/// together in ordinary memory.
+fn address_room() -> usize {
+    let limit = crate::os::memory::address_space();
+    limit.map_or(usize::MAX, |limit| {
+        usize::try_from(limit / 8).unwrap_or(usize::MAX)
+    })
 }
 
 impl Journal {
@@ -230,6 +243,8 @@ impl Journal {
             encoded: Vec::new(),
             cap: u64::MAX,
             lent: 0,
+            lent_bytes: 0,
+            address_room: address_room(),
             is_thrifty: false,
             has_agenda: false,
         })
@@ -330,8 +345,12 @@ impl Journal {
 
     /// An extent for a large message of `total` bytes, of which `prefix` has arrived.
     pub(crate) fn lend_extent(&mut self, total: usize, prefix: &[u8]) -> Result<Extent> {
+        if self.extents.memory() as usize + total > self.address_room {
+            return Err(std::io::ErrorKind::OutOfMemory.into());
+        }
         let mut extent = self.extents.lend(&mut self.waiting, total)?;
         self.lent += 1;
+        self.lent_bytes += extent.len();
         extent.fill(prefix);
         Ok(extent)
     }
@@ -467,6 +486,7 @@ impl Journal {
 
     /// Takes an extent back, when its message is complete or its link is gone.
     pub(crate) fn give_back(&mut self, extent: Extent) {
+        self.lent_bytes -= extent.len();
         self.extents.give_back(extent);
     }
 
@@ -488,11 +508,12 @@ impl Journal {
         }
     }
 
-    /// Bytes of it that are in use: a checkpoint and what it leaves to do give the rest back.
+    /// Bytes of it that are in use: a checkpoint and what it leaves to do give the rest back. Extents that are lent do not
+    /// count: how much of them is in memory the broker knows, which has what arrived.
     pub(crate) fn used(&self) -> u64 {
         // Extents lie in the store.
-        let idle = self.extents.idle() as u64;
-        self.log.used() + self.checkpoints.used_bytes() + self.waiting.used().saturating_sub(idle)
+        let unused = (self.extents.idle() + self.lent_bytes) as u64;
+        self.log.used() + self.checkpoints.used_bytes() + self.waiting.used().saturating_sub(unused)
     }
 
     /// Bytes that are in use no more and kept to be used again, or until the next checkpoint.

@@ -149,6 +149,8 @@ impl Journal {
             encoded: Vec::new(),
             cap: u64::MAX,
             lent: 0,
+            lent_bytes: 0,
+            address_room: super::address_room(),
             is_thrifty: false,
             has_agenda: true,
         })
@@ -408,7 +410,9 @@ impl Journal {
 
     /// The extent that a large message was being received into, if `prefix` lies at the beginning of one.
     pub(crate) fn take_adopted(&mut self, prefix: &[u8]) -> Option<Extent> {
-        self.extents.take_adopted(prefix)
+        let extent = self.extents.take_adopted(prefix)?;
+        self.lent_bytes += extent.len();
+        Some(extent)
     }
 
     /// The number of the event that is about to be applied, and whether it is input of a peer.

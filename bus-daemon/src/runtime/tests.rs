@@ -7,6 +7,7 @@ mod entries;
 mod every_store;
 mod heard;
 mod lost_fds;
+mod short;
 mod told;
 
 use std::io::{ErrorKind, Read, Write};

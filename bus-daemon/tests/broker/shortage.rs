@@ -105,12 +105,12 @@ fn who_sent_most_is_refused_and_not_read_for_a_while() {
 
     // All of it ends by time.
     bus.asked();
-    bus.wait(250);
+    bus.wait(100);
     assert_eq!(bus.asked(), [Action::ResumeReading(bus.peer(flooder))]);
     assert!(bus.broker.may_read(bus.peer(flooder)));
     let serial = bus.call(flooder, ":1.2", "M");
     bus.expect(flooder, &[&refusal(serial)]);
-    bus.wait(750);
+    bus.wait(900);
     bus.call(flooder, ":1.2", "M");
     bus.expect(flooder, &[]);
     assert_eq!(bus.broker.next_deadline(), None);
@@ -253,6 +253,20 @@ fn in_an_emergency_nobody_is_waited_for_that_reads_nothing() {
     assert_eq!(relieve(&mut bus, CAP + MIB).dismiss, []);
     assert_eq!(relieve(&mut bus, CAP / 4 * 5 + MIB).dismiss, [bus.peer(slow)]);
     assert!(bus.is_open(quick));
+}
+
+#[test]
+fn who_holds_next_to_nothing_goes_last() {
+    let mut bus = bus();
+    let (sender, large, small) = (bus.connect(), bus.connect(), bus.connect());
+    flood(&mut bus, sender, Some(":1.1"), 2_000_000);
+    flood(&mut bus, sender, Some(":1.2"), 100_000);
+    for _ in 0..60 {
+        bus.wait(100);
+    }
+    // Neither is enough.
+    assert_eq!(relieve(&mut bus, 2 * CAP).dismiss, [bus.peer(large)]);
+    assert_eq!(relieve(&mut bus, 2 * CAP).dismiss, [bus.peer(small)]);
 }
 
 #[test]

@@ -28,6 +28,12 @@ impl Model {
             _ => String::new(),
         };
         let text = |text: String| vec![Value::Str(text)];
+        // A monitor must be privileged before anything else.
+        let adds_state = matches!(member, "AddMatch" | "RequestName")
+            || (member == "BecomeMonitor" && self.peers.get(&id).is_some_and(|peer| peer.uid == OWN_UID));
+        if adds_state && self.is_refused(id) {
+            return self.fail(id, call, "LimitsExceeded");
+        }
         match member {
             "Hello" => self.hello(id, call),
             "RequestName" if call.note.is_wrong => self.fail(id, call, "InvalidArgs"),

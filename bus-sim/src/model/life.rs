@@ -31,6 +31,7 @@ impl Model {
             rules: Vec::new(),
             owed: BTreeMap::new(),
             awaited: BTreeSet::new(),
+            refused_until: 0,
         };
         self.peers.insert(id, peer);
     }
@@ -188,6 +189,32 @@ impl Model {
                 }
             }
         }
+    }
+
+    /// Something was done for want of memory.
+    pub(crate) fn relieved(&mut self, hold_back: &[PeerId], dismiss: &[PeerId]) -> Check {
+        for id in hold_back {
+            if let Some(peer) = self.peers.get_mut(id) {
+                peer.refused_until = self.now + 1000;
+            }
+        }
+        for id in dismiss {
+            self.disconnect(*id)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a peer's messages are refused for want of memory.
+    pub(super) fn is_refused(&self, id: PeerId) -> bool {
+        self.peers
+            .get(&id)
+            .is_some_and(|peer| peer.refused_until > self.now)
+    }
+
+    /// Until when the last of those is held back that are.
+    pub(crate) fn held_back_until(&self) -> Option<u64> {
+        let until = self.peers.values().map(|peer| peer.refused_until).max();
+        until.filter(|until| *until > self.now)
     }
 
     /// Whether a peer has a link.

@@ -126,6 +126,8 @@ pub(crate) struct Peer {
     /// Caller and serial of the calls that it has to answer.
     owed: BTreeMap<(PeerId, u32), Option<u64>>,
     awaited: BTreeSet<(PeerId, u32)>,
+    /// Until when what it sends to others and adds to the state is refused.
+    refused_until: u64,
 }
 
 impl Peer {

@@ -146,6 +146,9 @@ impl Model {
         if receiver.is_condemned {
             return Ok(Some("NoReply"));
         }
+        if !letter.is_reply() && self.is_refused(id) {
+            return Ok(Some("LimitsExceeded"));
+        }
         if !letter.files.is_empty() && !receiver.takes_fds {
             return Ok(Some("NotSupported"));
         }

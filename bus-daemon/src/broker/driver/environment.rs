@@ -6,12 +6,26 @@ use crate::broker::{Broker, LIMITS_EXCEEDED, MOST_ENVIRONMENT, MachineId, System
 /// "adds to or modifies that environment when activating services"
 pub(super) fn update(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {
     let mut variables = Vec::new();
+    let mut bytes = 0;
     call.message.body().read_array(|element| {
         element.read_dict_entry(|entry| {
-            variables.push((entry.read_str()?.to_owned(), entry.read_str()?.to_owned()));
+            let (name, value) = (entry.read_str()?, entry.read_str()?);
+            bytes += (name.len() + value.len()) as u64;
+            // What is too much in any case is not even copied.
+            if bytes <= MOST_ENVIRONMENT {
+                variables.push((name.to_owned(), value.to_owned()));
+            }
             Ok(())
         })
     })?;
+    let too_large = || {
+        Fault::limits_exceeded(format!(
+            "The environment of activated services would be larger than the {MOST_ENVIRONMENT} bytes that it may be"
+        ))
+    };
+    if bytes > MOST_ENVIRONMENT {
+        return Err(too_large());
+    }
     if let Some((name, _)) = variables
         .iter()
         .find(|(name, _)| name.is_empty() || name.contains('='))
@@ -20,11 +34,8 @@ pub(super) fn update(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {
             "\"{name}\" cannot be the name of an environment variable"
         )));
     }
-    broker.update_activation_environment(variables).map_err(|_| {
-        Fault::limits_exceeded(format!(
-            "The environment of activated services would be larger than the {MOST_ENVIRONMENT} bytes that it may be"
-        ))
-    })?;
+    let updated = broker.update_activation_environment(variables);
+    updated.map_err(|_| too_large())?;
     broker.send_driver_reply(call.caller, call.message, |_| ());
     Ok(())
 }

@@ -12,9 +12,10 @@ use crate::broker::{Event, Memory};
 use crate::journal::RareEvent;
 use crate::os::memory;
 
-/// Milliseconds between two judgements, unless much more is held.
-const JUDGE: u64 = 20;
-/// Milliseconds after which it is looked again while memory is short, even if nothing happens.
+/// Milliseconds between two judgements, unless more is held than at the last.
+const JUDGE: u64 = 200;
+/// Milliseconds after which it is looked again while more is held than may be, even if nothing happens: who is not live shows
+/// by time.
 const LOOK: u64 = 500;
 /// So long must have been quiet before memory is given back, in milliseconds.
 const QUIET: u64 = 1000;
@@ -68,7 +69,7 @@ impl Worker {
             return;
         }
         let (at, held) = self.shortage.judged;
-        let has_grown = memory.held > held.saturating_add(memory.cap / 64);
+        let has_grown = memory.held > held.saturating_add(memory.cap / 256);
         if self.now.0 < at + JUDGE && !has_grown && !self.shortage.is_large_begun {
             self.shortage.look = Some(self.now.0 + JUDGE);
             return;
@@ -78,7 +79,7 @@ impl Worker {
         self.take_checkpoint();
         let memory = self.memory();
         self.shortage.judged = (self.now.0, memory.held);
-        self.shortage.look = memory.is_short().then_some(self.now.0 + LOOK);
+        self.shortage.look = (memory.held > memory.cap).then_some(self.now.0 + LOOK);
         if let Some(relief) = self.broker.relief(memory) {
             tracing::debug!("{memory:?}: {relief:?}");
             self.journal.note(None, &RareEvent::Relieved(relief.clone()));

@@ -181,6 +181,51 @@ fn a_memfd_gives_its_memory_back() {
 }
 
 #[test]
+fn nothing_idle_is_kept_once_it_is_to_be_returned() {
+    let (memory, mut store) = new_store();
+    let mut dice = Dice(11);
+    let mut backlogs: Vec<BacklogV1> = (0..40).map(|peer| BacklogV1::empty(peer, 0)).collect();
+    let bodies: Vec<Vec<u8>> = (0..400).map(|n| vec![n as u8; 1 + dice.below(20_000)]).collect();
+    store.begin_checkpoint();
+    for (index, backlog) in backlogs.iter_mut().enumerate() {
+        for body in bodies.iter().skip(index % 3) {
+            let key = body.as_ptr() as usize + body.len();
+            store.append_body(backlog, key, body).unwrap();
+        }
+    }
+    settle(&mut store);
+    let before = store.used();
+    assert!(before >= bodies.iter().map(|body| body.len() as u64).sum());
+    for backlog in &mut backlogs {
+        let upto = backlog.start + (backlog.end - backlog.start) / 10 * 9;
+        store.advance(backlog, upto).unwrap();
+    }
+    // What a commit frees does not count any more, though it is still there.
+    assert!(store.used() < before / 4 && store.held() >= before);
+    settle(&mut store);
+    let kept = store.held();
+    store.return_idle();
+    settle(&mut store);
+    assert!(store.held() < kept && store.held() == memory.frames().len() as u64 * 4096);
+    // Beside what is used there are only the rests of pages.
+    assert!(
+        store.held() <= store.used() + store.used() / 2,
+        "{} of {}",
+        store.used(),
+        store.held()
+    );
+    for backlog in &mut backlogs {
+        let upto = backlog.end;
+        assert!(!read_all(&mut store, backlog, 50_000).unwrap().is_empty());
+        store.advance(backlog, upto).unwrap();
+    }
+    settle(&mut store);
+    store.return_idle();
+    settle(&mut store);
+    assert_eq!((store.used(), store.held(), memory.frames().len()), (0, 0, 0));
+}
+
+#[test]
 #[ignore = "measures; run it alone, with --release"]
 #[expect(clippy::disallowed_methods, clippy::print_stdout, reason = "measures")]
 fn nanoseconds() {

@@ -1,0 +1,450 @@
+//! The cap of memory: a flood costs who sends it and who does not read, nobody else, and leaves nothing behind.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+mod support;
+
+use bus_load::Caller;
+use bus_load::clock::Deadline;
+use bus_wire::{MessageBuilder, MessageType};
+use nix::sys::signal::Signal;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use support::bystander::Bystander;
+use support::process::{Work, strike};
+use support::raw::{Raw, call};
+use support::stalled::{Memory, Sender, stat};
+use support::{Bus, DRIVER, DRIVER_PATH, recoveries, wait_until};
+
+const MIB: u64 = 1 << 20;
+const CAP: u64 = 48 * MIB;
+/// Bytes of the body of a message in a flood.
+const LENGTH: usize = 60_000;
+
+/// One at a time: they measure memory, and some need much of it.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn bus_with_cap() -> Bus {
+    Bus::start_in(&[("BUS_MEMORY_CAP", &CAP.to_string())])
+}
+
+fn key(name: &str) -> String {
+    format!("org.busdaemon.{name}")
+}
+
+/// A connection that hears the numbered messages of one sender, and reads none of them.
+fn subscriber(bus: &Bus, of: &str) -> Raw {
+    let mut raw = Raw::ready(bus);
+    raw.send(&call("AddMatch", |body| {
+        body.str(&format!("type='signal',sender='{of}',member='Numbered'"));
+    }));
+    let answer = raw.message().unwrap();
+    assert_eq!(answer.message_type(), MessageType::MethodReturn);
+    raw
+}
+
+/// A subscriber that reads all the time, and checks every number.
+struct Reader {
+    heard: Arc<AtomicU64>,
+    thread: JoinHandle<()>,
+}
+
+impl Reader {
+    fn start(bus: &Bus, of: &str) -> Reader {
+        let mut raw = subscriber(bus, of);
+        let heard = Arc::<AtomicU64>::default();
+        let count = heard.clone();
+        let thread = std::thread::spawn(move || {
+            while let Ok(Some(message)) = raw.try_message() {
+                let next = count.load(Ordering::Relaxed) + 1;
+                assert_eq!(message.body().read_u64(), Ok(next), "lost, doubled or reordered");
+                count.store(next, Ordering::Relaxed);
+            }
+        });
+        Reader { heard, thread }
+    }
+
+    /// It hears so many messages, and is still there.
+    fn expect(&self, count: u64) {
+        wait_until("the live reader has everything", || {
+            self.heard.load(Ordering::Relaxed) == count || self.thread.is_finished()
+        });
+        assert_eq!(self.heard.load(Ordering::Relaxed), count, "it was disconnected");
+    }
+}
+
+/// Sends numbered signals, as fast as it is read.
+struct Flooder {
+    raw: Raw,
+    sent: u64,
+}
+
+impl Flooder {
+    fn start(bus: &Bus) -> Flooder {
+        Flooder {
+            raw: Raw::ready(bus),
+            sent: 0,
+        }
+    }
+
+    /// To the one of this name, or to everybody.
+    fn send(&mut self, to: Option<&str>) {
+        self.sent += 1;
+        let mut signal =
+            MessageBuilder::signal("/", "org.busdaemon.Flood1", "Numbered").serial(self.sent as u32);
+        if let Some(to) = to {
+            signal = signal.destination(to);
+        }
+        let signal = signal.body(|body| {
+            body.u64(self.sent).byte_slice(&vec![7; LENGTH]);
+        });
+        self.raw.send(&signal.build().unwrap());
+    }
+
+    /// Waits until the bus has dealt with all that was sent.
+    fn settle(&mut self) {
+        let question = MessageBuilder::method_call(DRIVER_PATH, "GetId").destination(DRIVER);
+        self.raw.send(&question.serial(4_000_000_u32).build().unwrap());
+        loop {
+            let message = self.raw.message().expect("the flooder stays connected");
+            if message
+                .reply_serial()
+                .is_some_and(|serial| serial.get() == 4_000_000)
+            {
+                return;
+            }
+        }
+    }
+}
+
+/// Watches how much memory the daemon takes, until it is asked.
+struct Gauge {
+    is_over: Arc<AtomicBool>,
+    thread: JoinHandle<u64>,
+}
+
+impl Gauge {
+    fn start(bus: Arc<Bus>) -> Gauge {
+        let is_over = Arc::<AtomicBool>::default();
+        let over = is_over.clone();
+        let thread = std::thread::spawn(move || {
+            let mut most = 0;
+            while !over.load(Ordering::Relaxed) {
+                most = most.max(resident(&bus));
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            most
+        });
+        Gauge { is_over, thread }
+    }
+
+    fn most(self) -> u64 {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+/// Bytes that the daemon's processes have in memory, with the programs themselves, and shared memory once.
+fn resident(bus: &Bus) -> u64 {
+    let mut pages = 0;
+    for process in [Some(bus.pid()), bus.worker()].into_iter().flatten() {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+        let kib = |name: &str| -> u64 {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.map_or(0, |line| line.trim().trim_end_matches(" kB").parse().unwrap())
+        };
+        pages += kib("VmRSS:") - kib("RssShmem:");
+    }
+    pages * 1024 + Memory::of(bus).files
+}
+
+/// What the daemon takes when it has been quiet for a while, after some traffic.
+fn at_rest(bus: &Bus) -> u64 {
+    let bystander = Bystander::start(bus, Duration::from_millis(1));
+    wait_until("some traffic", || bystander.answered() > 200);
+    bystander.finish();
+    std::thread::sleep(Duration::from_millis(2500));
+    resident(bus)
+}
+
+/// Nobody sends anything meanwhile: what is measured wakes nobody.
+fn expect_returned(bus: &Bus, before: u64) {
+    let deadline = Deadline::after(Duration::from_secs(15));
+    let is_returned = || resident(bus) <= before + before / 10;
+    while !is_returned() && !deadline.passed() {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let (now, memory) = (resident(bus), Memory::of(bus));
+    eprintln!("{before} bytes before, {now} afterwards, {memory:?}");
+    assert!(is_returned(), "{before} before, now {now}, {memory:?}");
+}
+
+#[test]
+fn unicast_that_waits_is_refused_at_the_cap_and_costs_its_sender_only() {
+    let _alone = alone();
+    let bus = Arc::new(bus_with_cap());
+    let mut control = bus.caller();
+    let before = at_rest(&bus);
+    let bystander = Bystander::start(&bus, Duration::from_millis(2));
+    let gauge = Gauge::start(bus.clone());
+    let receivers: Vec<Raw> = (0..3).map(|_| Raw::ready(&bus)).collect();
+    let mut flooder = Flooder::start(&bus);
+    // More than there is room for; it is read on and on.
+    const SENT: u64 = 1000;
+    for n in 0..SENT as usize {
+        flooder.send(Some(&receivers[n % 3].unique));
+    }
+    flooder.settle();
+    let held = stat(&mut control, &key("MemoryHeld"));
+    let refused = stat(&mut control, &key("RefusedForMemory"));
+    assert!((CAP / 2..CAP).contains(&held), "{held}");
+    assert!((100..500).contains(&refused), "{refused}");
+    assert!(stat(&mut control, &key("HeldBackForMemory")) > 0);
+    assert_eq!(stat(&mut control, &key("DismissedForMemory")), 0);
+    assert_eq!(stat(&mut control, &key("MemoryCap")), CAP);
+    // The others are not refused.
+    let mut other = Raw::ready(&bus);
+    let question = MessageBuilder::method_call("/", "Ping").destination(&receivers[0].unique);
+    let question = question.interface("org.freedesktop.DBus.Peer").serial(5_u32);
+    other.send(&question.build().unwrap());
+    other.expect_service();
+    // Whoever did not read, reads now: what was not refused is there, in order.
+    let (mut got, mut last) = (0, [0_u64; 3]);
+    for (receiver, last) in receivers.into_iter().zip(&mut last) {
+        let mut receiver = receiver;
+        receiver
+            .stream
+            .set_read_timeout(Some(Duration::from_millis(500)))
+            .unwrap();
+        while let Ok(Some(message)) = receiver.try_message() {
+            if message.message_type() == MessageType::Signal {
+                let number = message.body().read_u64().unwrap();
+                assert!(number > *last, "doubled or reordered");
+                (*last, got) = (number, got + 1);
+            }
+        }
+    }
+    assert_eq!(got + refused, SENT);
+    let most = gauge.most();
+    assert!(most < before + CAP + CAP / 2, "{most}");
+    eprintln!("{} and at most {most} bytes", bystander.finish());
+    drop(flooder);
+    expect_returned(&bus, before);
+}
+
+#[test]
+fn broadcasts_beyond_the_cap_cost_who_does_not_read_them() {
+    let _alone = alone();
+    let bus = Arc::new(bus_with_cap());
+    let mut control = bus.caller();
+    let before = at_rest(&bus);
+    let bystander = Bystander::start(&bus, Duration::from_millis(2));
+    let gauge = Gauge::start(bus.clone());
+    let mut flooder = Flooder::start(&bus);
+    let name = flooder.raw.unique.clone();
+    let live = Reader::start(&bus, &name);
+    let stalled: Vec<Raw> = (0..4).map(|_| subscriber(&bus, &name)).collect();
+    let deadline = Deadline::after(Duration::from_secs(60));
+    let mut kills = 0;
+    while stat(&mut control, &key("DismissedForMemory")) < 4 {
+        assert!(!deadline.passed(), "whoever does not read stays");
+        for _ in 0..20 {
+            flooder.send(None);
+        }
+        // A death at the worst of times changes nothing.
+        if kills < 3 && stat(&mut control, &key("MemoryHeld")) > CAP / 8 * 7 {
+            kills += 1;
+            assert!(strike(bus.worker().unwrap(), Signal::SIGKILL));
+            wait_until("the bus has recovered", || recoveries(&mut control) >= kills);
+        }
+    }
+    assert_eq!(kills, 3);
+    live.expect(flooder.sent);
+    for receiver in stalled {
+        receiver.expect_end();
+    }
+    let most = gauge.most();
+    assert!(most < before + CAP + CAP / 2, "{most}");
+    eprintln!(
+        "{} messages, {}, at most {most} bytes",
+        flooder.sent,
+        bystander.finish()
+    );
+    drop(flooder);
+    live.thread.join().ok();
+    expect_returned(&bus, before);
+}
+
+#[test]
+fn memory_goes_back_after_the_last_event_on_an_idle_bus_and_then_nothing_happens() {
+    let _alone = alone();
+    let bus = Bus::start();
+    let before = at_rest(&bus);
+    let mut sender = Sender::start(&bus);
+    let receivers: Vec<Raw> = (0..20).map(|_| Raw::ready(&bus)).collect();
+    for n in 0..2000 {
+        // Small ones, copied, and large ones, in memory of their own.
+        sender.send_unnoted(Some(&receivers[n % 20].unique), [300, 3000, 90_000][n % 3]);
+    }
+    sender.settle();
+    let held = resident(&bus);
+    assert!(held > before + 40 * MIB, "{held}");
+    drop(sender);
+    // The last one goes.
+    drop(receivers);
+    expect_returned(&bus, before);
+    std::thread::sleep(Duration::from_millis(2500));
+    let work = Work::of(&bus);
+    std::thread::sleep(Duration::from_secs(2));
+    let since = Work::of(&bus).since(work);
+    assert!(since.wake_ups <= 1, "{since:?}");
+}
+
+/// A control group of this test's own, which may use so much memory.
+struct Group(PathBuf);
+
+impl Group {
+    /// `None` where there can be none.
+    fn create(limit: u64) -> Option<Group> {
+        let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+        let name = format!("bus-test-{}", std::process::id());
+        for line in groups.lines() {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (fields.next()?, fields.next()?.trim_start_matches('/'));
+            let (root, file) = match controllers {
+                "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+                "" => ("/sys/fs/cgroup", "memory.max"),
+                _ => continue,
+            };
+            let directory = Path::new(root).join(path).join(&name);
+            if std::fs::create_dir(&directory).is_err() {
+                continue;
+            }
+            let group = Group(directory);
+            if std::fs::write(group.0.join(file), limit.to_string()).is_ok() {
+                return Some(group);
+            }
+        }
+        None
+    }
+
+    /// How often the kernel killed somebody in it.
+    fn kills(&self) -> u64 {
+        let texts =
+            ["memory.oom_control", "memory.events"].map(|file| std::fs::read_to_string(self.0.join(file)));
+        let mut lines = texts.iter().flatten().flat_map(|text| text.lines());
+        let line = lines.find_map(|line| line.strip_prefix("oom_kill "));
+        line.map_or(0, |count| count.trim().parse().unwrap())
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// Everything at once: broadcasts that nobody reads, unicast, halves of large messages, match rules.
+fn shed_load(mut bus: Bus, control: &mut Caller) {
+    let bystander = Bystander::start(&bus, Duration::from_millis(2));
+    let mut flooders: Vec<Flooder> = (0..3).map(|_| Flooder::start(&bus)).collect();
+    let names: Vec<String> = flooders.iter().map(|one| one.raw.unique.clone()).collect();
+    let stalled: Vec<Raw> = (0..30).map(|n| subscriber(&bus, &names[n % 3])).collect();
+    let addressee = Raw::ready(&bus);
+    let half = MessageBuilder::signal("/", "a.b", "Half")
+        .serial(1_u32)
+        .body(|body| {
+            body.byte_slice(&vec![1; 30 << 20]);
+        });
+    let half = half.build().unwrap();
+    let halves: Vec<JoinHandle<()>> = (0..20)
+        .map(|_| {
+            let mut raw = Raw::ready(&bus);
+            let bytes = half[..half.len() - 1000].to_vec();
+            std::thread::spawn(move || {
+                raw.stream
+                    .set_write_timeout(Some(Duration::from_secs(2)))
+                    .unwrap();
+                for chunk in bytes.chunks(256 * 1024) {
+                    raw.send(chunk);
+                }
+                std::thread::sleep(Duration::from_secs(8));
+            })
+        })
+        .collect();
+    let deadline = Deadline::after(Duration::from_secs(12));
+    while !deadline.passed() {
+        for flooder in &mut flooders {
+            for n in 0..10 {
+                flooder.send((n % 2 == 0).then_some(&addressee.unique));
+            }
+        }
+    }
+    for half in halves {
+        half.join().unwrap();
+    }
+    let counts =
+        ["RefusedForMemory", "HeldBackForMemory", "DismissedForMemory"].map(|name| stat(control, &key(name)));
+    eprintln!(
+        "refused, held back, dismissed {counts:?}; {} messages sent; {}",
+        flooders.iter().map(|one| one.sent).sum::<u64>(),
+        bystander.finish()
+    );
+    assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
+    assert_eq!(recoveries(control), 0, "a worker was killed");
+    assert!(bus.is_alive());
+    drop(stalled);
+}
+
+#[test]
+fn in_a_control_group_the_bus_sheds_load_instead_of_being_killed() {
+    let _alone = alone();
+    let Some(group) = Group::create(400 * MIB) else {
+        eprintln!("skipped: no control group can be made");
+        return;
+    };
+    let procs = group.0.join("cgroup.procs");
+    let enter = format!("echo $$ > '{}' && exec \"$@\"", procs.display());
+    let bus = Bus::start_under(&["sh", "-c", &enter, "sh"]);
+    let mut control = bus.caller();
+    let cap = stat(&mut control, &key("MemoryCap"));
+    assert!(cap <= 100 * MIB, "{cap}");
+    shed_load(bus, &mut control);
+    assert_eq!(group.kills(), 0);
+}
+
+#[test]
+fn in_a_small_address_space_the_bus_sheds_load_too() {
+    let _alone = alone();
+    if bus_load::peers::find("prlimit").unwrap().is_none() {
+        return;
+    }
+    let bus = Bus::start_under(&["prlimit", &format!("--as={}", 800 * MIB)]);
+    let mut control = bus.caller();
+    let cap = stat(&mut control, &key("MemoryCap"));
+    assert_eq!(cap, 200 * MIB);
+    shed_load(bus, &mut control);
+}
+
+#[test]
+fn the_status_tells_what_is_held() {
+    let _alone = alone();
+    let bus = bus_with_cap();
+    let output = bus.tool(&["status"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let value = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("no {name} in {text}"))
+            .trim()
+            .to_owned()
+    };
+    assert!(value("memory held").ends_with(" of 48.0 MiB"), "{text}");
+    assert_eq!(value("environment"), "0 B");
+    assert_eq!(value("dropped for memory"), "0");
+}
