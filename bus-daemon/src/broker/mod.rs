@@ -58,12 +58,11 @@ pub use snapshot::SharedBodies;
 
 #[cfg(feature = "runtime")]
 pub(crate) use driver::introspection;
-pub(crate) use match_index::{Facts, MatchIndex};
 pub(crate) use name::{NameFlags, NameTable};
 pub(crate) use peer::Peer;
 pub(crate) use restart::{LastRestart, Restart, STATE_VERSION};
 pub(crate) use speak::{LIMITS_EXCEEDED, expects_reply};
-pub(crate) use subscriptions::TooManyRules;
+pub(crate) use subscriptions::RuleRefusal;
 
 use crate::config::Config;
 use call_table::CallTable;
