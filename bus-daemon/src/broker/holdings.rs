@@ -104,6 +104,11 @@ impl Holdings {
         lists.flat_map(|lists| lists.owned.values())
     }
 
+    /// How many those are.
+    pub(super) fn owned_count(&self, peer: PeerId) -> usize {
+        self.lists.get(peer).map_or(0, |lists| lists.owned.len())
+    }
+
     /// The name in a place of the list of held names, for comparison.
     pub(super) fn held_at(&self, peer: PeerId, place: Place) -> Option<&Arc<str>> {
         self.lists.get(peer)?.held.get(&place)

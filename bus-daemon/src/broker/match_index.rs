@@ -1,31 +1,44 @@
-//! The match rules of all peers, hashed so that a message meets only the rules that can match it (specification,
-//! "Match Rules").
+//! The match rules of all peers, hashed so that a message meets only the rules that match it (specification, "Match
+//! Rules").
 //!
-//! A rule is filed by the *set* of its exact conditions (sender, interface, member, path, arg0, and the two
-//! namespaces) and by the hash of their values. Few sets are in use at a time; a message is looked up once in the
-//! table of each, and once per prefix where the condition is a namespace. What the hash does not cover is checked
-//! rule by rule. Equal rules are stored once, with all peers that have them: a fan-out to a thousand subscribers is
-//! one check.
+//! A rule has one place: its [`Form`](form::Form), which is the set of its conditions and the depth of its namespaces, and
+//! there the hash of *all* their values. A message is looked up once in each form whose conditions it may satisfy, so what
+//! others' rules cost it is the number of forms, whatever their number and values, and that number is bounded for each user
+//! ([`account`]). Two kinds of conditions are left for the end of a look-up: well-known names, of which a sender may have
+//! many, and an `argNpath` that is longer than the message's argument.
+//! Equal rules are stored once, with all peers that have them: a fan-out to a thousand subscribers is one check.
 
+mod account;
+mod form;
+mod forms;
 mod held;
 mod key;
 mod named;
 mod rule;
-mod table;
+mod search;
+mod side;
+mod subscribers;
 #[cfg(test)]
 mod tests;
 
-use bus_wire::{MatchRule, Message};
+use std::sync::Arc;
+
+use bus_wire::MatchRule;
+use bus_wire::match_rule::ArgKind;
 use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashTable};
-use smallvec::SmallVec;
 
+use self::account::{Accounts, Load, User};
+pub(super) use self::form::RuleId;
+use self::form::{Below, Form};
+use self::forms::Forms;
 use self::held::HeldRules;
-use self::key::{Hasher, Key, Mask, Prefixes, fold};
+pub(crate) use self::key::Scope;
+use self::key::{Hasher, Key, Namespace};
 use self::named::Named;
-use self::rule::Body;
-pub(super) use self::table::RuleId;
-use self::table::Table;
+use self::search::Search;
+pub(crate) use self::side::{Facts, Side};
+use self::subscribers::Subscribers;
 use super::event::PeerId;
 
 /// Whose rules match a message.
@@ -38,10 +51,9 @@ pub(crate) struct MatchIndex {
     free: Vec<RuleId>,
     /// Slots by the rule in them.
     interned: HashTable<RuleId>,
-    /// At most one per set of conditions.
-    tables: Vec<Table>,
-    /// How many rules in the slots name a sender, by the hash of its name.
-    senders: HashMap<u64, u32, FixedState>,
+    scope: Scope,
+    forms: Forms,
+    accounts: Accounts,
     /// The rules that name a unique name.
     named: Named,
     /// Rules in the order in which they were added, repeated ones included.
@@ -49,15 +61,20 @@ pub(crate) struct MatchIndex {
     len: usize,
 }
 
-/// What is to be matched.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Facts<'a> {
-    /// The message, as it came in or as the driver made it.
-    pub(crate) message: &'a Message,
-    /// All names that its sender owns now, the unique name among them; only its well-known name for the driver.
-    pub(crate) sender_names: &'a [&'a str],
-    /// All names that its one recipient owns now, or the name in its header if nobody has it; empty for a broadcast.
-    pub(crate) destination_names: &'a [&'a str],
+/// What it took to find out who listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Effort {
+    /// Questions to a table.
+    pub(crate) look_ups: u32,
+    /// Rules that were compared with the message.
+    pub(crate) candidates: u32,
+}
+
+impl Effort {
+    /// In units of work, as [`Broker::work`](super::Broker::work) counts them.
+    pub(crate) fn work(self) -> u64 {
+        u64::from(self.look_ups + self.candidates) / 64
+    }
 }
 
 /// One rule and who has it.
@@ -65,8 +82,8 @@ pub(crate) struct Facts<'a> {
 struct Slot {
     rule: MatchRule,
     hash: u64,
-    /// Sorted by peer.
-    subscribers: SmallVec<[Subscriber; 1]>,
+    load: Load,
+    subscribers: Subscribers,
 }
 
 /// One rule of a peer.
@@ -77,22 +94,17 @@ struct Held {
     number: u32,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Subscriber {
-    peer: PeerId,
-    count: u32,
-}
-
 impl MatchIndex {
     /// An empty index. `seed` keeps the hashes from being guessed; it has no influence on any result.
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64, scope: Scope) -> Self {
         let hasher = Hasher::new(seed);
         Self {
             slots: Vec::new(),
             free: Vec::new(),
             interned: HashTable::new(),
-            tables: Vec::new(),
-            senders: HashMap::with_hasher(hasher.state()),
+            scope,
+            forms: Forms::new(&hasher),
+            accounts: Accounts::new(hasher.state()),
             named: Named::new(hasher.state()),
             peers: HashMap::with_hasher(hasher.state()),
             hasher,
@@ -148,14 +160,21 @@ impl MatchIndex {
             .unwrap_or_else(|| self.store(rule, hash))
     }
 
-    /// Adds a rule to a peer's. The number is given back when it is removed.
-    pub(crate) fn add(&mut self, peer: PeerId, rule: MatchRule, number: u32) {
+    /// Whether a user's peers may have these rules besides those that they have: what the rules of a user may cost the
+    /// messages of others is bounded.
+    pub(super) fn admits(&self, user: User, rules: &[MatchRule]) -> bool {
+        let keys = rules.iter().filter_map(|rule| self.hasher.key(rule, self.scope));
+        self.accounts.admits(user, keys.map(|key| self.load(&key)))
+    }
+
+    /// Adds a rule to a peer's, who belongs to this user. The number is given back when it is removed.
+    pub(crate) fn add(&mut self, peer: PeerId, user: User, rule: MatchRule, number: u32) {
         let id = self.intern(rule);
-        self.add_interned(peer, id, number);
+        self.add_interned(peer, user, id, number);
     }
 
     /// The same for a rule that is interned.
-    pub(super) fn add_interned(&mut self, peer: PeerId, id: RuleId, number: u32) {
+    pub(super) fn add_interned(&mut self, peer: PeerId, user: User, id: RuleId, number: u32) {
         let hasher = self.peers.hasher().clone();
         let held = self.peers.entry(peer).or_default();
         held.push(Held { id, number }, &hasher);
@@ -163,12 +182,9 @@ impl MatchIndex {
         let Some(slot) = &mut self.slots[id as usize] else {
             return;
         };
-        match slot
-            .subscribers
-            .binary_search_by_key(&peer, |subscriber| subscriber.peer)
-        {
-            Ok(place) => slot.subscribers[place].count += 1,
-            Err(place) => slot.subscribers.insert(place, Subscriber { peer, count: 1 }),
+        self.accounts.add(peer, user, slot.load);
+        if slot.subscribers.add(peer) {
+            self.change_below(peer, id, |form, below| form.below.insert(below));
         }
     }
 
@@ -200,31 +216,13 @@ impl MatchIndex {
     /// A rule that names a unique name as sender or destination, and somebody who has it.
     pub(crate) fn naming(&self, unique: &str) -> Option<(PeerId, &MatchRule)> {
         let slot = self.slots[self.named.newest(unique)? as usize].as_ref()?;
-        Some((slot.subscribers.last()?.peer, &slot.rule))
+        Some((slot.subscribers.last()?, &slot.rule))
     }
 
     /// Adds the peers that have a rule that matches. `peers` is then in ascending order, each peer in it once, whatever
     /// it held before.
-    pub(crate) fn matching(&self, facts: &Facts<'_>, peers: &mut Vec<PeerId>) {
-        let body = Body::new(facts.message);
-        let probe = Probe::new(self, facts, &body);
-        let mut sorted = peers.is_empty();
-        for table in &self.tables {
-            probe.look_up(table, &self.hasher, |id, sender| {
-                let Some(slot) = &self.slots[id as usize] else {
-                    return;
-                };
-                if rule::matches(&slot.rule, facts, sender, &body) {
-                    sorted &= peers.is_empty();
-                    peers.extend(slot.subscribers.iter().map(|subscriber| subscriber.peer));
-                }
-            });
-        }
-        if !sorted {
-            // Stable, because that takes runs that are sorted already as they are.
-            peers.sort();
-            peers.dedup();
-        }
+    pub(crate) fn matching(&self, facts: &Facts<'_>, peers: &mut Vec<PeerId>) -> Effort {
+        Search::new(self, facts, peers).run()
     }
 
     fn find(&self, rule: &MatchRule) -> Option<RuleId> {
@@ -243,7 +241,8 @@ impl MatchIndex {
 
     /// A slot for a rule that is not known yet.
     fn store(&mut self, rule: MatchRule, hash: u64) -> RuleId {
-        let key = self.hasher.key(&rule);
+        let key = self.hasher.key(&rule, self.scope);
+        let load = key.as_ref().map_or_else(Load::default, |key| self.load(key));
         let id = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             (self.slots.len() - 1) as RuleId
@@ -252,45 +251,52 @@ impl MatchIndex {
         self.slots[id as usize] = Some(Slot {
             rule,
             hash,
-            subscribers: SmallVec::new(),
+            load,
+            subscribers: Subscribers::default(),
         });
         let slots = &self.slots;
         self.interned.insert_unique(hash, id, |id| {
             slots[*id as usize].as_ref().map_or(0, |slot| slot.hash)
         });
-        self.file(&key, id);
+        if let Some(key) = &key {
+            self.forms.insert(key, id);
+        }
         id
     }
 
-    fn file(&mut self, key: &Key, id: RuleId) {
-        if let Some(sender) = key.sender {
-            *self.senders.entry(sender).or_insert(0) += 1;
-        }
-        let place = self
-            .tables
-            .iter()
-            .position(|table| table.mask == key.mask)
-            .unwrap_or_else(|| {
-                self.tables.push(Table::new(key.mask));
-                self.tables.len() - 1
-            });
-        self.tables[place].insert(key, id);
+    /// What the rule adds to an account.
+    fn load(&self, key: &Key) -> Load {
+        Load::of(key, || self.hasher.form(key))
     }
 
-    fn unfile(&mut self, key: &Key, id: RuleId) {
-        if let Some(sender) = key.sender
-            && let Some(count) = self.senders.get_mut(&sender)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.senders.remove(&sender);
-            }
+    /// Changes what a peer has of a rule with an `argNpath`.
+    fn change_below(&mut self, peer: PeerId, id: RuleId, change: impl Fn(&mut Form, Below) -> bool) {
+        let Some(slot) = &self.slots[id as usize] else {
+            return;
+        };
+        let paths = slot
+            .rule
+            .args
+            .iter()
+            .filter(|argument| argument.kind == ArgKind::Path);
+        let mut paths = paths.peekable();
+        if paths.peek().is_none() {
+            return;
         }
-        if let Some(place) = self.tables.iter().position(|table| table.mask == key.mask) {
-            self.tables[place].remove(key, id);
-            if self.tables[place].is_empty() {
-                self.tables.swap_remove(place);
-            }
+        let Some(key) = self.hasher.key(&slot.rule, self.scope) else {
+            return;
+        };
+        let form = self.forms.form_mut(key.mask);
+        for argument in paths {
+            let below = Below {
+                exact: key.exact,
+                namespace: Namespace::argument_path(argument.index),
+                peer,
+                value: Arc::from(&*argument.value),
+                rule: id,
+            };
+            let is_changed = change(form, below);
+            debug_assert!(is_changed, "a rule is below others twice, or not at all");
         }
     }
 
@@ -299,21 +305,21 @@ impl MatchIndex {
         let Some(slot) = &mut self.slots[id as usize] else {
             return;
         };
-        let Ok(place) = slot
-            .subscribers
-            .binary_search_by_key(&peer, |subscriber| subscriber.peer)
-        else {
+        let Some(is_last_of_peer) = slot.subscribers.remove(peer) else {
             return;
         };
+        let is_last = slot.subscribers.is_empty();
         self.len -= 1;
-        slot.subscribers[place].count -= 1;
-        if slot.subscribers[place].count > 0 {
-            return;
+        self.accounts.remove(peer, slot.load);
+        if is_last_of_peer {
+            self.change_below(peer, id, |form, below| form.below.remove(&below));
         }
-        slot.subscribers.remove(place);
-        if !slot.subscribers.is_empty() {
-            return;
+        if is_last {
+            self.drop_slot(id);
         }
+    }
+
+    fn drop_slot(&mut self, id: RuleId) {
         let Some(slot) = self.slots[id as usize].take() else {
             return;
         };
@@ -321,116 +327,9 @@ impl MatchIndex {
             place.remove();
         }
         self.named.remove(&slot.rule, id);
-        let key = self.hasher.key(&slot.rule);
-        self.unfile(&key, id);
+        if let Some(key) = self.hasher.key(&slot.rule, self.scope) {
+            self.forms.remove(&key, id);
+        }
         self.free.push(id);
-    }
-}
-
-/// The hashes of a message's fields, as far as any table asks for them.
-struct Probe<'a> {
-    /// Those of the sender's names that any rule names.
-    senders: SmallVec<[(&'a str, u64); 2]>,
-    interface: Option<u64>,
-    member: Option<u64>,
-    path: Option<u64>,
-    path_prefixes: Prefixes,
-    arg0: Option<u64>,
-    arg0_prefixes: Prefixes,
-}
-
-impl<'a> Probe<'a> {
-    fn new(index: &MatchIndex, facts: &Facts<'a>, body: &Body<'a>) -> Self {
-        let hasher = &index.hasher;
-        let mut wanted = Mask::default();
-        let (mut path_depth, mut arg0_depth) = (0, 0);
-        for table in &index.tables {
-            wanted = wanted.union(table.mask);
-            path_depth = path_depth.max(table.path_depths.max());
-            arg0_depth = arg0_depth.max(table.arg0_depths.max());
-        }
-        let hash = |condition, text: Option<&str>| {
-            text.filter(|_| wanted.has(condition))
-                .map(|text| hasher.text(text))
-        };
-        let message = facts.message;
-        let needs_arg0 = wanted.has(Mask::ARG0) || wanted.has(Mask::ARG0_NAMESPACE);
-        let arg0 = if needs_arg0 { body.arg0() } else { None };
-        let mut probe = Self {
-            senders: SmallVec::new(),
-            interface: hash(Mask::INTERFACE, message.interface()),
-            member: hash(Mask::MEMBER, message.member()),
-            path: hash(Mask::PATH, message.path()),
-            path_prefixes: Prefixes::new(),
-            arg0: hash(Mask::ARG0, arg0),
-            arg0_prefixes: Prefixes::new(),
-        };
-        if wanted.has(Mask::SENDER) {
-            let hashes = facts.sender_names.iter().map(|name| (*name, hasher.text(name)));
-            probe
-                .senders
-                .extend(hashes.filter(|(_, hash)| index.senders.contains_key(hash)));
-        }
-        if let Some(path) = message.path().filter(|_| wanted.has(Mask::PATH_NAMESPACE)) {
-            probe.path_prefixes = hasher.path_prefixes(path, path_depth);
-        }
-        if let Some(arg0) = arg0.filter(|_| wanted.has(Mask::ARG0_NAMESPACE)) {
-            probe.arg0_prefixes = hasher.arg0_prefixes(arg0, arg0_depth);
-        }
-        probe
-    }
-
-    /// Calls `candidate` with each rule of the table that may match, and the name that it calls the sender by.
-    fn look_up(&self, table: &Table, hasher: &Hasher, mut candidate: impl FnMut(RuleId, Option<&'a str>)) {
-        let mask = table.mask;
-        let mut hash = hasher.start();
-        for (condition, value) in [
-            (Mask::INTERFACE, self.interface),
-            (Mask::MEMBER, self.member),
-            (Mask::PATH, self.path),
-        ] {
-            if mask.has(condition) {
-                let Some(value) = value else { return };
-                hash = fold(hash, value);
-            }
-        }
-        let mut with_sender = |hash: u64| {
-            if !mask.has(Mask::SENDER) {
-                table.find(hash).iter().for_each(|id| candidate(*id, None));
-                return;
-            }
-            for (name, sender) in &self.senders {
-                table
-                    .find(fold(hash, *sender))
-                    .iter()
-                    .for_each(|id| candidate(*id, Some(name)));
-            }
-        };
-        let mut with_arg0 = |mut hash: u64| {
-            if mask.has(Mask::ARG0) {
-                let Some(arg0) = self.arg0 else { return };
-                hash = fold(hash, arg0);
-            }
-            if !mask.has(Mask::ARG0_NAMESPACE) {
-                return with_sender(hash);
-            }
-            for prefix in table
-                .arg0_depths
-                .iter()
-                .map_while(|depth| self.arg0_prefixes.get(depth))
-            {
-                with_sender(fold(hash, *prefix));
-            }
-        };
-        if !mask.has(Mask::PATH_NAMESPACE) {
-            return with_arg0(hash);
-        }
-        for prefix in table
-            .path_depths
-            .iter()
-            .map_while(|depth| self.path_prefixes.get(depth))
-        {
-            with_arg0(fold(hash, *prefix));
-        }
     }
 }

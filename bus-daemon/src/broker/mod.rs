@@ -71,13 +71,12 @@ pub use snapshot::SharedBodies;
 pub(crate) use activation_environment::MOST as MOST_ENVIRONMENT;
 #[cfg(feature = "runtime")]
 pub(crate) use driver::introspection;
-pub(crate) use match_index::{Facts, MatchIndex};
 pub(crate) use name::{NameFlags, NameTable};
 pub(crate) use peer::Peer;
 pub(crate) use relief::MEMORY_SHORT;
 pub(crate) use restart::{LastRestart, Restart, STATE_VERSION};
 pub(crate) use speak::{LIMITS_EXCEEDED, expects_reply};
-pub(crate) use subscriptions::TooManyRules;
+pub(crate) use subscriptions::RuleRefusal;
 
 use crate::config::Config;
 use activation_environment::ActivationEnvironment;

@@ -4,11 +4,9 @@ use bus_wire::{Fd, Message};
 
 use super::deliver::Transit;
 use super::event::PeerId;
+use super::match_index::{Facts, Side};
 use super::subscriptions::Audience;
-use super::{Broker, DRIVER, Facts, System};
-
-/// Names of one side of a message.
-pub(super) type NamesOf<'a> = smallvec::SmallVec<[&'a str; 4]>;
+use super::{Broker, DRIVER, System};
 
 /// The recipient of a message, as far as match rules are concerned.
 #[derive(Debug, Clone, Copy)]
@@ -66,39 +64,33 @@ impl Broker {
 
     /// The peers of the audience that have a rule for a message from `sender` (`None`: the driver).
     pub(super) fn collect(
-        &self,
+        &mut self,
         audience: Audience,
         sender: Option<PeerId>,
         addressee: Addressee,
         message: &Message,
         receivers: &mut Vec<PeerId>,
     ) {
-        let sender_names = match sender {
-            Some(id) => self.names_of(id),
-            None => NamesOf::from_slice(&[DRIVER]),
-        };
-        let destination_names = match addressee {
-            Addressee::All => NamesOf::new(),
-            Addressee::Driver => NamesOf::from_slice(&[DRIVER]),
-            Addressee::Peer(id) => self.names_of(id),
-            Addressee::Nobody => message.destination().into_iter().collect(),
-        };
         let facts = Facts {
             message,
-            sender_names: &sender_names,
-            destination_names: &destination_names,
+            sender: sender.map_or(Side::Name(DRIVER), |id| self.side(id)),
+            destination: match addressee {
+                Addressee::All => Side::Nobody,
+                Addressee::Driver => Side::Name(DRIVER),
+                Addressee::Peer(id) => self.side(id),
+                Addressee::Nobody => message.destination().map_or(Side::Nobody, Side::Name),
+            },
         };
-        self.subscriptions.listeners(audience, &facts, receivers);
+        let effort = self.subscriptions.listeners(audience, &facts, receivers);
+        self.outgoing.note_work(effort.work());
     }
 
-    /// Every name that a peer is the primary owner of, its unique name first.
-    fn names_of(&self, id: PeerId) -> NamesOf<'_> {
-        let Some(peer) = self.roster.get(id) else {
-            return NamesOf::new();
-        };
-        let unique = peer.unique.iter().map(|unique| &*unique.name);
-        unique
-            .chain(self.names.owned_by(id).map(|name| &**name))
-            .collect()
+    fn side(&self, id: PeerId) -> Side<'_> {
+        let unique = self.roster.get(id).and_then(|peer| peer.unique.as_ref());
+        Side::Peer {
+            id,
+            unique: unique.map(|unique| &*unique.name),
+            names: &self.names,
+        }
     }
 }

@@ -164,6 +164,11 @@ impl NameTable {
         self.holdings.owned(peer)
     }
 
+    /// How many those are.
+    pub(super) fn owned_count(&self, peer: PeerId) -> usize {
+        self.holdings.owned_count(peer)
+    }
+
     /// Whether a peer owns a name or waits for it.
     pub(super) fn is_held(&self, name: &str, peer: PeerId) -> bool {
         self.queue(name)

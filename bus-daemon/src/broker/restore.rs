@@ -348,9 +348,9 @@ impl Broker {
         }
         for rule in rules {
             if is_monitor {
-                self.subscriptions.add_filter(id, rule);
+                self.subscriptions.add_filter(id, uid, rule);
             } else if is_active {
-                self.subscriptions.add(id, rule);
+                self.subscriptions.add(id, uid, rule);
             }
         }
         Ok(Kept { names, owed, awaited })

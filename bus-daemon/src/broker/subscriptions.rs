@@ -2,12 +2,12 @@
 
 use bus_wire::MatchRule;
 
+use super::Broker;
 use super::agenda::Then;
 use super::entries::{Entries, Slot};
 use super::event::PeerId;
 use super::invariants::Violation;
-use super::match_index::RuleId;
-use super::{Broker, Facts, MatchIndex};
+use super::match_index::{Effort, Facts, MatchIndex, RuleId, Scope};
 
 /// Who listens to what.
 ///
@@ -55,9 +55,9 @@ pub(super) enum Audience {
 impl Subscriptions {
     pub(super) fn new(seed: u64) -> Self {
         Self {
-            matches: MatchIndex::new(seed),
-            eavesdroppers: MatchIndex::new(seed),
-            monitors: MatchIndex::new(seed),
+            matches: MatchIndex::new(seed, Scope::Broadcasts),
+            eavesdroppers: MatchIndex::new(seed, Scope::Everything),
+            monitors: MatchIndex::new(seed, Scope::Everything),
             entries: Entries::new(),
             next: 0,
             peak: 0,
@@ -70,18 +70,34 @@ impl Subscriptions {
     }
 
     /// Moves to `receivers`, in ascending order, who in the audience listens to a message.
-    pub(super) fn listeners(&self, audience: Audience, facts: &Facts<'_>, receivers: &mut Vec<PeerId>) {
-        self.index(audience).matching(facts, receivers);
+    pub(super) fn listeners(
+        &self,
+        audience: Audience,
+        facts: &Facts<'_>,
+        receivers: &mut Vec<PeerId>,
+    ) -> Effort {
+        self.index(audience).matching(facts, receivers)
     }
 
-    /// Adds a match rule to those of an active peer.
-    pub(super) fn add(&mut self, peer: PeerId, rule: MatchRule) {
+    /// Whether the peers of a user may have one match rule more, as far as the others' messages are concerned.
+    fn admits(&self, user: Option<u32>, rule: &MatchRule) -> bool {
+        let rules = std::slice::from_ref(rule);
+        self.matches.admits(user, rules) && (!rule.eavesdrop || self.eavesdroppers.admits(user, rules))
+    }
+
+    /// The same of a monitor's filters.
+    fn admits_filters(&self, user: Option<u32>, filters: &[MatchRule]) -> bool {
+        self.monitors.admits(user, filters)
+    }
+
+    /// Adds a match rule to those of an active peer, who belongs to a user.
+    pub(super) fn add(&mut self, peer: PeerId, user: Option<u32>, rule: MatchRule) {
         if rule.eavesdrop {
-            self.eavesdroppers.add(peer, rule.clone(), 0);
+            self.eavesdroppers.add(peer, user, rule.clone(), 0);
         }
         let id = self.matches.intern(rule);
         let slot = self.enter(peer, id, false);
-        self.matches.add_interned(peer, id, slot);
+        self.matches.add_interned(peer, user, id, slot);
         self.raise_peak(self.len() as u32);
     }
 
@@ -95,10 +111,10 @@ impl Subscriptions {
     }
 
     /// Adds a filter to those of a monitor, which has no match rules.
-    pub(super) fn add_filter(&mut self, monitor: PeerId, filter: MatchRule) {
+    pub(super) fn add_filter(&mut self, monitor: PeerId, user: Option<u32>, filter: MatchRule) {
         let id = self.monitors.intern(filter);
         let slot = self.enter(monitor, id, true);
-        self.monitors.add_interned(monitor, id, slot);
+        self.monitors.add_interned(monitor, user, id, slot);
         self.raise_peak(self.len() as u32);
     }
 
@@ -274,26 +290,37 @@ impl Subscriptions {
     }
 }
 
-/// The peer is at `max_match_rules_per_connection`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TooManyRules;
+/// Why a peer cannot have a rule. Both are `LimitsExceeded`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum RuleRefusal {
+    /// The peer is at `max_match_rules_per_connection`, which is this.
+    #[error("The connection has as many match rules as it may have (max_match_rules_per_connection={0})")]
+    TooMany(u64),
+    /// Each set of keys, and each number of elements in a namespace, costs the messages of all.
+    #[error("The match rules of this user have too many different sets of keys")]
+    TooVarious,
+}
 
 impl Broker {
     /// `AddMatch`. Equal rules are counted: each needs a `RemoveMatch` of its own.
     ///
     /// A rule with `eavesdrop='true'` is always taken, as by dbus-daemon; where the policy does not let peers eavesdrop
     /// it matches no more than it would without.
-    pub(crate) fn add_match(&mut self, id: PeerId, rule: MatchRule) -> Result<(), TooManyRules> {
+    pub(crate) fn add_match(&mut self, id: PeerId, rule: MatchRule) -> Result<(), RuleRefusal> {
         let limit = self.config.limits.max_match_rules_per_connection;
         let count = self.subscriptions.count(id);
         if count as u64 >= limit {
-            return Err(TooManyRules);
+            return Err(RuleRefusal::TooMany(limit));
         }
         let Some(peer) = self.roster.get_mut(id) else {
             return Ok(());
         };
+        let user = peer.credentials.uid;
+        if !self.subscriptions.admits(user, &rule) {
+            return Err(RuleRefusal::TooVarious);
+        }
         peer.peaks.rules = peer.peaks.rules.max(count as u32 + 1);
-        self.subscriptions.add(id, rule);
+        self.subscriptions.add(id, user, rule);
         Ok(())
     }
 
@@ -303,10 +330,22 @@ impl Broker {
         self.subscriptions.remove(id, rule)
     }
 
+    /// Whether a peer may become a monitor with these filters.
+    pub(crate) fn may_monitor(&self, id: PeerId, filters: &[MatchRule]) -> Result<(), RuleRefusal> {
+        let limit = self.config.limits.max_match_rules_per_connection;
+        if filters.len() as u64 > limit {
+            return Err(RuleRefusal::TooMany(limit));
+        }
+        if !self.subscriptions.admits_filters(self.uid(id), filters) {
+            return Err(RuleRefusal::TooVarious);
+        }
+        Ok(())
+    }
+
     /// `BecomeMonitor`: the peer loses its names, match rules and open calls, and sees from now on all that matches one
     /// of `rules` (everything, if there is none), whatever its destination (specification,
     /// "org.freedesktop.DBus.Monitoring.BecomeMonitor").
-    /// The number of rules must be within `max_match_rules_per_connection`.
+    /// [`may_monitor`](Self::may_monitor) must have said that it may.
     pub(crate) fn begin_monitoring(&mut self, id: PeerId, rules: Vec<MatchRule>) {
         // An answer to a monitor would come twice: to the caller, and as what the monitor sees.
         self.forget_caller(id);
@@ -324,8 +363,9 @@ impl Broker {
         } else {
             rules
         };
+        let user = self.uid(id);
         for rule in rules {
-            self.subscriptions.add_filter(id, rule);
+            self.subscriptions.add_filter(id, user, rule);
         }
     }
 

@@ -2,7 +2,7 @@ use std::sync::{Arc, Weak};
 
 use bus_daemon::broker::{Action, Event, Fds};
 use bus_daemon::config::Config;
-use bus_wire::MessageBuilder;
+use bus_wire::{Flags, MessageBuilder};
 use bytes::Bytes;
 
 use crate::bus::{Bus, Who, check, check_with, config};
@@ -273,4 +273,45 @@ fn with_unknown_field(message: &[u8], bytes: u32) -> Vec<u8> {
     out.resize(out.len().next_multiple_of(8), 0);
     out.extend_from_slice(&message[fields_end.next_multiple_of(8)..]);
     out
+}
+
+/// Each set of keys is a question that every message asks. A user has usual ones without end, and of others a number.
+#[test]
+fn sets_of_keys_of_match_rules_are_limited() {
+    check(|bus| {
+        let (one, other) = (bus.connect(), bus.connect());
+        let various = |number: u32| {
+            let keys = (1..13).filter(|bit| number & (1 << bit) != 0);
+            keys.map(|index| format!("arg{index}='x',")).collect::<String>() + "member='S'"
+        };
+        for who in [one, other] {
+            let mine = (1..2049).filter(|number| (number % 3 == 0) == (who == one));
+            let calls = mine.flat_map(|number| {
+                let call = MessageBuilder::method_call("/org/freedesktop/DBus", "AddMatch")
+                    .interface("org.freedesktop.DBus")
+                    .destination("org.freedesktop.DBus")
+                    .flags(Flags::NO_REPLY_EXPECTED)
+                    .serial(1_u32)
+                    .body(|w| {
+                        w.str(&various(2 * number));
+                    });
+                call.build().unwrap()
+            });
+            bus.bytes(who, &calls.collect::<Vec<u8>>(), &[]);
+        }
+        bus.driver(one, "AddMatch", |w| {
+            w.str(&various(2 * 2049));
+        });
+        let got = bus.read(one);
+        assert!(got[0].starts_with("error LimitsExceeded"), "{got:?}");
+        bus.add_match(one, &various(4));
+        bus.add_match(
+            one,
+            "sender='a.b',path_namespace='/a/b',member='S',interface='a.b'",
+        );
+        bus.driver(one, "RemoveMatch", |w| {
+            w.str(&various(6));
+        });
+        assert!(bus.read(one)[0].starts_with("return"));
+    });
 }

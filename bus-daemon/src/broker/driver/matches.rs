@@ -3,13 +3,11 @@
 use bus_wire::{MatchRule, MatchRuleError};
 
 use super::{Call, Fault};
-use crate::broker::{Broker, TooManyRules};
+use crate::broker::{Broker, RuleRefusal};
 
 pub(super) fn add_match(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {
     let rule = rule(call.message.body().read_str()?)?;
-    broker
-        .add_match(call.caller, rule)
-        .map_err(|TooManyRules| too_many(broker))?;
+    broker.add_match(call.caller, rule).map_err(refused)?;
     broker.send_driver_reply(call.caller, call.message, |_| ());
     Ok(())
 }
@@ -51,10 +49,13 @@ pub(super) fn become_monitor(broker: &mut Broker, call: Call<'_>) -> Result<(), 
             "BecomeMonitor does not support any flags yet",
         ));
     }
-    if texts.len() as u64 > broker.config().limits.max_match_rules_per_connection {
-        return Err(too_many(broker));
+    // Before they are read: so many are not worth it.
+    let limit = broker.config().limits.max_match_rules_per_connection;
+    if texts.len() as u64 > limit {
+        return Err(refused(RuleRefusal::TooMany(limit)));
     }
     let rules = texts.into_iter().map(rule).collect::<Result<Vec<_>, _>>()?;
+    broker.may_monitor(call.caller, &rules).map_err(refused)?;
     broker.send_driver_reply(call.caller, call.message, |_| ());
     broker.begin_monitoring(call.caller, rules);
     Ok(())
@@ -69,9 +70,6 @@ fn rule(text: &str) -> Result<MatchRule, Fault> {
     })
 }
 
-fn too_many(broker: &Broker) -> Fault {
-    let limit = broker.config().limits.max_match_rules_per_connection;
-    Fault::limits_exceeded(format!(
-        "The connection has as many match rules as it may have (max_match_rules_per_connection={limit})"
-    ))
+fn refused(reason: RuleRefusal) -> Fault {
+    Fault::limits_exceeded(reason.to_string())
 }

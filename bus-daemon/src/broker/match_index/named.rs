@@ -6,7 +6,7 @@ use bus_wire::MatchRule;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
-use super::table::RuleId;
+use super::form::RuleId;
 
 /// The rules by the unique names in their `sender` and `destination`: a unique name is never used again, so they are
 /// dead when it goes.

@@ -6,29 +6,30 @@ use bus_wire::match_rule::{Arg, MAX_ARGUMENT};
 use bus_wire::{BodyReader, MatchRule, Message};
 use smallvec::SmallVec;
 
-use super::Facts;
+use super::side::{Facts, Side};
 
-/// Whether the rule matches. `sender` is the one of the sender's names that the rule was found by.
-pub(super) fn matches(rule: &MatchRule, facts: &Facts<'_>, sender: Option<&str>, body: &Body<'_>) -> bool {
+/// Whether the rule matches.
+pub(super) fn matches(rule: &MatchRule, facts: &Facts<'_>, body: &Body<'_>) -> bool {
     let message = facts.message;
     let same = |expected: &Option<Box<str>>, found: Option<&str>| match expected {
         Some(expected) => found == Some(expected),
+        None => true,
+    };
+    let is_one_of = |expected: &Option<Box<str>>, side: &Side<'_>| match expected {
+        Some(expected) => side.has(expected),
         None => true,
     };
     rule.message_type
         .is_none_or(|expected| expected == message.message_type())
         && same(&rule.interface, message.interface())
         && same(&rule.member, message.member())
-        && same(&rule.sender, sender)
+        && is_one_of(&rule.sender, &facts.sender)
         && rule
             .path
             .as_ref()
             .is_none_or(|path| message.path().is_some_and(|found| path.matches(found)))
-        && rule
-            .destination
-            .as_deref()
-            .is_none_or(|name| facts.destination_names.contains(&name))
-        && rule.matches_args(|index| body.argument(index))
+        && is_one_of(&rule.destination, &facts.destination)
+        && rule.matches_args(|index| body.argument(index).flatten())
 }
 
 /// The arguments of a message, read as far as a rule asks for them.
@@ -48,22 +49,15 @@ impl<'a> Body<'a> {
         }))
     }
 
-    /// The first argument, if it is a STRING.
-    pub(super) fn arg0(&self) -> Option<&'a str> {
-        match self.argument(0)? {
-            Arg::Str(text) => Some(text),
-            Arg::ObjectPath(_) => None,
-        }
-    }
-
-    fn argument(&self, index: u8) -> Option<Arg<'a>> {
+    /// An argument by its index: `None` behind the last, `Some(None)` for one that is neither a STRING nor an OBJECT_PATH.
+    pub(super) fn argument(&self, index: u8) -> Option<Option<Arg<'a>>> {
         let mut read = self.0.borrow_mut();
         let index = usize::from(index.min(MAX_ARGUMENT));
         while read.arguments.len() <= index {
             let next = read.next()?;
             read.arguments.push(next);
         }
-        read.arguments[index]
+        Some(read.arguments[index])
     }
 }
 
