@@ -13,6 +13,15 @@ pub(crate) fn validate_body<const BIG: bool>(
     start: usize,
     signature: &[u8],
 ) -> Result<(), MessageError> {
+    validate_in_one_go::<BIG>(message, start, signature)
+}
+
+#[inline]
+pub(crate) fn validate_in_one_go<const BIG: bool>(
+    message: &[u8],
+    start: usize,
+    signature: &[u8],
+) -> Result<(), MessageError> {
     let mut input = Validator::<BIG>::new(message, start);
     let mut at = 0;
     while at < signature.len() {

@@ -1,0 +1,558 @@
+//! Whether bytes that are still arriving are values of the types that a signature says (specification, "Marshaling").
+
+use smallvec::SmallVec;
+
+use crate::error::MessageError;
+use crate::limits::{MAX_ARRAY, MAX_DEPTH};
+use crate::names::{self, NameError, PathSoFar};
+use crate::signature::{self, SignatureError, alignment, fixed_size};
+
+/// How far the values of one signature were validated: plain values, to be continued when more bytes are there.
+///
+/// It comes to the same verdict as [`Validator`](super::validate::Validator), with the same error, however the bytes
+/// arrive. The work for a byte is bounded, whatever the signature is: no type is scanned for its end, structs that begin
+/// or end together are one step, and the elements of an array that are valid whatever their bytes are not looked at.
+#[derive(Debug, Clone)]
+pub(crate) struct Progress {
+    place: Place,
+    /// The signatures of the body and of the variants around the next value, one behind the other.
+    program: SmallVec<[Op; 24]>,
+    /// The arrays and variants around the next value. Structs need none: the signature says where they end.
+    levels: SmallVec<[Level; 4]>,
+    /// A text of which a part was validated.
+    text: Option<Text>,
+}
+
+/// A type code, and how many codes the complete type has that begins with it (where it is an array).
+#[derive(Debug, Clone, Copy)]
+struct Op {
+    code: u8,
+    length: u8,
+}
+
+/// Where the next value is, and what is around it.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// Offset in the message. Behind the bytes that have arrived where these need not be looked at.
+    at: usize,
+    /// Index of its type in the program.
+    pc: usize,
+    /// How many containers are around it.
+    depth: u32,
+    /// Where the innermost array ends, or else all values do.
+    limit: usize,
+    /// Index in the program behind the type of an element, of a variant's value, or of all values.
+    stop: usize,
+    /// Index in the program of an element's type; `None` within a variant, or outside of all.
+    element: Option<usize>,
+}
+
+/// What is around an array or a variant.
+#[derive(Debug, Clone, Copy)]
+struct Level {
+    depth: u32,
+    limit: u32,
+    stop: u16,
+    element: Option<u16>,
+    /// Index in the program behind the array's or variant's type.
+    back: u16,
+    /// How long the program was.
+    kept: u16,
+}
+
+/// A string or object path that has not arrived completely.
+#[derive(Debug, Clone)]
+struct Text {
+    start: usize,
+    end: usize,
+    /// Up to where it was validated.
+    checked: usize,
+    content: Content,
+}
+
+/// What is known of a text so far.
+#[derive(Debug, Clone)]
+enum Content {
+    String { is_utf8: bool, nul_at: Option<usize> },
+    Path(Result<PathSoFar, NameError>),
+}
+
+/// Why it does not go on.
+enum Stop {
+    /// More bytes are needed.
+    More,
+    Fault(MessageError),
+}
+
+impl From<MessageError> for Stop {
+    fn from(fault: MessageError) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl Progress {
+    /// At the beginning of the values of `signature`, which is valid; they begin at `at`, lie within `depth` containers, and
+    /// end at `limit` at the latest (offsets in the message).
+    pub(crate) fn new(signature: &[u8], at: usize, depth: u32, limit: usize) -> Self {
+        let mut program = SmallVec::new();
+        compile(signature, &mut program);
+        Self {
+            place: Place {
+                at,
+                pc: 0,
+                depth,
+                limit,
+                stop: signature.len(),
+                element: None,
+            },
+            program,
+            levels: SmallVec::new(),
+            text: None,
+        }
+    }
+
+    /// Goes on as far as the message has arrived. Returns where the values end, once they are all validated.
+    ///
+    /// # Errors
+    /// The first thing that is wrong. There is no way to go on.
+    pub(crate) fn advance<const BIG: bool>(&mut self, have: &[u8]) -> Result<Option<usize>, MessageError> {
+        let mut walk = Walk::<BIG> {
+            have,
+            place: self.place,
+            program: &mut self.program,
+            levels: &mut self.levels,
+            text: &mut self.text,
+        };
+        let result = walk.run();
+        self.place = walk.place;
+        match result {
+            Ok(()) => Ok(Some(self.place.at)),
+            Err(Stop::More) => Ok(None),
+            Err(Stop::Fault(fault)) => Err(fault),
+        }
+    }
+}
+
+/// Appends the codes of a valid signature.
+fn compile(signature: &[u8], program: &mut SmallVec<[Op; 24]>) {
+    let base = program.len();
+    program.extend(signature.iter().map(|&code| Op { code, length: 1 }));
+    let ops = &mut program[base..];
+    // From the end, so that what an array or struct consists of is known when its beginning is met.
+    let mut closed = SmallVec::<[u8; 8]>::new();
+    for at in (0..ops.len()).rev() {
+        let length = match ops[at].code {
+            b')' | b'}' => {
+                closed.push(at as u8);
+                1
+            }
+            b'(' | b'{' => closed.pop().map_or(1, |end| end - at as u8 + 1),
+            b'a' => ops.get(at + 1).map_or(1, |element| element.length + 1),
+            _ => 1,
+        };
+        ops[at].length = length;
+    }
+}
+
+/// A [`Progress`] under way.
+struct Walk<'a, const BIG: bool> {
+    have: &'a [u8],
+    place: Place,
+    program: &'a mut SmallVec<[Op; 24]>,
+    levels: &'a mut SmallVec<[Level; 4]>,
+    text: &'a mut Option<Text>,
+}
+
+impl<'a, const BIG: bool> Walk<'a, BIG> {
+    fn run(&mut self) -> Result<(), Stop> {
+        if self.text.is_some() {
+            self.go_on_with_text()?;
+        }
+        loop {
+            if self.place.pc == self.place.stop {
+                match self.place.element {
+                    Some(element) if self.place.at < self.place.limit => self.place.pc = element,
+                    _ => match self.levels.pop() {
+                        Some(level) => self.leave(level),
+                        None => return Ok(()),
+                    },
+                }
+                continue;
+            }
+            let code = self.program[self.place.pc].code;
+            match code {
+                b'(' | b'{' => self.open()?,
+                b')' | b'}' => self.close(),
+                b'a' => self.array()?,
+                b'v' => self.variant()?,
+                _ => match self.basic(code, self.place.at) {
+                    Ok(end) => {
+                        self.place.at = end;
+                        self.place.pc += 1;
+                    }
+                    Err(Stop::More) if matches!(code, b's' | b'o') => {
+                        self.begin_text(code == b'o')?;
+                        self.go_on_with_text()?;
+                    }
+                    Err(stop) => return Err(stop),
+                },
+            }
+        }
+    }
+
+    /// Behind the last value of an array or variant.
+    #[inline]
+    fn leave(&mut self, level: Level) {
+        self.program.truncate(level.kept.into());
+        self.place = Place {
+            at: self.place.at,
+            pc: level.back.into(),
+            depth: level.depth,
+            limit: level.limit as usize,
+            stop: level.stop.into(),
+            element: level.element.map(usize::from),
+        };
+    }
+
+    /// Into an array or variant, from which it goes on at `back`.
+    #[inline]
+    fn enter(&mut self, back: usize, kept: usize, inside: Place) {
+        let outside = std::mem::replace(&mut self.place, inside);
+        self.levels.push(Level {
+            depth: outside.depth,
+            limit: outside.limit as u32,
+            stop: outside.stop as u16,
+            element: outside.element.map(|element| element as u16),
+            back: back as u16,
+            kept: kept as u16,
+        });
+    }
+
+    /// Structs and dict entries that begin here.
+    #[inline]
+    fn open(&mut self) -> Result<(), Stop> {
+        self.deeper()?;
+        self.place.at = self.aligned(self.place.at, 8)?;
+        loop {
+            self.place.pc += 1;
+            self.place.depth += 1;
+            if !matches!(self.program[self.place.pc].code, b'(' | b'{') {
+                return Ok(());
+            }
+            self.deeper()?;
+        }
+    }
+
+    /// Structs and dict entries that end here; at most one of them is an element, and then the last.
+    #[inline]
+    fn close(&mut self) {
+        while self.place.pc < self.place.stop && matches!(self.program[self.place.pc].code, b')' | b'}') {
+            self.place.pc += 1;
+            self.place.depth -= 1;
+        }
+    }
+
+    #[inline]
+    fn array(&mut self) -> Result<(), Stop> {
+        self.deeper()?;
+        let (after, length) = self.u32(self.place.at)?;
+        let length = length as usize;
+        if length > MAX_ARRAY {
+            let at = after - 4;
+            return Err(MessageError::ArrayTooLong { at, length }.into());
+        }
+        let op = self.program[self.place.pc];
+        let element = self.place.pc + 1;
+        let back = self.place.pc + usize::from(op.length);
+        let code = self.program[element].code;
+        // There also before an array without elements, and not part of its length.
+        let start = self.aligned(after, alignment(code))?;
+        let size = fixed_size(code);
+        if size.is_some_and(|size| !length.is_multiple_of(size)) {
+            return Err(MessageError::Truncated { at: start + length }.into());
+        }
+        self.fits(start, length)?;
+        if size.is_some() || length == 0 {
+            self.place.at = start + length;
+            self.place.pc = back;
+            return Ok(());
+        }
+        let inside = Place {
+            at: start,
+            pc: element,
+            depth: self.place.depth + 1,
+            limit: start + length,
+            stop: back,
+            element: Some(element),
+        };
+        self.enter(back, self.program.len(), inside);
+        Ok(())
+    }
+
+    #[inline]
+    fn variant(&mut self) -> Result<(), Stop> {
+        self.deeper()?;
+        let at = self.place.at;
+        let (end, text) = self.signature_text(at)?;
+        signature::check_single(text).map_err(|cause| {
+            let at = at + 1;
+            if cause == SignatureError::NotSingle {
+                MessageError::VariantSignature { at }
+            } else {
+                MessageError::Signature { at, cause }
+            }
+        })?;
+        // Most variants hold a basic type, and are whole.
+        if let [code] = text
+            && signature::is_basic(*code)
+        {
+            match self.basic(*code, end) {
+                Ok(end) => {
+                    self.place.at = end;
+                    self.place.pc += 1;
+                    return Ok(());
+                }
+                Err(Stop::More) => {}
+                Err(fault) => return Err(fault),
+            }
+        }
+        let kept = self.program.len();
+        compile(text, self.program);
+        let inside = Place {
+            at: end,
+            pc: kept,
+            depth: self.place.depth + 1,
+            limit: self.place.limit,
+            stop: self.program.len(),
+            element: None,
+        };
+        self.enter(self.place.pc + 1, kept, inside);
+        Ok(())
+    }
+
+    /// A value of a type that is no container, at `at`; returns where it ends.
+    #[inline]
+    fn basic(&self, code: u8, at: usize) -> Result<usize, Stop> {
+        if let Some(size) = fixed_size(code) {
+            let start = self.aligned(at, size)?;
+            self.fits(start, size)?;
+            return Ok(start + size);
+        }
+        match code {
+            b'b' => match self.u32(at)? {
+                (end, 0 | 1) => Ok(end),
+                (end, value) => Err(MessageError::Boolean { at: end - 4, value }.into()),
+            },
+            b'g' => {
+                let (end, text) = self.signature_text(at)?;
+                let at = at + 1;
+                signature::check(text).map_err(|cause| MessageError::Signature { at, cause })?;
+                Ok(end)
+            }
+            _ => self.whole_text(code == b'o', at),
+        }
+    }
+
+    /// A string or object path.
+    #[inline]
+    fn whole_text(&self, is_path: bool, at: usize) -> Result<usize, Stop> {
+        let (at, length) = self.u32(at)?;
+        let (end, text) = self.terminated(at, length as usize)?;
+        if is_path {
+            names::check_object_path(text).map_err(|cause| bad_path(at, cause))?;
+            return Ok(end);
+        }
+        if simdutf8::basic::from_utf8(text).is_err() {
+            return Err(MessageError::Utf8 { at }.into());
+        }
+        match nul(text) {
+            None => Ok(end),
+            Some(nul) => Err(MessageError::Nul { at: at + nul }.into()),
+        }
+    }
+
+    /// A string or object path that is not whole yet.
+    #[cold]
+    fn begin_text(&mut self, is_path: bool) -> Result<(), Stop> {
+        let (start, length) = self.u32(self.place.at)?;
+        let end = start + length as usize;
+        *self.text = Some(Text {
+            start,
+            end,
+            checked: start,
+            content: if is_path {
+                Content::Path(Ok(PathSoFar::default()))
+            } else {
+                Content::String {
+                    is_utf8: true,
+                    nul_at: None,
+                }
+            },
+        });
+        Ok(())
+    }
+
+    #[cold]
+    fn go_on_with_text(&mut self) -> Result<(), Stop> {
+        let Some(text) = self.text.as_mut() else {
+            return Ok(());
+        };
+        text.advance(self.have);
+        let (start, length) = (text.start, text.end - text.start);
+        // What is wrong behind a text comes before what is wrong within.
+        let (after, _) = self.terminated(start, length)?;
+        if let Some(text) = self.text.take() {
+            text.verdict()?;
+        }
+        self.place.at = after;
+        self.place.pc += 1;
+        Ok(())
+    }
+
+    /// The text of a signature, and where the signature ends; nothing is known of its bytes.
+    #[inline]
+    fn signature_text(&self, at: usize) -> Result<(usize, &'a [u8]), Stop> {
+        self.fits(at, 1)?;
+        let length = *self.have.get(at).ok_or(Stop::More)?;
+        self.terminated(at + 1, length.into())
+    }
+
+    /// The text of this length, and where the nul behind it ends.
+    #[inline]
+    fn terminated(&self, at: usize, length: usize) -> Result<(usize, &'a [u8]), Stop> {
+        self.fits(at, length)?;
+        let end = at + length;
+        self.fits(end, 1)?;
+        match self.have.get(end).ok_or(Stop::More)? {
+            0 => Ok((end + 1, &self.have[at..end])),
+            _ => Err(MessageError::NotTerminated { at: end }.into()),
+        }
+    }
+
+    /// Aligned; returns where it ends, too.
+    #[inline]
+    fn u32(&self, at: usize) -> Result<(usize, u32), Stop> {
+        let start = self.aligned(at, 4)?;
+        self.fits(start, 4)?;
+        let bytes = self.have.get(start..).and_then(|rest| rest.first_chunk());
+        let bytes = *bytes.ok_or(Stop::More)?;
+        let value = if BIG {
+            u32::from_be_bytes(bytes)
+        } else {
+            u32::from_le_bytes(bytes)
+        };
+        Ok((start + 4, value))
+    }
+
+    /// Behind the padding.
+    #[inline]
+    fn aligned(&self, at: usize, alignment: usize) -> Result<usize, Stop> {
+        let length = at.wrapping_neg() & (alignment - 1);
+        if length == 0 {
+            return Ok(at);
+        }
+        self.fits(at, length)?;
+        let end = at + length;
+        let padding = self.have.get(at..end).ok_or(Stop::More)?;
+        match padding.iter().position(|&byte| byte != 0) {
+            None => Ok(end),
+            Some(index) => Err(MessageError::Padding { at: at + index }.into()),
+        }
+    }
+
+    /// Whether so many bytes lie within what is around them; whether they have arrived is another question.
+    #[inline]
+    fn fits(&self, at: usize, length: usize) -> Result<(), Stop> {
+        if length > self.place.limit - at {
+            return Err(MessageError::Truncated { at }.into());
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn deeper(&self) -> Result<(), Stop> {
+        if self.place.depth < MAX_DEPTH {
+            Ok(())
+        } else {
+            Err(MessageError::TooDeep { at: self.place.at }.into())
+        }
+    }
+}
+
+impl Text {
+    /// Looks at what has arrived.
+    fn advance(&mut self, have: &[u8]) {
+        let upto = have.len().min(self.end);
+        if upto <= self.checked {
+            return;
+        }
+        let mut bytes = &have[self.checked..upto];
+        match &mut self.content {
+            Content::Path(path) => {
+                if let Ok(so_far) = path {
+                    *path = so_far.extended(bytes);
+                }
+            }
+            Content::String { is_utf8, nul_at } => {
+                if upto < self.end {
+                    bytes = whole_characters(bytes);
+                }
+                *is_utf8 = *is_utf8 && simdutf8::basic::from_utf8(bytes).is_ok();
+                if nul_at.is_none() {
+                    *nul_at = nul(bytes).map(|index| self.checked + index);
+                }
+            }
+        }
+        self.checked += bytes.len();
+    }
+
+    /// Whether the text, which is whole, is valid.
+    fn verdict(&self) -> Result<(), MessageError> {
+        match self.content {
+            Content::Path(path) => path
+                .and_then(PathSoFar::finish)
+                .map_err(|cause| bad_path(self.start, cause)),
+            Content::String { is_utf8: false, .. } => Err(MessageError::Utf8 { at: self.start }),
+            Content::String { nul_at: Some(at), .. } => Err(MessageError::Nul { at }),
+            Content::String { .. } => Ok(()),
+        }
+    }
+}
+
+/// Without the beginning of a character at the end.
+fn whole_characters(bytes: &[u8]) -> &[u8] {
+    for (index, byte) in bytes.iter().enumerate().rev().take(3) {
+        let length = match byte {
+            0x80..=0xbf => continue,
+            0xc0..=0xdf => 2,
+            0xe0..=0xef => 3,
+            0xf0.. => 4,
+            _ => 1,
+        };
+        if index + length > bytes.len() {
+            return &bytes[..index];
+        }
+        break;
+    }
+    bytes
+}
+
+/// Where a text has a nul byte.
+#[inline]
+fn nul(text: &[u8]) -> Option<usize> {
+    // `contains` of bytes is memchr; the search for the place is only for the error.
+    if text.contains(&0) {
+        text.iter().position(|&byte| byte == 0)
+    } else {
+        None
+    }
+}
+
+#[cold]
+fn bad_path(at: usize, cause: NameError) -> MessageError {
+    MessageError::Name {
+        at,
+        what: "an object path",
+        cause,
+    }
+}
