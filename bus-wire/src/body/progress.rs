@@ -16,18 +16,19 @@ use crate::signature::{self, SignatureError, alignment, fixed_size};
 pub(crate) struct Progress {
     place: Place,
     /// The signatures of the body and of the variants around the next value, one behind the other.
-    program: SmallVec<[Op; 24]>,
+    program: Vec<Op>,
     /// The arrays and variants around the next value. Structs need none: the signature says where they end.
-    levels: SmallVec<[Level; 4]>,
+    levels: Vec<Level>,
     /// A text of which a part was validated.
     text: Option<Text>,
 }
 
-/// A type code, and how many codes the complete type has that begins with it (where it is an array).
+/// A type code.
 #[derive(Debug, Clone, Copy)]
 struct Op {
     code: u8,
-    length: u8,
+    /// Of an array: of how many codes its type consists. Of others: how many codes are dealt with together.
+    count: u8,
 }
 
 /// Where the next value is, and what is around it.
@@ -78,23 +79,19 @@ enum Content {
 }
 
 /// Why it does not go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stop {
     /// More bytes are needed.
     More,
-    Fault(MessageError),
-}
-
-impl From<MessageError> for Stop {
-    fn from(fault: MessageError) -> Self {
-        Self::Fault(fault)
-    }
+    /// [`Walk::fault`] says what is wrong: apart, so that results fit into registers.
+    Fault,
 }
 
 impl Progress {
     /// At the beginning of the values of `signature`, which is valid; they begin at `at`, lie within `depth` containers, and
     /// end at `limit` at the latest (offsets in the message).
     pub(crate) fn new(signature: &[u8], at: usize, depth: u32, limit: usize) -> Self {
-        let mut program = SmallVec::new();
+        let mut program = Vec::new();
         compile(signature, &mut program);
         Self {
             place: Place {
@@ -106,7 +103,7 @@ impl Progress {
                 element: None,
             },
             program,
-            levels: SmallVec::new(),
+            levels: Vec::new(),
             text: None,
         }
     }
@@ -122,35 +119,69 @@ impl Progress {
             program: &mut self.program,
             levels: &mut self.levels,
             text: &mut self.text,
+            fault: None,
         };
         let result = walk.run();
-        self.place = walk.place;
-        match result {
-            Ok(()) => Ok(Some(self.place.at)),
-            Err(Stop::More) => Ok(None),
-            Err(Stop::Fault(fault)) => Err(fault),
+        let (place, fault) = (walk.place, walk.fault);
+        self.place = place;
+        match fault {
+            Some(fault) => Err(fault),
+            None => Ok(result.is_ok().then_some(place.at)),
         }
     }
 }
 
 /// Appends the codes of a valid signature.
-fn compile(signature: &[u8], program: &mut SmallVec<[Op; 24]>) {
+fn compile(signature: &[u8], program: &mut Vec<Op>) {
     let base = program.len();
-    program.extend(signature.iter().map(|&code| Op { code, length: 1 }));
+    program.extend(signature.iter().map(|&code| Op { code, count: 1 }));
     let ops = &mut program[base..];
+    if ops.len() > 1 {
+        count_types(ops);
+        count_runs(ops);
+    }
+}
+
+/// Counts the codes of each complete type that begins with an array or struct. The end of a struct that is an element gets
+/// 0.
+fn count_types(ops: &mut [Op]) {
     // From the end, so that what an array or struct consists of is known when its beginning is met.
-    let mut closed = SmallVec::<[u8; 8]>::new();
+    let mut ends = SmallVec::<[u8; 8]>::new();
     for at in (0..ops.len()).rev() {
-        let length = match ops[at].code {
-            b')' | b'}' => {
-                closed.push(at as u8);
-                1
+        match ops[at].code {
+            b')' | b'}' => ends.push(at as u8),
+            b'(' | b'{' => {
+                let end = ends.pop().map_or(at, usize::from);
+                ops[at].count = (end - at + 1) as u8;
+                if at > 0 && ops[at - 1].code == b'a' {
+                    ops[end].count = 0;
+                }
             }
-            b'(' | b'{' => closed.pop().map_or(1, |end| end - at as u8 + 1),
-            b'a' => ops.get(at + 1).map_or(1, |element| element.length + 1),
-            _ => 1,
+            b'a' => ops[at].count = ops.get(at + 1).map_or(1, |element| element.count + 1),
+            _ => {}
+        }
+    }
+}
+
+/// Counts structs that begin or end together, and values of the same fixed size behind each other.
+fn count_runs(ops: &mut [Op]) {
+    for at in (0..ops.len() - 1).rev() {
+        let next = ops[at + 1];
+        let op = &mut ops[at];
+        op.count = match op.code {
+            b'a' => continue,
+            b'(' | b'{' if matches!(next.code, b'(' | b'{') => next.count + 1,
+            // The next element comes behind the last of them.
+            b')' | b'}' if op.count == 0 => 1,
+            b')' | b'}' if matches!(next.code, b')' | b'}') => next.count + 1,
+            code => match fixed_size(code) {
+                Some(size) if fixed_size(next.code) == Some(size) => next.count + 1,
+                _ => 1,
+            },
         };
-        ops[at].length = length;
+    }
+    if let Some(last) = ops.last_mut() {
+        last.count = 1;
     }
 }
 
@@ -158,9 +189,10 @@ fn compile(signature: &[u8], program: &mut SmallVec<[Op; 24]>) {
 struct Walk<'a, const BIG: bool> {
     have: &'a [u8],
     place: Place,
-    program: &'a mut SmallVec<[Op; 24]>,
-    levels: &'a mut SmallVec<[Level; 4]>,
+    program: &'a mut Vec<Op>,
+    levels: &'a mut Vec<Level>,
     text: &'a mut Option<Text>,
+    fault: Option<MessageError>,
 }
 
 impl<'a, const BIG: bool> Walk<'a, BIG> {
@@ -173,28 +205,30 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
                 match self.place.element {
                     Some(element) if self.place.at < self.place.limit => self.place.pc = element,
                     _ => match self.levels.pop() {
-                        Some(level) => self.leave(level),
+                        Some(level) => {
+                            self.leave(level);
+                            continue;
+                        }
                         None => return Ok(()),
                     },
                 }
-                continue;
             }
-            let code = self.program[self.place.pc].code;
-            match code {
-                b'(' | b'{' => self.open()?,
-                b')' | b'}' => self.close(),
-                b'a' => self.array()?,
+            let op = self.program[self.place.pc];
+            match op.code {
+                b'(' | b'{' => self.open(op.count)?,
+                b')' | b'}' => {
+                    self.place.pc += usize::from(op.count);
+                    self.place.depth -= u32::from(op.count);
+                }
+                b'a' => self.array(op.count)?,
                 b'v' => self.variant()?,
-                _ => match self.basic(code, self.place.at) {
-                    Ok(end) => {
-                        self.place.at = end;
+                b's' | b'o' => self.text(op.code)?,
+                code => match fixed_size(code) {
+                    Some(size) => self.fixed(size, op.count)?,
+                    None => {
+                        self.place.at = self.basic(code, self.place.at)?;
                         self.place.pc += 1;
                     }
-                    Err(Stop::More) if matches!(code, b's' | b'o') => {
-                        self.begin_text(code == b'o')?;
-                        self.go_on_with_text()?;
-                    }
-                    Err(stop) => return Err(stop),
                 },
             }
         }
@@ -228,48 +262,49 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
         });
     }
 
-    /// Structs and dict entries that begin here.
+    /// So many structs and dict entries that begin here.
     #[inline]
-    fn open(&mut self) -> Result<(), Stop> {
-        self.deeper()?;
+    fn open(&mut self, count: u8) -> Result<(), Stop> {
+        self.deeper(self.place.depth, self.place.at)?;
         self.place.at = self.aligned(self.place.at, 8)?;
-        loop {
-            self.place.pc += 1;
-            self.place.depth += 1;
-            if !matches!(self.program[self.place.pc].code, b'(' | b'{') {
-                return Ok(());
-            }
-            self.deeper()?;
-        }
+        self.deeper(self.place.depth + u32::from(count) - 1, self.place.at)?;
+        self.place.pc += usize::from(count);
+        self.place.depth += u32::from(count);
+        Ok(())
     }
 
-    /// Structs and dict entries that end here; at most one of them is an element, and then the last.
+    /// So many values of a fixed size: there is nothing to see but the padding before them.
     #[inline]
-    fn close(&mut self) {
-        while self.place.pc < self.place.stop && matches!(self.program[self.place.pc].code, b')' | b'}') {
-            self.place.pc += 1;
-            self.place.depth -= 1;
+    fn fixed(&mut self, size: usize, count: u8) -> Result<(), Stop> {
+        let start = self.aligned(self.place.at, size)?;
+        let (mut length, mut count) = (size * usize::from(count), usize::from(count));
+        if length > self.place.limit - start {
+            // Which of them it is that ends outside is part of the verdict.
+            (length, count) = (size, 1);
+            self.fits(start, length)?;
         }
+        self.place.at = start + length;
+        self.place.pc += count;
+        Ok(())
     }
 
     #[inline]
-    fn array(&mut self) -> Result<(), Stop> {
-        self.deeper()?;
+    fn array(&mut self, type_length: u8) -> Result<(), Stop> {
+        self.deeper(self.place.depth, self.place.at)?;
         let (after, length) = self.u32(self.place.at)?;
         let length = length as usize;
         if length > MAX_ARRAY {
             let at = after - 4;
-            return Err(MessageError::ArrayTooLong { at, length }.into());
+            return Err(self.fault(MessageError::ArrayTooLong { at, length }));
         }
-        let op = self.program[self.place.pc];
         let element = self.place.pc + 1;
-        let back = self.place.pc + usize::from(op.length);
+        let back = self.place.pc + usize::from(type_length);
         let code = self.program[element].code;
         // There also before an array without elements, and not part of its length.
         let start = self.aligned(after, alignment(code))?;
         let size = fixed_size(code);
-        if size.is_some_and(|size| !length.is_multiple_of(size)) {
-            return Err(MessageError::Truncated { at: start + length }.into());
+        if size.is_some_and(|size| length & (size - 1) != 0) {
+            return Err(self.fault(MessageError::Truncated { at: start + length }));
         }
         self.fits(start, length)?;
         if size.is_some() || length == 0 {
@@ -291,17 +326,16 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
 
     #[inline]
     fn variant(&mut self) -> Result<(), Stop> {
-        self.deeper()?;
-        let at = self.place.at;
-        let (end, text) = self.signature_text(at)?;
-        signature::check_single(text).map_err(|cause| {
-            let at = at + 1;
-            if cause == SignatureError::NotSingle {
-                MessageError::VariantSignature { at }
-            } else {
-                MessageError::Signature { at, cause }
+        let (mut depth, mut at) = (self.place.depth, self.place.at);
+        let (end, text) = loop {
+            self.deeper(depth, at)?;
+            let (end, text) = self.signature_text(at)?;
+            // A variant that is a variant's value ends where that does.
+            if text != b"v" {
+                break (end, text);
             }
-        })?;
+            (depth, at) = (depth + 1, end);
+        };
         // Most variants hold a basic type, and are whole.
         if let [code] = text
             && signature::is_basic(*code)
@@ -313,15 +347,22 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
                     return Ok(());
                 }
                 Err(Stop::More) => {}
-                Err(fault) => return Err(fault),
+                Err(Stop::Fault) => return Err(Stop::Fault),
             }
+        } else if let Err(cause) = signature::check_single(text) {
+            let at = at + 1;
+            return Err(self.fault(if cause == SignatureError::NotSingle {
+                MessageError::VariantSignature { at }
+            } else {
+                MessageError::Signature { at, cause }
+            }));
         }
         let kept = self.program.len();
         compile(text, self.program);
         let inside = Place {
             at: end,
             pc: kept,
-            depth: self.place.depth + 1,
+            depth: depth + 1,
             limit: self.place.limit,
             stop: self.program.len(),
             element: None,
@@ -330,9 +371,26 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
         Ok(())
     }
 
+    /// A string or object path that is an argument, a field or an element.
+    #[inline]
+    fn text(&mut self, code: u8) -> Result<(), Stop> {
+        match self.basic(code, self.place.at) {
+            Ok(end) => {
+                self.place.at = end;
+                self.place.pc += 1;
+                Ok(())
+            }
+            Err(Stop::More) => {
+                self.begin_text(code == b'o')?;
+                self.go_on_with_text()
+            }
+            Err(Stop::Fault) => Err(Stop::Fault),
+        }
+    }
+
     /// A value of a type that is no container, at `at`; returns where it ends.
     #[inline]
-    fn basic(&self, code: u8, at: usize) -> Result<usize, Stop> {
+    fn basic(&mut self, code: u8, at: usize) -> Result<usize, Stop> {
         if let Some(size) = fixed_size(code) {
             let start = self.aligned(at, size)?;
             self.fits(start, size)?;
@@ -341,33 +399,34 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
         match code {
             b'b' => match self.u32(at)? {
                 (end, 0 | 1) => Ok(end),
-                (end, value) => Err(MessageError::Boolean { at: end - 4, value }.into()),
+                (end, value) => Err(self.fault(MessageError::Boolean { at: end - 4, value })),
             },
             b'g' => {
                 let (end, text) = self.signature_text(at)?;
-                let at = at + 1;
-                signature::check(text).map_err(|cause| MessageError::Signature { at, cause })?;
-                Ok(end)
+                match signature::check(text) {
+                    Ok(()) => Ok(end),
+                    Err(cause) => Err(self.fault(MessageError::Signature { at: at + 1, cause })),
+                }
             }
-            _ => self.whole_text(code == b'o', at),
-        }
-    }
-
-    /// A string or object path.
-    #[inline]
-    fn whole_text(&self, is_path: bool, at: usize) -> Result<usize, Stop> {
-        let (at, length) = self.u32(at)?;
-        let (end, text) = self.terminated(at, length as usize)?;
-        if is_path {
-            names::check_object_path(text).map_err(|cause| bad_path(at, cause))?;
-            return Ok(end);
-        }
-        if simdutf8::basic::from_utf8(text).is_err() {
-            return Err(MessageError::Utf8 { at }.into());
-        }
-        match nul(text) {
-            None => Ok(end),
-            Some(nul) => Err(MessageError::Nul { at: at + nul }.into()),
+            b'o' => {
+                let (at, length) = self.u32(at)?;
+                let (end, text) = self.terminated(at, length as usize)?;
+                match names::check_object_path(text) {
+                    Ok(()) => Ok(end),
+                    Err(cause) => Err(self.fault(bad_path(at, cause))),
+                }
+            }
+            _ => {
+                let (at, length) = self.u32(at)?;
+                let (end, text) = self.terminated(at, length as usize)?;
+                if simdutf8::basic::from_utf8(text).is_err() {
+                    return Err(self.fault(MessageError::Utf8 { at }));
+                }
+                match nul(text) {
+                    None => Ok(end),
+                    Some(nul) => Err(self.fault(MessageError::Nul { at: at + nul })),
+                }
+            }
         }
     }
 
@@ -401,8 +460,8 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
         let (start, length) = (text.start, text.end - text.start);
         // What is wrong behind a text comes before what is wrong within.
         let (after, _) = self.terminated(start, length)?;
-        if let Some(text) = self.text.take() {
-            text.verdict()?;
+        if let Some(Err(fault)) = self.text.take().map(|text| text.verdict()) {
+            return Err(self.fault(fault));
         }
         self.place.at = after;
         self.place.pc += 1;
@@ -411,7 +470,7 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
 
     /// The text of a signature, and where the signature ends; nothing is known of its bytes.
     #[inline]
-    fn signature_text(&self, at: usize) -> Result<(usize, &'a [u8]), Stop> {
+    fn signature_text(&mut self, at: usize) -> Result<(usize, &'a [u8]), Stop> {
         self.fits(at, 1)?;
         let length = *self.have.get(at).ok_or(Stop::More)?;
         self.terminated(at + 1, length.into())
@@ -419,19 +478,20 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
 
     /// The text of this length, and where the nul behind it ends.
     #[inline]
-    fn terminated(&self, at: usize, length: usize) -> Result<(usize, &'a [u8]), Stop> {
+    fn terminated(&mut self, at: usize, length: usize) -> Result<(usize, &'a [u8]), Stop> {
         self.fits(at, length)?;
         let end = at + length;
         self.fits(end, 1)?;
-        match self.have.get(end).ok_or(Stop::More)? {
-            0 => Ok((end + 1, &self.have[at..end])),
-            _ => Err(MessageError::NotTerminated { at: end }.into()),
+        let have = self.have;
+        match have.get(end).ok_or(Stop::More)? {
+            0 => Ok((end + 1, &have[at..end])),
+            _ => Err(self.fault(MessageError::NotTerminated { at: end })),
         }
     }
 
     /// Aligned; returns where it ends, too.
     #[inline]
-    fn u32(&self, at: usize) -> Result<(usize, u32), Stop> {
+    fn u32(&mut self, at: usize) -> Result<(usize, u32), Stop> {
         let start = self.aligned(at, 4)?;
         self.fits(start, 4)?;
         let bytes = self.have.get(start..).and_then(|rest| rest.first_chunk());
@@ -446,7 +506,7 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
 
     /// Behind the padding.
     #[inline]
-    fn aligned(&self, at: usize, alignment: usize) -> Result<usize, Stop> {
+    fn aligned(&mut self, at: usize, alignment: usize) -> Result<usize, Stop> {
         let length = at.wrapping_neg() & (alignment - 1);
         if length == 0 {
             return Ok(at);
@@ -456,26 +516,34 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
         let padding = self.have.get(at..end).ok_or(Stop::More)?;
         match padding.iter().position(|&byte| byte != 0) {
             None => Ok(end),
-            Some(index) => Err(MessageError::Padding { at: at + index }.into()),
+            Some(index) => Err(self.fault(MessageError::Padding { at: at + index })),
         }
     }
 
     /// Whether so many bytes lie within what is around them; whether they have arrived is another question.
     #[inline]
-    fn fits(&self, at: usize, length: usize) -> Result<(), Stop> {
+    fn fits(&mut self, at: usize, length: usize) -> Result<(), Stop> {
         if length > self.place.limit - at {
-            return Err(MessageError::Truncated { at }.into());
+            return Err(self.fault(MessageError::Truncated { at }));
         }
         Ok(())
     }
 
+    /// Whether there may be a container within so many.
     #[inline]
-    fn deeper(&self) -> Result<(), Stop> {
-        if self.place.depth < MAX_DEPTH {
+    fn deeper(&mut self, depth: u32, at: usize) -> Result<(), Stop> {
+        if depth < MAX_DEPTH {
             Ok(())
         } else {
-            Err(MessageError::TooDeep { at: self.place.at }.into())
+            Err(self.fault(MessageError::TooDeep { at }))
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn fault(&mut self, fault: MessageError) -> Stop {
+        self.fault = Some(fault);
+        Stop::Fault
     }
 }
 
