@@ -52,14 +52,16 @@ struct Fields {
     codes: u16,
     /// Where the next field begins.
     at: usize,
-    /// The value of a long field that begins there.
     long: Option<LongField>,
+    /// The value of an unknown field: a variant of any type.
+    unknown: Progress,
 }
 
+/// A field that begins there, and is parsed as it arrives.
 #[derive(Debug, Clone)]
 enum LongField {
-    /// A field with an unknown code: a variant of any type.
-    Unknown(Progress),
+    /// One with an unknown code.
+    Unknown,
     /// The path, and where its text begins.
     Path(Progress, usize),
 }
@@ -123,6 +125,8 @@ impl Arrival {
                     codes: 0,
                     at: FIXED_HEADER,
                     long: None,
+                    // The array of fields and the struct that the field is are containers too.
+                    unknown: Progress::new(b"v", FIXED_HEADER, 2, self.lengths.fields_end()),
                 }));
             } else if have.len() >= self.lengths.header() {
                 let header = message::parse_header::<BIG>(have, self.lengths)?;
@@ -167,16 +171,18 @@ impl Fields {
             if self.long.is_none() && !self.begin_field::<BIG>(fields, end)? {
                 return Ok(None);
             }
-            if let Some(long) = &mut self.long {
-                let Some(at) = long.advance::<BIG>(fields)? else {
-                    return Ok(None);
-                };
-                if let LongField::Path(_, start) = long {
-                    self.header.note_path(*start, at - 1 - *start);
-                }
-                self.at = at;
-                self.long = None;
+            let end_of_long = match &mut self.long {
+                None => continue,
+                Some(LongField::Unknown) => self.unknown.advance::<BIG>(fields)?,
+                Some(LongField::Path(path, _)) => advance_path::<BIG>(path, fields)?,
+            };
+            let Some(at) = end_of_long else {
+                return Ok(None);
+            };
+            if let Some(LongField::Path(_, start)) = self.long.take() {
+                self.header.note_path(start, at - 1 - start);
             }
+            self.at = at;
         }
         if have.len() < lengths.header() {
             return Ok(None);
@@ -197,8 +203,8 @@ impl Fields {
         let code = input.byte()?;
         if code > field::UNIX_FDS {
             self.header.note_foreign_field();
-            // The array of fields and the struct that the field is are containers too.
-            self.long = Some(LongField::Unknown(Progress::new(b"v", begin + 1, 2, end)));
+            self.unknown.restart(begin + 1);
+            self.long = Some(LongField::Unknown);
             return Ok(true);
         }
         if let Some((type_code, length)) = long_text::<BIG>(input) {
@@ -229,21 +235,16 @@ fn long_text<const BIG: bool>(mut input: Validator<'_, BIG>) -> Option<(u8, usiz
     (length > SHORT_TEXT).then_some((type_code, length))
 }
 
-impl LongField {
-    /// Where the field ends, once it is there.
-    fn advance<const BIG: bool>(&mut self, fields: &[u8]) -> Result<Option<usize>, MessageError> {
-        match self {
-            Self::Unknown(progress) => progress.advance::<BIG>(fields),
-            Self::Path(progress, _) => progress.advance::<BIG>(fields).map_err(|error| match error {
-                MessageError::Name { at, cause, .. } => MessageError::Name {
-                    at,
-                    what: "PATH",
-                    cause,
-                },
-                error => error,
-            }),
-        }
-    }
+/// Validates a long path as far as it has arrived; returns where it ends, once it is there.
+fn advance_path<const BIG: bool>(path: &mut Progress, fields: &[u8]) -> Result<Option<usize>, MessageError> {
+    path.advance::<BIG>(fields).map_err(|error| match error {
+        MessageError::Name { at, cause, .. } => MessageError::Name {
+            at,
+            what: "PATH",
+            cause,
+        },
+        error => error,
+    })
 }
 
 #[cfg(test)]

@@ -108,6 +108,12 @@ impl Progress {
         }
     }
 
+    /// From the beginning again, with values that begin at `at`; all before were validated.
+    pub(crate) fn restart(&mut self, at: usize) {
+        self.place.at = at;
+        self.place.pc = 0;
+    }
+
     /// Goes on as far as the message has arrived. Returns where the values end, once they are all validated.
     ///
     /// # Errors
@@ -222,14 +228,11 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
                 }
                 b'a' => self.array(op.count)?,
                 b'v' => self.variant()?,
-                b's' | b'o' => self.text(op.code)?,
-                code => match fixed_size(code) {
-                    Some(size) => self.fixed(size, op.count)?,
-                    None => {
-                        self.place.at = self.basic(code, self.place.at)?;
-                        self.place.pc += 1;
-                    }
-                },
+                b's' => self.basics(|walk, at| walk.string(at))?,
+                b'b' => self.basics(|walk, at| walk.boolean(at))?,
+                b'o' => self.basics(|walk, at| walk.object_path(at))?,
+                b'g' => self.basics(|walk, at| walk.signature(at))?,
+                code => self.fixed(fixed_size(code).unwrap_or(1), op.count)?,
             }
         }
     }
@@ -288,7 +291,7 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn array(&mut self, type_length: u8) -> Result<(), Stop> {
         self.deeper(self.place.depth, self.place.at)?;
         let (after, length) = self.u32(self.place.at)?;
@@ -324,8 +327,13 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn variant(&mut self) -> Result<(), Stop> {
+        if let Some(end) = self.fixed_variant() {
+            self.place.at = end;
+            self.place.pc += 1;
+            return Ok(());
+        }
         let (mut depth, mut at) = (self.place.depth, self.place.at);
         let (end, text) = loop {
             self.deeper(depth, at)?;
@@ -371,75 +379,113 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
         Ok(())
     }
 
-    /// A string or object path that is an argument, a field or an element.
-    #[inline]
-    fn text(&mut self, code: u8) -> Result<(), Stop> {
-        match self.basic(code, self.place.at) {
-            Ok(end) => {
-                self.place.at = end;
+    /// Where a variant ends that is in order, whole, and holds a type of a fixed size. `None` says nothing of it.
+    #[inline(always)]
+    fn fixed_variant(&self) -> Option<usize> {
+        let around = &self.have[..self.have.len().min(self.place.limit)];
+        let rest = around.get(self.place.at..)?;
+        let &[1, code, 0] = rest.first_chunk()? else {
+            return None;
+        };
+        let value = self.place.at + 3;
+        let size = fixed_size(code)?;
+        let start = value.next_multiple_of(size);
+        let is_in_order = self.place.depth < MAX_DEPTH
+            && start + size <= around.len()
+            && around[value..start].iter().all(|&byte| byte == 0);
+        is_in_order.then_some(start + size)
+    }
+
+    /// A value of a basic type, or all elements of an array of them.
+    #[inline(always)]
+    fn basics(&mut self, value: impl Fn(&mut Self, usize) -> Result<usize, Stop>) -> Result<(), Stop> {
+        let is_element = self.place.element == Some(self.place.pc);
+        loop {
+            match value(self, self.place.at) {
+                Ok(end) => self.place.at = end,
+                Err(Stop::More) => return self.begin_text(),
+                Err(Stop::Fault) => return Err(Stop::Fault),
+            }
+            if !is_element || self.place.at >= self.place.limit {
                 self.place.pc += 1;
-                Ok(())
+                return Ok(());
             }
-            Err(Stop::More) => {
-                self.begin_text(code == b'o')?;
-                self.go_on_with_text()
-            }
-            Err(Stop::Fault) => Err(Stop::Fault),
         }
     }
 
     /// A value of a type that is no container, at `at`; returns where it ends.
-    #[inline]
     fn basic(&mut self, code: u8, at: usize) -> Result<usize, Stop> {
-        if let Some(size) = fixed_size(code) {
-            let start = self.aligned(at, size)?;
-            self.fits(start, size)?;
-            return Ok(start + size);
-        }
         match code {
-            b'b' => match self.u32(at)? {
-                (end, 0 | 1) => Ok(end),
-                (end, value) => Err(self.fault(MessageError::Boolean { at: end - 4, value })),
-            },
-            b'g' => {
-                let (end, text) = self.signature_text(at)?;
-                match signature::check(text) {
-                    Ok(()) => Ok(end),
-                    Err(cause) => Err(self.fault(MessageError::Signature { at: at + 1, cause })),
-                }
-            }
-            b'o' => {
-                let (at, length) = self.u32(at)?;
-                let (end, text) = self.terminated(at, length as usize)?;
-                match names::check_object_path(text) {
-                    Ok(()) => Ok(end),
-                    Err(cause) => Err(self.fault(bad_path(at, cause))),
-                }
-            }
+            b's' => self.string(at),
+            b'b' => self.boolean(at),
+            b'o' => self.object_path(at),
+            b'g' => self.signature(at),
             _ => {
-                let (at, length) = self.u32(at)?;
-                let (end, text) = self.terminated(at, length as usize)?;
-                if simdutf8::basic::from_utf8(text).is_err() {
-                    return Err(self.fault(MessageError::Utf8 { at }));
-                }
-                match nul(text) {
-                    None => Ok(end),
-                    Some(nul) => Err(self.fault(MessageError::Nul { at: at + nul })),
-                }
+                let size = fixed_size(code).unwrap_or(1);
+                let start = self.aligned(at, size)?;
+                self.fits(start, size)?;
+                Ok(start + size)
             }
         }
     }
 
-    /// A string or object path that is not whole yet.
+    #[inline(always)]
+    fn boolean(&mut self, at: usize) -> Result<usize, Stop> {
+        match self.u32(at)? {
+            (end, 0 | 1) => Ok(end),
+            (end, value) => Err(self.fault(MessageError::Boolean { at: end - 4, value })),
+        }
+    }
+
+    #[inline(always)]
+    fn signature(&mut self, at: usize) -> Result<usize, Stop> {
+        let (end, text) = self.signature_text(at)?;
+        if text.iter().all(|&code| signature::is_basic(code)) {
+            return Ok(end);
+        }
+        match signature::check(text) {
+            Ok(()) => Ok(end),
+            Err(cause) => Err(self.fault(MessageError::Signature { at: at + 1, cause })),
+        }
+    }
+
+    #[inline(always)]
+    fn object_path(&mut self, at: usize) -> Result<usize, Stop> {
+        let (at, length) = self.u32(at)?;
+        let (end, text) = self.terminated(at, length as usize)?;
+        match names::check_object_path(text) {
+            Ok(()) => Ok(end),
+            Err(cause) => Err(self.fault(bad_path(at, cause))),
+        }
+    }
+
+    #[inline(always)]
+    fn string(&mut self, at: usize) -> Result<usize, Stop> {
+        let (at, length) = self.u32(at)?;
+        let (end, text) = self.terminated(at, length as usize)?;
+        if simdutf8::basic::from_utf8(text).is_err() {
+            return Err(self.fault(MessageError::Utf8 { at }));
+        }
+        match nul(text) {
+            None => Ok(end),
+            Some(nul) => Err(self.fault(MessageError::Nul { at: at + nul })),
+        }
+    }
+
+    /// A value of a basic type that is not whole yet: a string or object path is validated as far as it is there.
     #[cold]
-    fn begin_text(&mut self, is_path: bool) -> Result<(), Stop> {
+    fn begin_text(&mut self) -> Result<(), Stop> {
+        let code = self.program[self.place.pc].code;
+        if !matches!(code, b's' | b'o') {
+            return Err(Stop::More);
+        }
         let (start, length) = self.u32(self.place.at)?;
         let end = start + length as usize;
         *self.text = Some(Text {
             start,
             end,
             checked: start,
-            content: if is_path {
+            content: if code == b'o' {
                 Content::Path(Ok(PathSoFar::default()))
             } else {
                 Content::String {
@@ -448,7 +494,7 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
                 }
             },
         });
-        Ok(())
+        self.go_on_with_text()
     }
 
     #[cold]
@@ -469,7 +515,7 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
     }
 
     /// The text of a signature, and where the signature ends; nothing is known of its bytes.
-    #[inline]
+    #[inline(always)]
     fn signature_text(&mut self, at: usize) -> Result<(usize, &'a [u8]), Stop> {
         self.fits(at, 1)?;
         let length = *self.have.get(at).ok_or(Stop::More)?;
@@ -477,7 +523,7 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
     }
 
     /// The text of this length, and where the nul behind it ends.
-    #[inline]
+    #[inline(always)]
     fn terminated(&mut self, at: usize, length: usize) -> Result<(usize, &'a [u8]), Stop> {
         self.fits(at, length)?;
         let end = at + length;
@@ -490,7 +536,7 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
     }
 
     /// Aligned; returns where it ends, too.
-    #[inline]
+    #[inline(always)]
     fn u32(&mut self, at: usize) -> Result<(usize, u32), Stop> {
         let start = self.aligned(at, 4)?;
         self.fits(start, 4)?;
@@ -505,7 +551,7 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
     }
 
     /// Behind the padding.
-    #[inline]
+    #[inline(always)]
     fn aligned(&mut self, at: usize, alignment: usize) -> Result<usize, Stop> {
         let length = at.wrapping_neg() & (alignment - 1);
         if length == 0 {
@@ -521,7 +567,7 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
     }
 
     /// Whether so many bytes lie within what is around them; whether they have arrived is another question.
-    #[inline]
+    #[inline(always)]
     fn fits(&mut self, at: usize, length: usize) -> Result<(), Stop> {
         if length > self.place.limit - at {
             return Err(self.fault(MessageError::Truncated { at }));
@@ -530,7 +576,7 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
     }
 
     /// Whether there may be a container within so many.
-    #[inline]
+    #[inline(always)]
     fn deeper(&mut self, depth: u32, at: usize) -> Result<(), Stop> {
         if depth < MAX_DEPTH {
             Ok(())
