@@ -256,7 +256,7 @@ impl Broker {
         };
         let is_behind = peer.framer.catch_up(CAUGHT_UP);
         if is_behind {
-            self.outgoing.note_work(CAUGHT_UP as u64 / 4096);
+            self.outgoing.note_work(CAUGHT_UP as u64 / 2048);
         }
         is_behind
     }
