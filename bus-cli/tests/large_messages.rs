@@ -94,7 +94,10 @@ fn check(faults: &[Fault], wrong_at: Option<usize>) {
         }
     }
     // A verdict before the end is none.
-    sender.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    sender
+        .stream
+        .set_read_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
     let early = sender.try_message();
     assert!(early.is_err(), "{faults:?}, {wrong_at:?}: {early:?}");
     sender.stream.set_read_timeout(Some(support::SOON)).unwrap();

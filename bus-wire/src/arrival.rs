@@ -129,7 +129,7 @@ impl Arrival {
                     unknown: Progress::new(b"v", FIXED_HEADER, 2, self.lengths.fields_end()),
                 }));
             } else if have.len() >= self.lengths.header() {
-                let header = message::parse_header::<BIG>(have, self.lengths)?;
+                let header = message::parse_header::<BIG, false>(have, self.lengths)?;
                 self.stage = self.body(header, have);
             }
         }
@@ -219,9 +219,8 @@ impl Fields {
                 return Ok(false);
             }
         }
-        let mut input = Validator::<BIG>::new(fields, self.at);
-        message::parse_field(&mut input, &mut self.header, &mut self.codes)?;
-        self.at = input.position();
+        let one = self.at + 1;
+        self.at = message::parse_fields::<BIG>(fields, self.at, one, &mut self.header, &mut self.codes)?;
         Ok(true)
     }
 }
@@ -237,13 +236,11 @@ fn long_text<const BIG: bool>(mut input: Validator<'_, BIG>) -> Option<(u8, usiz
 
 /// Validates a long path as far as it has arrived; returns where it ends, once it is there.
 fn advance_path<const BIG: bool>(path: &mut Progress, fields: &[u8]) -> Result<Option<usize>, MessageError> {
-    path.advance::<BIG>(fields).map_err(|error| match error {
-        MessageError::Name { at, cause, .. } => MessageError::Name {
-            at,
-            what: "PATH",
-            cause,
-        },
-        error => error,
+    path.advance::<BIG>(fields).map_err(|mut error| {
+        if let MessageError::Name { what, .. } = &mut error {
+            *what = "PATH";
+        }
+        error
     })
 }
 

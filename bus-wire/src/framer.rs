@@ -160,14 +160,12 @@ impl Framer {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
-        let parsed = if self.partial.is_empty() {
-            self.split_chunk()
-        } else {
-            self.split_partial()
-        };
-        match parsed {
+        if self.pending.is_some() {
+            return self.next_large();
+        }
+        match self.split_next() {
             Ok(None) => Ok(None),
-            Ok(Some(message)) => self.framed(message),
+            Ok(Some(bytes)) => self.framed(bytes),
             Err(error) => self.fail(error),
         }
     }
@@ -246,27 +244,19 @@ impl Framer {
         self.fds.partition_point(|arrived| arrived.end <= cut)
     }
 
-    /// The next message, where it begins with the chunk.
-    #[inline]
-    fn split_chunk(&mut self) -> Result<Option<Message>, MessageError> {
-        match self.length(&self.chunk)? {
-            Some(length) if length <= self.chunk.len() => {
-                Message::parse(self.chunk.split_to(length)).map(Some)
-            }
-            None => {
-                self.keep_rest();
-                Ok(None)
-            }
-            Some(length) => {
-                self.keep_rest();
-                self.validate_arrived(length);
-                Ok(None)
-            }
+    /// The bytes of the next whole message.
+    #[inline(always)]
+    fn split_next(&mut self) -> Result<Option<Bytes>, MessageError> {
+        if self.partial.is_empty() {
+            return match self.length(&self.chunk)? {
+                Some(length) if length <= self.chunk.len() => Ok(Some(self.chunk.split_to(length))),
+                length => {
+                    self.keep_rest();
+                    self.validate_arrived(length.unwrap_or(0));
+                    Ok(None)
+                }
+            };
         }
-    }
-
-    /// The next message, where it has begun to arrive before the chunk.
-    fn split_partial(&mut self) -> Result<Option<Message>, MessageError> {
         if self.partial.as_slice().len() < FIXED_HEADER {
             self.fill(FIXED_HEADER);
         }
@@ -280,19 +270,39 @@ impl Framer {
             self.validate_arrived(length);
             return Ok(None);
         }
-        let bytes = self.partial.split_to(length);
-        match self.pending.take() {
-            None => Message::parse(bytes),
-            Some(pending) => pending.arrival.finish(bytes),
+        Ok(Some(self.partial.split_to(length)))
+    }
+
+    /// The next message, which is a large one.
+    #[cold]
+    fn next_large(&mut self) -> Result<Option<Framed>, MessageError> {
+        let bytes = match self.split_next() {
+            Ok(None) => return Ok(None),
+            Ok(Some(bytes)) => bytes,
+            Err(error) => return self.fail(error),
+        };
+        let Some(pending) = self.pending.take() else {
+            unreachable!("only a message that is complete ends it")
+        };
+        match pending.arrival.finish(bytes) {
+            Ok(message) => {
+                let claimed = message.unix_fds();
+                self.with_fds(message, claimed)
+            }
+            Err(error) => self.fail(error),
         }
-        .map(Some)
     }
 
     /// Validates what is new of a message of this length, if it is large.
+    #[inline]
     fn validate_arrived(&mut self, length: usize) {
-        if length <= LARGE_MESSAGE {
-            return;
+        if length > LARGE_MESSAGE {
+            self.validate_large();
         }
+    }
+
+    #[cold]
+    fn validate_large(&mut self) {
         let have = self.partial.as_slice();
         if self.pending.is_none()
             && let Ok(Some(lengths)) = Lengths::read(have)
@@ -336,7 +346,11 @@ impl Framer {
     }
 
     #[inline]
-    fn framed(&mut self, message: Message) -> Result<Option<Framed>, MessageError> {
+    fn framed(&mut self, bytes: Bytes) -> Result<Option<Framed>, MessageError> {
+        let message = match Message::parse(bytes) {
+            Ok(message) => message,
+            Err(error) => return self.fail(error),
+        };
         match message.unix_fds() {
             0 => Ok(Some(Framed {
                 message,

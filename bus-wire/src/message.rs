@@ -98,8 +98,8 @@ impl Message {
             }
         };
         let header = match lengths.endian {
-            Endian::Little => parse_all::<false>(&bytes, lengths),
-            Endian::Big => parse_all::<true>(&bytes, lengths),
+            Endian::Little => parse_header::<false, true>(&bytes, lengths),
+            Endian::Big => parse_header::<true, true>(&bytes, lengths),
         }?;
         Ok(Self { bytes, header })
     }
@@ -262,30 +262,25 @@ impl fmt::Debug for Message {
 const LOCAL_PATH: &[u8] = b"/org/freedesktop/DBus/Local";
 const LOCAL_INTERFACE: &[u8] = b"org.freedesktop.DBus.Local";
 
-/// The header, and the body against its signature.
-#[inline]
-fn parse_all<const BIG: bool>(bytes: &[u8], lengths: Lengths) -> Result<Header, MessageError> {
-    let header = parse_header::<BIG>(bytes, lengths)?;
-    validate_body::<BIG>(bytes, lengths.header(), header.signature(bytes))?;
-    Ok(header)
-}
-
-/// The header; there may be nothing of the body yet.
-#[inline]
-pub(crate) fn parse_header<const BIG: bool>(bytes: &[u8], lengths: Lengths) -> Result<Header, MessageError> {
+/// The header, and if it is `WHOLE` the body against its signature; otherwise there may be nothing of the body yet.
+pub(crate) fn parse_header<const BIG: bool, const WHOLE: bool>(
+    bytes: &[u8],
+    lengths: Lengths,
+) -> Result<Header, MessageError> {
     let fields_end = lengths.fields_end();
     let mut header = begin_header::<BIG>(&bytes[..FIXED_HEADER], lengths)?;
     let mut seen = 0;
-    let mut input = Validator::<BIG>::new(&bytes[..fields_end], FIXED_HEADER);
-    while input.position() < fields_end {
-        parse_field(&mut input, &mut header, &mut seen)?;
-    }
+    let fields = &bytes[..fields_end];
+    parse_fields::<BIG>(fields, FIXED_HEADER, fields_end, &mut header, &mut seen)?;
     finish_header(bytes, lengths, &header, seen)?;
+    if WHOLE {
+        validate_body::<BIG>(bytes, lengths.header(), header.signature(bytes))?;
+    }
     Ok(header)
 }
 
 /// The fixed part.
-#[inline]
+#[inline(always)]
 pub(crate) fn begin_header<const BIG: bool>(fixed: &[u8], lengths: Lengths) -> Result<Header, MessageError> {
     let mut input = Validator::<BIG>::new(fixed, 8);
     Ok(Header {
@@ -309,7 +304,7 @@ pub(crate) fn begin_header<const BIG: bool>(fixed: &[u8], lengths: Lengths) -> R
 }
 
 /// What is behind the fields, and whether all are there that must be.
-#[inline]
+#[inline(always)]
 pub(crate) fn finish_header(
     bytes: &[u8],
     lengths: Lengths,
@@ -327,9 +322,25 @@ pub(crate) fn finish_header(
     Ok(())
 }
 
+/// The fields that begin at `at`, as far as `until`; where the last of them ends.
+#[inline(never)]
+pub(crate) fn parse_fields<const BIG: bool>(
+    fields: &[u8],
+    at: usize,
+    until: usize,
+    header: &mut Header,
+    seen: &mut u16,
+) -> Result<usize, MessageError> {
+    let mut input = Validator::<BIG>::new(fields, at);
+    while input.position() < until {
+        parse_field(&mut input, header, seen)?;
+    }
+    Ok(input.position())
+}
+
 /// One `(yv)` of the array of header fields; the padding before it included.
 #[inline]
-pub(crate) fn parse_field<const BIG: bool>(
+fn parse_field<const BIG: bool>(
     input: &mut Validator<'_, BIG>,
     header: &mut Header,
     seen: &mut u16,

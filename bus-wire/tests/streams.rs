@@ -5,7 +5,9 @@
 use std::io::IoSlice;
 
 use bus_wire::limits::LARGE_MESSAGE;
-use bus_wire::{Fd, Framed, Framer, LargeMessage, Message, MessageBuilder, MessageError, SendQueue, TailPiece};
+use bus_wire::{
+    Fd, Framed, Framer, LargeMessage, Message, MessageBuilder, MessageError, SendQueue, TailPiece,
+};
 use bytes::Bytes;
 use proptest::prelude::*;
 

@@ -25,12 +25,16 @@ fn at_once(bytes: &[u8]) -> Option<Result<String, MessageError>> {
 }
 
 fn parse<const BIG: bool>(bytes: &[u8], lengths: Lengths) -> Result<Header, MessageError> {
-    let header = message::parse_header::<BIG>(bytes, lengths)?;
+    let header = message::parse_header::<BIG, false>(bytes, lengths)?;
     validate_by_recursion::<BIG, true>(bytes, lengths.header(), header.signature(bytes))?;
     Ok(header)
 }
 
-fn in_pieces(bytes: &[u8], is_long: bool, cuts: impl IntoIterator<Item = usize>) -> Result<String, MessageError> {
+fn in_pieces(
+    bytes: &[u8],
+    is_long: bool,
+    cuts: impl IntoIterator<Item = usize>,
+) -> Result<String, MessageError> {
     let lengths = Lengths::read(bytes).unwrap().unwrap();
     let mut arrival = Arrival::new(lengths);
     arrival.is_long = is_long;
@@ -48,13 +52,25 @@ fn in_pieces(bytes: &[u8], is_long: bool, cuts: impl IntoIterator<Item = usize>)
 fn check(bytes: &[u8]) {
     let Some(expected) = at_once(bytes) else { return };
     let whole = Message::parse(Bytes::copy_from_slice(bytes));
-    assert_eq!(whole.map(|message| format!("{:?}", message.header())), expected, "{bytes:?}");
+    assert_eq!(
+        whole.map(|message| format!("{:?}", message.header())),
+        expected,
+        "{bytes:?}"
+    );
     for is_long in [false, true] {
         for cut in 0..=bytes.len() {
-            assert_eq!(in_pieces(bytes, is_long, [cut]), expected, "cut at {cut}: {bytes:?}");
+            assert_eq!(
+                in_pieces(bytes, is_long, [cut]),
+                expected,
+                "cut at {cut}: {bytes:?}"
+            );
         }
         assert_eq!(in_pieces(bytes, is_long, 0..bytes.len()), expected, "{bytes:?}");
-        assert_eq!(in_pieces(bytes, is_long, (0..bytes.len()).step_by(3)), expected, "{bytes:?}");
+        assert_eq!(
+            in_pieces(bytes, is_long, (0..bytes.len()).step_by(3)),
+            expected,
+            "{bytes:?}"
+        );
     }
 }
 
@@ -62,7 +78,11 @@ fn check(bytes: &[u8]) {
 #[track_caller]
 fn check_body(signature: &[u8], body: impl Fn(&dyn Fn(u32) -> [u8; 4]) -> Vec<u8>) {
     for endian in [Endian::Little, Endian::Big] {
-        check(&reply(endian, signature, &body(&|number| endian.u32_bytes(number))));
+        check(&reply(
+            endian,
+            signature,
+            &body(&|number| endian.u32_bytes(number)),
+        ));
     }
 }
 
@@ -229,7 +249,11 @@ fn the_corpus() {
                 ("message", data) => data.to_vec(),
                 (_, [order, length, rest @ ..]) if rest.len() >= usize::from(*length) => {
                     let (signature, body) = rest.split_at(usize::from(*length));
-                    let endian = if order & 1 == 0 { Endian::Little } else { Endian::Big };
+                    let endian = if order & 1 == 0 {
+                        Endian::Little
+                    } else {
+                        Endian::Big
+                    };
                     reply(endian, signature, body)
                 }
                 _ => continue,
