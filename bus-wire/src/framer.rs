@@ -6,6 +6,7 @@ use ::serde::{Deserialize, Serialize};
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
+use crate::arrival::Arrival;
 use crate::error::MessageError;
 use crate::fd::Fd;
 use crate::header::{Lengths, message_length};
@@ -17,11 +18,17 @@ use crate::message::Message;
 /// A message that lies in one chunk is not copied: it shares the chunk's memory. What is left at the end of a chunk is
 /// copied into a buffer of its own, which grows with what has arrived, not with what the message claims to be long.
 /// Between messages nothing is held.
+///
+/// A large message is validated as it arrives, each piece when it comes, so that its last piece costs no more than others.
+/// What is wrong with it is said when it is whole, as with any other. How far it was validated is not saved: a framer that
+/// was restored [catches up](Self::catch_up), which changes nothing that it returns.
 #[derive(Debug, Clone)]
 pub struct Framer {
     max_message_size: usize,
     /// The beginning of a message that is not complete; it comes before `chunk`.
     partial: Partial,
+    /// How far `partial` was validated, where it is the beginning of a large message.
+    pending: Option<Box<Pending>>,
     /// What is not cut yet.
     chunk: Bytes,
     fds: VecDeque<Arrived>,
@@ -41,6 +48,14 @@ struct Arrived {
     fd: Fd,
     /// Where the chunk ends that it came with, in bytes from the beginning of the stream.
     end: u64,
+}
+
+#[derive(Debug, Clone)]
+struct Pending {
+    arrival: Arrival,
+    /// How many bytes of the message were there when that was last gone on with; of a framer that was restored, more than
+    /// were validated.
+    had: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -86,10 +101,13 @@ impl Framer {
 
     /// As it was when it was saved.
     pub fn restore(state: FramerState, max_message_size: usize) -> Self {
+        let lengths = Lengths::read(&state.partial).ok().flatten();
+        let large = lengths.filter(|lengths| lengths.total() > LARGE_MESSAGE);
         Self {
             max_message_size: max_message_size.min(MAX_MESSAGE),
             end: state.partial.len() as u64,
             fds: arrived(state.fds, state.partial.len() as u64).collect(),
+            pending: large.map(|lengths| Pending::new(lengths, state.partial.len())),
             partial: Partial::Shared(state.partial),
             chunk: Bytes::new(),
             failed: None,
@@ -124,8 +142,8 @@ impl Framer {
         }
     }
 
-    /// A longer beginning of the [large message](Self::large) that is pending, in place of the bytes held so far; it may
-    /// be the whole message (or more). It is not copied.
+    /// A longer beginning of the [large message](Self::large) that is pending, in place of the bytes held so far, with
+    /// which it begins; it may be the whole message (or more). It is not copied.
     pub fn push_large(&mut self, prefix: Bytes, fds: impl IntoIterator<Item = Fd>) {
         self.end = self.cut() + prefix.len() as u64;
         self.fds.extend(arrived(fds, self.end));
@@ -142,11 +160,24 @@ impl Framer {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
+        if self.pending.is_some() {
+            return self.next_large();
+        }
         match self.split_next() {
             Ok(None) => Ok(None),
             Ok(Some(bytes)) => self.framed(bytes),
             Err(error) => self.fail(error),
         }
+    }
+
+    /// Validates up to so many more bytes of a large message that has begun to arrive, where the framer was restored in the
+    /// middle of it. True: there is more to validate. It makes no difference to what the framer returns, only to how long
+    /// that takes.
+    pub fn catch_up(&mut self, most: usize) -> bool {
+        let Some(pending) = &mut self.pending else {
+            return false;
+        };
+        pending.catch_up(self.partial.as_slice(), most)
     }
 
     /// How far the pending message has arrived, where it is longer than [`LARGE_MESSAGE`]; to be asked after
@@ -230,13 +261,14 @@ impl Framer {
     }
 
     /// The bytes of the next whole message.
-    #[inline]
+    #[inline(always)]
     fn split_next(&mut self) -> Result<Option<Bytes>, MessageError> {
         if self.partial.is_empty() {
             return match self.length(&self.chunk)? {
                 Some(length) if length <= self.chunk.len() => Ok(Some(self.chunk.split_to(length))),
-                _ => {
+                length => {
                     self.keep_rest();
+                    self.validate_arrived(length.unwrap_or(0));
                     Ok(None)
                 }
             };
@@ -251,9 +283,51 @@ impl Framer {
             self.fill(length);
         }
         if self.partial.as_slice().len() < length {
+            self.validate_arrived(length);
             return Ok(None);
         }
         Ok(Some(self.partial.split_to(length)))
+    }
+
+    /// The next message, which is a large one.
+    #[cold]
+    fn next_large(&mut self) -> Result<Option<Framed>, MessageError> {
+        let bytes = match self.split_next() {
+            Ok(None) => return Ok(None),
+            Ok(Some(bytes)) => bytes,
+            Err(error) => return self.fail(error),
+        };
+        let Some(pending) = self.pending.take() else {
+            unreachable!("only a message that is complete ends it")
+        };
+        match pending.arrival.finish(bytes) {
+            Ok(message) => {
+                let claimed = message.unix_fds();
+                self.with_fds(message, claimed)
+            }
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// Validates what is new of a message of this length, if it is large.
+    #[inline]
+    fn validate_arrived(&mut self, length: usize) {
+        if length > LARGE_MESSAGE {
+            self.validate_large();
+        }
+    }
+
+    #[cold]
+    fn validate_large(&mut self) {
+        let have = self.partial.as_slice();
+        if self.pending.is_none()
+            && let Ok(Some(lengths)) = Lengths::read(have)
+        {
+            self.pending = Some(Pending::new(lengths, 0));
+        }
+        if let Some(pending) = &mut self.pending {
+            pending.note_arrived(have);
+        }
     }
 
     fn length(&self, bytes: &[u8]) -> Result<Option<usize>, MessageError> {
@@ -327,6 +401,31 @@ impl Framer {
 /// Descriptors of a chunk that ends there.
 fn arrived(fds: impl IntoIterator<Item = Fd>, end: u64) -> impl Iterator<Item = Arrived> {
     fds.into_iter().map(move |fd| Arrived { fd, end })
+}
+
+impl Pending {
+    /// Of a message of which so many bytes had arrived, none of them validated.
+    fn new(lengths: Lengths, had: usize) -> Box<Self> {
+        let arrival = Arrival::new(lengths);
+        Box::new(Self { arrival, had })
+    }
+
+    /// Validates as many bytes as are new, so that what was not validated before makes no event longer.
+    fn note_arrived(&mut self, have: &[u8]) {
+        let new = have.len().saturating_sub(self.had);
+        self.had = have.len();
+        self.catch_up(have, new);
+    }
+
+    /// Validates up to so many bytes more. True: there are more.
+    fn catch_up(&mut self, have: &[u8], most: usize) -> bool {
+        let have = &have[..have.len().min(self.arrival.total())];
+        if self.arrival.seen() < have.len() {
+            let upto = have.len().min(self.arrival.seen() + most);
+            self.arrival.advance(&have[..upto]);
+        }
+        self.arrival.seen() < have.len()
+    }
 }
 
 impl Partial {

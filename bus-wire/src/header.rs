@@ -164,6 +164,11 @@ impl Lengths {
         Ok(Some(lengths))
     }
 
+    /// Where the array of header fields ends, before the padding.
+    pub(crate) const fn fields_end(self) -> usize {
+        FIXED_HEADER + self.fields
+    }
+
     /// Length of the header with its padding.
     pub(crate) const fn header(self) -> usize {
         FIXED_HEADER + self.fields.next_multiple_of(8)

@@ -9,7 +9,12 @@
 //! The framer, the send queue and the authentication are plain values that can be saved in the middle of a message
 //! and continued by another process.
 
+// The tests within and beside the crate share what makes values.
+#[cfg(test)]
+extern crate self as bus_wire;
+
 pub mod address;
+mod arrival;
 pub mod body;
 pub mod builder;
 mod endian;

@@ -24,14 +24,15 @@ pub struct Message {
 }
 
 /// A text in the message's bytes; none where `start` is 0 (which is never the start of a text).
-#[derive(Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Span {
     start: u32,
     length: u32,
 }
 
-#[derive(Clone, Copy)]
-struct Header {
+/// A header that was parsed, or that is: then the fields that follow are missing.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Header {
     endian: Endian,
     message_type: MessageType,
     flags: Flags,
@@ -49,6 +50,28 @@ struct Header {
     destination: Span,
     sender: Span,
     signature: Span,
+}
+
+impl Header {
+    /// The types of the body.
+    #[inline]
+    pub(crate) fn signature<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        let start = self.signature.start as usize;
+        &bytes[start..start + self.signature.length as usize]
+    }
+
+    /// Notes a field that the bus does not pass on.
+    pub(crate) fn note_foreign_field(&mut self) {
+        self.has_foreign_fields = true;
+    }
+
+    /// Notes a valid path that is not the reserved one.
+    pub(crate) fn note_path(&mut self, start: usize, length: usize) {
+        self.path = Span {
+            start: start as u32,
+            length: length as u32,
+        };
+    }
 }
 
 impl Message {
@@ -75,10 +98,20 @@ impl Message {
             }
         };
         let header = match lengths.endian {
-            Endian::Little => parse_header::<false>(&bytes, lengths),
-            Endian::Big => parse_header::<true>(&bytes, lengths),
+            Endian::Little => parse_header::<false, true>(&bytes, lengths),
+            Endian::Big => parse_header::<true, true>(&bytes, lengths),
         }?;
         Ok(Self { bytes, header })
+    }
+
+    /// Of exactly one message, all of which was validated.
+    pub(crate) fn validated(bytes: Bytes, header: Header) -> Self {
+        Self { bytes, header }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn header(&self) -> &Header {
+        &self.header
     }
 
     /// The whole message.
@@ -229,20 +262,37 @@ impl fmt::Debug for Message {
 const LOCAL_PATH: &[u8] = b"/org/freedesktop/DBus/Local";
 const LOCAL_INTERFACE: &[u8] = b"org.freedesktop.DBus.Local";
 
-fn parse_header<const BIG: bool>(bytes: &[u8], lengths: Lengths) -> Result<Header, MessageError> {
-    let fields_end = FIXED_HEADER + lengths.fields;
-    let body_start = lengths.header();
-    let mut fixed = Validator::<BIG>::new(&bytes[..FIXED_HEADER], 8);
-    let mut header = Header {
+/// The header, and if it is `WHOLE` the body against its signature; otherwise there may be nothing of the body yet.
+pub(crate) fn parse_header<const BIG: bool, const WHOLE: bool>(
+    bytes: &[u8],
+    lengths: Lengths,
+) -> Result<Header, MessageError> {
+    let fields_end = lengths.fields_end();
+    let mut header = begin_header::<BIG>(&bytes[..FIXED_HEADER], lengths)?;
+    let mut seen = 0;
+    let fields = &bytes[..fields_end];
+    parse_fields::<BIG>(fields, FIXED_HEADER, fields_end, &mut header, &mut seen)?;
+    finish_header(bytes, lengths, &header, seen)?;
+    if WHOLE {
+        validate_body::<BIG>(bytes, lengths.header(), header.signature(bytes))?;
+    }
+    Ok(header)
+}
+
+/// The fixed part.
+#[inline(always)]
+pub(crate) fn begin_header<const BIG: bool>(fixed: &[u8], lengths: Lengths) -> Result<Header, MessageError> {
+    let mut input = Validator::<BIG>::new(fixed, 8);
+    Ok(Header {
         endian: lengths.endian,
-        message_type: MessageType::from_code(bytes[1]).ok_or(MessageError::TypeZero)?,
-        flags: Flags::from_bits(bytes[2]),
+        message_type: MessageType::from_code(fixed[1]).ok_or(MessageError::TypeZero)?,
+        flags: Flags::from_bits(fixed[2]),
         has_foreign_fields: false,
-        serial: Serial::new(fixed.u32()?).ok_or(MessageError::SerialZero { at: 8 })?,
+        serial: Serial::new(input.u32()?).ok_or(MessageError::SerialZero { at: 8 })?,
         reply_serial: None,
         unix_fds: 0,
-        fields_end: fields_end as u32,
-        body_start: body_start as u32,
+        fields_end: lengths.fields_end() as u32,
+        body_start: lengths.header() as u32,
         path: Span::default(),
         interface: Span::default(),
         member: Span::default(),
@@ -250,23 +300,42 @@ fn parse_header<const BIG: bool>(bytes: &[u8], lengths: Lengths) -> Result<Heade
         destination: Span::default(),
         sender: Span::default(),
         signature: Span::default(),
-    };
-    let mut seen = 0;
-    let mut input = Validator::<BIG>::new(&bytes[..fields_end], FIXED_HEADER);
-    while input.position() < fields_end {
-        parse_field(&mut input, &mut header, &mut seen)?;
-    }
-    if let Some(at) = (fields_end..body_start).find(|&at| bytes[at] != 0) {
+    })
+}
+
+/// What is behind the fields, and whether all are there that must be.
+#[inline(always)]
+pub(crate) fn finish_header(
+    bytes: &[u8],
+    lengths: Lengths,
+    header: &Header,
+    seen: u16,
+) -> Result<(), MessageError> {
+    let body_start = lengths.header();
+    if let Some(at) = (lengths.fields_end()..body_start).find(|&at| bytes[at] != 0) {
         return Err(MessageError::Padding { at });
     }
-    check_required(&header, seen)?;
-    let signature = header.signature;
-    let signature = &bytes[signature.start as usize..(signature.start + signature.length) as usize];
-    if lengths.body > 0 && signature.is_empty() {
+    check_required(header, seen)?;
+    if lengths.body > 0 && header.signature(bytes).is_empty() {
         return Err(MessageError::BodyWithoutSignature { at: body_start });
     }
-    validate_body::<BIG>(bytes, body_start, signature)?;
-    Ok(header)
+    Ok(())
+}
+
+/// The fields that begin at `at`, as far as `until`; where the last of them ends.
+#[inline(never)]
+pub(crate) fn parse_fields<const BIG: bool>(
+    fields: &[u8],
+    at: usize,
+    until: usize,
+    header: &mut Header,
+    seen: &mut u16,
+) -> Result<usize, MessageError> {
+    let mut input = Validator::<BIG>::new(fields, at);
+    while input.position() < until {
+        parse_field(&mut input, header, seen)?;
+    }
+    Ok(input.position())
 }
 
 /// One `(yv)` of the array of header fields; the padding before it included.
@@ -284,7 +353,7 @@ fn parse_field<const BIG: bool>(
         return Err(MessageError::FieldZero { at });
     }
     if code > field::UNIX_FDS {
-        header.has_foreign_fields = true;
+        header.note_foreign_field();
         // The array of fields and the struct that the field is are containers too.
         return input.variant(2);
     }

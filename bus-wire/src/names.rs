@@ -128,6 +128,46 @@ pub(crate) fn check_object_path(text: &[u8]) -> Result<(), NameError> {
     }
 }
 
+/// The beginning of an object path: all of it gets the verdict of [`check_object_path`].
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct PathSoFar {
+    length: usize,
+    after_slash: bool,
+}
+
+impl PathSoFar {
+    /// With the bytes that follow.
+    pub(crate) fn extended(self, bytes: &[u8]) -> Result<Self, NameError> {
+        let mut after_slash = self.after_slash;
+        for (index, &byte) in bytes.iter().enumerate() {
+            let at = self.length + index;
+            if at == 0 && byte != b'/' {
+                return Err(NameError::NotAbsolute);
+            } else if CLASS[byte as usize] & (DIGIT | LETTER) != 0 {
+                after_slash = false;
+            } else if byte != b'/' {
+                return Err(NameError::Byte { byte, at });
+            } else if after_slash {
+                return Err(NameError::EmptyElement { at });
+            } else {
+                after_slash = true;
+            }
+        }
+        let length = self.length + bytes.len();
+        Ok(Self { length, after_slash })
+    }
+
+    /// Nothing follows.
+    pub(crate) fn finish(self) -> Result<(), NameError> {
+        match self.length {
+            0 => Err(NameError::Empty),
+            1 => Ok(()),
+            at if self.after_slash => Err(NameError::EmptyElement { at }),
+            _ => Ok(()),
+        }
+    }
+}
+
 #[inline]
 pub(crate) fn check_interface(text: &[u8]) -> Result<(), NameError> {
     length(text)?;

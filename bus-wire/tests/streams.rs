@@ -5,11 +5,13 @@
 use std::io::IoSlice;
 
 use bus_wire::limits::LARGE_MESSAGE;
-use bus_wire::{Fd, Framed, Framer, LargeMessage, MessageBuilder, MessageError, SendQueue, TailPiece};
+use bus_wire::{
+    Fd, Framed, Framer, LargeMessage, Message, MessageBuilder, MessageError, SendQueue, TailPiece,
+};
 use bytes::Bytes;
 use proptest::prelude::*;
 
-const MAX: usize = 1 << 20;
+const MAX: usize = 1 << 21;
 
 fn message(serial: u32, body: usize, fds: u32) -> Vec<u8> {
     MessageBuilder::signal("/a", "a.b", "C")
@@ -307,6 +309,146 @@ fn a_large_message_goes_on_after_a_restart() {
     let framed = restored.next().unwrap().unwrap();
     assert_eq!(framed.message.bytes(), &bytes);
     assert_eq!(restored.partial_bytes(), 0);
+}
+
+/// A signal with a body of this type that is this long or somewhat longer.
+fn large_message(signature: &str, length: usize) -> Vec<u8> {
+    let text = "größer 大きい 𐍈 ".repeat(length / 25);
+    let message = MessageBuilder::signal("/a", "a.b", "C").serial(1u32);
+    let numbers = 0..length as u32 / 8;
+    let message = match signature {
+        "s" => message.body(|body| {
+            body.str(&text);
+        }),
+        "o" => message.body(|body| {
+            body.object_path(&"/some/path".repeat(length / 10));
+        }),
+        "av" => message.body(|body| {
+            body.array("v", |body| {
+                for number in numbers {
+                    body.variant("u", |body| {
+                        body.u32(number);
+                    });
+                }
+            });
+        }),
+        "a(ysas)" => message.body(|body| {
+            body.array("(ysas)", |body| {
+                for number in numbers.step_by(100) {
+                    body.structure(|body| {
+                        body.u8(number as u8).str(&text[..number as usize % 8]);
+                        body.array("s", |body| {
+                            for _ in 0..50 {
+                                body.str("0123456789");
+                            }
+                        });
+                    });
+                }
+            });
+        }),
+        _ => message.body(|body| {
+            body.byte_slice(&vec![7; length]);
+        }),
+    };
+    message.build().unwrap()
+}
+
+/// Takes the stream of one message, valid or not, in pieces: the verdict comes with the last of them, and is that which
+/// the message gets as a whole, whatever is saved, restored and caught up with in between.
+#[derive(Debug, Clone)]
+struct Route {
+    cuts: Vec<usize>,
+    /// For each piece: by prefix or not; saved and restored or not; caught up by so many steps.
+    ways: Vec<(bool, bool, u8)>,
+}
+
+fn route() -> impl Strategy<Value = Route> {
+    let cut = prop_oneof![1usize..300, 1usize..100_000];
+    (
+        proptest::collection::vec(cut, 1..12),
+        proptest::collection::vec(any::<(bool, bool, u8)>(), 1..12),
+    )
+        .prop_map(|(cuts, ways)| Route { cuts, ways })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn a_large_message_gets_its_verdict_at_its_end(
+        signature in proptest::sample::select(vec!["s", "o", "av", "a(ysas)", "ay"]),
+        length in 100_000usize..200_000,
+        faults in proptest::collection::vec((any::<u32>(), any::<u8>()), 0..2),
+        route in route(),
+    ) {
+        let mut bytes = large_message(signature, length);
+        for (at, byte) in faults {
+            // The header is left alone; so is the length of the body.
+            let at = 200 + at as usize % (bytes.len() - 200);
+            bytes[at] = byte;
+        }
+        let bytes = Bytes::from(bytes);
+        let expected = Message::parse(bytes.clone()).map(|message| format!("{message:?}"));
+        let mut framer = Framer::new(MAX);
+        let mut at = 0;
+        let mut ways = route.ways.iter().cycle();
+        let mut small = 0;
+        let result = loop {
+            for cut in &route.cuts {
+                let (by_prefix, is_restored, steps) = *ways.next().unwrap();
+                // Some steps of any size, and then larger ones, so that it comes to an end.
+                small += 1;
+                let cut = if small > 40 { cut.max(&30_000) } else { cut };
+                let end = (at + cut).min(bytes.len());
+                if by_prefix && framer.large().is_some() {
+                    framer.push_large(bytes.slice(..end), []);
+                } else {
+                    framer.push(bytes.slice(at..end), []);
+                }
+                at = end;
+                if at == bytes.len() {
+                    break;
+                }
+                prop_assert!(framer.next().unwrap().is_none());
+                if is_restored {
+                    framer = Framer::restore(framer.save(), MAX);
+                }
+                for _ in 0..steps % 4 {
+                    framer.catch_up(10_000);
+                }
+            }
+            if at == bytes.len() {
+                break framer.next();
+            }
+        };
+        let result = result.map(|framed| format!("{:?}", framed.unwrap().message));
+        prop_assert_eq!(result, expected);
+        prop_assert!(!framer.catch_up(10_000));
+    }
+}
+
+/// The bytes that were there before it was restored are validated in as many steps as it takes, and no others.
+#[test]
+fn a_restored_framer_catches_up_in_steps() {
+    let bytes = Bytes::from(large_message("av", 1_000_000));
+    let half = bytes.len() / 2;
+    let mut framer = Framer::new(MAX);
+    framer.push(bytes.slice(..half), []);
+    assert!(framer.next().unwrap().is_none());
+    assert!(!framer.catch_up(1), "what has arrived is validated");
+
+    let mut framer = Framer::restore(framer.save(), MAX);
+    let steps = |framer: &mut Framer| (1..).find(|_| !framer.catch_up(10_000)).unwrap();
+    assert_eq!(steps(&mut framer.clone()), half.div_ceil(10_000));
+    // What comes in the meantime is no part of what was missed.
+    framer.push_large(bytes.slice(..half + 100_000), []);
+    assert!(framer.next().unwrap().is_none());
+    assert_eq!(steps(&mut framer), half.div_ceil(10_000));
+    framer.push_large(bytes.slice(..half + 200_000), []);
+    assert!(framer.next().unwrap().is_none());
+    assert!(!framer.catch_up(1));
+    framer.push_large(bytes.clone(), []);
+    assert_eq!(framer.next().unwrap().unwrap().message.bytes(), &bytes);
 }
 
 #[test]

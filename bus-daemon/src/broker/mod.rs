@@ -92,6 +92,9 @@ use roster::Roster;
 use scratch::Scratch;
 use subscriptions::Subscriptions;
 
+/// Bytes of a large message that are validated at once where they are not new.
+const CAUGHT_UP: usize = 128 * 1024;
+
 /// The hasher of every table of the broker: seeded once per bus, the same in replay.
 pub(crate) type Seeded = foldhash::fast::FixedState;
 
@@ -292,6 +295,22 @@ impl Broker {
         peer.framer = Framer::restore(state, limit);
         self.ledger.settle(peer);
         peer.framer.large().is_some()
+    }
+
+    /// Validates a bounded part of the large message that a peer is in the middle of, where the worker that saw its bytes
+    /// arrive has taken what it knew of them with it. True: there is more. That changes nothing that the broker does, so
+    /// it is no event; a peer is to be read from when there is no more, so that the rest of its message takes no longer
+    /// than what is read of it.
+    pub fn catch_up(&mut self, peer: PeerId) -> bool {
+        // How far a message was validated is not saved, so that the peer is not changed.
+        let Some(peer) = self.roster.at_mut(peer.index).filter(|one| one.id == peer) else {
+            return false;
+        };
+        let is_behind = peer.framer.catch_up(CAUGHT_UP);
+        if is_behind {
+            self.outgoing.note_work(CAUGHT_UP as u64 / 2048);
+        }
+        is_behind
     }
 
     /// Whether a peer is to be read from: what the last of [`Action::StopReading`] and [`Action::ResumeReading`] said.

@@ -24,6 +24,9 @@ use crate::broker::{Fds, PeerId};
 /// Most slices in one write.
 pub(super) const SLICES: usize = 64;
 
+/// Most bytes of a large message in one read: it is validated as it arrives, and no event may take long.
+const LARGE_READ: usize = 128 * 1024;
+
 /// Bytes of the control buffer.
 #[cfg(feature = "bench-hooks")]
 pub(super) const CONTROL_BYTES: usize = CONTROL;
@@ -115,7 +118,7 @@ impl Journal {
         large: LargeMessage,
     ) -> Result<Read> {
         let filled = large.have;
-        let room = large.total - filled;
+        let room = (large.total - filled).min(LARGE_READ);
         self.header.slot.iov = libc::iovec {
             iov_base: extent.room(filled, room).cast(),
             iov_len: room,

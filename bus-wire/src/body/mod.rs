@@ -1,5 +1,6 @@
 //! The values that a message carries (specification, "Marshaling").
 
+pub(crate) mod progress;
 mod read;
 pub(crate) mod validate;
 mod write;

@@ -1,10 +1,17 @@
 //! Whether bytes are values of the types that a signature says (specification, "Marshaling").
 
+use super::progress::Progress;
 use crate::endian::Endian;
 use crate::error::MessageError;
 use crate::limits::{MAX_ARRAY, MAX_DEPTH};
 use crate::names;
 use crate::signature::{self, SignatureError, alignment, fixed_size, type_end};
+
+/// The longest signature, of a body or a variant, whose values are validated by recursion: with a longer one, few bytes
+/// could make much work of it.
+const SHORT_SIGNATURE: usize = 16;
+/// The longest body that is validated by recursion, which has less to prepare than [`Progress`].
+const SHORT_BODY: usize = 8 * 1024;
 
 /// Checks that the body, from `start` to the end of the message, is exactly the values of `signature`, which is valid.
 #[inline]
@@ -13,15 +20,47 @@ pub(crate) fn validate_body<const BIG: bool>(
     start: usize,
     signature: &[u8],
 ) -> Result<(), MessageError> {
-    let mut input = Validator::<BIG>::new(message, start);
+    if signature.len() > SHORT_SIGNATURE || message.len() - start > SHORT_BODY {
+        let end = by_steps::<BIG>(signature, message, start, 0)?;
+        return check_end(message, end);
+    }
+    validate_by_recursion::<BIG, false>(message, start, signature)
+}
+
+/// The same by recursion; `ALONE`: including all variants.
+#[inline]
+pub(crate) fn validate_by_recursion<const BIG: bool, const ALONE: bool>(
+    message: &[u8],
+    start: usize,
+    signature: &[u8],
+) -> Result<(), MessageError> {
+    let mut input = Recursive::<BIG, ALONE>::new(message, start);
     let mut at = 0;
     while at < signature.len() {
         at = input.value(signature, at, 0)?;
     }
-    if input.position() < message.len() {
-        return Err(MessageError::TrailingBytes { at: input.position() });
+    check_end(message, input.position())
+}
+
+#[inline]
+fn check_end(message: &[u8], at: usize) -> Result<(), MessageError> {
+    if at < message.len() {
+        return Err(MessageError::TrailingBytes { at });
     }
     Ok(())
+}
+
+/// Validates values that begin at `at`, within so many containers, and end at the end of `bytes` at the latest; returns
+/// where they end.
+#[inline(never)]
+fn by_steps<const BIG: bool>(
+    signature: &[u8],
+    bytes: &[u8],
+    at: usize,
+    depth: u32,
+) -> Result<usize, MessageError> {
+    let end = Progress::new(signature, at, depth, bytes.len()).advance::<BIG>(bytes)?;
+    end.ok_or(MessageError::Truncated { at })
 }
 
 /// Where the header field that begins at `at` ends; the header is valid.
@@ -39,16 +78,19 @@ pub(crate) fn field_end(fields: &[u8], at: usize, endian: Endian) -> usize {
     end.unwrap_or(fields.len())
 }
 
-/// A cursor over a message that stops at the first fault.
+/// A cursor over a message, all of which is there, that stops at the first fault.
+pub(crate) type Validator<'a, const BIG: bool> = Recursive<'a, BIG, false>;
+
+/// A [`Validator`]; if it is `ALONE`, it leaves no variant to [`Progress`], which comes to the same verdict.
 ///
 /// `bytes` always begins with the message, so that positions are offsets for errors and for alignment; its end is that
 /// of the innermost array.
-pub(crate) struct Validator<'a, const BIG: bool> {
+pub(crate) struct Recursive<'a, const BIG: bool, const ALONE: bool> {
     bytes: &'a [u8],
     at: usize,
 }
 
-impl<'a, const BIG: bool> Validator<'a, BIG> {
+impl<'a, const BIG: bool, const ALONE: bool> Recursive<'a, BIG, ALONE> {
     #[inline]
     pub(crate) fn new(bytes: &'a [u8], at: usize) -> Self {
         Self { bytes, at }
@@ -246,7 +288,11 @@ impl<'a, const BIG: bool> Validator<'a, BIG> {
                 MessageError::Signature { at, cause }
             }
         })?;
-        self.value(inner, 0, depth + 1)?;
+        if !ALONE && inner.len() > SHORT_SIGNATURE {
+            self.at = by_steps::<BIG>(inner, self.bytes, self.at, depth + 1)?;
+        } else {
+            self.value(inner, 0, depth + 1)?;
+        }
         Ok(())
     }
 

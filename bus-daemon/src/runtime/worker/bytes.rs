@@ -31,6 +31,9 @@ impl Worker {
             return false;
         };
         let under_way = self.broker.large_message(peer).map(|(large, _)| large);
+        if under_way.is_some() && self.broker.catch_up(peer) {
+            return true;
+        }
         let result = match (&mut link.large, under_way) {
             (Some(extent), Some(large)) => {
                 self.journal

@@ -159,7 +159,8 @@ impl Worker {
                 Ready::Peer(peer) => {
                     let before = self.taken(peer);
                     self.serve_peer(peer);
-                    1 + self.taken(peer).saturating_sub(before) / 4096
+                    // Bytes of a large message are validated when they are read, which takes the longest of all.
+                    1 + self.taken(peer).saturating_sub(before) / 2048
                 }
                 Ready::Listener(index) => {
                     self.accept(index);
