@@ -245,6 +245,7 @@ impl Broker {
             .chain(peer.out.clear())
             .collect();
         let socket = peer.socket.take();
+        self.ledger.settle(peer);
         self.close_fds(fds);
         if let Some(socket) = socket {
             self.outgoing.ask(Action::HangUp { peer: id, socket });

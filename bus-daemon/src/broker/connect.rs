@@ -267,6 +267,7 @@ impl Broker {
         let is_fault = reason.is_fault();
         let reason = match (reason, &peer.unique) {
             (Disconnect::Transport(reason), _) => (*reason).into(),
+            (reason, _) if !is_fault => reason.to_string().into(),
             (reason, Some(unique)) => format!("{}: {reason}", unique.name).into(),
             (reason, None) => reason.to_string().into(),
         };

@@ -105,7 +105,7 @@ impl Broker {
             };
             if peer.agenda.is_shedding() {
                 // What else has arrived is dealt with when that is done, if the peer is still there then.
-                return;
+                return self.note_input(id, is_complete);
             }
             match peer.framer.next() {
                 Ok(Some(framed)) => {
@@ -118,6 +118,7 @@ impl Broker {
             }
             self.bury_condemned();
             if self.outgoing.is_step_over() && self.has_more_input(id) {
+                self.note_input(id, is_complete);
                 return self.put_off_input(id);
             }
         }

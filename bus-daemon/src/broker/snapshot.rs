@@ -89,6 +89,11 @@ impl Broker {
                 peer: peer.id,
                 is_retired: self.roster.is_retired(peer),
                 then: match then {
+                    // How a link ended only the log is told, and in a replay it is not known.
+                    Then::Gone(reason) if !reason.is_fault() => ThenV1::Gone {
+                        reason: "its link ended".to_owned(),
+                        is_fault: false,
+                    },
                     Then::Gone(reason) => ThenV1::Gone {
                         reason: reason.to_string(),
                         is_fault: reason.is_fault(),
