@@ -16,6 +16,7 @@ use crate::checkpoint::Checkpoint;
 use crate::files::{File, Files};
 use crate::model::{BUS_ID, Check, KEEPER_PID, Model, OWN_UID, Seen, wrong};
 use crate::random::Random;
+use crate::restart::without_end;
 use crate::sabotage::Saboteur;
 use crate::store::Store;
 
@@ -330,7 +331,7 @@ impl Bus {
             self.ends_within += 1;
             answers = self.ask(&event, random, answers.into());
         }
-        let actions: Vec<Action> = self.broker.actions().drain(..).collect();
+        let actions: Vec<Action> = self.broker.actions().drain(..).map(without_end).collect();
         let fresh = fresh(&self.broker, &mut self.ends);
         self.follow(&event, &answers, &actions, &fresh)?;
         self.steps += u64::from(matches!(event, Event::Step { .. }));

@@ -58,8 +58,8 @@ enum Burden {
     /// A rule of somebody that names its unique name, which it has lost. The name is never used again, so the rule is dead,
     /// and counts against nobody's limit any more. So dbus-daemon.
     DeadRule(Arc<str>),
-    /// A call of its own: withdrawn.
-    Awaited(PeerId, u32),
+    /// All its own calls: withdrawn at once, since nobody sees in which order. `max_replies_per_connection` bounds them.
+    Awaited,
     /// A call that it has to answer: who waits is told.
     Owed(PeerId, u32),
 }
@@ -196,8 +196,8 @@ impl Broker {
         if self.subscriptions.is_named(&unique.name) {
             return Some(Burden::DeadRule(unique.name.clone()));
         }
-        if let Some((callee, serial)) = self.calls.some_awaited(id) {
-            return Some(Burden::Awaited(callee, serial));
+        if self.calls.some_awaited(id).is_some() {
+            return Some(Burden::Awaited);
         }
         let (caller, serial) = self.calls.first_owed(id)?;
         Some(Burden::Owed(caller, serial))
@@ -222,8 +222,10 @@ impl Broker {
                     self.roster.mark_changed(owner);
                 }
             }
-            Burden::Awaited(callee, serial) => {
-                self.close_call(callee, id, serial);
+            Burden::Awaited => {
+                while let Some((callee, serial)) = self.calls.some_awaited(id) {
+                    self.close_call(callee, id, serial);
+                }
             }
             Burden::Owed(caller, serial) => {
                 self.close_call(id, caller, serial);
@@ -245,6 +247,7 @@ impl Broker {
             .chain(peer.out.clear())
             .collect();
         let socket = peer.socket.take();
+        self.ledger.drained(&mut peer.origins, u64::MAX);
         self.ledger.settle(peer);
         self.close_fds(fds);
         if let Some(socket) = socket {
