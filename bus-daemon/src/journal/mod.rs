@@ -180,12 +180,12 @@ pub(crate) struct Journal {
     lent: u64,
     /// Bytes of those that are lent now.
     lent_bytes: usize,
-    /// Bytes of address space that extents may take.
-    address_room: usize,
     /// What is kept to be used again is being given back.
     is_thrifty: bool,
     /// Whether the newest checkpoint may have an agenda that is not empty.
     has_agenda: bool,
+    /// Bytes of address space that extents may take.
+    address_room: usize,
 }
 
 /// The same as [`Journal::resume_inputs`] where the store has an older layout, which is rewritten: the beginnings are copied,
@@ -205,8 +205,7 @@ fn copy_inputs(broker: &mut Broker, stored: &Stored) -> Vec<PeerId> {
     lost
 }
 
-/// An eighth of a limited address space: there is enough else that needs some. A large message for which there is no extent is put
-/// together in ordinary memory.
+/// An eighth of a limited address space: there is enough else that needs some.
 fn address_room() -> usize {
     let limit = crate::os::memory::address_space();
     limit.map_or(usize::MAX, |limit| {
@@ -244,9 +243,9 @@ impl Journal {
             cap: u64::MAX,
             lent: 0,
             lent_bytes: 0,
-            address_room: address_room(),
             is_thrifty: false,
             has_agenda: false,
+            address_room: address_room(),
         })
     }
 
@@ -531,9 +530,20 @@ impl Journal {
     /// Gives back to the system what is kept to be used again: at once, or as a chore.
     pub(crate) fn return_idle(&mut self) {
         self.log.return_idle();
-        self.extents.release_free(&mut self.waiting, 0);
         self.waiting.return_idle();
         self.is_thrifty = true;
+    }
+
+    /// Whether somebody is in the middle of a large message.
+    pub(crate) fn has_lent_extents(&self) -> bool {
+        self.lent_bytes > 0
+    }
+
+    /// Gives the extents that are kept to be used again to the store. False: there are none.
+    pub(crate) fn release_extents(&mut self) -> bool {
+        let is_any = self.extents.idle() > 0;
+        self.extents.release_free(&mut self.waiting, 0);
+        is_any
     }
 
     /// Bytes that the bus may hold.

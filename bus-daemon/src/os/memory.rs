@@ -35,8 +35,11 @@ fn machine() -> Option<u64> {
     if unsafe { libc::sysinfo(&raw mut info) } != 0 {
         return None;
     }
-    // Their widths are not the same everywhere.
-    #[allow(clippy::useless_conversion, clippy::unnecessary_fallible_conversions)]
+    #[allow(
+        clippy::useless_conversion,
+        clippy::unnecessary_fallible_conversions,
+        reason = "their widths are not the same everywhere"
+    )]
     let (total, unit) = (u64::try_from(info.totalram).ok()?, u64::from(info.mem_unit));
     total.checked_mul(unit)
 }

@@ -137,8 +137,10 @@ pub(crate) struct Store<M> {
     layout: u32,
     /// Begins every checksum.
     salt: u32,
-    /// Bytes that may be held.
+    /// Bytes that may be held, besides extents that are lent.
     limit: u64,
+    /// Bytes of extents that are lent: address space. How much of them is in memory their users know, who are charged for it.
+    lent: u64,
     space: Space,
     /// Bodies of this checkpoint, by the identity that the caller gave them; each holds a reference.
     bodies: Map<usize, Reference>,
@@ -191,6 +193,7 @@ impl<M: Medium> Store<M> {
             layout: LAYOUT,
             salt,
             limit: u64::MAX,
+            lent: 0,
             space,
             bodies: Map::default(),
             runs: BTreeMap::new(),
@@ -279,7 +282,8 @@ impl<M: Medium> Store<M> {
     /// An extent for so many bytes, at most 128 MiB, which the caller holds until he releases it.
     pub(crate) fn lend_extent(&mut self, len: usize) -> Result<ExtentPlace> {
         let class = Class::of_extent(len).ok_or(StoreError::Caller("longer than the largest extent"))?;
-        let item = self.allocate(class)?;
+        let item = self.space.allocate(class);
+        self.lent += class.size();
         Ok(ExtentPlace {
             offset: item.offset(),
             class: class.number(),
@@ -290,9 +294,10 @@ impl<M: Medium> Store<M> {
     /// the file held is freed.
     pub(crate) fn hold_extent(&mut self, place: ExtentPlace) -> Result<()> {
         let item = place.item()?;
-        self.space
-            .add(item)
-            .map_err(|_| StoreError::Caller("there is no such extent"))
+        let added = self.space.add(item);
+        added.map_err(|_| StoreError::Caller("there is no such extent"))?;
+        self.lent += item.class().size();
+        Ok(())
     }
 
     /// Whether anybody but the caller, who holds it, may refer to an extent.
@@ -303,15 +308,16 @@ impl<M: Medium> Store<M> {
     /// The caller holds it no more; backlogs that refer to it may.
     pub(crate) fn release_extent(&mut self, place: ExtentPlace) -> Result<()> {
         let item = place.item()?;
-        self.space
-            .drop(item)
-            .map_err(|_| StoreError::Caller("the extent is not lent"))
+        let dropped = self.space.drop(item);
+        dropped.map_err(|_| StoreError::Caller("the extent is not lent"))?;
+        self.lent = self.lent.saturating_sub(item.class().size());
+        Ok(())
     }
 
     fn allocate(&mut self, class: Class) -> Result<Item> {
         // Each new item frees some old ones, so that a caller who makes no steps still gets on.
         self.space.free_some(8);
-        let held = self.space.held();
+        let held = self.space.held().saturating_sub(self.lent);
         if held.saturating_add(Space::cost(class)) > self.limit {
             return Err(StoreError::Full {
                 held,

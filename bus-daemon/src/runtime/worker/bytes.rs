@@ -129,11 +129,15 @@ impl Worker {
                 link.large = Some(extent);
                 self.note_large(large.total);
             }
-            // Without one the framer puts the message together from the log, with a copy.
             Err(error) => {
                 let (uid, total) = (self.broker.uid(peer), large.total);
                 let text = format_args!("no extent for a message of {total} bytes: {error}");
                 self.complaints.warn(uid, text);
+                // Without one the framer puts the message together from the log, and each checkpoint has it whole. One
+                // such message is all that there is room for where address space is short.
+                if self.journal.has_lent_extents() {
+                    self.closed(peer, "there is no address space for its message");
+                }
             }
         }
     }

@@ -20,7 +20,7 @@ const LOOK: u64 = 500;
 /// So long must have been quiet before memory is given back, in milliseconds.
 const QUIET: u64 = 1000;
 /// Bytes that are not worth it.
-const LITTLE: u64 = 1 << 20;
+const LITTLE: u64 = 256 << 10;
 
 /// How it stands.
 #[derive(Debug, Default)]
@@ -77,6 +77,11 @@ impl Worker {
         self.shortage.is_large_begun = false;
         // If there can be none, what is held counts as it is.
         self.take_checkpoint();
+        if self.journal.release_extents() {
+            // Of those who went: where they lay is free from the next checkpoint on.
+            self.take_checkpoint();
+        }
+        self.journal.return_idle();
         let memory = self.memory();
         self.shortage.judged = (self.now.0, memory.held);
         self.shortage.look = (memory.held > memory.cap).then_some(self.now.0 + LOOK);
@@ -110,6 +115,10 @@ impl Worker {
             Some(_) => {
                 self.shortage.tidy = None;
                 self.take_checkpoint();
+                if self.journal.release_extents() {
+                    // Where they lay is free from the next checkpoint on.
+                    self.take_checkpoint();
+                }
                 self.journal.return_idle();
                 self.shortage.is_tidying = true;
             }
