@@ -98,7 +98,7 @@ fn bytes(number: u64) -> String {
     if unit == 0 {
         return format!("{number} B");
     }
-    let tenths = u128::from(number) * 10 >> (10 * unit);
+    let tenths = (u128::from(number) * 10) >> (10 * unit);
     format!("{}.{} {}", tenths / 10, tenths % 10, units[unit as usize])
 }
 

@@ -27,7 +27,7 @@ fn a_message_that_has_arrived_in_part_goes_on_where_it_was() {
     let _alone = alone();
     let mut random = Random::from_environment("BUS_WAITING_SEED");
     let mut scene = Scene::start();
-    let mut all = vec![
+    let mut all = [
         Stalled::start(&scene.bus, Role::Subscriber),
         Stalled::start(&scene.bus, Role::Addressee),
     ];
