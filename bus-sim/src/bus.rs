@@ -281,9 +281,10 @@ impl Bus {
         random: &mut Random,
         model: impl FnOnce(&mut Model) -> Check,
     ) -> Check<Vec<Action>> {
-        let now = match event {
-            Event::Tick { now } => Some(now),
-            _ => None,
+        let now = if let Event::Tick { now } = event {
+            Some(now)
+        } else {
+            None
         };
         self.last = self.journal.len();
         let mut whole = Outcome::default();
@@ -346,9 +347,12 @@ impl Bus {
     /// Whose step comes next, so that all happens in the order in which it would happen at once: what peers give up comes
     /// before what others have sent.
     fn next_step(&self, actions: &[Action]) -> Option<PeerId> {
-        let scheduled = actions.iter().filter_map(|action| match action {
-            Action::ScheduleStep(peer) => Some(*peer),
-            _ => None,
+        let scheduled = actions.iter().filter_map(|action| {
+            if let Action::ScheduleStep(peer) = action {
+                Some(*peer)
+            } else {
+                None
+            }
         });
         let mut waiting = scheduled.filter(|peer| self.broker.wants_step(*peer));
         let first = waiting.next()?;

@@ -240,21 +240,14 @@ impl Bus {
 }
 
 /// How a link ended is for the log alone, and not known after a restart where that takes more than a step.
-pub(crate) fn without_end(action: Action) -> Action {
-    match action {
-        Action::Close {
-            peer,
-            uid,
-            is_fault: false,
-            last_words,
-            ..
-        } => Action::Close {
-            peer,
-            reason: "its link ended".into(),
-            uid,
-            is_fault: false,
-            last_words,
-        },
-        other => other,
+pub(crate) fn without_end(mut action: Action) -> Action {
+    if let Action::Close {
+        reason,
+        is_fault: false,
+        ..
+    } = &mut action
+    {
+        *reason = "its link ended".into();
     }
+    action
 }

@@ -189,7 +189,19 @@ impl Recovered {
             Event::Received { peer, data, .. } => Some((*peer, data.clone())),
             Event::ReceivedLarge { peer, prefix, .. } => Some((*peer, prefix.clone())),
             Event::Step { peer } => self.broker.waiting_input(*peer).map(|input| (*peer, input)),
-            _ => None,
+            Event::Accepted { .. }
+            | Event::Detached { .. }
+            | Event::Attached { .. }
+            | Event::Sent { .. }
+            | Event::Quarantined { .. }
+            | Event::Closed { .. }
+            | Event::Tick { .. }
+            | Event::ReloadRequested
+            | Event::UpgradeRequested
+            | Event::ErrandEnded { .. }
+            | Event::UpgradeFailed { .. }
+            | Event::Serving { .. }
+            | Event::Relieved(_) => None,
         };
         let Some((peer, bytes)) = input else {
             tracing::error!("event {sequence} kills the worker and is left out: {event:?}");

@@ -375,7 +375,19 @@ impl Worker {
         match event {
             Event::Received { .. } | Event::ReceivedLarge { .. } => true,
             Event::Step { peer } => self.broker.is_input_waiting(*peer),
-            _ => false,
+            Event::Accepted { .. }
+            | Event::Detached { .. }
+            | Event::Attached { .. }
+            | Event::Sent { .. }
+            | Event::Quarantined { .. }
+            | Event::Closed { .. }
+            | Event::Tick { .. }
+            | Event::ReloadRequested
+            | Event::UpgradeRequested
+            | Event::ErrandEnded { .. }
+            | Event::UpgradeFailed { .. }
+            | Event::Serving { .. }
+            | Event::Relieved(_) => false,
         }
     }
 
