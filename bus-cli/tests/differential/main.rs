@@ -56,6 +56,9 @@ const SHOWN: &[(&str, &[&str])] = &[
 /// Rows of the table that are shown elsewhere: in the tests of the broker, the driver, the daemon's surroundings, or by
 /// reading.
 const ELSEWHERE: &[&str] = &[
+    "match rules of one user with more than 2,048 unusual sets of keys, or 4,096 `argNpath` beside another namespace or a well-known name",
+    "`GetAllMatchRules` where the rules of all connections are longer than 2 MiB",
+    "`BecomeMonitor` with filters that are longer than 1 MiB",
     "a subscriber that stops reading",
     "`RemoveMatch` with rules that differ only in `path_namespace`",
     "a message that passes 128 MiB once the sender is stamped",
