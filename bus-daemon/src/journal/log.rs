@@ -203,14 +203,21 @@ impl Log {
 
     /// Bytes of shared memory that the log takes.
     pub(crate) fn memory(&self) -> usize {
-        let resident = self.resident.iter().filter(|is_resident| **is_resident);
+        let resident = self.touched().filter(|index| self.resident[*index]);
         HEADER_LEN + resident.count() * SEGMENT
     }
 
     /// The same without segments that are free.
     pub(crate) fn used(&self) -> u64 {
-        let used = (0..SEGMENTS).filter(|index| self.resident[*index] && !self.is_free(*index));
+        let used = self
+            .touched()
+            .filter(|index| self.resident[*index] && !self.is_free(*index));
         (HEADER_LEN + used.count() * SEGMENT) as u64
+    }
+
+    /// Segments that may be in memory: asked for at each turn, so not all that there can be.
+    fn touched(&self) -> impl Iterator<Item = usize> {
+        (0..self.opened).chain([SPARE])
     }
 
     /// Bytes in segments beyond those in use, of which a worker that died did not say whether they are in memory.
