@@ -1,7 +1,8 @@
 //! Limits, and what is charged against them.
 //!
 //! Every byte that waits in the bus waits in the send queue of its receiver, so the receiver is charged: only a slow
-//! peer pays. Input waits nowhere, apart from the one message of each peer that has not arrived completely.
+//! peer pays. Input waits nowhere, apart from the one message of each peer that has not arrived completely, and from what one
+//! read brought beyond a step.
 
 use super::event::PeerId;
 use super::peer::Peer;

@@ -185,23 +185,18 @@ impl Recovered {
     /// An event that kills the worker is left out: a copy is kept, its sender told, and then disconnected.
     fn quarantine(&mut self, event: &Event, sequence: u64, journal: &mut Journal) {
         journal.pass_answers();
-        let input = match event {
-            Event::Received { peer, data, .. } => Some((*peer, data.clone())),
-            Event::ReceivedLarge { peer, prefix, .. } => Some((*peer, prefix.clone())),
-            Event::Step { peer } => self.broker.waiting_input(*peer).map(|input| (*peer, input)),
-            Event::Accepted { .. }
-            | Event::Detached { .. }
-            | Event::Attached { .. }
-            | Event::Sent { .. }
-            | Event::Quarantined { .. }
-            | Event::Closed { .. }
-            | Event::Tick { .. }
-            | Event::ReloadRequested
-            | Event::UpgradeRequested
-            | Event::ErrandEnded { .. }
-            | Event::UpgradeFailed { .. }
-            | Event::Serving { .. }
-            | Event::Relieved(_) => None,
+        let input = if let Event::Step { peer } = event {
+            self.broker.waiting_input(*peer).map(|input| (*peer, input))
+        } else if let Event::Received {
+            peer, data: bytes, ..
+        }
+        | Event::ReceivedLarge {
+            peer, prefix: bytes, ..
+        } = event
+        {
+            Some((*peer, bytes.clone()))
+        } else {
+            None
         };
         let Some((peer, bytes)) = input else {
             tracing::error!("event {sequence} kills the worker and is left out: {event:?}");

@@ -372,23 +372,10 @@ impl Worker {
 
     /// Whether an event is about what a peer sent, and may be left out if it kills the worker.
     fn is_input(&self, event: &Event) -> bool {
-        match event {
-            Event::Received { .. } | Event::ReceivedLarge { .. } => true,
-            Event::Step { peer } => self.broker.is_input_waiting(*peer),
-            Event::Accepted { .. }
-            | Event::Detached { .. }
-            | Event::Attached { .. }
-            | Event::Sent { .. }
-            | Event::Quarantined { .. }
-            | Event::Closed { .. }
-            | Event::Tick { .. }
-            | Event::ReloadRequested
-            | Event::UpgradeRequested
-            | Event::ErrandEnded { .. }
-            | Event::UpgradeFailed { .. }
-            | Event::Serving { .. }
-            | Event::Relieved(_) => false,
+        if let Event::Step { peer } = event {
+            return self.broker.is_input_waiting(*peer);
         }
+        matches!(event, Event::Received { .. } | Event::ReceivedLarge { .. })
     }
 
     fn perform(&mut self, action: Action) {
