@@ -367,13 +367,29 @@ pub fn descriptors_after_upgrade(bus: &Bus, control: &mut Caller) -> Vec<String>
         tries += 1;
         assert!(tries < 20, "{error}");
     }
-    bus.descriptors()
+    settled_descriptors(bus)
 }
 
-/// Upgrades, and waits until the daemon has the same descriptors open as after an upgrade before.
-pub fn check_descriptors(bus: &Bus, control: &mut Caller, before: &[String]) {
+/// What a bus has open once that has not changed for a while: the state that an upgrade was restored from goes only
+/// after its caller has been answered.
+fn settled_descriptors(bus: &Bus) -> Vec<String> {
+    let mut descriptors = bus.descriptors();
+    let mut unchanged = 0;
+    let deadline = Deadline::after(SOON);
+    while unchanged < 10 && !deadline.passed() {
+        std::thread::sleep(Duration::from_millis(5));
+        let now = bus.descriptors();
+        unchanged = if now == descriptors { unchanged + 1 } else { 0 };
+        descriptors = now;
+    }
+    descriptors
+}
+
+/// Upgrades until the daemon has the same descriptors open as after an upgrade before, and returns how many upgrades
+/// that took: what traffic had opened may still have been in use at the first.
+pub fn check_descriptors(bus: &Bus, control: &mut Caller, before: &[String]) -> u32 {
     let mut now = Vec::new();
-    for _ in 0..5 {
+    for upgrades in 1..=5 {
         now = descriptors_after_upgrade(bus, control);
         let deadline = Deadline::after(SOON / 5);
         while now != before && !deadline.passed() {
@@ -381,7 +397,7 @@ pub fn check_descriptors(bus: &Bus, control: &mut Caller, before: &[String]) {
             now = bus.descriptors();
         }
         if now == before {
-            return;
+            return upgrades;
         }
     }
     panic!("the daemon's descriptors were {before:#?} and are {now:#?}");
