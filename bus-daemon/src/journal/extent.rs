@@ -25,8 +25,8 @@ use crate::os::region::Region;
 
 /// Bytes of free extents that stay mapped, since fresh pages cost several times what resident ones do.
 const RESIDENT: usize = 32 * 1024 * 1024;
-/// Bytes of a message that has not arrived whole whose pages this process keeps: many that stand still must not make its
-/// end take long.
+/// Bytes of a message that has not arrived whole whose pages this process keeps where there are [many](is_many): messages
+/// that stand still must not make its end take long.
 const MAPPED: usize = 2 << 20;
 /// Bytes of a page.
 const PAGE: usize = 4096;
@@ -71,10 +71,11 @@ impl Extent {
         unsafe { view(self.region.at(0, filled), filled, &self.lookers) }
     }
 
-    /// So many bytes have arrived: the pages of those that came long ago are left to the store, until they are read.
-    pub(crate) fn note_filled(&mut self, filled: usize) {
+    /// So many bytes have arrived. Where there are many such messages, the pages of what came long ago are left to the store
+    /// until they are read.
+    pub(crate) fn note_filled(&mut self, filled: usize, are_many: bool) {
         let end = filled / PAGE * PAGE;
-        if end >= self.kept_from + MAPPED {
+        if are_many && end >= self.kept_from + MAPPED {
             self.region.forget(self.kept_from, end);
             self.kept_from = end;
         }
@@ -117,6 +118,11 @@ impl ExtentRange {
             class: self.class,
         }
     }
+}
+
+/// Whether extents of so many bytes, lent at the same time, are many.
+pub(super) fn is_many(lent: usize) -> bool {
+    lent > RESIDENT
 }
 
 /// Of an extent that was given back.

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::header::{CONTROL, InFlight, MAX_FDS};
+use super::extent::is_many;
 use super::log::Fields;
 use super::record::Kind;
 use super::store::{ExtentPlace, StoreError};
@@ -146,7 +147,7 @@ impl Journal {
         };
         self.log.append(Kind::ReceivedLarge, fields, &fds);
         self.header.slot.disarm();
-        extent.note_filled(filled + len);
+        extent.note_filled(filled + len, is_many(self.lent_bytes));
         Ok(Read::Data {
             bytes: extent.prefix(filled + len),
             fds,

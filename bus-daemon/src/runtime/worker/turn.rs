@@ -111,15 +111,31 @@ impl Worker {
         }
     }
 
-    /// Asks the epoll set who is ready, hears the keeper, and puts the others into the rotation. True: the set may have
-    /// more to tell.
-    fn look(&mut self) -> bool {
+    /// Waits in the epoll set itself until somebody is ready, or a tick is due: the next turn begins with what it told of.
+    pub(crate) fn wait(&mut self) -> std::io::Result<()> {
+        let timeout = self.next_tick().map_or(-1, |due| {
+            let left = due.0.saturating_sub(crate::runtime::now().0);
+            i32::try_from(left).unwrap_or(i32::MAX)
+        });
         self.must_look.set(false);
+        self.ready.clear();
+        let is_all = self.epoll.take_ready(&mut self.ready, timeout)?;
+        self.told = Some(is_all);
+        Ok(())
+    }
+
+    /// Asks the epoll set who is ready, unless it was waited for; hears the keeper, and puts the others into the rotation.
+    /// True: the set may have more to tell.
+    fn look(&mut self) -> bool {
+        let told = self.told.take();
         let mut ready = std::mem::take(&mut self.ready);
-        ready.clear();
-        let is_all = self.epoll.take_ready(&mut ready).unwrap_or_else(|error| {
-            tracing::error!("epoll: {error}");
-            true
+        let is_all = told.unwrap_or_else(|| {
+            self.must_look.set(false);
+            ready.clear();
+            self.epoll.take_ready(&mut ready, 0).unwrap_or_else(|error| {
+                tracing::error!("epoll: {error}");
+                true
+            })
         });
         for &(source, events) in &ready {
             match source {
