@@ -14,8 +14,8 @@ use bus_wire::{Fd, LargeMessage, SendQueue};
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::header::{CONTROL, InFlight, MAX_FDS};
 use super::extent::is_many;
+use super::header::{CONTROL, InFlight, MAX_FDS};
 use super::log::Fields;
 use super::record::Kind;
 use super::store::{ExtentPlace, StoreError};
@@ -87,7 +87,7 @@ impl Journal {
         };
         let bytes = self.log.finish_read(fields, len, &fds);
         self.header.slot.disarm();
-        let full = len == room || !fds.is_empty();
+        let full = len == room;
         Ok(Read::Data {
             bytes,
             fds,

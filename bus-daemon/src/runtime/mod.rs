@@ -233,13 +233,14 @@ fn serve(record: &KeeperV1, mut worker: Worker, start: Start) -> Result<Infallib
         let tasks = tokio::runtime::Handle::current().metrics();
         let mut alarm = Alarm::default();
         loop {
-            worker.turns();
             if tasks.num_alive_tasks() == 0 {
                 // Nobody else needs the thread. That saves two system calls a turn, and a third of all else that a turn of
                 // one small message takes.
+                while worker.turn() {}
                 worker.wait().map_err(|error| format!("epoll: {error}"))?;
                 continue;
             }
+            worker.turns();
             alarm.want(worker.next_tick());
             tokio::select! {
                 biased;

@@ -21,9 +21,12 @@ const LOOK: u64 = 500;
 const QUIET: u64 = 1000;
 /// Bytes that are not worth it.
 const LITTLE: u64 = 256 << 10;
+/// Work after which it is looked how much is held, in units of a message or 2 KiB: what less of it leaves in memory, or lets
+/// go of, is [little](LITTLE). So short turns do not pay for it each.
+const UNLOOKED: u64 = 64;
 
 /// How it stands.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Shortage {
     /// When it was last judged, in milliseconds, and what was held then.
     judged: (u64, u64),
@@ -39,6 +42,24 @@ pub(super) struct Shortage {
     is_tidying: bool,
     /// The most that the heap has held since it was last trimmed.
     heap_peak: u64,
+    /// Work done since it was last looked how much is held.
+    unlooked: u64,
+}
+
+impl Default for Shortage {
+    /// A worker may have been given a lot: it looks in its first turn.
+    fn default() -> Self {
+        Self {
+            judged: (0, 0),
+            is_large_begun: false,
+            look: None,
+            tidy: None,
+            rest: 0,
+            is_tidying: false,
+            heap_peak: 0,
+            unlooked: UNLOOKED,
+        }
+    }
 }
 
 impl Worker {
@@ -58,6 +79,30 @@ impl Worker {
     pub(super) fn next_look(&self) -> Option<u64> {
         let tidy = self.shortage.tidy.map(|(at, _)| at);
         self.shortage.look.into_iter().chain(tidy).min()
+    }
+
+    /// So many bytes were sent.
+    pub(super) fn note_sent(&mut self, bytes: u64) {
+        self.shortage.unlooked += bytes / 2048;
+    }
+
+    /// A peer is gone, with whatever it held.
+    pub(super) fn note_gone(&mut self) {
+        self.shortage.unlooked += UNLOOKED;
+    }
+
+    /// Whether it is to be looked how much is held, in a turn that did so much.
+    pub(super) fn is_look_due(&mut self, work: u64) -> bool {
+        self.shortage.unlooked += work;
+        let is_time = self.next_look().is_some_and(|due| due <= self.now.0);
+        let is_due = is_time
+            || self.shortage.unlooked >= UNLOOKED
+            || self.shortage.is_large_begun
+            || self.shortage.is_tidying;
+        if is_due {
+            self.shortage.unlooked = 0;
+        }
+        is_due
     }
 
     /// Does something about it if memory is short.
@@ -96,6 +141,8 @@ impl Worker {
     /// Gives memory back that nobody has needed for a while.
     pub(super) fn tidy_up(&mut self) {
         if self.journal.has_chores() {
+            // To be looked again when they are done.
+            self.shortage.unlooked = UNLOOKED;
             return;
         }
         if self.shortage.is_tidying {
