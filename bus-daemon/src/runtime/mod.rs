@@ -230,6 +230,8 @@ fn serve(record: &KeeperV1, mut worker: Worker, start: Start) -> Result<Infallib
         let epoll = unsafe { AsyncFd::register_with_interest(EpollSet(record.epoll), Interest::READABLE) }
             .map_err(|error| format!("epoll: {error}"))?;
         worker.begin(start);
+        #[cfg(feature = "test-hooks")]
+        crate::fault::share_runtime();
         let tasks = tokio::runtime::Handle::current().metrics();
         let mut alarm = Alarm::default();
         loop {
