@@ -13,6 +13,7 @@ mod rotation;
 mod system;
 #[cfg(test)]
 mod tests;
+mod wait;
 mod watchdog;
 mod worker;
 
@@ -21,8 +22,6 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use bus_wire::Guid;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use crate::broker::{Broker, Identity, ListenerIdentity, Millis, Start, Transport};
 use crate::config::Config;
@@ -33,9 +32,9 @@ use crate::handoff::keeper::KeeperV1;
 use crate::handoff::stored::LAYOUT;
 use crate::journal::Journal;
 use crate::os::{clock, memory};
-use alarm::Alarm;
 use poll::EpollSet;
 pub(crate) use system::machine_id;
+use wait::Waiting;
 use worker::Worker;
 
 /// Why a peer is disconnected whose descriptors the kernel had to drop.
@@ -225,34 +224,13 @@ fn serve(record: &KeeperV1, mut worker: Worker, start: Start) -> Result<Infallib
         .map_err(|error| format!("no runtime: {error}"))?;
     runtime.block_on(async move {
         worker.register().map_err(|error| format!("epoll: {error}"))?;
-        #[expect(unsafe_code, reason = "the set is known by its number")]
-        // SAFETY: the epoll set stays open for the life of the process.
-        let epoll = unsafe { AsyncFd::register_with_interest(EpollSet(record.epoll), Interest::READABLE) }
-            .map_err(|error| format!("epoll: {error}"))?;
         worker.begin(start);
         #[cfg(feature = "test-hooks")]
         crate::fault::share_runtime();
-        let tasks = tokio::runtime::Handle::current().metrics();
-        let mut alarm = Alarm::default();
+        let mut waiting = Waiting::new(EpollSet(record.epoll));
         loop {
-            if tasks.num_alive_tasks() == 0 {
-                // Nobody else needs the thread. That saves two system calls a turn, and a third of all else that a turn of
-                // one small message takes.
-                while worker.turn() {}
-                worker.wait().map_err(|error| format!("epoll: {error}"))?;
-                continue;
-            }
-            worker.turns();
-            alarm.want(worker.next_tick());
-            tokio::select! {
-                biased;
-                ready = epoll.readable() => match ready {
-                    // Cleared before the set is looked at: whatever comes later makes it ready again.
-                    Ok(mut guard) => guard.clear_ready(),
-                    Err(error) => return Err(format!("epoll: {error}")),
-                },
-                () = alarm.ring() => worker.tick(),
-            }
+            let waited = waiting.wait_after_turns(&mut worker).await;
+            waited.map_err(|error| format!("epoll: {error}"))?;
         }
     })
 }
