@@ -26,7 +26,7 @@ use crate::broker::{Fds, PeerId};
 pub(super) const SLICES: usize = 64;
 
 /// Most bytes of a large message in one read: it is validated as it arrives, and no event may take long.
-const LARGE_READ: usize = 128 * 1024;
+const LARGE_READ: usize = 256 * 1024;
 
 /// Bytes of the control buffer.
 #[cfg(feature = "bench-hooks")]
