@@ -32,7 +32,7 @@ use crate::handoff::image;
 use crate::handoff::keeper::KeeperV1;
 use crate::handoff::stored::LAYOUT;
 use crate::journal::Journal;
-use crate::os::{clock, memory};
+use crate::os::{clock, control_group, memory};
 use alarm::Alarm;
 use poll::EpollSet;
 pub(crate) use system::machine_id;
@@ -229,6 +229,7 @@ fn serve(record: &KeeperV1, mut worker: Worker, start: Start) -> Result<Infallib
         // SAFETY: the epoll set stays open for the life of the process.
         let epoll = unsafe { AsyncFd::register_with_interest(EpollSet(record.epoll), Interest::READABLE) }
             .map_err(|error| format!("epoll: {error}"))?;
+        worker.watch_groups(control_group::limited(&control_group::own()));
         worker.begin(start);
         let tasks = tokio::runtime::Handle::current().metrics();
         let mut alarm = Alarm::default();
