@@ -7,7 +7,7 @@
 
 mod arena;
 mod checkpoint;
-#[cfg(any(test, feature = "test-hooks"))]
+#[cfg(any(test, feature = "test-hooks", feature = "bench-hooks"))]
 mod damage;
 mod extent;
 mod header;

@@ -1,6 +1,8 @@
 //! The thin shell around the broker: sockets, clock, system questions, on a current-thread tokio runtime.
 
 mod alarm;
+#[cfg(any(test, feature = "bench-hooks"))]
+pub(crate) mod bench;
 mod complaints;
 #[cfg(any(test, feature = "test-hooks"))]
 pub(crate) mod fuzz;
