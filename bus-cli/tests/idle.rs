@@ -175,7 +175,7 @@ fn an_idle_bus_does_nothing_where_its_runtime_has_other_tasks() {
 #[track_caller]
 fn idles(bus: &Bus) {
     let _alone = alone();
-    let idle: Vec<Raw> = (0..50).map(|_| Raw::ready(&bus)).collect();
+    let idle: Vec<Raw> = (0..50).map(|_| Raw::ready(bus)).collect();
     expect_idleness(bus);
     // And not after its worker was replaced either, or it was itself.
     let mut control = bus.caller();
