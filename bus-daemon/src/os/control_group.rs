@@ -87,7 +87,10 @@ impl Limited {
     pub(crate) fn left(&self) -> Option<(u64, u64)> {
         let limit = self.limit()?;
         let (usage, files) = if self.is_first {
-            ("memory.usage_in_bytes", ["total_inactive_file ", "total_active_file "])
+            (
+                "memory.usage_in_bytes",
+                ["total_inactive_file ", "total_active_file "],
+            )
         } else {
             ("memory.current", ["inactive_file ", "active_file "])
         };

@@ -104,7 +104,9 @@ impl Worker {
             return;
         };
         // However little others leave: so much is the bus's own.
-        let room = (self.memory().held + left).saturating_sub(reserve).max(memory::LEAST);
+        let room = (self.memory().held + left)
+            .saturating_sub(reserve)
+            .max(memory::LEAST);
         self.shortage.room = Some(room);
     }
 
