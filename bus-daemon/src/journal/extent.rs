@@ -355,3 +355,66 @@ impl ExtentPool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEN: usize = 8 << 20;
+
+    /// What the store has in memory but for what took none when it was lent.
+    fn resident(waiting: &Waiting, lent: &[&Extent]) -> u64 {
+        let untouched: usize = lent.iter().map(|extent| extent.untouched()).sum();
+        waiting.memory() - untouched as u64
+    }
+
+    #[test]
+    fn what_an_earlier_message_left_in_an_extent_counts() {
+        let (mut waiting, mut pool) = (Waiting::create(1).unwrap(), ExtentPool::default());
+        let mut extent = pool.lend(&mut waiting, LEN).unwrap();
+        assert_eq!(extent.len(), LEN);
+        assert_eq!(resident(&waiting, &[&extent]), 0);
+        extent.fill(&vec![1; 5000]);
+        extent.note_filled(6 << 20, false);
+        pool.give_back(extent);
+        pool.checkpointed(&mut waiting);
+        // Lent again, for a message that does not get far.
+        let again = pool.lend(&mut waiting, LEN).unwrap();
+        let fresh = pool.lend(&mut waiting, LEN).unwrap();
+        assert_eq!(resident(&waiting, &[&again, &fresh]), 6 << 20);
+        pool.give_back(again);
+        pool.give_back(fresh);
+        assert_eq!(resident(&waiting, &[]), 2 * LEN as u64);
+    }
+
+    #[test]
+    fn of_little_memory_little_is_kept() {
+        let (mut waiting, mut pool) = (Waiting::create(1).unwrap(), ExtentPool::default());
+        pool.set_cap(8 * 2 * LEN as u64);
+        for _ in 0..4 {
+            let lent = [(); 3].map(|()| pool.lend(&mut waiting, LEN).unwrap());
+            assert!(!pool.wants_checkpoint());
+            lent.into_iter().for_each(|extent| pool.give_back(extent));
+            assert!(pool.wants_checkpoint());
+            pool.checkpointed(&mut waiting);
+            assert_eq!(pool.idle(), 2 * LEN);
+        }
+    }
+
+    #[test]
+    fn after_a_death_a_message_keeps_its_own_bytes_only() {
+        let (mut waiting, mut pool) = (Waiting::create(1).unwrap(), ExtentPool::default());
+        let mut extent = pool.lend(&mut waiting, LEN).unwrap();
+        extent.fill(&vec![7; LEN]);
+        let place = extent.place();
+        let mut next = ExtentPool::default();
+        let bytes = next.adopt(&mut waiting, ExtentRange::first(place, 5000)).unwrap();
+        let adopted = next.take_adopted(&bytes).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 7));
+        let all = crate::os::memfd::read_at(waiting.fd(), place.offset, LEN).unwrap();
+        assert!(
+            all[..2 * PAGE].iter().all(|byte| *byte == 7) && all[2 * PAGE..].iter().all(|byte| *byte == 0)
+        );
+        assert_eq!(adopted.untouched(), LEN);
+    }
+}

@@ -522,8 +522,12 @@ impl Journal {
 
     /// Bytes of it that are in memory, at most, in use or not; of extents as above.
     pub(crate) fn resident(&self) -> u64 {
-        let store = self.waiting.memory().saturating_sub(self.lent_untouched as u64);
-        self.log.memory() as u64 + self.checkpoints.memory() + store
+        self.log.memory() as u64 + self.checkpoints.memory() + self.store_resident()
+    }
+
+    /// The store's part of that.
+    pub(crate) fn store_resident(&self) -> u64 {
+        self.waiting.memory().saturating_sub(self.lent_untouched as u64)
     }
 
     /// Bytes that are in use no more and kept to be used again, or until the next checkpoint.

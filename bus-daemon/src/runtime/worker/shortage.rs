@@ -196,10 +196,12 @@ impl Worker {
         let memory = self.memory();
         let outside = self.broker.held_outside();
         self.shortage.heap_peak = self.shortage.heap_peak.max(outside);
-        let resident = self.journal.resident() + outside;
-        let idle = memory.cap / IDLE_PART + IDLE + self.shortage.stuck;
-        if resident > memory.cap && resident.saturating_sub(memory.held) > idle {
-            self.give_back();
+        // Log and checkpoints keep little that is idle.
+        if self.journal.store_resident() + outside > memory.cap {
+            let idle = (self.journal.resident() + outside).saturating_sub(memory.held);
+            if idle > memory.cap / IDLE_PART + IDLE + self.shortage.stuck {
+                self.give_back();
+            }
         }
         if !memory.is_short() && !self.shortage.is_large_begun {
             self.shortage.look = None;
