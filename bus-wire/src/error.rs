@@ -40,6 +40,17 @@ pub enum MessageError {
         /// In bytes.
         length: usize,
     },
+    /// A header that is to be forwarded has unknown fields, or a sender, and is longer than
+    /// [`MAX_FOREIGN_HEADER`](crate::limits::MAX_FOREIGN_HEADER).
+    #[error(
+        "the header is {length} bytes long and has fields that are not passed on, which one of more than {limit} may not"
+    )]
+    ForeignHeaderTooLong {
+        /// In bytes.
+        length: usize,
+        /// The limit, in bytes.
+        limit: usize,
+    },
     /// A message of more than 128 MiB, or than the limit of this connection.
     #[error("the message is {length} bytes long, more than {limit} (specification, Message Format)")]
     TooLong {

@@ -53,4 +53,4 @@ pub use sasl::{Mechanism, SaslConfig, SaslDone, SaslError, SaslServer, SaslStage
 pub use send_queue::{PieceState, SendQueue, SendQueueState, TailPiece};
 pub use serial::Serial;
 pub use signature::{Signature, SignatureError};
-pub use stitch::stitch_header;
+pub use stitch::{stitch_header, stitch_long_header};

@@ -16,5 +16,10 @@ pub const MAX_STRUCT_DEPTH: u32 = 32;
 pub const MAX_DEPTH: u32 = 64;
 /// Length of the fixed part of a header, up to and with the length of the array of header fields.
 pub const FIXED_HEADER: usize = 16;
+/// Longest header that may have fields which a bus does not pass on: to leave them out is work. No limit of the
+/// specification's, which knows no such fields.
+pub const MAX_FOREIGN_HEADER: usize = 1 << 20;
+/// From this length on a header is forwarded by [`stitch_long_header`](crate::stitch_long_header).
+pub const LONG_HEADER: usize = 4096;
 /// A partial message longer than this is reported by [`Framer::large`](crate::Framer::large).
 pub const LARGE_MESSAGE: usize = 64 * 1024;

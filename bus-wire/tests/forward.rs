@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
-use bus_wire::limits::{FIXED_HEADER, MAX_MESSAGE};
-use bus_wire::{BodyWriter, Endian, Flags, Message, MessageBuilder, MessageError, stitch_header};
+use bus_wire::limits::{FIXED_HEADER, MAX_FOREIGN_HEADER, MAX_MESSAGE};
+use bus_wire::{
+    BodyWriter, Endian, Flags, Message, MessageBuilder, MessageError, stitch_header, stitch_long_header,
+};
 
 /// Ends a chain of writes.
 fn done(_: &mut BodyWriter) {}
@@ -12,6 +14,11 @@ fn forwarded(message: &Message, sender: &str) -> Message {
     let mut bytes = Vec::new();
     stitch_header(message, sender, &mut bytes).unwrap();
     assert_eq!(bytes.len() % 8, 0);
+    // However it is put together.
+    let mut long = vec![7];
+    let rest = stitch_long_header(message, sender, &mut long).unwrap();
+    assert_eq!(long.len(), 1 + FIXED_HEADER);
+    assert_eq!([&long[1..], &rest.concat()].concat(), bytes);
     bytes.extend_from_slice(message.body_bytes());
     Message::parse(bytes.into()).unwrap()
 }
@@ -96,6 +103,48 @@ fn foreign_fields_are_dropped() {
             assert_eq!(forwarded(&message, ":1.42").bytes(), expected.bytes());
         }
     }
+}
+
+#[test]
+fn long_headers_share_what_was_received() {
+    for length in 1..40 {
+        let path = format!("/{}", "x".repeat(length));
+        let original = MessageBuilder::signal(&path, "a.b", "S").build().unwrap();
+        let message = forwarded(&Message::parse(original.into()).unwrap(), ":1.7");
+        assert_eq!(message.path(), Some(&*path));
+    }
+    let path = format!("/{}", "x".repeat(2 << 20));
+    let original = MessageBuilder::signal(&path, "a.b", "S").build().unwrap();
+    let original = Message::parse(original.into()).unwrap();
+    assert_eq!(forwarded(&original, ":1.7").path(), Some(&*path));
+    let rest = stitch_long_header(&original, ":1.7", &mut Vec::new()).unwrap();
+    let place = original.bytes().as_ptr_range();
+    assert!(place.contains(&rest[0].as_ptr()) && rest[0].len() > path.len());
+    assert!(rest[1].len() < 32);
+}
+
+/// To leave fields out is work for each of them.
+#[test]
+fn a_long_header_with_fields_to_be_left_out_is_refused() {
+    let filler = |length: usize| {
+        let mut field = vec![200, 1, b's', 0];
+        field.extend((length as u32).to_le_bytes());
+        field.resize(field.len() + length + 1, b'x');
+        field[8 + length] = 0;
+        with_field(&call(Endian::Little).build().unwrap(), Endian::Little, &field)
+    };
+    let message = filler(MAX_FOREIGN_HEADER);
+    let mut out = vec![1];
+    let error = stitch_long_header(&message, ":1.7", &mut out).unwrap_err();
+    assert!(
+        matches!(error, MessageError::ForeignHeaderTooLong { length, limit }
+        if length > limit && limit == MAX_FOREIGN_HEADER)
+    );
+    assert_eq!(out, [1]);
+    assert_eq!(
+        forwarded(&filler(MAX_FOREIGN_HEADER - 1000), ":1.7").path(),
+        Some("/a")
+    );
 }
 
 /// Both peers forward a message that is longer than allowed once it has a sender.

@@ -26,10 +26,11 @@ const LONG: u64 = 16 * 1024;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Transit<'a> {
     pub(super) message: &'a Message,
-    /// The header under which the message is forwarded; a short body follows in the same bytes.
+    /// The header under which the message is forwarded; a short body follows in the same bytes. Of a long header its
+    /// beginning.
     pub(super) head: &'a [u8],
-    /// A longer body, which all receivers share.
-    pub(super) tail: Option<&'a Bytes>,
+    /// The rest of a long header, and a longer body, which all receivers share.
+    pub(super) tail: &'a [Bytes],
     /// All of it, once it has been put together for receivers that do not read.
     pub(super) whole: &'a OnceCell<Bytes>,
     /// Who makes it wait: its sender. `None`: the receiver, which asked for it.
@@ -39,7 +40,7 @@ pub(super) struct Transit<'a> {
 impl Transit<'_> {
     /// Queues it for one of many receivers.
     fn copy_to(&self, out: &mut SendQueue) {
-        let is_large = self.tail.is_some_and(|tail| tail.len() >= LARGE);
+        let is_large = self.tail.iter().any(|piece| piece.len() >= LARGE);
         if !is_large && is_waiting_long(out) {
             out.push_kept(self.whole.get_or_init(|| self.put_together()).clone());
         } else {
@@ -49,14 +50,17 @@ impl Transit<'_> {
 
     fn push_to(&self, out: &mut SendQueue) {
         out.push(self.head);
-        if let Some(tail) = self.tail {
-            out.push_shared(tail.clone());
+        for piece in self.tail {
+            out.push_shared(piece.clone());
         }
     }
 
     fn put_together(&self) -> Bytes {
-        let tail: &[u8] = self.tail.map_or(&[], |tail| tail);
-        [self.head, tail].concat().into()
+        let mut whole = self.head.to_vec();
+        for piece in self.tail {
+            whole.extend_from_slice(piece);
+        }
+        whole.into()
     }
 }
 

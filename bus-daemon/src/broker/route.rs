@@ -2,8 +2,10 @@
 
 use std::cell::OnceCell;
 
-use bus_wire::{Message, MessageType, stitch_header};
+use bus_wire::limits::LONG_HEADER;
+use bus_wire::{Message, MessageError, MessageType, stitch_header, stitch_long_header};
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::deliver::{SHARED, Transit};
 use super::disconnect::{Breach, Disconnect, Excess};
@@ -194,23 +196,19 @@ impl Broker {
             || !self.subscriptions.is_empty(Audience::Monitors)
             || self.may_eavesdrop();
         let stitched = match &peer.unique {
-            _ if !is_copied => Ok(()),
-            Some(unique) => stitch_header(message, &unique.name, &mut head),
+            _ if !is_copied => Ok(SmallVec::new()),
+            Some(unique) => stitch(message, &unique.name, &mut head),
             None => {
                 let expected = self.expected_name(peer.credentials.uid);
-                stitch_header(message, &expected, &mut head)
+                stitch(message, &expected, &mut head)
             }
         };
         match stitched {
-            Ok(()) => {
-                let tail = (message.body_bytes().len() >= SHARED).then(|| body_to_share(message));
-                if is_copied && tail.is_none() {
-                    head.extend_from_slice(message.body_bytes());
-                }
+            Ok(tail) => {
                 let transit = Transit {
                     message,
                     head: &head,
-                    tail: tail.as_ref(),
+                    tail: &tail,
                     whole: &OnceCell::new(),
                     origin: Some(id),
                 };
@@ -464,18 +462,41 @@ impl Broker {
     }
 }
 
-/// The body as queues keep it: a slice of what was received, or a copy of its own where the slice would keep much more in
-/// memory than the receiver is charged. Header fields that are not passed on can be 64 MiB long.
-fn body_to_share(message: &Message) -> Bytes {
-    /// Bytes of a header that nobody minds beside its body.
-    const LONG_HEADER: usize = 4096;
+/// Puts a message under the header with which it is forwarded: what begins it into `head`, and the pieces behind that.
+#[inline]
+fn stitch(message: &Message, sender: &str, head: &mut Vec<u8>) -> Result<SmallVec<[Bytes; 3]>, MessageError> {
+    let body = message.body_bytes();
+    let mut tail = SmallVec::new();
+    if message.bytes().len() - body.len() > LONG_HEADER {
+        return stitch_long(message, sender, head);
+    }
+    stitch_header(message, sender, head)?;
+    if body.len() >= SHARED {
+        tail.push(message.body_slice());
+    } else {
+        head.extend_from_slice(body);
+    }
+    Ok(tail)
+}
+
+/// The same where the header is long. The body is a slice of what was received, or a copy of its own where the slice would
+/// keep much more in memory than the receiver is charged: header fields that are not passed on.
+#[cold]
+fn stitch_long(
+    message: &Message,
+    sender: &str,
+    head: &mut Vec<u8>,
+) -> Result<SmallVec<[Bytes; 3]>, MessageError> {
+    let mut tail: SmallVec<[Bytes; 3]> = stitch_long_header(message, sender, head)?.into_iter().collect();
     let body = message.body_bytes();
     let beside = message.bytes().len() - body.len();
-    if beside > LONG_HEADER.max(body.len() / 8) {
+    let is_copied = message.has_foreign_fields() && beside > body.len() / 8;
+    tail.push(if is_copied {
         Bytes::copy_from_slice(body)
     } else {
         message.body_slice()
-    }
+    });
+    Ok(tail)
 }
 
 fn is_hello(message: &Message) -> bool {

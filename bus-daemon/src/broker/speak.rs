@@ -98,7 +98,7 @@ impl Broker {
                 let transit = Transit {
                     message: &message,
                     head: message.bytes(),
-                    tail: None,
+                    tail: &[],
                     whole: &OnceCell::new(),
                     origin: None,
                 };

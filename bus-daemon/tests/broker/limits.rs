@@ -221,6 +221,62 @@ fn a_header_that_is_not_passed_on_is_not_kept() {
     }
 }
 
+/// A long header is passed on as it lies in memory, to however many it goes.
+#[test]
+fn a_long_header_is_kept_once() {
+    let mut bus = Bus::new(config(), false);
+    let sender = bus.connect();
+    let receivers: Vec<Who> = (0..3).map(|_| bus.connect()).collect();
+    for who in &receivers {
+        bus.add_match(*who, "type='signal'");
+        bus.drain(*who);
+    }
+    let path = format!("/{}", "x".repeat(3 << 20));
+    let signal = MessageBuilder::signal(&path, "a.b", "S")
+        .serial(77_u32)
+        .body(|w| {
+            w.str("and a short body");
+        });
+    let (received, lookers) = watched(signal.build().unwrap());
+    let upto = bus.written(sender) + received.len() as u64;
+    bus.event(Event::Received {
+        peer: bus.peer(sender),
+        upto,
+        data: received,
+        fds: Fds::new(),
+    });
+    assert_eq!(lookers.strong_count(), 1);
+    for who in &receivers {
+        assert!(bus.queued()[who] > path.len() as u64);
+        let messages = bus.read_messages(*who);
+        let [(message, _)] = messages.as_slice() else {
+            panic!("{} messages", messages.len())
+        };
+        assert_eq!((message.path(), message.sender()), (Some(&*path), Some(":1.0")));
+        assert_eq!(message.body().read_str().unwrap(), "and a short body");
+    }
+    assert_eq!(lookers.strong_count(), 0);
+}
+
+/// To leave fields out is work, so there is a limit to it; the sender is told.
+#[test]
+fn a_very_long_header_that_is_not_passed_on_is_refused() {
+    check(|bus| {
+        let (sender, receiver) = (bus.connect(), bus.connect());
+        let call = MessageBuilder::method_call("/", "M")
+            .destination(":1.1")
+            .serial(77_u32);
+        let bytes = with_unknown_field(&call.build().unwrap(), 2 << 20);
+        bus.bytes(sender, &bytes, &[]);
+        let answer = bus.read(sender);
+        assert!(
+            answer[0].contains("LimitsExceeded") && answer[0].contains("not passed on"),
+            "{answer:?}"
+        );
+        assert!(bus.is_open(sender) && bus.read(receiver).is_empty());
+    });
+}
+
 /// Bytes, and what tells whether anybody keeps them.
 fn watched(bytes: Vec<u8>) -> (Bytes, Weak<()>) {
     struct Watched(Vec<u8>, #[expect(dead_code, reason = "only counted")] Arc<()>);
