@@ -535,6 +535,11 @@ impl Journal {
         self.resident().saturating_sub(self.used()) + self.log.stale()
     }
 
+    /// Bytes of output that the next checkpoint sets free, at least.
+    pub(crate) fn freed_by_checkpoint(&self) -> u64 {
+        self.waiting.freed_by_commit()
+    }
+
     /// Grows while much is read.
     pub(crate) fn activity(&self) -> u64 {
         self.log.turnover() + self.lent

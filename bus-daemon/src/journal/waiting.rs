@@ -90,6 +90,11 @@ impl Waiting {
         self.store.used()
     }
 
+    /// Bytes of it that the next checkpoint sets free.
+    pub(super) fn freed_by_commit(&self) -> u64 {
+        self.store.freed_by_commit()
+    }
+
     /// Refuses, from now on, to take more.
     pub(super) fn set_limit(&mut self, limit: u64) {
         self.limit = limit;

@@ -35,8 +35,9 @@ const IDLE_PART: u64 = 4;
 const IDLE: u64 = 4 << 20;
 /// Steps of what a checkpoint leaves to do that are taken in one go where memory is short: each may give back 16 MiB.
 const STEPS: usize = 32;
-/// Milliseconds between two looks at the control group.
+/// Milliseconds between two looks at the control group, unless what is in memory grows by this part of the cap.
 const GAUGE: u64 = 100;
+const GROWTH_PART: u64 = 16;
 /// What is to be left of a control group's limit: a part of it, and not more than that.
 const RESERVE_PART: u64 = 8;
 const RESERVE: u64 = 64 << 20;
@@ -64,8 +65,8 @@ pub(super) struct Shortage {
     stuck: u64,
     /// Control groups with a limit.
     groups: Vec<Limited>,
-    /// When it was last asked how much is left of these, in milliseconds.
-    gauged: u64,
+    /// When it was last asked how much is left of these, in milliseconds, and what was in memory then.
+    gauged: (u64, u64),
     /// What the bus may hold, as far as they have room for it.
     room: Option<u64>,
 }
@@ -106,10 +107,16 @@ impl Worker {
 
     /// Asks how much is left of the limits of control groups, if it is time, and gives back what is idle where that is little.
     fn gauge(&mut self) {
-        if self.shortage.groups.is_empty() || self.now.0 < self.shortage.gauged + GAUGE {
+        if self.shortage.groups.is_empty() {
             return;
         }
-        self.shortage.gauged = self.now.0;
+        let resident = self.journal.store_resident() + self.broker.held_outside();
+        let (at, before) = self.shortage.gauged;
+        let has_grown = resident > before + self.journal.cap() / GROWTH_PART;
+        if self.now.0 < at + GAUGE && !has_grown {
+            return;
+        }
+        self.shortage.gauged = (self.now.0, resident);
         let least = |groups: &[Limited]| {
             let left = groups.iter().filter_map(Limited::left);
             left.map(|(limit, left)| (left, (limit / RESERVE_PART).min(RESERVE)))
@@ -244,6 +251,10 @@ impl Worker {
             return;
         }
         if self.shortage.is_tidying {
+            // What stood in backlogs that came to their ends since is free from the next checkpoint on.
+            if self.journal.freed_by_checkpoint() > 0 && self.take_checkpoint() {
+                return self.journal.return_idle();
+            }
             self.shortage.is_tidying = false;
             self.shortage.rest = self.journal.idle();
             self.shortage.heap_peak = 0;
