@@ -11,6 +11,7 @@ use std::fs::{Permissions, set_permissions, write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use support::stalled::{Role, Sender, Stalled, To};
 use support::{
     Bus, DRIVER, DRIVER_PATH, binary, check_descriptors, descriptors_after_upgrade, faulty, generation,
     recoveries, upgrade, wait_until,
@@ -277,4 +278,41 @@ fn a_daemon_that_cannot_go_on_begins_anew_at_the_same_address() {
     assert_eq!(again.ask("GetNameOwner", DRIVER).unwrap(), DRIVER);
     assert_eq!(generation(&mut again), 1);
     bus.wait_for_log("EVERY CONNECTION IS LOST");
+}
+
+/// Where what waits is, nobody knows any more: it costs those who wait for it the connection, and nobody else, and no memory.
+#[test]
+fn a_store_that_no_record_names_is_closed() {
+    let directory = tempfile::tempdir().unwrap();
+    let bus = Bus::start_binary(&faulty(directory.path(), "damaged-worker"));
+    let mut control = bus.caller();
+    let mut receivers = [
+        Stalled::start(&bus, Role::Addressee),
+        Stalled::start(&bus, Role::Addressee),
+    ];
+    let mut sender = Sender::start(&bus);
+    for _ in 0..20 {
+        sender.send(&mut receivers, To::One(0), 60_000, true);
+    }
+    sender.settle();
+    let stores = || {
+        let files = bus.descriptors();
+        files
+            .iter()
+            .filter(|file| file.starts_with("/memfd:bus-store"))
+            .count()
+    };
+    assert_eq!(stores(), 1);
+    // Whoever serves then has no faults.
+    upgrade(&mut control, binary().to_str().unwrap()).unwrap();
+    bus.wait_for_log("the state is damaged");
+    wait_until("there is one store", || stores() == 1);
+    let [lost, kept] = receivers;
+    assert!(control.list("ListNames", None).unwrap().contains(&kept.unique));
+    assert!(!control.list("ListNames", None).unwrap().contains(&lost.unique));
+    // Nor are the descriptors there that waited with it.
+    let waited = |file: &String| file.contains("bus-load");
+    wait_until("its descriptors are closed", || {
+        !bus.descriptors().iter().any(waited)
+    });
 }

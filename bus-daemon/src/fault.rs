@@ -113,6 +113,22 @@ pub(crate) fn share_runtime() {
     }
 }
 
+/// With `BUS_TEST_FAULT=damaged-worker`: damages the worker's own record, the first, in the state that is handed over.
+pub(crate) fn damage_worker(image: std::os::fd::RawFd) {
+    if !is_wanted("damaged-worker") {
+        return;
+    }
+    let Ok(whole) = crate::os::memfd::read(image) else {
+        return;
+    };
+    let mut bytes = whole.to_vec();
+    // In its body.
+    if let Some(place) = bytes.windows(4).position(|window| window == b"brec") {
+        bytes[place + 26] ^= 0x10;
+    }
+    let _ = crate::os::memfd::replace(image, &bytes);
+}
+
 /// How long an errand may take, from `BUS_TEST_PATIENCE`, in milliseconds.
 pub(crate) fn patience() -> Option<crate::os::clock::Nanos> {
     let milliseconds: u64 = std::env::var("BUS_TEST_PATIENCE").ok()?.parse().ok()?;

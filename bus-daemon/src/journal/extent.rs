@@ -190,6 +190,11 @@ impl ExtentPool {
         self.mapped.values().map(|place| place.len()).sum()
     }
 
+    /// Where each of them is in the store.
+    pub(crate) fn places(&self) -> impl Iterator<Item = ExtentPlace> {
+        self.mapped.values().copied()
+    }
+
     /// Whether a checkpoint would set many extents free that are only kept for a replay, or give many to the store that
     /// wait for somebody: this process is not to have too much mapped when it ends.
     pub(crate) fn wants_checkpoint(&self) -> bool {

@@ -161,7 +161,7 @@ impl Journal {
         if !self.is_reading {
             self.extents.checkpointed(&mut self.waiting);
         }
-        self.waiting.committed();
+        self.waiting.committed(&self.extents);
         self.is_checkpoint_begun = false;
         self.is_checkpoint_wanted = false;
         self.queued_before = broker.queued_to_wait();

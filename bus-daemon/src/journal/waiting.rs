@@ -3,6 +3,7 @@
 //! At a checkpoint the tail of each changed peer's send queue is appended to its backlog, and the queue keeps positions
 //! only. A replay re-creates positions, never places: how much of a backlog was sent since is told by the queue.
 
+use std::collections::BTreeSet;
 use std::os::fd::RawFd;
 
 use bus_wire::{PieceState, SendQueue, TailPiece};
@@ -149,7 +150,10 @@ impl Waiting {
             }
             is_sound
         };
-        let backlogs: Vec<BacklogV1> = backlogs.into_iter().filter(is_sound).collect();
+        // Of two records of one peer the first counts, here as in the broker.
+        let mut seen = BTreeSet::new();
+        let is_first = |backlog: &BacklogV1| seen.insert(PeerId::from_u64(backlog.owner).index);
+        let backlogs: Vec<BacklogV1> = (backlogs.into_iter()).filter(is_sound).filter(is_first).collect();
         self.store.begin_rebuild(backlogs.iter().copied());
         for backlog in backlogs {
             let index = PeerId::from_u64(backlog.owner).index as usize;
@@ -215,12 +219,32 @@ impl Waiting {
         self.shared = Vec::new();
     }
 
-    /// A checkpoint is complete: what no backlog reaches any more is free.
-    pub(super) fn committed(&mut self) {
+    /// A checkpoint is complete: what no backlog reaches any more is free. `extents` are those that this process holds.
+    pub(super) fn committed(&mut self, extents: &ExtentPool) {
         self.store.committed();
+        if self.store.has_lost_items() {
+            self.recount(extents);
+        }
         self.shared = Vec::new();
         self.has_chores = true;
         self.released = 0;
+    }
+
+    /// Counts the references to everything once more, as after a death: somebody is gone for whom damaged bytes waited, and what
+    /// lay behind them is not needed by anybody. The checkpoint that is just complete has every backlog as it is.
+    fn recount(&mut self, extents: &ExtentPool) {
+        let mut store = match Store::reopen(Memfd::reopen(self.fd()), self.salt) {
+            Ok(store) => store,
+            Err(error) => return tracing::error!("the store cannot be counted again: {error}"),
+        };
+        store.set_limit(self.limit);
+        for place in extents.places() {
+            // Held in the store as it was, so there is such an extent.
+            let _ = store.hold_extent(place);
+        }
+        store.begin_rebuild(self.backlogs());
+        store.end_naming();
+        self.store = store;
     }
 
     /// Brings the backlog of the peer with this index up to date with its queue: what was sent goes, the tail is appended.

@@ -84,19 +84,26 @@ impl Death {
     }
 }
 
-/// The life of a worker process; its exit code. `kept` is what it and the keeper have open for themselves: where it is
-/// given, whatever is open besides was left by another worker.
+/// What a worker finds open when it begins.
+pub(crate) struct Open {
+    /// Of that what it and the keeper need for themselves.
+    pub(crate) kept: Vec<RawFd>,
+    /// A worker before it, in this process image, may have left more.
+    pub(crate) has_more: bool,
+}
+
+/// The life of a worker process; its exit code.
 pub(crate) fn run(
     record: &KeeperV1,
     mut journal: Journal,
     inbox: Inbox,
     beginning: Beginning,
-    kept: Option<&[RawFd]>,
+    open: &Open,
 ) -> i32 {
     journal.set_cap(memory::cap());
     last_word::arrange(inbox, record.control);
     watchdog::start(journal.unit());
-    let Err(reason) = prepare(record, journal, inbox, beginning, kept)
+    let Err(reason) = prepare(record, journal, inbox, beginning, open)
         .and_then(|(worker, start)| serve(record, worker, start));
     tracing::error!("the worker cannot serve: {reason}");
     worker_exit::UNABLE
@@ -107,28 +114,28 @@ fn prepare(
     journal: Journal,
     inbox: Inbox,
     beginning: Beginning,
-    kept: Option<&[RawFd]>,
+    open: &Open,
 ) -> Result<(Worker, Start), String> {
     match beginning {
         Beginning::Clean(config) => {
             let broker = Broker::new(identity(record)?, Arc::new(*config), now());
-            if let Some(kept) = kept {
-                recover::sweep(kept, &record.listeners);
+            if open.has_more {
+                recover::sweep(&open.kept, &record.listeners);
             }
             let mut worker = Worker::new(broker, journal, record.clone(), inbox, 0);
             worker.first_checkpoint()?;
             Ok((worker, Start::Clean))
         }
         Beginning::Upgraded => {
-            let (worker, pause) = restore(record, journal, inbox, kept)?;
+            let (worker, pause) = restore(record, journal, inbox, open)?;
             Ok((worker, Start::Upgraded { pause }))
         }
         Beginning::RolledBack { reason } => {
-            let (worker, pause) = restore(record, journal, inbox, kept)?;
+            let (worker, pause) = restore(record, journal, inbox, open)?;
             Ok((worker, Start::RolledBack { reason, pause }))
         }
         Beginning::Recovered { death, convert } => {
-            let (mut worker, start) = recover(record, journal, inbox, &death, kept.unwrap_or_default())?;
+            let (mut worker, start) = recover(record, journal, inbox, &death, &open.kept)?;
             if let Some(form) = convert {
                 worker.dismiss_all();
                 worker.hand_over(form);
@@ -143,7 +150,7 @@ fn restore(
     record: &KeeperV1,
     mut journal: Journal,
     inbox: Inbox,
-    kept: Option<&[RawFd]>,
+    open: &Open,
 ) -> Result<(Worker, u32), String> {
     #[cfg(feature = "test-hooks")]
     crate::fault::in_restore(&record.executable());
@@ -160,10 +167,11 @@ fn restore(
             dropped.reason
         );
     }
-    if let Some(kept) = kept {
+    // What a damaged record named is nobody's any more: a store, or sockets.
+    if open.has_more || !restored.damage.is_empty() {
         let carried = restored.manifest.iter().map(|(_, number)| *number);
         let carried = carried.chain(restored.worker.stored.iter().map(|stored| stored.number));
-        let kept: Vec<RawFd> = kept.iter().copied().chain(carried).collect();
+        let kept: Vec<RawFd> = open.kept.iter().copied().chain(carried).collect();
         recover::sweep(&kept, &record.listeners);
     }
     let stopped_at = clock::Nanos(restored.worker.stopped_at);

@@ -54,7 +54,7 @@ pub(crate) use page::Reference;
 use page::Seal;
 use reader::Cursor;
 use space::Space;
-use walk::{Page, Walk};
+use walk::{Page, Proof, Walk};
 use writer::{Image, Run};
 
 /// What the store cannot do, and whose fault it is.
@@ -156,6 +156,10 @@ pub(crate) struct Store<M> {
     walks: VecDeque<Walk>,
     /// After a reopen: the caller may still name extents that he holds.
     is_naming: bool,
+    /// Owners of backlogs of the reopened store that are not counted to their ends.
+    unproved: Map<u64, Proof>,
+    /// See [`has_lost_items`](Self::has_lost_items).
+    has_lost_items: bool,
     damaged: Vec<StoreError>,
 }
 
@@ -203,6 +207,8 @@ impl<M: Medium> Store<M> {
             scratch: Vec::new(),
             walks: VecDeque::new(),
             is_naming: false,
+            unproved: Map::default(),
+            has_lost_items: false,
             damaged: Vec::new(),
         }
     }
@@ -213,10 +219,6 @@ impl<M: Medium> Store<M> {
     }
 
     /// Refuses, from now on, to hold more bytes than that.
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "the cap on all memory is not built yet")
-    )]
     pub(crate) fn set_limit(&mut self, limit: u64) {
         self.limit = limit;
     }

@@ -67,6 +67,17 @@ enum Purpose {
     Drop,
 }
 
+/// What is known of a backlog in a store that was reopened, until all of it has been counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// Nothing.
+    Pending,
+    /// Its last page is its own.
+    OfTail,
+    /// It is damaged: nothing more is appended, since pages behind the damage may come to be others'.
+    Failed,
+}
+
 /// A walk along a backlog, page by page.
 #[derive(Debug)]
 pub(super) struct Walk {
@@ -79,6 +90,8 @@ pub(super) struct Walk {
     left: u64,
     /// Pages that it may still come to.
     pages: u64,
+    /// The page that it is at has shown that it is the owner's.
+    is_own: bool,
 }
 
 impl Walk {
@@ -89,6 +102,7 @@ impl Walk {
             at: backlog.head_at as usize,
             left: backlog.len().saturating_add(u64::from(backlog.head_sent)),
             pages,
+            is_own: false,
             backlog,
         }
     }
@@ -173,6 +187,7 @@ impl<M: Medium> Store<M> {
     /// A peer is gone: what waits for it is dropped in steps.
     pub(crate) fn abandon(&mut self, backlog: BacklogV1) {
         self.cursors.remove(&backlog.owner);
+        self.unproved.remove(&backlog.owner);
         if !backlog.is_empty() {
             let pages = self.space.pages();
             self.walks.push_back(Walk::new(Purpose::Drop, backlog, pages));
@@ -198,6 +213,7 @@ impl<M: Medium> Store<M> {
             at: PAGE_HEADER,
             left: left - passed,
             pages: self.space.pages(),
+            is_own: false,
         })
     }
 
@@ -213,8 +229,10 @@ impl<M: Medium> Store<M> {
     pub(crate) fn begin_rebuild(&mut self, backlogs: impl IntoIterator<Item = BacklogV1>) {
         let stored = backlogs.into_iter().filter(|backlog| !backlog.is_empty());
         let pages = self.space.pages();
-        self.walks
-            .extend(stored.map(|backlog| Walk::new(Purpose::Count, backlog, pages)));
+        for backlog in stored {
+            self.unproved.insert(backlog.owner, Proof::Pending);
+            self.walks.push_back(Walk::new(Purpose::Count, backlog, pages));
+        }
     }
 
     /// Every backlog, and every extent that the caller holds, of a store that was reopened has been named.
@@ -272,28 +290,54 @@ impl<M: Medium> Store<M> {
     /// One page of a walk; the records it had. After damage, the walk is done: there is no way on.
     fn walk_page(&mut self, walk: &mut Walk) -> Result<usize> {
         let mut page = std::mem::take(&mut self.spare);
+        walk.is_own = false;
         let result = self.walk_into(walk, &mut page);
         self.spare = page;
-        if matches!(result, Err(StoreError::Damaged { .. })) {
-            // Damaged or not, the page itself belongs to the backlog.
-            if is_page(walk.page) {
-                self.pass_page(walk);
+        let owner = walk.backlog.owner;
+        match (&result, walk.purpose) {
+            (Err(StoreError::Damaged { .. }), Purpose::Count) => {
+                // What lies behind is not counted, and so will be others'.
+                self.unproved.insert(owner, Proof::Failed);
+                walk.page = NONE;
             }
-            walk.page = NONE;
+            (Err(StoreError::Damaged { .. }), Purpose::Drop) => {
+                if walk.is_own {
+                    self.drop_page(owner, walk.page);
+                }
+                self.has_lost_items = true;
+                walk.page = NONE;
+            }
+            (Ok(_), Purpose::Count) if walk.is_done() => {
+                self.unproved.remove(&owner);
+            }
+            (Ok(_) | Err(_), _) => {}
         }
         result
     }
 
+    /// A place is claimed for a backlog only where what lies there shows whose it is: what a backlog says is not under the
+    /// checksums of the store.
     fn walk_into(&mut self, walk: &mut Walk, page: &mut Page) -> Result<usize> {
         self.load(&walk.backlog, walk.page, page)?;
         walk.pages = next_page(walk.pages, page)?;
+        if page.next == NONE {
+            // It has no header yet.
+            page.record(walk.at)?;
+        }
+        if walk.purpose == Purpose::Count {
+            let claimed = self.space.add(page_item(walk.page));
+            claimed.map_err(|NoSuchItem| page.damage(0, "a page where something else lies"))?;
+        }
+        walk.is_own = true;
         let before = walk.left;
         walk.left -= self.pass(walk.purpose, page, walk.at, walk.left)?;
         let is_last = page.next == NONE;
         if is_last != (walk.left == 0) {
             return Err(page.damage(page.end, "bytes are missing, or too many"));
         }
-        self.pass_page(walk);
+        if walk.purpose == Purpose::Drop {
+            self.drop_page(walk.backlog.owner, walk.page);
+        }
         walk.page = page.next;
         walk.at = PAGE_HEADER;
         Ok((before - walk.left).min(PAGE / 24) as usize)
@@ -320,13 +364,38 @@ impl<M: Medium> Store<M> {
         Ok(passed)
     }
 
-    fn pass_page(&mut self, walk: &Walk) {
-        match walk.purpose {
-            Purpose::Count => {
-                let _ = self.space.add(page_item(walk.page));
-            }
-            Purpose::Drop => self.drop_page(walk.backlog.owner, walk.page),
+    /// Before the first append to a backlog of a store that was reopened: whether its last page is its own, and not another's
+    /// that would be written over.
+    pub(super) fn prove_tail(&mut self, backlog: &BacklogV1) -> Result<()> {
+        let damage = |what| StoreError::Damaged {
+            owner: backlog.owner,
+            offset: backlog.tail_page,
+            what,
+        };
+        match self.unproved.get(&backlog.owner) {
+            None | Some(Proof::OfTail) => return Ok(()),
+            Some(Proof::Failed) => return Err(damage("what waits before it")),
+            Some(Proof::Pending) => {}
         }
+        let mut page = Page::default();
+        let is_head = backlog.tail_page == backlog.head_page;
+        let mut at = if is_head {
+            backlog.head_at as usize
+        } else {
+            PAGE_HEADER
+        };
+        self.load(backlog, backlog.tail_page, &mut page)?;
+        while at < page.end {
+            at = page.record(at)?.next;
+        }
+        self.unproved.insert(backlog.owner, Proof::OfTail);
+        Ok(())
+    }
+
+    /// Items are still taken for used that a walk could not come to, for damage on its way. Nothing finds them but to
+    /// [reopen](Self::reopen) the store and count again.
+    pub(crate) fn has_lost_items(&self) -> bool {
+        self.has_lost_items
     }
 
     /// Reads a page of a backlog.

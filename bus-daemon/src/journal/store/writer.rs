@@ -270,6 +270,7 @@ impl<M: Medium> Store<M> {
             self.begin_page(owner, new.offset());
             return Ok((new.offset(), PAGE_HEADER));
         }
+        self.prove_tail(backlog)?;
         self.continue_image(owner, page, page + at as u64);
         if at + size <= PAGE as usize {
             return Ok((page, at));

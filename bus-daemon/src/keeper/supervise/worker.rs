@@ -17,7 +17,7 @@ use crate::keeper::life::{Life, Standing};
 use crate::os::clock;
 use crate::os::descriptor;
 use crate::os::memfd;
-use crate::runtime::{self, Beginning, Death};
+use crate::runtime::{self, Beginning, Death, Open};
 
 /// Workers that are started with the same state before it is given up.
 const TRIES: u32 = 4;
@@ -70,25 +70,22 @@ impl Keeper {
         self.discard_remains();
         let journal =
             Journal::create().map_err(|error| KeeperError::system("no memory for the journal", error))?;
-        // The first worker of a process image finds nothing that another has left open.
-        let kept = (!is_first).then(|| self.kept(&journal.remains()));
-        self.spawn(journal, beginning, kept)
+        let open = Open {
+            kept: self.kept(&journal.remains()),
+            // The first worker of a process image finds nothing that another has left open.
+            has_more: !is_first,
+        };
+        self.spawn(journal, beginning, open)
     }
 
-    fn spawn(
-        &mut self,
-        journal: Journal,
-        beginning: Beginning,
-        kept: Option<Vec<RawFd>>,
-    ) -> Result<(), KeeperError> {
+    fn spawn(&mut self, journal: Journal, beginning: Beginning, open: Open) -> Result<(), KeeperError> {
         let (remains, serving) = (journal.remains(), journal.serving());
         let memory_kills = self.memory_group.kills();
         self.outbox.set_approved(self.errands.approved_form());
         let inbox = self.outbox.inbox();
         let record = &self.record;
-        let pid =
-            runtime::process::spawn(|| runtime::run(record, journal, inbox, beginning, kept.as_deref()))
-                .map_err(|error| KeeperError::system("cannot start the worker", error))?;
+        let pid = runtime::process::spawn(|| runtime::run(record, journal, inbox, beginning, &open))
+            .map_err(|error| KeeperError::system("cannot start the worker", error))?;
         self.worker = Some(WorkerProcess {
             pid,
             remains,
@@ -229,13 +226,16 @@ impl Keeper {
             // The worker has closed the image it began with, or the next one's sweep does.
             self.record.image = -1;
         }
-        let kept = self.kept(&remains);
+        let open = Open {
+            kept: self.kept(&remains),
+            has_more: true,
+        };
         let journal = Journal::reopen(remains).map_err(|error| KeeperError::system("the journal", error))?;
         let convert = match self.life {
             Life::Converting { form, .. } => Some(form),
             Life::Restoring { .. } | Life::Resuming | Life::Serving | Life::HandingOver { .. } => None,
         };
-        self.spawn(journal, Beginning::Recovered { death, convert }, Some(kept))
+        self.spawn(journal, Beginning::Recovered { death, convert }, open)
     }
 
     /// There is no way to go on with the connections: they are closed, and the bus begins anew at the same addresses.

@@ -81,3 +81,49 @@ fn damage_to_what_was_sent_costs_no_checkpoint_and_nobody_else() {
     let output = journal.output_of(other, broker.send_queue(other).unwrap());
     assert_eq!(output.len() as u64, broker.send_queue(other).unwrap().len());
 }
+
+#[test]
+fn who_is_gone_keeps_no_memory_behind_damage() {
+    let mut rig = Rig::new(false);
+    for index in [SLOW, OTHER, SENDER] {
+        rig.connect();
+        if index == SLOW {
+            rig.clients[index].call("AddMatch", |w| {
+                w.str("type='signal',interface='org.example.Signals'");
+            });
+        }
+        rig.write_all(index);
+    }
+    rig.worker.first_checkpoint().unwrap();
+    let used = |rig: &mut Rig| {
+        rig.worker.first_checkpoint().unwrap();
+        let journal = rig.worker.journal();
+        while journal.has_chores() {
+            journal.do_chores();
+        }
+        journal.used()
+    };
+    let before = used(&mut rig);
+    rig.broadcast(800);
+    let most = used(&mut rig);
+    assert!(most > before + 1_000_000, "{before}, {most}");
+    let (broker, journal) = rig.worker.parts();
+    let stored = journal.stored(broker);
+    let backlog = stored.backlogs.first().unwrap();
+    assert_ne!(backlog.head_page, backlog.tail_page);
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(format!("/proc/self/fd/{}", stored.number))
+        .unwrap();
+    file.write_all_at(&[0xff; 16], backlog.head_page).unwrap();
+    let slow = rig.clients.remove(SLOW);
+    drop(slow);
+    rig.worker.turns();
+    assert_eq!(rig.worker.broker().peer_ids().count(), 2);
+    // It is gone at the first checkpoint, found out after that, and counted again after the next.
+    let mut after = used(&mut rig);
+    for _ in 0..4 {
+        after = used(&mut rig);
+    }
+    assert!(after < before + 200_000, "{before}, {most}, {after}");
+}

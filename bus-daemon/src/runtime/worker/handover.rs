@@ -240,6 +240,8 @@ impl Worker {
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("hand-over");
         let handed = self.save(form, clock::monotonic()).and_then(|image| {
+            #[cfg(feature = "test-hooks")]
+            crate::fault::damage_worker(image);
             let asked = self.record.control.ask_keeper(&Request::Exec { image });
             asked.inspect_err(|_| descriptor::close(image))
         });

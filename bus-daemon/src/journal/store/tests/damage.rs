@@ -210,3 +210,107 @@ fn a_page_of_anothers_is_not_taken_for_ones_own() {
     assert!(read_all(&mut store, &peers[0].0, 100).is_err());
     assert!(memory.len().unwrap() > 0);
 }
+
+#[test]
+fn what_is_only_said_of_a_backlog_takes_no_place_of_anothers() {
+    let (memory, _, peers) = three_peers();
+    let len = memory.len().unwrap();
+    let (mut refused, mut claims) = (0, 0);
+    for page in (0..len.next_multiple_of(PAGE)).step_by(PAGE as usize) {
+        for (head_at, tail_page) in [(16, page), (16, peers[0].0.tail_page), (40, page)] {
+            let memory = Rc::new(memory.survivor());
+            let mut store = Store::reopen(memory.clone(), SALT).unwrap();
+            let mut claimed = BacklogV1 {
+                owner: 9,
+                start: 0,
+                end: 100,
+                head_page: page,
+                tail_page,
+                head_at,
+                head_sent: 0,
+                tail_at: 64,
+            };
+            assert!(claimed.is_sound());
+            claims += 1;
+            // It comes first.
+            store.begin_rebuild(
+                [claimed]
+                    .into_iter()
+                    .chain(peers.iter().map(|(backlog, _)| *backlog)),
+            );
+            store.end_naming();
+            if page % (2 * PAGE) == 0 {
+                settle(&mut store);
+            }
+            let before = claimed;
+            // It would be written over what lies there.
+            let appended = store.append_inline(&mut claimed, &[0xff; 3000]);
+            refused += usize::from(matches!(appended, Err(StoreError::Damaged { owner: 9, .. })));
+            assert_eq!(claimed, before);
+            settle(&mut store);
+            for damage in store.take_damaged() {
+                assert!(matches!(damage, StoreError::Damaged { owner: 9, .. }), "{damage}");
+            }
+            for (backlog, bytes) in &peers {
+                assert!(read_all(&mut store, backlog, 4000).unwrap() == *bytes);
+            }
+            store.abandon(claimed);
+            settle(&mut store);
+            for (backlog, bytes) in &peers {
+                assert!(read_all(&mut store, backlog, 4000).unwrap() == *bytes);
+                store.abandon(*backlog);
+            }
+            settle(&mut store);
+            assert!(store.space.counts().is_empty(), "{:?}", store.space.counts());
+        }
+    }
+    assert!(refused == claims && claims > 30, "{refused} of {claims}");
+}
+
+#[test]
+fn nothing_is_appended_behind_damage_and_nobodys_bytes_are_written_over() {
+    let (memory, mut store, mut peers) = three_peers();
+    store.append_inline(&mut peers[0].0, &[7; 9000]).unwrap();
+    store.flush().unwrap();
+    store.committed();
+    drop(store);
+    // The header of the first page, which others follow.
+    let (damaged, _) = peers[0];
+    assert_ne!(damaged.head_page, damaged.tail_page);
+    memory.flip(damaged.head_page + 3, 0x10);
+    let mut store = Store::reopen(memory.clone(), SALT).unwrap();
+    store.begin_rebuild(peers.iter().map(|(backlog, _)| *backlog));
+    store.end_naming();
+    // Before it is known, it goes on.
+    let mut early = damaged;
+    store.append_inline(&mut early, b"early").unwrap();
+    settle(&mut store);
+    assert_eq!(store.take_damaged().len(), 1);
+    // The pages behind the damage are others' from now on.
+    let mut dice = Dice(5);
+    for (backlog, bytes) in &mut peers[1..] {
+        for _ in 0..40 {
+            let more = dice.bytes(3000);
+            store.append_inline(backlog, &more).unwrap();
+            bytes.extend_from_slice(&more);
+        }
+    }
+    let before = early;
+    let late = store.append_inline(&mut early, &[0xff; 3000]);
+    assert!(
+        matches!(late, Err(StoreError::Damaged { owner: 1, .. })),
+        "{late:?}"
+    );
+    assert_eq!(early, before);
+    settle(&mut store);
+    for (backlog, bytes) in &peers[1..] {
+        assert!(read_all(&mut store, backlog, 4000).unwrap() == *bytes);
+    }
+    assert!(!store.has_lost_items());
+    store.abandon(early);
+    settle(&mut store);
+    assert!(store.has_lost_items());
+    for (backlog, bytes) in &peers[1..] {
+        assert!(read_all(&mut store, backlog, 4000).unwrap() == *bytes);
+    }
+}

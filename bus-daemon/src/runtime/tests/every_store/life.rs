@@ -143,11 +143,11 @@ pub(super) fn live(
             crate::runtime::recover(&record, journal, inbox, &Death { skip, ..Death::now() }, kept).unwrap()
         }
         Beginning::Upgraded(journal) => {
-            let (worker, pause) = crate::runtime::restore(&record, journal, inbox, Some(kept)).unwrap();
+            let (worker, pause) = crate::runtime::restore(&record, journal, inbox, &left(kept)).unwrap();
             (worker, Start::Upgraded { pause })
         }
         Beginning::RolledBack(journal) => {
-            let (worker, pause) = crate::runtime::restore(&record, journal, inbox, Some(kept)).unwrap();
+            let (worker, pause) = crate::runtime::restore(&record, journal, inbox, &left(kept)).unwrap();
             let reason = "the test wants it".to_owned();
             (worker, Start::RolledBack { reason, pause })
         }
@@ -170,5 +170,13 @@ pub(super) fn live(
             order::LEAVE => watch::set_on(false),
             other => panic!("no such order: {other}"),
         }
+    }
+}
+
+/// What a worker finds that comes after another.
+fn left(kept: &[RawFd]) -> crate::runtime::Open {
+    crate::runtime::Open {
+        kept: kept.to_vec(),
+        has_more: true,
     }
 }
