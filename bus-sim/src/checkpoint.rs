@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bus_daemon::broker::{
     AgendaV1, Blob, Broker, BrokerState, Checkpoint as Saved, ConfigV1, EntryKind, EntryV1, GlobalV2, HeldV1,
-    PeerId, PeerRecord, SavedShortage,
+    Payer, PeerId, PeerRecord, SavedShortage,
 };
 use bus_daemon::handoff::stored::BacklogV1;
 use bus_wire::Fd;
@@ -37,6 +37,7 @@ pub(crate) struct Checkpoint {
     /// For how many slots of each kind there are entries.
     slots: [u32; 3],
     shortage: SavedShortage,
+    table: Option<u64>,
 }
 
 /// The entry of a peer.
@@ -47,6 +48,8 @@ struct Peer {
     held: HeldV1,
     /// What is in the store.
     backlog: Option<BacklogV1>,
+    /// Who is charged for the descriptors of its output.
+    payers: Vec<(Payer, u64)>,
 }
 
 type Place = (EntryKind, u32);
@@ -109,6 +112,7 @@ impl Checkpoint {
         }
         self.bus = Some(broker.save_bus());
         self.shortage = broker.save_shortage();
+        self.table = broker.save_table();
         self.agenda = broker.save_agenda();
         store.committed();
         Ok(())
@@ -156,6 +160,12 @@ impl Checkpoint {
             entries: entries.map(|((_, slot), entry)| (*slot, entry.clone())).collect(),
             slots: self.slots,
             shortage: self.shortage.clone(),
+            table: self.table,
+            payers: self
+                .peers
+                .values()
+                .map(|peer| (peer.record.id(), peer.payers.clone()))
+                .collect(),
         };
         match Broker::restore_checkpoint(saved) {
             Ok((mut broker, dropped)) if dropped.is_empty() => {
@@ -179,11 +189,13 @@ impl Peer {
         } = source;
         store.take_over(broker, index, random)?;
         let saved = broker.save_alone(index);
+        let id = saved.as_ref().map(|(record, ..)| record.id());
         Ok(saved.map(|(record, bodies, held)| Self {
             record,
             bodies,
             held,
             backlog: store.backlog_at(index),
+            payers: id.map_or_else(Vec::new, |id| broker.payers_of(id)),
         }))
     }
 }

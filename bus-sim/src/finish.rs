@@ -71,7 +71,7 @@ impl World {
             }
             has_moved |= self.do_errands()?;
             if !has_moved {
-                has_moved = self.outwait_shortage()?;
+                has_moved = self.outwait_shortage()? || self.outwait_newcomers()?;
             }
             if !has_moved {
                 return match self
@@ -85,6 +85,16 @@ impl World {
             }
         }
         wrong("the bus does not come to rest")
+    }
+
+    /// Time goes on until somebody who does not say Hello is disconnected, if others wait for that. False if nobody does.
+    fn outwait_newcomers(&mut self) -> Check<bool> {
+        let Some(until) = self.bus.model.slot_is_free_at() else {
+            return Ok(false);
+        };
+        self.now = self.now.max(until);
+        self.tick()?;
+        Ok(true)
     }
 
     /// Every client answers what it has not answered.

@@ -75,6 +75,8 @@ const ELSEWHERE: &[&str] = &[
     "a limit of the size of files (`ulimit -f`)",
     "`UpdateActivationEnvironment` beyond 256 KiB in all",
     "memory that runs short",
+    "connections that have not said `Hello`, beyond `max_incomplete_connections`",
+    "a message with descriptors for which there is no room",
 ];
 
 /// All cases on one bus.

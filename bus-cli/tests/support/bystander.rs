@@ -124,6 +124,17 @@ fn answer_all(partner: &mut Raw) -> u64 {
 pub struct Waits(Vec<Duration>);
 
 impl Waits {
+    /// Of so many.
+    pub fn of(mut waits: Vec<Duration>) -> Waits {
+        waits.sort_unstable();
+        Waits(waits)
+    }
+
+    /// Of several who waited.
+    pub fn of_all(all: Vec<Waits>) -> Waits {
+        Waits::of(all.into_iter().flat_map(|waits| waits.0).collect())
+    }
+
     /// The time within which `share` of the calls were answered, from 0 to 1.
     pub fn quantile(&self, share: f64) -> Duration {
         let last = self.0.len() - 1;
@@ -137,11 +148,11 @@ impl Waits {
 
 impl fmt::Display for Waits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [half, most, longest] = [0.5, 0.99, 1.0].map(|share| self.quantile(share));
+        let [half, most, nearly, longest] = [0.5, 0.99, 0.999, 1.0].map(|share| self.quantile(share));
         let count = self.0.len();
         write!(
             f,
-            "{count} calls, p50 {half:.2?}, p99 {most:.2?}, longest {longest:.2?}"
+            "{count} calls, p50 {half:.2?}, p99 {most:.2?}, p99.9 {nearly:.2?}, longest {longest:.2?}"
         )
     }
 }

@@ -246,12 +246,14 @@ impl Broker {
             .into_iter()
             .chain(peer.out.clear())
             .collect();
+        self.descriptors.let_go(peer);
         let socket = peer.socket.take();
         self.ledger.drained(&mut peer.origins, u64::MAX);
         self.ledger.settle(peer);
         self.close_fds(fds);
         if let Some(socket) = socket {
             self.outgoing.ask(Action::HangUp { peer: id, socket });
+            self.regulate_accepting();
         }
     }
 

@@ -6,12 +6,12 @@ use bus_wire::{Fd, Framer, Message, SaslConfig, SaslDone, SaslServer, SendQueue}
 use bytes::Bytes;
 
 use super::agenda::{Agenda, Then};
+use super::descriptors::Payers;
 use super::disconnect::{Breach, Disconnect, Excess, Refusal};
 use super::event::{Attested, Fds, PeerId};
 use super::ledger::Charge;
 use super::origins::Origins;
 use super::peer::{Peaks, Peer, Phase};
-use super::quota::ACCEPT_SLACK;
 use super::relief::Liveness;
 use super::speak::{FAILED, LIMITS_EXCEEDED, NOT_ACTIVE_YET};
 use super::{Action, Broker, System};
@@ -23,21 +23,6 @@ const UNREAD_ANSWERS: u64 = 16 * 1024;
 
 impl Broker {
     pub(super) fn accept(&mut self, id: PeerId, listener: u32, socket: Fd, attested: Attested) {
-        let limit = self
-            .config
-            .limits
-            .max_incomplete_connections
-            .saturating_add(ACCEPT_SLACK);
-        if u64::from(self.roster.incomplete()) >= limit {
-            self.outgoing.ask(Action::Close {
-                peer: id,
-                reason: Excess::Incomplete.to_string().into(),
-                uid: attested.credentials.uid,
-                is_fault: true,
-                last_words: Bytes::new(),
-            });
-            return;
-        }
         let Attested {
             credentials,
             groups,
@@ -47,6 +32,16 @@ impl Broker {
         } else {
             Attested::default()
         };
+        if !self.descriptors.has_room_for_link(credentials.uid) {
+            self.outgoing.ask(Action::Close {
+                peer: id,
+                reason: Excess::Links.to_string().into(),
+                uid: credentials.uid,
+                is_fault: true,
+                last_words: Bytes::new(),
+            });
+            return;
+        }
         let sasl = SaslConfig {
             guid: self.identity.listener_guid(listener),
             mechanisms: self.config.auth.clone(),
@@ -71,12 +66,15 @@ impl Broker {
             is_congested: false,
             is_dirty: false,
             is_stopped: false,
+            is_waiting: false,
             hello_deadline: None,
             fds_deadline: None,
             peaks: Peaks::default(),
             #[cfg(feature = "next-version")]
             note: None,
             charge: Charge::default(),
+            pending_fds: 0,
+            payers: Payers::default(),
             origins: Origins::default(),
             reading: Liveness::default(),
         };
@@ -86,6 +84,7 @@ impl Broker {
         if let Some(peer) = self.roster.get_mut(id) {
             self.deadlines.expect_hello(peer, Some(deadline));
         }
+        self.descriptors.add_link(credentials.uid);
         self.regulate_accepting();
     }
 
@@ -170,7 +169,12 @@ impl Broker {
             }
             (None | Some(_), Connect::OwnerOnly | Connect::Anyone) => {}
         }
+        if let Some(peer) = self.roster.get(id).filter(|peer| peer.socket.is_some()) {
+            self.descriptors.remove_link(peer.credentials.uid);
+            self.descriptors.add_link(done.uid);
+        }
         self.roster.admit(id, done);
+        self.regulate_accepting();
         Ok(())
     }
 
@@ -258,6 +262,7 @@ impl Broker {
             return;
         };
         self.ledger.forget(&mut peer);
+        self.descriptors.let_go(&mut peer);
         self.shortage.forget(id, &mut self.deadlines);
         let last_words = match peer.phase {
             Phase::Authenticating(_) => peer.out.to_bytes(),
@@ -289,8 +294,14 @@ impl Broker {
 
     /// The peer's link is gone. What the peer has sent of a message so far is kept, and so is what it was not sent.
     pub(super) fn detach(&mut self, id: PeerId) {
-        let socket = self.roster.get_mut(id).and_then(|peer| peer.socket.take());
-        self.close_fds(socket);
+        let peer = self.roster.get_mut(id);
+        let Some((socket, uid)) = peer.and_then(|peer| Some((peer.socket.take()?, peer.credentials.uid)))
+        else {
+            return;
+        };
+        self.descriptors.remove_link(uid);
+        self.close_fds([socket]);
+        self.regulate_accepting();
     }
 
     /// The peer has a link again.
@@ -299,6 +310,9 @@ impl Broker {
             return self.close_fds([socket]);
         };
         let old = peer.socket.replace(socket);
+        if old.is_none() {
+            self.descriptors.add_link(peer.credentials.uid);
+        }
         if !peer.out.is_empty() {
             self.outgoing.mark_dirty(peer);
         }

@@ -5,6 +5,7 @@ use std::cell::OnceCell;
 use bus_wire::{Fd, Message, SendQueue};
 use bytes::Bytes;
 
+use super::descriptors::Payer;
 use super::disconnect::{Disconnect, Excess};
 use super::event::{Fds, PeerId};
 use super::quota::is_to_be_stopped;
@@ -105,6 +106,10 @@ impl Broker {
     }
 
     fn push_with(&mut self, to: PeerId, fds: Fds, origin: Option<PeerId>, push: impl FnOnce(&mut SendQueue)) {
+        if !fds.is_empty() {
+            let payer = origin.unwrap_or(to);
+            self.charge_fds(to, payer, fds.len());
+        }
         let Some(peer) = self.roster.get_mut(to) else {
             return self.close_fds(fds);
         };
@@ -128,8 +133,18 @@ impl Broker {
         }
     }
 
+    /// Descriptors begin to wait for a peer; another one may be charged for them.
+    fn charge_fds(&mut self, to: PeerId, payer: PeerId, count: usize) {
+        let payer = self.roster.get(payer).map_or(Payer::UNKNOWN, Payer::of);
+        if let Some(peer) = self.roster.get_mut(to) {
+            peer.payers.push(payer, count as u64);
+            self.descriptors.hold(payer, count as u64);
+        }
+    }
+
     /// Queues copies of a forwarded message for many. A receiver that takes no descriptors does not get a message that
-    /// has some; one whose queue is full is condemned.
+    /// has some; one whose queue is full is condemned. Where there is no room for the descriptors, whoever is charged for
+    /// them is condemned: the sender, or the receiver of what it asked for.
     pub(super) fn push_copies(
         &mut self,
         receivers: &[PeerId],
@@ -142,9 +157,14 @@ impl Broker {
             if (!fds.is_empty() && !takes_fds) || !self.may_push(*receiver) {
                 continue;
             }
+            let payer = transit.origin.unwrap_or(*receiver);
+            if !fds.is_empty() && !self.has_room_for_fds(payer, fds.len()) {
+                self.condemn(payer, Excess::Descriptors(fds.len() as u64).into());
+                continue;
+            }
             match self.duplicate(fds, system) {
                 Some(copies) => self.push_with(*receiver, copies, transit.origin, |out| transit.copy_to(out)),
-                None => self.condemn(*receiver, Disconnect::NoDescriptorsLeft),
+                None => self.condemn(payer, Disconnect::NoDescriptorsLeft),
             }
         }
     }
@@ -193,7 +213,11 @@ impl Broker {
         peer.reading.note_sent(self.shortage.awake(), sent);
         self.ledger.drained(&mut peer.origins, sent);
         self.ledger.settle(peer);
-        self.close_fds(gone);
+        if !gone.is_empty() {
+            peer.payers.pop(gone.len() as u64, &mut self.descriptors);
+            self.close_fds(gone);
+            self.regulate_accepting();
+        }
         self.regulate(id);
     }
 }

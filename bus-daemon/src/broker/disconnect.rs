@@ -82,9 +82,6 @@ pub(crate) enum Refusal {
 /// Which limit a peer passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub(crate) enum Excess {
-    /// `max_incomplete_connections`
-    #[error("too many connections have not said Hello yet")]
-    Incomplete,
     /// `auth_timeout`
     #[error("it did not authenticate and say Hello in time")]
     Hello,
@@ -109,4 +106,10 @@ pub(crate) enum Excess {
     /// The same, for a reply.
     #[error("it does not read the replies to its calls")]
     UnreadReply,
+    /// Its share of the table of descriptors: so many are too many.
+    #[error("{0} file descriptors more are beyond the share of the table that it, or its user, may have")]
+    Descriptors(u64),
+    /// The same, of connections.
+    #[error("its user has as many connections as its share of the table of file descriptors allows")]
+    Links,
 }

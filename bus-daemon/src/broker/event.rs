@@ -204,6 +204,11 @@ pub enum Event {
         /// How it came to serve.
         start: Start,
     },
+    /// The process may have so many descriptors open beside its own.
+    DescriptorLimit {
+        /// How many.
+        limit: u64,
+    },
     /// Memory is short, and this is to be done about it, as [`Broker::relief`](super::Broker::relief) says.
     Relieved(Relief),
 }

@@ -10,7 +10,7 @@ use super::frozen::{
 };
 use super::record_fault::RecordFault;
 use super::restore::with_stored;
-use super::{Broker, Dropped, RestoreError, SavedShortage, Seeded};
+use super::{Broker, Dropped, Payer, RestoreError, SavedShortage, Seeded};
 
 /// What a checkpoint holds.
 #[derive(Debug)]
@@ -25,6 +25,10 @@ pub struct Checkpoint {
     pub slots: [u32; 3],
     /// Who was held back for want of memory.
     pub shortage: SavedShortage,
+    /// What of the table of descriptors all peers together may have.
+    pub table: Option<u64>,
+    /// Who is charged for the descriptors that wait for each peer.
+    pub payers: Vec<(PeerId, Vec<(Payer, u64)>)>,
 }
 
 /// The entries, sorted out.
@@ -57,6 +61,8 @@ impl Broker {
             entries,
             slots,
             shortage,
+            table,
+            payers,
         } = checkpoint;
         let mut gathered = Gathered::sorted(entries);
         global.names = gathered.names();
@@ -65,6 +71,7 @@ impl Broker {
         let (mut broker, mut dropped) =
             Self::restore_placed(global, peers, &shared, agenda, &gathered.names)?;
         broker.restore_shortage(shortage);
+        broker.restore_payers(table, payers);
         for one in &mut dropped {
             if incomplete.contains(&one.peer) {
                 one.reason = RecordFault::Entries.to_string();
@@ -87,6 +94,28 @@ impl Broker {
                 .supersede(slots[EntryKind::Call as usize]);
         }
         Ok((broker, dropped))
+    }
+
+    /// Descriptors are charged as they were. Where nothing is said of a peer's, nobody in particular is.
+    pub fn restore_payers(&mut self, table: Option<u64>, payers: Vec<(PeerId, Vec<(Payer, u64)>)>) {
+        self.descriptors.set_table(table);
+        for (id, runs) in payers {
+            if let Some(peer) = self.roster.get_mut(id) {
+                self.descriptors.set_payers(peer, runs);
+            }
+        }
+        self.regulate_accepting();
+    }
+
+    /// What of the table of descriptors all peers together may have, for a checkpoint.
+    pub fn save_table(&self) -> Option<u64> {
+        self.descriptors.table()
+    }
+
+    /// Who is charged for the descriptors that wait for a peer, for a checkpoint.
+    pub fn payers_of(&self, id: PeerId) -> Vec<(Payer, u64)> {
+        let peer = self.roster.get(id);
+        peer.map_or_else(Vec::new, |peer| peer.payers.runs().collect())
     }
 
     /// Everything is in the checkpoint as it is, in these slots.

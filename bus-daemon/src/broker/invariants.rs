@@ -38,6 +38,7 @@ impl Broker {
         self.subscriptions
             .check(&with(Peer::is_active), &with(Peer::is_monitor))?;
         self.ledger.check(&self.roster)?;
+        self.descriptors.check(self.roster.iter())?;
         self.shortage.check(|id| self.roster.get(id).is_some())?;
         self.check_deadlines()?;
         self.check_fds()

@@ -12,6 +12,7 @@ mod changes;
 mod connect;
 mod deadline;
 mod deliver;
+mod descriptors;
 mod disconnect;
 mod driver;
 mod entries;
@@ -25,6 +26,7 @@ mod ledger;
 mod match_index;
 mod monitor;
 mod name;
+mod newcomers;
 mod origins;
 mod outgoing;
 mod ownership;
@@ -54,6 +56,7 @@ use serde::{Deserialize, Serialize};
 
 pub use action::{Action, JournalMemory, MachineId, System};
 pub use changes::EntryKind;
+pub use descriptors::Payer;
 pub use errand::{ConfigRefusal, Errand, ErrandOutcome};
 pub use event::{Attested, Credentials, Event, Fds, Millis, PeerId, Start, Transport};
 pub use frozen::{
@@ -83,6 +86,7 @@ use activation_environment::ActivationEnvironment;
 use call_table::CallTable;
 use connect::max_message_size;
 use deadline::Deadlines;
+use descriptors::Descriptors;
 use disconnect::Disconnect;
 use ledger::Ledger;
 use outgoing::Outgoing;
@@ -174,6 +178,8 @@ pub struct Broker {
     activation_environment: ActivationEnvironment,
     /// What is held for whom.
     ledger: Ledger,
+    /// Who holds how much of the table of descriptors.
+    descriptors: Descriptors,
     /// Who is held back because memory is short.
     shortage: Shortage,
     /// How many peers are giving up what they have.
@@ -200,6 +206,7 @@ impl Broker {
             next_errand: 1,
             activation_environment: ActivationEnvironment::default(),
             ledger: Ledger::default(),
+            descriptors: Descriptors::new(identity.own_uid),
             shortage: Shortage::default(),
             shedding: 0,
             scratch: Scratch::default(),
@@ -248,6 +255,7 @@ impl Broker {
             Event::UpgradeFailed { reason } => self.upgrade_failed(&reason),
             Event::Serving { worker_pid, start } => self.serving(worker_pid, start),
             Event::Relieved(relief) => self.relieved(relief),
+            Event::DescriptorLimit { limit } => self.limit_descriptors(limit),
         }
         self.bury_condemned();
     }
@@ -316,7 +324,8 @@ impl Broker {
     /// Whether a peer is to be read from: what the last of [`Action::StopReading`] and [`Action::ResumeReading`] said.
     /// A runtime that takes over asks this.
     pub fn may_read(&self, peer: PeerId) -> bool {
-        let is_stopped = self.roster.get(peer).is_none_or(|peer| peer.is_stopped);
+        let peer_or_none = self.roster.get(peer);
+        let is_stopped = peer_or_none.is_none_or(|peer| peer.is_stopped || peer.is_waiting);
         !is_stopped && !self.shortage.is_paced(peer)
     }
 

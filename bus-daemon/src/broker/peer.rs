@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bus_wire::{Fd, Framer, SaslServer, SendQueue};
 
 use super::agenda::Agenda;
+use super::descriptors::Payers;
 use super::event::{Credentials, Millis, PeerId};
 use super::ledger::Charge;
 use super::origins::Origins;
@@ -65,6 +66,8 @@ pub(crate) struct Peer {
     pub(crate) note: Option<super::frozen::NoteV1>,
     /// Whether the runtime was told to stop reading from the peer.
     pub(crate) is_stopped: bool,
+    /// Whether the peer waits for its user to have a slot for one more that has not said Hello, and is not read from.
+    pub(crate) is_waiting: bool,
     /// When the peer will be disconnected if it is not active by then.
     pub(crate) hello_deadline: Option<Millis>,
     /// When the peer will be disconnected if the message with its descriptors is not complete by then.
@@ -72,6 +75,10 @@ pub(crate) struct Peer {
     pub(crate) peaks: Peaks,
     /// What the peer is charged; the [`Ledger`](super::ledger::Ledger) keeps it up.
     pub(crate) charge: Charge,
+    /// Descriptors of its input that it is charged for.
+    pub(crate) pending_fds: u64,
+    /// Who is charged for the descriptors that wait for the peer.
+    pub(crate) payers: Payers,
     /// Whose messages wait for the peer, once many do.
     pub(crate) origins: Origins,
     /// How the peer reads what waits.

@@ -4,6 +4,8 @@
 //! peer pays. Input waits nowhere, apart from the one message of each peer that has not arrived completely, and from what one
 //! read brought beyond a step.
 
+use super::descriptors::Payer;
+use super::disconnect::Excess;
 use super::event::PeerId;
 use super::peer::Peer;
 use super::{Action, Broker};
@@ -42,10 +44,6 @@ pub(crate) struct HeldBytes {
     /// Peers disconnected.
     pub(crate) dismissed: u64,
 }
-
-/// How many peers more than `max_incomplete_connections` are let in: the runtime may have accepted a few before
-/// [`Action::StopAccepting`] reached it.
-pub(super) const ACCEPT_SLACK: u64 = 64;
 
 /// From which length of its queue on a peer is not read from.
 pub(super) fn stop_reading_above(limit: u64) -> u64 {
@@ -98,6 +96,7 @@ impl Broker {
         let Some(peer) = self.roster.get_mut(id) else {
             return;
         };
+        let is_waiting = peer.is_waiting;
         let queued = peer.out.len();
         if queued <= limit {
             peer.is_congested = false;
@@ -111,17 +110,77 @@ impl Broker {
         } else {
             return;
         };
-        // Whoever is held back is not read from either way.
-        if !self.shortage.is_paced(id) {
+        // Whoever is held back, or waits for a slot, is not read from either way.
+        if !self.shortage.is_paced(id) && !is_waiting {
             self.outgoing.ask(action);
         }
     }
 
-    /// Stops and resumes accepting, with `max_incomplete_connections`.
+    /// Gives slots to those who have not said Hello (`max_incomplete_connections`), and stops and resumes accepting.
     pub(super) fn regulate_accepting(&mut self) {
-        let limit = self.config.limits.max_incomplete_connections;
-        if let Some(action) = self.roster.regulate_accepting(limit) {
+        let slots = self.config.limits.max_incomplete_connections;
+        for id in self.roster.regulate_newcomers(slots) {
+            let uid = self.roster.get(id).and_then(|peer| peer.credentials.uid);
+            let rounds = 1 + self.roster.newcomers_of(uid) / slots.max(1);
+            let timeout = self.config.limits.auth_timeout;
+            let Some(peer) = self.roster.get_mut(id) else {
+                continue;
+            };
+            // Until it has a slot its time does not count. By then those before it will have had theirs.
+            let until = timeout.saturating_mul(if peer.is_waiting { rounds } else { 1 });
+            if peer.hello_deadline.is_some() {
+                let until = self.deadlines.later(until);
+                self.deadlines.expect_hello(peer, Some(until));
+            }
+            if peer.is_waiting {
+                self.outgoing.ask(Action::StopReading(id));
+            } else if !peer.is_stopped && !self.shortage.is_paced(id) {
+                self.outgoing.ask(Action::ResumeReading(id));
+            }
+        }
+        if let Some(action) = self.roster.regulate_accepting(self.descriptors.is_full()) {
             self.outgoing.ask(action);
+        }
+    }
+
+    /// The process may have so many descriptors open beside its own.
+    pub(super) fn limit_descriptors(&mut self, limit: u64) {
+        self.descriptors.set_limit(limit);
+        self.regulate_accepting();
+    }
+
+    /// Whether a peer may have so many descriptors more that wait in queues.
+    pub(crate) fn has_room_for_fds(&self, id: PeerId, count: usize) -> bool {
+        let peer = self.roster.get(id);
+        peer.is_none_or(|peer| self.descriptors.has_room(Payer::of(peer), count as u64))
+    }
+
+    /// Charges a peer for the descriptors of its input that belong to no whole message yet. True: that is not more than it
+    /// may have.
+    pub(super) fn settle_pending_fds(&mut self, id: PeerId) -> bool {
+        let Some(peer) = self.roster.get_mut(id) else {
+            return true;
+        };
+        let (before, now) = (peer.pending_fds, peer.framer.pending_fds() as u64);
+        if before == now {
+            return true;
+        }
+        peer.pending_fds = now;
+        let payer = Payer::of(peer);
+        self.descriptors.release(payer, before);
+        let has_room = now <= before || self.descriptors.has_room_for_input(payer, now);
+        self.descriptors.hold(payer, now);
+        if now < before {
+            self.regulate_accepting();
+        }
+        has_room
+    }
+
+    /// Descriptors that came with input wait with it: a peer that has more of them than its share is disconnected.
+    pub(super) fn bound_pending_fds(&mut self, id: PeerId) {
+        if !self.settle_pending_fds(id) {
+            let pending = self.roster.get(id).map_or(0, |peer| peer.pending_fds);
+            self.disconnect(id, Excess::Descriptors(pending).into());
         }
     }
 }

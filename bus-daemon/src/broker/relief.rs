@@ -411,7 +411,11 @@ impl Broker {
         }
         let due = held.due();
         self.deadlines.change(Deadline::HeldBack(id), None, Some(due));
-        if self.roster.get(id).is_some_and(|peer| !peer.is_stopped) {
+        if self
+            .roster
+            .get(id)
+            .is_some_and(|peer| !peer.is_stopped && !peer.is_waiting)
+        {
             self.outgoing.ask(Action::ResumeReading(id));
         }
     }

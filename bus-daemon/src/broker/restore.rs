@@ -14,6 +14,7 @@ use super::activation_environment::ActivationEnvironment;
 use super::agenda::{Agenda, Then};
 use super::connect::max_message_size;
 use super::deadline::Deadline;
+use super::descriptors::Payers;
 use super::disconnect::Disconnect;
 use super::event::{Credentials, PeerId};
 use super::frozen::{
@@ -186,6 +187,10 @@ impl Broker {
             .restart
             .dropped_in_restore
             .saturating_add(dropped.len() as u32);
+        // Whoever takes over asks who is to be read from.
+        broker
+            .roster
+            .regulate_newcomers(broker.config.limits.max_incomplete_connections);
         broker.regulate_accepting();
         broker.announce_gone(&gone, changed);
         broker.bury_condemned();
@@ -320,6 +325,7 @@ impl Broker {
             is_congested,
             is_dirty: false,
             is_stopped,
+            is_waiting: false,
             hello_deadline: None,
             fds_deadline: None,
             peaks: Peaks {
@@ -331,6 +337,8 @@ impl Broker {
             #[cfg(feature = "next-version")]
             note,
             charge: Charge::default(),
+            pending_fds: 0,
+            payers: Payers::default(),
             origins: Origins::default(),
             reading: Liveness::default(),
         };
@@ -343,6 +351,7 @@ impl Broker {
                 self.outgoing.mark_dirty(peer);
             }
             self.ledger.settle(peer);
+            self.descriptors.take_up(peer);
             self.deadlines.expect_hello(peer, hello_deadline);
             self.deadlines.expect_fds(peer, fds_deadline);
         }

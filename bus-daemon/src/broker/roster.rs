@@ -1,12 +1,13 @@
 //! Who is here: the peers, their unique names, and how many there are of each kind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bus_wire::SaslDone;
 use hashbrown::HashMap;
 
 use super::event::PeerId;
 use super::invariants::Violation;
+use super::newcomers::Newcomers;
 use super::peer::{Peer, Peers, Phase, Unique};
 use super::{Action, Seeded};
 
@@ -29,7 +30,9 @@ pub(super) struct Roster {
     active: u32,
     /// How many of the latter are of each user.
     users: HashMap<u32, u32, Seeded>,
-    /// Whether the runtime was told to stop accepting, because too many peers are incomplete.
+    /// These, by user.
+    newcomers: Newcomers,
+    /// Whether the runtime was told to stop accepting, because the table of descriptors is full.
     is_accepting_stopped: bool,
 }
 
@@ -42,6 +45,7 @@ impl Roster {
             next_unique: 0,
             incomplete: 0,
             active: 0,
+            newcomers: Newcomers::new(),
             users: HashMap::with_hasher(hasher),
             is_accepting_stopped: false,
         }
@@ -66,6 +70,7 @@ impl Roster {
             in_order: _,
             incomplete: _,
             active: _,
+            newcomers: _,
             users: _,
         } = self;
         (*next_unique, *is_accepting_stopped)
@@ -163,7 +168,10 @@ impl Roster {
             return false;
         }
         match number {
-            None => self.incomplete += 1,
+            None => {
+                self.incomplete += 1;
+                self.newcomers.insert(uid, id);
+            }
             Some(number) => {
                 self.count_in(uid);
                 if is_active {
@@ -178,6 +186,10 @@ impl Roster {
     /// The peer has authenticated: it is known who it is, and it may say Hello.
     pub(super) fn admit(&mut self, id: PeerId, done: &SaslDone) {
         if let Some(peer) = self.peers.get_mut(id) {
+            if peer.credentials.uid != done.uid {
+                self.newcomers.remove(peer.credentials.uid, id);
+                self.newcomers.insert(done.uid, id);
+            }
             peer.credentials.uid = done.uid;
             peer.takes_fds = done.fds;
             peer.phase = Phase::Greeting;
@@ -195,6 +207,7 @@ impl Roster {
         self.unique.insert(unique.number, id);
         self.in_order.insert(unique.number, id);
         self.incomplete -= 1;
+        self.newcomers.remove(uid, id);
         self.count_in(uid);
         Some((self.peers.get_mut(id)?, unique))
     }
@@ -225,15 +238,39 @@ impl Roster {
         let peer = self.peers.remove(id)?;
         if peer.is_incomplete() {
             self.incomplete -= 1;
+            self.newcomers.remove(peer.credentials.uid, id);
         } else {
             self.count_out(peer.credentials.uid);
         }
         Some(peer)
     }
 
-    /// Stops and resumes accepting, with `max_incomplete_connections`. What the runtime is to be told, if anything.
-    pub(super) fn regulate_accepting(&mut self, max_incomplete: u64) -> Option<Action> {
-        let is_full = u64::from(self.incomplete) >= max_incomplete;
+    /// How many peers of this user have not said Hello.
+    pub(super) fn newcomers_of(&self, uid: Option<u32>) -> u64 {
+        self.newcomers.count(uid)
+    }
+
+    /// Each user has so many slots for peers that have not said Hello. Of which peers it has changed whether they have one,
+    /// since this was last asked: they are told what is so now.
+    pub(super) fn regulate_newcomers(&mut self, slots: u64) -> Vec<PeerId> {
+        self.newcomers.set_slots(slots);
+        let mut turned = self.newcomers.take_turned();
+        turned.retain(|id| {
+            let Some(peer) = self.peers.get(*id) else {
+                return false;
+            };
+            let is_waiting = peer.is_incomplete() && !self.newcomers.is_heard(peer.credentials.uid, *id);
+            let is_news = is_waiting != peer.is_waiting;
+            if is_news && let Some(peer) = self.peers.get_mut(*id) {
+                peer.is_waiting = is_waiting;
+            }
+            is_news
+        });
+        turned
+    }
+
+    /// Stops and resumes accepting, as the table of descriptors is full or not. What the runtime is to be told, if anything.
+    pub(super) fn regulate_accepting(&mut self, is_full: bool) -> Option<Action> {
         if is_full == self.is_accepting_stopped {
             return None;
         }
@@ -253,11 +290,20 @@ impl Roster {
     /// Every count and the table of unique names agree with the peers.
     pub(super) fn check(&self) -> Result<(), Violation> {
         let (mut active, mut incomplete, mut reachable) = (0, 0, 0);
+        let mut newcomers: BTreeMap<Option<u32>, BTreeSet<PeerId>> = BTreeMap::new();
         let mut users: HashMap<u32, u32, Seeded> = HashMap::with_hasher(Seeded::default());
         for peer in self.peers.iter() {
             let id = peer.id;
             match (&peer.unique, peer.is_incomplete()) {
-                (None, true) => incomplete += 1,
+                (None, true) => {
+                    incomplete += 1;
+                    let uid = peer.credentials.uid;
+                    newcomers.entry(uid).or_default().insert(id);
+                    if peer.is_waiting == self.newcomers.is_heard(uid, id) {
+                        let text = format!("{id:?} waits for a slot that it has, or has none and does not");
+                        return Err(Violation::new(text));
+                    }
+                }
                 (Some(unique), false) => {
                     active += 1;
                     if let Some(uid) = peer.credentials.uid {
@@ -281,6 +327,7 @@ impl Roster {
                 }
             }
         }
+        self.newcomers.check(&newcomers)?;
         let is_listed = |(number, id): (&u64, &PeerId)| self.in_order.get(number) == Some(id);
         if self.in_order.len() != self.unique.len() || !self.unique.iter().all(is_listed) {
             return Err(Violation::new("the unique names in order are others"));

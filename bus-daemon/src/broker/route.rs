@@ -30,6 +30,8 @@ const SERIAL_IN_USE: (&str, &str) = (
     ACCESS_DENIED,
     "Message has the same reply serial as a currently-outstanding existing method call",
 );
+/// What the sender of a message with more descriptors than it may have is told.
+const TOO_MANY_FDS: &str = "Rejected: too many file descriptors of the sender, or of its user, wait already";
 
 const PEER_INTERFACE: &str = "org.freedesktop.DBus.Peer";
 
@@ -106,6 +108,11 @@ impl Broker {
 
     /// Routes every message that has arrived completely.
     pub(super) fn route_input(&mut self, id: PeerId, system: &mut dyn System) {
+        self.route_messages(id, system);
+        self.bound_pending_fds(id);
+    }
+
+    fn route_messages(&mut self, id: PeerId, system: &mut dyn System) {
         let mut is_complete = false;
         loop {
             let Some(peer) = self.roster.get_mut(id) else {
@@ -118,6 +125,9 @@ impl Broker {
             match peer.framer.next() {
                 Ok(Some(framed)) => {
                     is_complete = true;
+                    if !framed.fds.is_empty() {
+                        self.settle_pending_fds(id);
+                    }
                     self.dispatch(id, &framed.message, framed.fds, system);
                     self.shed(id);
                 }
@@ -274,7 +284,9 @@ impl Broker {
                         message,
                         &mut receivers,
                     );
-                    self.push_copies(&receivers, transit, &fds, system);
+                    if self.may_broadcast(id, &receivers, &fds) {
+                        self.push_copies(&receivers, transit, &fds, system);
+                    }
                     receivers.clear();
                     self.scratch.receivers = receivers;
                     self.close_fds(fds);
@@ -300,6 +312,21 @@ impl Broker {
         }
     }
 
+    /// Whether the sender of a signal may have so many copies of its descriptors wait. A sender that may not is condemned,
+    /// since nothing answers a signal.
+    fn may_broadcast(&mut self, id: PeerId, receivers: &[PeerId], fds: &Fds) -> bool {
+        if fds.is_empty() {
+            return true;
+        }
+        let takes = |receiver: &&PeerId| self.roster.get(**receiver).is_some_and(|peer| peer.takes_fds);
+        let copies = receivers.iter().filter(takes).count() * fds.len();
+        let may = self.has_room_for_fds(id, copies);
+        if !may {
+            self.condemn(id, Excess::Descriptors(copies as u64).into());
+        }
+        may
+    }
+
     /// A message to one peer. A call is noted as open, a reply passes only if it closes an open call.
     fn unicast(&mut self, id: PeerId, to: PeerId, transit: Transit<'_>, fds: Fds, system: &mut dyn System) {
         let message = transit.message;
@@ -313,7 +340,8 @@ impl Broker {
         if message.message_type().is_reply() && !is_awaited && !self.config.unrequested_replies_allowed {
             return self.close_fds(fds);
         }
-        let mut verdict = self.may_receive(id, to, message, &fds);
+        let payer = if is_awaited { to } else { id };
+        let mut verdict = self.may_receive(id, to, message, &fds, payer);
         if verdict.is_ok()
             && super::speak::expects_reply(message)
             && !self.open_call(to, id, message.serial().get())
@@ -321,6 +349,10 @@ impl Broker {
             verdict = Err(SERIAL_IN_USE);
         }
         if let Err((name, text)) = verdict {
+            if text == TOO_MANY_FDS && !super::speak::expects_reply(message) {
+                // Nothing would tell it.
+                self.condemn(payer, Excess::Descriptors(fds.len() as u64).into());
+            }
             self.close_fds(fds);
             if message.message_type().is_reply() && name == LIMITS_EXCEEDED {
                 // The caller would wait for ever for the answer that it asked for.
@@ -347,14 +379,16 @@ impl Broker {
         self.eavesdrop(id, Addressee::Peer(to), transit, &kept, system);
     }
 
-    /// Whether a message may go to a peer; if not, the name and the text of the error (both as dbus-daemon's). That a serial
-    /// is used twice shows when its call is opened, and here where something else is wrong: it goes before.
+    /// Whether a message may go to a peer; if not, the name and the text of the error (both as dbus-daemon's). `payer` is
+    /// charged for the descriptors. That a serial is used twice shows when its call is opened, and here where something else
+    /// is wrong: it goes before.
     fn may_receive(
         &mut self,
         id: PeerId,
         to: PeerId,
         message: &Message,
         fds: &Fds,
+        payer: PeerId,
     ) -> Result<(), (&'static str, &'static str)> {
         if self.roster.get(to).is_some_and(|receiver| receiver.is_condemned) {
             return Err((NO_REPLY, DISCONNECTED));
@@ -387,6 +421,9 @@ impl Broker {
         if is_full {
             self.note_congested(to);
             return Err((LIMITS_EXCEEDED, "Rejected: destination has a full message queue"));
+        }
+        if !fds.is_empty() && !self.has_room_for_fds(payer, fds.len()) {
+            return Err((LIMITS_EXCEEDED, TOO_MANY_FDS));
         }
         Ok(())
     }

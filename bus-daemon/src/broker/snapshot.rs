@@ -199,6 +199,7 @@ impl Broker {
             ledger: _,
             // In a checkpoint by itself, and not in an image.
             shortage: _,
+            descriptors: _,
             shedding: _,
             // Without meaning.
             scratch: _,
@@ -285,6 +286,10 @@ impl Broker {
             is_dirty: _,
             // Counted again.
             charge: _,
+            pending_fds: _,
+            is_waiting: _,
+            // In a checkpoint, and not in an image.
+            payers: _,
             // Only advise.
             origins: _,
             reading: _,

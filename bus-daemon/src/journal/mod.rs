@@ -118,6 +118,11 @@ pub(crate) enum RareEvent {
     },
     /// [`Event::Relieved`](crate::broker::Event::Relieved).
     Relieved(Relief),
+    /// [`Event::DescriptorLimit`](crate::broker::Event::DescriptorLimit).
+    DescriptorLimit {
+        /// How many.
+        limit: u64,
+    },
 }
 
 /// What the system answered to the broker in the middle of an event.

@@ -266,6 +266,7 @@ impl Journal {
                     RareEvent::UpgradeFailed { reason } => Event::UpgradeFailed { reason },
                     RareEvent::Serving { worker_pid, start } => Event::Serving { worker_pid, start },
                     RareEvent::Relieved(relief) => Event::Relieved(relief),
+                    RareEvent::DescriptorLimit { limit } => Event::DescriptorLimit { limit },
                 }
             }
             Kind::Answer => {

@@ -15,7 +15,7 @@ use super::log::Position;
 use super::{BacklogV1, Journal};
 use crate::broker::{
     AgendaV1, Blob, Broker, BrokerState, Checkpoint, ConfigV1, Dropped, EntryKind, EntryV1, ErrandOutcome,
-    GlobalV2, HeldV1, PeerId, PeerRecord, SavedShortage,
+    GlobalV2, HeldV1, Payer, PeerId, PeerRecord, SavedShortage,
 };
 use crate::handoff::codec;
 
@@ -61,6 +61,8 @@ struct PeerEntry {
     bodies: Vec<Bytes1>,
     /// Output of which the record has nothing.
     backlog: Option<BacklogV1>,
+    /// Who is charged for the descriptors of its output.
+    payers: Vec<(Payer, u64)>,
 }
 
 /// What a checkpoint gives back.
@@ -76,6 +78,9 @@ pub(crate) struct Loaded {
     /// Peers, be their entries damaged or not, and the indexes of these.
     pub(crate) indexes: Vec<(PeerId, u32)>,
 }
+
+/// A peer's record, what of it has entries of its own, where its output is, and who is charged for the descriptors of that.
+type LoadedPeer = (PeerRecord, HeldV1, Option<BacklogV1>, Vec<(Payer, u64)>);
 
 impl Journal {
     /// Whether a checkpoint should be taken before the next event.
@@ -153,7 +158,13 @@ impl Journal {
             self.put(AGENDA, &agenda)?;
             self.has_agenda = !agenda.is_empty();
         }
-        self.put(WORKER, &(generation, self.heard, broker.save_shortage()))?;
+        let worker = (
+            generation,
+            self.heard,
+            broker.save_shortage(),
+            broker.save_table(),
+        );
+        self.put(WORKER, &worker)?;
         self.waiting
             .flush()
             .map_err(|error| format!("the store: {error}"))?;
@@ -225,6 +236,7 @@ impl Journal {
             input,
             bodies: bodies.collect(),
             backlog: self.waiting.at(index).filter(|backlog| !backlog.is_empty()),
+            payers: broker.payers_of(record.id()),
             record,
             held,
         };
@@ -265,7 +277,7 @@ impl Journal {
             AgendaV1::default()
         };
         self.has_agenda = true;
-        let (generation, heard, shortage): (u32, u64, SavedShortage) =
+        let (generation, heard, shortage, table): (u32, u64, SavedShortage, Option<u64>) =
             codec::decode(whole(WORKER)?).map_err(decoded)?;
         self.has_heard(heard);
         if has_entry(FOREIGN) {
@@ -275,6 +287,7 @@ impl Journal {
         let mut rest = Vec::new();
         let mut indexes = Vec::new();
         let mut backlogs: Vec<BacklogV1> = Vec::new();
+        let mut payers = Vec::new();
         for saved in &entries {
             if saved.table != Table::Peers {
                 rest.extend(load_entry(saved));
@@ -287,7 +300,10 @@ impl Journal {
             roster.push((owner, saved.owner[1].checked_sub(1)));
             indexes.push((owner, (saved.index - PEERS) as u32));
             match self.load_peer(saved, &mut shared) {
-                Ok((record, parts, backlog)) => {
+                Ok((record, parts, backlog, paying)) => {
+                    if !paying.is_empty() {
+                        payers.push((owner, paying));
+                    }
                     peers.push(record);
                     held.push(parts);
                     backlogs.extend(backlog);
@@ -312,6 +328,8 @@ impl Journal {
                 held,
                 entries: rest,
                 shortage,
+                table,
+                payers,
                 slots: [EntryKind::Name, EntryKind::Rule, EntryKind::Call]
                     .map(|kind| self.checkpoints.used(table_of(kind)) as u32),
             },
@@ -332,11 +350,7 @@ impl Journal {
         self.changed.extend(of_dropped.map(|(_, index)| *index));
     }
 
-    fn load_peer(
-        &mut self,
-        saved: &Saved<'_>,
-        shared: &mut Vec<Blob>,
-    ) -> Result<(PeerRecord, HeldV1, Option<BacklogV1>), String> {
+    fn load_peer(&mut self, saved: &Saved<'_>, shared: &mut Vec<Blob>) -> Result<LoadedPeer, String> {
         let body = saved.body.ok_or("its entry in the checkpoint is damaged")?;
         let PeerEntry {
             mut record,
@@ -344,6 +358,7 @@ impl Journal {
             input,
             bodies,
             backlog,
+            payers,
         } = codec::decode(body).map_err(|error| format!("its entry in the checkpoint: {error}"))?;
         let is_other = |owner: u64| owner != saved.owner[0];
         if is_other(record.id().to_u64()) || backlog.is_some_and(|backlog| is_other(backlog.owner)) {
@@ -359,7 +374,7 @@ impl Journal {
                 Bytes1::InExtent(range) => Blob(self.adopt(range)?),
             });
         }
-        Ok((record, held, backlog))
+        Ok((record, held, backlog, payers))
     }
 
     /// The configuration in the memfd of this handle.

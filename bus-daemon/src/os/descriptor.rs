@@ -65,6 +65,13 @@ pub(crate) fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
+/// How many descriptors this process may have open (`RLIMIT_NOFILE`).
+pub(crate) fn most_open() -> u64 {
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+    // What the kernel lets a limit be, unless it is told otherwise.
+    limit.map_or(1 << 20, |(soft, _)| soft)
+}
+
 /// How many descriptors there is room for in the table as it is: all open ones are below.
 pub(crate) fn table_size() -> RawFd {
     let size = std::fs::read_to_string("/proc/self/status")

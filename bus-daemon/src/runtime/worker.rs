@@ -321,6 +321,7 @@ impl Worker {
             crate::fault::kill_in("recovery");
         }
         self.apply(Event::Serving { worker_pid, start });
+        self.limit_descriptors();
         self.tick();
         self.dismiss_lost();
         if is_continued {

@@ -256,6 +256,10 @@ impl Bus {
         let (mut restored, dropped) = Broker::restore(read).unwrap();
         assert_eq!(dropped, []);
         restored.set_config_source(self.broker.config_source());
+        // As a checkpoint has it.
+        let payers = self.broker.peer_ids().map(|id| (id, self.broker.payers_of(id)));
+        restored.restore_payers(self.broker.save_table(), payers.collect());
+        restored.check_invariants().unwrap();
         assert!(restored.save() == state, "saved again it is something else");
         self.broker = restored;
         self.set_step();

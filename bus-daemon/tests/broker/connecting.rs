@@ -158,18 +158,79 @@ fn a_peer_that_does_not_authenticate_is_disconnected() {
     });
 }
 
+fn of_user(uid: Option<u32>) -> Credentials {
+    Credentials {
+        uid,
+        gid: uid,
+        pid: Some(42),
+    }
+}
+
 #[test]
-fn accepting_stops_while_too_many_have_not_said_hello() {
+fn who_does_not_say_hello_waits_beside_peers_of_its_own_user_only() {
     let mut config = config();
+    config.connect = Connect::Anyone;
     config.limits.max_incomplete_connections = 2;
     check_with(&config, |bus| {
-        let first = bus.accept();
+        let (mallory, alice) = (of_user(Some(1)), of_user(Some(2)));
+        let silent = [bus.accept_as(mallory), bus.accept_as(mallory)];
         assert_eq!(bus.asked(), []);
-        let second = bus.accept();
-        assert_eq!(bus.asked(), [Action::StopAccepting]);
-        bus.close(first);
-        assert!(bus.asked().contains(&Action::ResumeAccepting));
-        assert!(bus.is_open(second));
+        let waiting = [bus.accept_as(mallory), bus.accept_as(mallory)];
+        let ids = waiting.map(|who| bus.peer(who));
+        assert_eq!(bus.asked(), ids.map(Action::StopReading));
+        assert!(ids.iter().all(|id| !bus.broker.may_read(*id)));
+        // Of others none is in its way.
+        for uid in [Some(2), Some(1000), Some(0), None] {
+            let who = bus.accept_as(of_user(uid));
+            assert_eq!(bus.asked(), []);
+            assert!(bus.broker.may_read(bus.peer(who)));
+        }
+        let good = bus.accept_as(alice);
+        bus.bytes(good, b"\0AUTH EXTERNAL 32\r\nBEGIN\r\n", &[]);
+        bus.driver(good, "Hello", |_| {});
+        assert!(bus.is_open(good));
+        bus.asked();
+        // Whoever came first gets the slot, and as much time as anybody had.
+        bus.wait(config_timeout() - 1);
+        bus.close(silent[0]);
+        assert!(bus.asked().contains(&Action::ResumeReading(ids[0])));
+        assert!(bus.broker.may_read(ids[0]) && !bus.broker.may_read(ids[1]));
+        bus.wait(1);
+        assert!(!bus.is_open(silent[1]));
+        assert!(waiting.iter().all(|who| bus.is_open(*who)));
+        assert!(bus.broker.may_read(ids[1]));
+        bus.wait(config_timeout());
+        assert!(waiting.iter().all(|who| !bus.is_open(*who)));
+    });
+}
+
+fn config_timeout() -> u64 {
+    config().limits.auth_timeout
+}
+
+#[test]
+fn fewer_slots_after_a_reload_keep_those_who_came_first() {
+    let mut config = config();
+    config.limits.max_incomplete_connections = 3;
+    check_with(&config, |bus| {
+        let all: Vec<PeerId> = (0..5)
+            .map(|_| {
+                let who = bus.accept();
+                bus.peer(who)
+            })
+            .collect();
+        let heard = |bus: &Bus| all.iter().filter(|id| bus.broker.may_read(**id)).count();
+        assert_eq!(heard(bus), 3);
+        for slots in [1, 4, 0] {
+            let mut next = config.clone();
+            next.limits.max_incomplete_connections = slots;
+            bus.event(Event::ReloadRequested);
+            bus.wait(250);
+            let (errand, _) = bus.errands()[0].clone();
+            bus.end_reading(errand, Ok(next));
+            assert_eq!(heard(bus), slots.max(1) as usize);
+            assert!(bus.broker.may_read(all[0]));
+        }
     });
 }
 

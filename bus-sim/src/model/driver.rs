@@ -157,6 +157,7 @@ impl Model {
             peer.is_reachable = true;
             peer.hello_deadline = None;
         }
+        self.give_slots();
         let name = format!(":1.{number}");
         self.answer(id, call, vec![Value::Str(name.clone())])?;
         self.broadcast(&Letter::driver_signal("NameOwnerChanged", &[&name, "", &name]))?;

@@ -89,6 +89,7 @@ impl Model {
         let is_loaded = limits.is_some();
         if let Some(limits) = limits {
             self.limits = limits;
+            self.give_slots();
         }
         for (caller, serials) in std::mem::take(&mut self.reload.reading_for) {
             for serial in serials {

@@ -26,6 +26,7 @@ impl Model {
             queued_fds: 0,
             is_uncertain: false,
             hello_deadline: Some(self.now + self.limits.auth_timeout),
+            is_waiting: false,
             fds_deadline: None,
             names: Vec::new(),
             rules: Vec::new(),
@@ -34,6 +35,37 @@ impl Model {
             refused_until: 0,
         };
         self.peers.insert(id, peer);
+        self.give_slots();
+    }
+
+    /// Of each user's peers that have not said Hello so many are read from: those that came first. The time of the others
+    /// begins when they are.
+    pub(super) fn give_slots(&mut self) {
+        let mut newcomers: Vec<_> = self
+            .peers
+            .iter_mut()
+            .filter(|(_, peer)| matches!(peer.phase, Phase::Authenticating | Phase::Greeting))
+            .collect();
+        newcomers.sort_by_key(|(id, _)| (id.generation, id.index));
+        let slots = self.limits.max_incomplete_connections.max(1);
+        let mut all: BTreeMap<u32, u64> = BTreeMap::new();
+        for (_, peer) in &newcomers {
+            *all.entry(peer.uid).or_insert(0) += 1;
+        }
+        let mut used: BTreeMap<u32, u64> = BTreeMap::new();
+        for (_, peer) in newcomers {
+            let used = used.entry(peer.uid).or_insert(0);
+            *used += 1;
+            let was_waiting = std::mem::replace(&mut peer.is_waiting, *used > slots);
+            let rounds = if peer.is_waiting {
+                1 + all[&peer.uid] / slots
+            } else {
+                1
+            };
+            if was_waiting != peer.is_waiting && peer.hello_deadline.is_some() {
+                peer.hello_deadline = Some(self.now + self.limits.auth_timeout * rounds);
+            }
+        }
     }
 
     /// A client wrote something; the bus has not read it yet.
@@ -217,6 +249,13 @@ impl Model {
         until.filter(|until| *until > self.now)
     }
 
+    /// When the first of those who do not say Hello is disconnected, if others wait for a slot.
+    pub(crate) fn slot_is_free_at(&self) -> Option<u64> {
+        let is_awaited = self.peers.values().any(|peer| peer.is_waiting);
+        let deadlines = self.peers.values().filter_map(|peer| peer.hello_deadline);
+        deadlines.min().filter(|_| is_awaited)
+    }
+
     /// Whether a peer has a link.
     pub(crate) fn parked(&mut self, id: PeerId, is_parked: bool) {
         if let Some(peer) = self.peers.get_mut(&id) {
@@ -253,6 +292,7 @@ impl Model {
         self.peers.remove(&id);
         self.forget_caller(id);
         self.closed.push(id);
+        self.give_slots();
         Ok(())
     }
 

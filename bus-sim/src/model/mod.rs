@@ -119,6 +119,8 @@ pub(crate) struct Peer {
     /// The length of its queue is not known for certain.
     is_uncertain: bool,
     hello_deadline: Option<u64>,
+    /// Its user has no slot for one more that has not said Hello.
+    is_waiting: bool,
     fds_deadline: Option<u64>,
     /// Names that it owns or waits for, by request.
     names: Vec<String>,

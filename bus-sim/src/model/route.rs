@@ -51,14 +51,14 @@ impl Model {
         let senders = self.names_of(id);
         match letter.destination.clone() {
             None => {
-                self.copy(Rules::Monitoring, letter, &senders, &[], None)?;
+                self.copy(Rules::Monitoring, letter, &senders, &[], None, None)?;
                 self.route_to_all(id, letter, &senders)
             }
             Some(name) if name == DRIVER => {
                 let driver = [DRIVER.to_owned()];
                 // What makes its sender the first eavesdropper is not overheard itself.
                 let is_copied = self.may_eavesdrop() || self.has_monitors();
-                self.copy(Rules::Monitoring, letter, &senders, &driver, None)?;
+                self.copy(Rules::Monitoring, letter, &senders, &driver, None, None)?;
                 if letter.kind == Kind::Call {
                     self.driver_call(id, letter)?;
                 }
@@ -70,11 +70,11 @@ impl Model {
             Some(name) => match self.resolve(&name) {
                 Some(to) => {
                     let receivers = self.names_of(to);
-                    self.copy(Rules::Monitoring, letter, &senders, &receivers, None)?;
+                    self.copy(Rules::Monitoring, letter, &senders, &receivers, None, None)?;
                     self.unicast(id, to, letter)
                 }
                 None => {
-                    self.copy(Rules::Monitoring, letter, &senders, &[name], None)?;
+                    self.copy(Rules::Monitoring, letter, &senders, &[name], None, None)?;
                     if letter.expects_reply() {
                         let error = if letter.flags & NO_AUTO_START != 0 {
                             "NameHasNoOwner"
@@ -91,7 +91,7 @@ impl Model {
 
     fn route_to_all(&mut self, id: PeerId, letter: &Letter, senders: &[String]) -> Check {
         match letter.kind {
-            Kind::Signal => self.copy(Rules::Plain, letter, senders, &[], None),
+            Kind::Signal => self.copy(Rules::Plain, letter, senders, &[], None, Some(id)),
             Kind::Call if letter.interface.as_deref() == Some("org.freedesktop.DBus.Peer") => {
                 self.driver_call(id, letter)
             }
@@ -193,10 +193,11 @@ impl Model {
         if !self.may_eavesdrop() {
             return Ok(());
         }
-        self.copy(Rules::Eavesdropping, letter, from, to, not)
+        self.copy(Rules::Eavesdropping, letter, from, to, not, None)
     }
 
-    /// A copy of a peer's message for everyone with a rule for it.
+    /// A copy of a peer's message for everyone with a rule for it. `payer` is charged for descriptors, if it is not whoever
+    /// gets the copy.
     fn copy(
         &mut self,
         rules: Rules,
@@ -204,6 +205,7 @@ impl Model {
         from: &[String],
         to: &[String],
         not: Option<PeerId>,
+        payer: Option<PeerId>,
     ) -> Check {
         for id in self.receivers(rules, letter, from, to) {
             if Some(id) == not {
@@ -232,7 +234,8 @@ impl Model {
             if has_all {
                 self.put(id, letter)?;
             } else {
-                self.condemn(id);
+                // Whoever is charged for them: a monitor or eavesdropper itself.
+                self.condemn(payer.unwrap_or(id));
             }
         }
         Ok(())
@@ -264,7 +267,14 @@ impl Model {
         };
         letter.destination = Some(peer.name());
         let receivers = self.names_of(to);
-        self.copy(Rules::Monitoring, &letter, &[DRIVER.to_owned()], &receivers, None)?;
+        self.copy(
+            Rules::Monitoring,
+            &letter,
+            &[DRIVER.to_owned()],
+            &receivers,
+            None,
+            None,
+        )?;
         if self.may_put(to)? {
             self.put(to, &letter)?;
         }
@@ -274,8 +284,8 @@ impl Model {
     /// A signal of the driver to all who have a rule for it.
     pub(super) fn broadcast(&mut self, letter: &Letter) -> Check {
         let driver = [DRIVER.to_owned()];
-        self.copy(Rules::Monitoring, letter, &driver, &[], None)?;
-        self.copy(Rules::Plain, letter, &driver, &[], None)
+        self.copy(Rules::Monitoring, letter, &driver, &[], None, None)?;
+        self.copy(Rules::Plain, letter, &driver, &[], None, None)
     }
 
     /// Whether a peer may be sent a copy or an answer; one that does not read is given up.

@@ -50,7 +50,9 @@ pub(super) fn credentials(broker: &mut Broker, call: Call<'_>, system: &mut dyn 
                 found.groups = peer.groups.clone();
                 found.label = peer.label.clone();
                 let takes_fds = broker.peer(call.caller).is_some_and(|caller| caller.takes_fds);
-                if let Some(socket) = peer.socket.filter(|_| takes_fds && expects_reply(call.message)) {
+                let may_take =
+                    takes_fds && expects_reply(call.message) && broker.has_room_for_fds(call.caller, 1);
+                if let Some(socket) = peer.socket.filter(|_| may_take) {
                     found.pidfd = system.peer_pidfd(socket);
                 }
             }

@@ -96,6 +96,7 @@ impl Told {
             Event::Quarantined { .. }
             | Event::Detached { .. }
             | Event::Attached { .. }
+            | Event::DescriptorLimit { .. }
             | Event::Relieved(_) => told(Kind::Other, None, 0, 0),
         }
     }

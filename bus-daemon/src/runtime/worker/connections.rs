@@ -17,17 +17,29 @@ use crate::runtime::system;
 /// Connections accepted from one listener at its turn.
 pub(super) const ACCEPTS: usize = 32;
 
+/// Descriptors of keeper and worker themselves: memfds, epoll sets, sockets of their own.
+const OWN: u64 = 64;
+
+/// How long to wait before accepting is tried again, in milliseconds: the first time, and at most.
+const FIRST_WAIT: u64 = 20;
+const LAST_WAIT: u64 = 1000;
+
 /// Whether connections are accepted.
 ///
 /// ```text
-/// Open ──too many have not said Hello──> Paused ──fewer──> Open
+/// Open ──peers hold all they may of the table of descriptors──> Paused ──one of these is closed──> Open
 /// Open, Paused ──the table of descriptors is full, and nobody can be turned away──> (the same, full)
-///      ──a descriptor is closed, or a tick──> (the same)
+///      ──a descriptor of the state is closed, or some time has passed──> (the same)
 /// ```
 pub(super) struct Acceptance {
     gate: Gate,
     /// There is no descriptor left, not even one to turn a client away with.
     is_full: bool,
+    /// When accepting is tried again if nothing else happens, in milliseconds: at longer and longer intervals, and only where
+    /// the system, or something that peers are not charged for, has filled the table. Where peers have, the broker has
+    /// closed the gate, and opens it when one of theirs is closed.
+    again: u64,
+    wait: u64,
     /// A descriptor kept open to be given up when the table is full.
     reserve: Option<OwnedFd>,
     /// Listeners in the rotation.
@@ -45,14 +57,16 @@ impl Acceptance {
         Self {
             gate: if may_accept { Gate::Open } else { Gate::Paused },
             is_full: false,
+            again: 0,
+            wait: FIRST_WAIT,
             reserve: reserve(),
             ready: Vec::new(),
         }
     }
 
-    /// Whether not even a client that is turned away can be accepted.
-    pub(super) fn is_full(&self) -> bool {
-        self.is_full
+    /// When accepting is to be tried again, in milliseconds, if not even a client that is turned away can be accepted.
+    pub(super) fn again(&self) -> Option<u64> {
+        self.is_full.then_some(self.again)
     }
 
     /// A listener has connections. True: it is not in the rotation yet.
@@ -95,7 +109,10 @@ impl Worker {
         };
         for _ in 0..ACCEPTS {
             match accept(listener) {
-                Ok(socket) => self.welcome(socket, index),
+                Ok(socket) => {
+                    self.acceptance.wait = FIRST_WAIT;
+                    self.welcome(socket, index);
+                }
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EMFILE | libc::ENFILE) => {
                         if !self.turn_away(listener) {
@@ -165,15 +182,16 @@ impl Worker {
         }
         self.acceptance.reserve = reserve();
         if self.acceptance.reserve.is_none() {
-            self.acceptance.is_full = true;
-            self.wait_for_connections();
+            self.accept_later();
         }
         is_accepted && !self.acceptance.is_full
     }
 
-    /// The system accepts nothing now, though connections wait: tried again at a tick, since nothing tells when it would.
+    /// The system accepts nothing now, though connections wait: tried again later, since nothing tells when it would.
     fn accept_later(&mut self) {
         self.acceptance.is_full = true;
+        self.acceptance.again = self.now.0 + self.acceptance.wait;
+        self.acceptance.wait = (2 * self.acceptance.wait).min(LAST_WAIT);
         self.wait_for_connections();
     }
 
@@ -184,6 +202,14 @@ impl Worker {
             self.acceptance.is_full = false;
             self.wait_for_connections();
         }
+    }
+
+    /// Tells the broker how large the table of descriptors is.
+    pub(super) fn limit_descriptors(&mut self) {
+        let most = descriptor::most_open();
+        let limit = most - (OWN + self.record.listeners.len() as u64).min(most / 4);
+        self.journal.note(None, &RareEvent::DescriptorLimit { limit });
+        self.apply(Event::DescriptorLimit { limit });
     }
 
     pub(super) fn close(&mut self, peer: PeerId) {
@@ -241,6 +267,7 @@ impl Worker {
     pub(super) fn close_descriptor(&mut self, handle: bus_wire::Fd) {
         self.journal.close(handle);
         if self.acceptance.is_full {
+            self.acceptance.wait = FIRST_WAIT;
             self.accept_again();
         }
     }

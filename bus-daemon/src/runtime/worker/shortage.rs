@@ -85,7 +85,7 @@ impl Default for Shortage {
             unlooked: UNLOOKED,
             stuck: 0,
             groups: Vec::new(),
-            gauged: 0,
+            gauged: (0, 0),
             room: None,
         }
     }

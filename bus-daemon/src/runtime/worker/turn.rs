@@ -35,14 +35,13 @@ const WORK: u64 = 512;
 impl Worker {
     /// When the next tick is due; `None` = not by itself.
     pub(crate) fn next_tick(&self) -> Option<Millis> {
-        let is_retrying = !self.waiting.is_empty()
-            || !self.follow_ups.is_empty()
-            || self.acceptance.is_full()
-            || self.journal.is_incomplete();
+        let is_retrying =
+            !self.waiting.is_empty() || !self.follow_ups.is_empty() || self.journal.is_incomplete();
         let retry = is_retrying.then_some(Millis(self.now.0 + RETRY));
         let look = self.next_look().map(Millis);
+        let accept = self.acceptance.again().map(Millis);
         let deadline = self.broker.next_deadline();
-        deadline.into_iter().chain(retry).chain(look).min()
+        deadline.into_iter().chain(retry).chain(look).chain(accept).min()
     }
 
     /// Takes turns until nothing is left to do, and the epoll set has nothing to tell.
@@ -112,7 +111,7 @@ impl Worker {
                 self.write(peer);
             }
         }
-        if self.acceptance.is_full() {
+        if self.acceptance.again().is_some_and(|again| now.0 >= again) {
             self.accept_again();
         }
     }
