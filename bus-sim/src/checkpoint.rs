@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bus_daemon::broker::{
     AgendaV1, Blob, Broker, BrokerState, Checkpoint as Saved, ConfigV1, EntryKind, EntryV1, GlobalV2, HeldV1,
-    PeerId, PeerRecord, SavedShortage,
+    PacingV1, PeerId, PeerRecord, PeerShareV1, SavedShortage, SharesV1,
 };
 use bus_daemon::handoff::stored::BacklogV1;
 use bus_wire::Fd;
@@ -37,6 +37,7 @@ pub(crate) struct Checkpoint {
     /// For how many slots of each kind there are entries.
     slots: [u32; 3],
     shortage: SavedShortage,
+    pacing: PacingV1,
 }
 
 /// The entry of a peer.
@@ -45,6 +46,7 @@ struct Peer {
     record: PeerRecord,
     bodies: Vec<Blob>,
     held: HeldV1,
+    share: Option<PeerShareV1>,
     /// What is in the store.
     backlog: Option<BacklogV1>,
 }
@@ -109,6 +111,7 @@ impl Checkpoint {
         }
         self.bus = Some(broker.save_bus());
         self.shortage = broker.save_shortage();
+        self.pacing = broker.save_pacing();
         self.agenda = broker.save_agenda();
         store.committed();
         Ok(())
@@ -148,6 +151,14 @@ impl Checkpoint {
                 .map(|backlog| (PeerId::from_u64(backlog.owner()), backlog.end()))
                 .collect(),
             agenda: self.agenda.clone(),
+            shares: SharesV1 {
+                pacing: self.pacing.clone(),
+                peers: self
+                    .peers
+                    .values()
+                    .filter_map(|peer| peer.share.clone())
+                    .collect(),
+            },
         };
         let entries = self.entries.iter();
         let saved = Saved {
@@ -183,6 +194,7 @@ impl Peer {
             record,
             bodies,
             held,
+            share: broker.save_share_at(index),
             backlog: store.backlog_at(index),
         }))
     }

@@ -9,10 +9,11 @@ use super::agenda::{Agenda, Then};
 use super::disconnect::{Breach, Disconnect, Excess, Refusal};
 use super::event::{Attested, Fds, PeerId};
 use super::ledger::Charge;
+use super::liveness::Liveness;
 use super::origins::Origins;
 use super::peer::{Peaks, Peer, Phase};
 use super::quota::ACCEPT_SLACK;
-use super::relief::Liveness;
+use super::shares::Cells;
 use super::speak::{FAILED, LIMITS_EXCEEDED, NOT_ACTIVE_YET};
 use super::{Action, Broker, System};
 use crate::config::{Config, Connect};
@@ -78,6 +79,8 @@ impl Broker {
             note: None,
             charge: Charge::default(),
             origins: Origins::default(),
+            cells: Cells::default(),
+            credit: 0,
             reading: Liveness::default(),
         };
         if !self.roster.enter(peer) {
@@ -121,7 +124,7 @@ impl Broker {
         let step = sasl.feed(&data, &mut answer);
         if !answer.is_empty() {
             if peer.out.is_empty() {
-                peer.reading.begin(self.shortage.awake(), peer.out.sent());
+                peer.reading.begin(self.awake, peer.out.sent());
             }
             peer.out.push(&answer);
             self.outgoing.note_pushed(peer);
@@ -259,6 +262,7 @@ impl Broker {
         };
         self.ledger.forget(&mut peer);
         self.shortage.forget(id, &mut self.deadlines);
+        self.pacing.forget(id);
         let last_words = match peer.phase {
             Phase::Authenticating(_) => peer.out.to_bytes(),
             Phase::Greeting | Phase::Active | Phase::Monitor => Bytes::new(),

@@ -52,6 +52,7 @@ impl Broker {
                     shared,
                     stored,
                     agenda,
+                    shares,
                 },
             held,
             entries,
@@ -65,6 +66,7 @@ impl Broker {
         let (mut broker, mut dropped) =
             Self::restore_placed(global, peers, &shared, agenda, &gathered.names)?;
         broker.restore_shortage(shortage);
+        broker.resume_shares(shares);
         for one in &mut dropped {
             if incomplete.contains(&one.peer) {
                 one.reason = RecordFault::Entries.to_string();

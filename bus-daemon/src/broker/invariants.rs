@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use thiserror::Error;
 
 use super::Broker;
+use super::agenda::Agenda;
 use super::deadline::Deadline;
 use super::event::PeerId;
 use super::peer::Peer;
@@ -39,6 +40,7 @@ impl Broker {
             .check(&with(Peer::is_active), &with(Peer::is_monitor))?;
         self.ledger.check(&self.roster)?;
         self.shortage.check(|id| self.roster.get(id).is_some())?;
+        self.check_shares()?;
         self.check_deadlines()?;
         self.check_fds()
     }
@@ -50,6 +52,9 @@ impl Broker {
         for peer in self.roster.iter() {
             expected.extend(peer.hello_deadline.map(|at| (at, Deadline::Hello(peer.id))));
             expected.extend(peer.fds_deadline.map(|at| (at, Deadline::Fds(peer.id))));
+            if let Agenda::Paced { until } = peer.agenda {
+                expected.insert((until, Deadline::Paced(peer.id)));
+            }
         }
         self.deadlines.check(&expected)
     }

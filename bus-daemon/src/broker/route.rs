@@ -9,9 +9,10 @@ use super::deliver::{SHARED, Transit};
 use super::disconnect::{Breach, Disconnect, Excess};
 use super::event::{Fds, PeerId};
 use super::monitor::Addressee;
-use super::peer::Phase;
+use super::peer::{Peer, Phase};
 use super::relief::MEMORY_SHORT;
 use super::reply::{DISCONNECTED, NO_REPLY};
+use super::shares::counted_from;
 use super::speak::{LIMITS_EXCEEDED, NOT_ACTIVE_YET};
 use super::subscriptions::Audience;
 use super::{Broker, DRIVER, System, driver};
@@ -103,10 +104,16 @@ impl Broker {
             let Some(peer) = self.roster.get_mut(id) else {
                 return;
             };
-            if peer.agenda.is_shedding() {
+            if peer.agenda.puts_off_input() {
                 // What else has arrived is dealt with when that is done, if the peer is still there then.
                 return self.note_input(id, is_complete);
             }
+            if self.pacing.is_on() && self.is_held(id) {
+                return self.note_input(id, is_complete);
+            }
+            let Some(peer) = self.roster.get_mut(id) else {
+                return;
+            };
             match peer.framer.next() {
                 Ok(Some(framed)) => {
                     is_complete = true;
@@ -308,9 +315,9 @@ impl Broker {
         if message.message_type().is_reply() && !is_awaited && !self.config.unrequested_replies_allowed {
             return self.close_fds(fds);
         }
-        if let Err((name, text)) = self.may_receive(id, to, message, &fds) {
+        if let Err((name, text)) = self.may_receive(id, to, transit, is_awaited, &fds) {
             self.close_fds(fds);
-            if message.message_type().is_reply() && name == LIMITS_EXCEEDED {
+            if is_awaited && name == LIMITS_EXCEEDED {
                 // The caller would wait for ever for the answer that it asked for.
                 self.condemn(to, Excess::UnreadReply.into());
             } else if let Some(serial) = replies_to {
@@ -338,14 +345,16 @@ impl Broker {
         self.eavesdrop(id, Addressee::Peer(to), transit, &kept, system);
     }
 
-    /// Whether a message may go to a peer; if not, the name and the text of the error (both as dbus-daemon's).
+    /// Whether a message may go to a peer, which awaits it or not; if not, the name and the text of the error (both as dbus-daemon's).
     fn may_receive(
         &mut self,
         id: PeerId,
         to: PeerId,
-        message: &Message,
+        transit: Transit<'_>,
+        is_awaited: bool,
         fds: &Fds,
     ) -> Result<(), (&'static str, &'static str)> {
+        let message = transit.message;
         if self.roster.get(to).is_some_and(|receiver| receiver.is_condemned) {
             return Err((NO_REPLY, DISCONNECTED));
         }
@@ -376,11 +385,17 @@ impl Broker {
                 ));
             }
         }
-        if self.is_full(receiver) {
+        if self.is_full(receiver) || (!is_awaited && self.is_beyond(receiver, id, transit.len())) {
             self.note_congested(to);
             return Err((LIMITS_EXCEEDED, "Rejected: destination has a full message queue"));
         }
         Ok(())
+    }
+
+    /// Whether a message is beyond its sender's share of a queue. Where little waits, nobody's is looked at.
+    fn is_beyond(&self, receiver: &Peer, from: PeerId, message: u64) -> bool {
+        let limit = self.config.limits.max_outgoing_bytes;
+        receiver.out.len() > counted_from(limit) && self.is_beyond_share(receiver, from, message)
     }
 
     /// One line in the log each time that messages for a peer begin to be refused.
@@ -391,7 +406,7 @@ impl Broker {
         if !peer.is_congested {
             peer.is_congested = true;
             let text = format!(
-                "{}: it does not read; messages for it are refused",
+                "{}: it does not read all that it is sent; messages for it are refused",
                 peer.unique_name()
             );
             self.warn(self.uid(id), text);

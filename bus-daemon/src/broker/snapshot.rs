@@ -72,6 +72,7 @@ impl Broker {
             shared: shared.into_bodies(),
             stored: self.stored_offsets(),
             agenda: self.save_agenda(),
+            shares: self.save_shares(),
         }
     }
 
@@ -199,6 +200,9 @@ impl Broker {
             ledger: _,
             // In a checkpoint by itself, and not in an image.
             shortage: _,
+            // By themselves.
+            awake: _,
+            pacing: _,
             shedding: _,
             // Without meaning.
             scratch: _,
@@ -285,8 +289,11 @@ impl Broker {
             is_dirty: _,
             // Counted again.
             charge: _,
-            // Only advise.
+            // Only advises.
             origins: _,
+            // By themselves.
+            cells: _,
+            credit: _,
             reading: _,
         } = peer;
         let Credentials { uid, gid, pid } = *credentials;

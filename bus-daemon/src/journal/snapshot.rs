@@ -15,7 +15,7 @@ use super::log::Position;
 use super::{BacklogV1, Journal};
 use crate::broker::{
     AgendaV1, Blob, Broker, BrokerState, Checkpoint, ConfigV1, Dropped, EntryKind, EntryV1, ErrandOutcome,
-    GlobalV2, HeldV1, PeerId, PeerRecord, SavedShortage,
+    GlobalV2, HeldV1, PacingV1, PeerId, PeerRecord, PeerShareV1, SavedShortage, SharesV1,
 };
 use crate::handoff::codec;
 
@@ -56,6 +56,7 @@ struct PeerEntry {
     /// Without what has entries of its own.
     record: PeerRecord,
     held: HeldV1,
+    share: Option<PeerShareV1>,
     /// The record's partial input, where that is in an extent.
     input: Option<ExtentRange>,
     bodies: Vec<Bytes1>,
@@ -76,6 +77,9 @@ pub(crate) struct Loaded {
     /// Peers, be their entries damaged or not, and the indexes of these.
     pub(crate) indexes: Vec<(PeerId, u32)>,
 }
+
+/// A peer's entry, put together.
+type LoadedPeer = (PeerRecord, HeldV1, Option<BacklogV1>, Option<PeerShareV1>);
 
 impl Journal {
     /// Whether a checkpoint should be taken before the next event.
@@ -153,7 +157,8 @@ impl Journal {
             self.put(AGENDA, &agenda)?;
             self.has_agenda = !agenda.is_empty();
         }
-        self.put(WORKER, &(generation, self.heard, broker.save_shortage()))?;
+        let pacing = broker.save_pacing();
+        self.put(WORKER, &(generation, self.heard, broker.save_shortage(), pacing))?;
         self.waiting
             .flush()
             .map_err(|error| format!("the store: {error}"))?;
@@ -225,6 +230,7 @@ impl Journal {
             input,
             bodies: bodies.collect(),
             backlog: self.waiting.at(index).filter(|backlog| !backlog.is_empty()),
+            share: broker.save_share_at(index),
             record,
             held,
         };
@@ -265,7 +271,7 @@ impl Journal {
             AgendaV1::default()
         };
         self.has_agenda = true;
-        let (generation, heard, shortage): (u32, u64, SavedShortage) =
+        let (generation, heard, shortage, pacing): (u32, u64, SavedShortage, PacingV1) =
             codec::decode(whole(WORKER)?).map_err(decoded)?;
         self.has_heard(heard);
         if has_entry(FOREIGN) {
@@ -275,6 +281,7 @@ impl Journal {
         let mut rest = Vec::new();
         let mut indexes = Vec::new();
         let mut backlogs: Vec<BacklogV1> = Vec::new();
+        let mut shares = Vec::new();
         for saved in &entries {
             if saved.table != Table::Peers {
                 rest.extend(load_entry(saved));
@@ -287,10 +294,11 @@ impl Journal {
             roster.push((owner, saved.owner[1].checked_sub(1)));
             indexes.push((owner, (saved.index - PEERS) as u32));
             match self.load_peer(saved, &mut shared) {
-                Ok((record, parts, backlog)) => {
+                Ok((record, parts, backlog, share)) => {
                     peers.push(record);
                     held.push(parts);
                     backlogs.extend(backlog);
+                    shares.extend(share);
                 }
                 // The roster tells that it is missing.
                 Err(reason) => tracing::error!("peer {}: {reason}", owner.index),
@@ -308,6 +316,10 @@ impl Journal {
                     shared,
                     stored: ends.collect(),
                     agenda,
+                    shares: SharesV1 {
+                        pacing,
+                        peers: shares,
+                    },
                 },
                 held,
                 entries: rest,
@@ -332,15 +344,12 @@ impl Journal {
         self.changed.extend(of_dropped.map(|(_, index)| *index));
     }
 
-    fn load_peer(
-        &mut self,
-        saved: &Saved<'_>,
-        shared: &mut Vec<Blob>,
-    ) -> Result<(PeerRecord, HeldV1, Option<BacklogV1>), String> {
+    fn load_peer(&mut self, saved: &Saved<'_>, shared: &mut Vec<Blob>) -> Result<LoadedPeer, String> {
         let body = saved.body.ok_or("its entry in the checkpoint is damaged")?;
         let PeerEntry {
             mut record,
             held,
+            share,
             input,
             bodies,
             backlog,
@@ -359,7 +368,7 @@ impl Journal {
                 Bytes1::InExtent(range) => Blob(self.adopt(range)?),
             });
         }
-        Ok((record, held, backlog))
+        Ok((record, held, backlog, share))
     }
 
     /// The configuration in the memfd of this handle.

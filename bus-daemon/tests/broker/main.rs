@@ -22,6 +22,7 @@ mod parked;
 mod random;
 mod reloads;
 mod restarts;
+mod shares;
 mod shortage;
 mod signals;
 mod steps;
