@@ -11,11 +11,12 @@ use bus_daemon::handoff::codec::encode;
 use bus_wire::{Fd, Guid};
 
 /// Where frozen structs are. `broker/frozen/next.rs` is of a format that is never in use.
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "broker/frozen.rs",
     "broker/frozen/config.rs",
     "broker/frozen/entry.rs",
     "broker/frozen/sasl.rs",
+    "broker/frozen/shares.rs",
     "broker/frozen/v1.rs",
     "handoff/image/records.rs",
     "handoff/keeper.rs",

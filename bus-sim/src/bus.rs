@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use crate::checkpoint::Checkpoint;
 use crate::files::{File, Files};
-use crate::model::{BUS_ID, Check, KEEPER_PID, Model, OWN_UID, Seen, wrong};
+use crate::model::{BUS_ID, Check, KEEPER_PID, Model, OWN_UID, Paced, Seen, wrong};
 use crate::random::Random;
 use crate::restart::without_end;
 use crate::sabotage::Saboteur;
@@ -290,7 +290,10 @@ impl Bus {
         let mut whole = Outcome::default();
         self.single(event, random, &mut whole)?;
         loop {
-            if let Some(peer) = self.next_step(&whole.actions) {
+            let due = now.filter(|now| self.broker.next_deadline().is_some_and(|due| due <= *now));
+            // Messages whose time has come are dealt with when nothing else is due.
+            let is_now = |peer: &PeerId| due.is_none() || !self.broker.is_input_waiting(*peer);
+            if let Some(peer) = self.next_step(&whole.actions).filter(is_now) {
                 if random.percent(5) {
                     self.take_checkpoint(random)?;
                     self.last = 0;
@@ -298,7 +301,7 @@ impl Bus {
                 self.single(Event::Step { peer }, random, &mut whole)?;
                 continue;
             }
-            match now.filter(|now| self.broker.next_deadline().is_some_and(|due| due <= *now)) {
+            match due {
                 Some(now) => self.single(Event::Tick { now }, random, &mut whole)?,
                 None => break,
             }
@@ -421,6 +424,7 @@ impl Bus {
                 due.push_back((Bytes::new(), Vec::new()));
             }
         }
+        seen.paced = self.paced();
         self.saboteur.meddle(&mut seen.messages);
         for (id, messages) in &seen.messages {
             let due = messages
@@ -431,6 +435,17 @@ impl Bus {
         self.model.begin(seen);
         model(&mut self.model)?;
         self.model.end()
+    }
+
+    /// Whose next message waits, where it begins, and until when.
+    fn paced(&self) -> BTreeMap<PeerId, Paced> {
+        let waits = |id: PeerId| {
+            let until = self.broker.paced_until(id)?.0;
+            let (record, _) = self.broker.save_at(id.index)?;
+            let at = self.broker.taken(id) - record.input().len() as u64;
+            Some((id, Paced { at, until }))
+        };
+        self.broker.peer_ids().filter_map(waits).collect()
     }
 
     /// Cuts what was queued into lines and messages.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bus_daemon::broker::{
     AgendaV1, Blob, Broker, BrokerState, Checkpoint as Saved, ConfigV1, EntryKind, EntryV1, GlobalV2, HeldV1,
-    Payer, PeerId, PeerRecord, SavedShortage,
+    PacingV1, Payer, PeerId, PeerRecord, PeerShareV1, SavedShortage, SharesV1,
 };
 use bus_daemon::handoff::stored::BacklogV1;
 use bus_wire::Fd;
@@ -38,6 +38,7 @@ pub(crate) struct Checkpoint {
     slots: [u32; 3],
     shortage: SavedShortage,
     table: Option<u64>,
+    pacing: PacingV1,
 }
 
 /// The entry of a peer.
@@ -46,6 +47,7 @@ struct Peer {
     record: PeerRecord,
     bodies: Vec<Blob>,
     held: HeldV1,
+    share: Option<PeerShareV1>,
     /// What is in the store.
     backlog: Option<BacklogV1>,
     /// Who is charged for the descriptors of its output.
@@ -113,6 +115,7 @@ impl Checkpoint {
         self.bus = Some(broker.save_bus());
         self.shortage = broker.save_shortage();
         self.table = broker.save_table();
+        self.pacing = broker.save_pacing();
         self.agenda = broker.save_agenda();
         store.committed();
         Ok(())
@@ -152,6 +155,14 @@ impl Checkpoint {
                 .map(|backlog| (PeerId::from_u64(backlog.owner()), backlog.end()))
                 .collect(),
             agenda: self.agenda.clone(),
+            shares: SharesV1 {
+                pacing: self.pacing.clone(),
+                peers: self
+                    .peers
+                    .values()
+                    .filter_map(|peer| peer.share.clone())
+                    .collect(),
+            },
         };
         let entries = self.entries.iter();
         let saved = Saved {
@@ -194,6 +205,7 @@ impl Peer {
             record,
             bodies,
             held,
+            share: broker.save_share_at(index),
             backlog: store.backlog_at(index),
             payers: id.map_or_else(Vec::new, |id| broker.payers_of(id)),
         }))

@@ -234,8 +234,28 @@ impl World {
             self.note(|| format!("death, before {later:?} is done"));
             self.die_before(&later)?;
         }
+        self.look_who_waits();
         self.check_places()?;
         self.bus.check_files()
+    }
+
+    /// Who waits with a message is not read from, not even its end: that would overtake the message.
+    fn look_who_waits(&mut self) {
+        for link in self.links.values_mut() {
+            let is_paced = self.bus.broker.paced_until(link.id).is_some();
+            self.stats.paced += u64::from(is_paced && !link.is_paced);
+            link.is_paced = is_paced;
+        }
+    }
+
+    /// Time goes on until the first who waits does not any more. False if nobody does.
+    pub(crate) fn outwait_pace(&mut self) -> Check<bool> {
+        let Some(until) = self.bus.model.paced_until() else {
+            return Ok(false);
+        };
+        self.now = self.now.max(until);
+        self.tick()?;
+        Ok(true)
     }
 
     /// The bus knows how far each stream has come.

@@ -71,7 +71,7 @@ impl World {
             }
             has_moved |= self.do_errands()?;
             if !has_moved {
-                has_moved = self.outwait_shortage()? || self.outwait_newcomers()?;
+                has_moved = self.outwait_pace()? || self.outwait_shortage()? || self.outwait_newcomers()?;
             }
             if !has_moved {
                 return match self

@@ -108,6 +108,8 @@ pub struct Stats {
     pub hand_overs: u64,
     /// Peers that were held back for want of memory.
     pub held_back: u64,
+    /// How often a peer waited with a broadcast for those who read.
+    pub paced: u64,
     /// Peers that had to go for want of memory.
     pub dismissed: u64,
     /// The run ended early where the model cannot know what is right (see `model::Trouble`).
@@ -136,6 +138,7 @@ impl Stats {
             parked,
             hand_overs,
             held_back,
+            paced,
             dismissed,
             unknowable,
             sabotaged,
@@ -156,6 +159,7 @@ impl Stats {
         self.parked += parked;
         self.hand_overs += hand_overs;
         self.held_back += held_back;
+        self.paced += paced;
         self.dismissed += dismissed;
         self.unknowable += unknowable;
         self.sabotaged += sabotaged;

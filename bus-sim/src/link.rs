@@ -40,6 +40,8 @@ pub(crate) struct Link {
     pub(crate) is_closed: bool,
     /// The bus does not read for now.
     pub(crate) is_stopped: bool,
+    /// Its next message waits.
+    pub(crate) is_paced: bool,
     pub(crate) large: Option<Large>,
     /// The bus's end; `None`: the link is gone, and comes back or is closed.
     pub(crate) socket: Option<Fd>,
@@ -71,6 +73,7 @@ impl Link {
             is_hung_up: false,
             is_closed: false,
             is_stopped: false,
+            is_paced: false,
             large: None,
             socket: Some(socket),
             taken: 0,
@@ -104,7 +107,7 @@ impl Link {
     /// Whether the bus has anything to do here.
     pub(crate) fn is_readable(&self) -> bool {
         let may_read = !self.is_stopped && self.socket.is_some();
-        !self.is_closed && (self.is_hung_up || (may_read && !self.to_bus.is_empty()))
+        !self.is_closed && !self.is_paced && (self.is_hung_up || (may_read && !self.to_bus.is_empty()))
     }
 
     /// The bus reads at most so many bytes. As on Linux, a read ends with the write that files came with.

@@ -103,6 +103,10 @@ impl Bus {
             let (theirs, ours) = (other.save_global(), self.broker.save_global());
             return wrong(format!("{what}, the state is another:\n{theirs:?}\n{ours:?}"));
         }
+        if other.save_shares().peers != self.broker.save_shares().peers {
+            let (theirs, ours) = (other.save_shares(), self.broker.save_shares());
+            return wrong(format!("{what}, what waits is others':\n{theirs:?}\n{ours:?}"));
+        }
         if other.owned_fds() != self.broker.owned_fds() || other.open_errands() != self.broker.open_errands()
         {
             return wrong(format!("{what}, there are other descriptors or errands"));

@@ -204,15 +204,32 @@ impl Framer {
         if self.failed.is_some() {
             return true;
         }
-        let mut beginning = [0; FIXED_HEADER];
-        let held = self.partial.as_slice().iter().chain(&*self.chunk);
-        let known = beginning.iter_mut().zip(held).map(|(place, byte)| *place = *byte);
-        let known = known.count();
+        let (beginning, known) = self.beginning();
         match self.length(&beginning[..known]) {
             Ok(Some(length)) => length <= self.partial_bytes(),
             Ok(None) => false,
             Err(_) => true,
         }
+    }
+
+    /// Of the message that [`next`](Self::next) returns, if that is a signal: how many bytes it has, by its header. To look
+    /// at it takes nothing.
+    pub fn next_signal(&self) -> Option<usize> {
+        /// Where a header has the type of the message, and which type a signal is (specification, "Message Format").
+        const TYPE: usize = 1;
+        const SIGNAL: u8 = 4;
+        let (beginning, known) = self.beginning();
+        let length = self.length(&beginning[..known]).ok().flatten()?;
+        (beginning[TYPE] == SIGNAL && length <= self.partial_bytes()).then_some(length)
+    }
+
+    /// The first bytes that are held, and how many they are.
+    fn beginning(&self) -> ([u8; FIXED_HEADER], usize) {
+        let mut beginning = [0; FIXED_HEADER];
+        let held = self.partial.as_slice().iter().chain(&*self.chunk);
+        let known = beginning.iter_mut().zip(held).map(|(place, byte)| *place = *byte);
+        let known = known.count();
+        (beginning, known)
     }
 
     /// How many bytes are held.

@@ -11,7 +11,7 @@ use bus_wire::MatchRule;
 use bytes::Bytes;
 
 use super::disconnect::Disconnect;
-use super::event::PeerId;
+use super::event::{Millis, PeerId};
 use super::peer::Phase;
 use super::reply::{DISCONNECTED, NO_REPLY};
 use super::{Action, Broker, System};
@@ -23,6 +23,7 @@ pub(super) const STEP: u64 = if cfg!(test) { 4 } else { 512 };
 ///
 /// ```text
 /// Idle ──more has arrived than a step takes──> Input ──steps──> Idle
+/// Idle, Input ──its next message waits for its time──> Paced ──time──> Input
 /// Idle, Input ──it becomes a monitor──> Shedding ──steps──> Idle, Input
 /// any ──it is disconnected──> Shedding ──steps──> (gone)
 /// ```
@@ -33,6 +34,12 @@ pub(crate) enum Agenda {
     Idle,
     /// Whole messages have arrived and are still to be dealt with: they are in the framer.
     Input,
+    /// The next message that has arrived waits for its time: its user, or it, sends more broadcasts than are read. Nothing
+    /// is done for it until then, and nothing read from it.
+    Paced {
+        /// When the time comes.
+        until: Millis,
+    },
     /// It gives up its rules, its names (the newest first), its unique name and its open calls, in this order. What it
     /// still has is what is left to do.
     Shedding(Then),
@@ -69,6 +76,15 @@ impl Agenda {
     pub(crate) fn is_shedding(&self) -> bool {
         match self {
             Self::Shedding(_) => true,
+            Self::Idle | Self::Input | Self::Paced { .. } => false,
+        }
+    }
+
+    /// Whether what arrives is not to be dealt with now.
+    #[inline]
+    pub(crate) fn puts_off_input(&self) -> bool {
+        match self {
+            Self::Shedding(_) | Self::Paced { .. } => true,
             Self::Idle | Self::Input => false,
         }
     }
@@ -77,7 +93,7 @@ impl Agenda {
     pub(crate) fn is_leaving(&self) -> bool {
         match self {
             Self::Shedding(Then::Gone(_)) => true,
-            Self::Shedding(Then::Monitor(_)) | Self::Idle | Self::Input => false,
+            Self::Shedding(Then::Monitor(_)) | Self::Idle | Self::Input | Self::Paced { .. } => false,
         }
     }
 }
@@ -88,7 +104,7 @@ impl Broker {
     pub fn wants_step(&self, id: PeerId) -> bool {
         self.roster
             .get(id)
-            .is_some_and(|peer| !matches!(peer.agenda, Agenda::Idle))
+            .is_some_and(|peer| !matches!(peer.agenda, Agenda::Idle | Agenda::Paced { .. }))
     }
 
     /// Whether a peer is being taken out of the bus, in steps: it has no link any more.
@@ -121,7 +137,7 @@ impl Broker {
             return;
         };
         match peer.agenda {
-            Agenda::Idle => {}
+            Agenda::Idle | Agenda::Paced { .. } => {}
             Agenda::Input => {
                 peer.agenda = Agenda::Idle;
                 self.route_input(id, system);
@@ -145,6 +161,7 @@ impl Broker {
 
     /// The peer begins to give up what it has: with [`shed`](Self::shed), when the message at hand is dealt with.
     pub(super) fn begin_shedding(&mut self, id: PeerId, then: Then) {
+        self.drop_wait(id);
         let Some(peer) = self.roster.get_mut(id) else {
             return;
         };
@@ -249,6 +266,7 @@ impl Broker {
         self.descriptors.let_go(peer);
         let socket = peer.socket.take();
         self.ledger.drained(&mut peer.origins, u64::MAX);
+        peer.cells.clear();
         self.ledger.settle(peer);
         self.close_fds(fds);
         if let Some(socket) = socket {

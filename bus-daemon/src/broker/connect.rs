@@ -10,9 +10,10 @@ use super::descriptors::Payers;
 use super::disconnect::{Breach, Disconnect, Excess, Refusal};
 use super::event::{Attested, Fds, PeerId};
 use super::ledger::Charge;
+use super::liveness::Liveness;
 use super::origins::Origins;
 use super::peer::{Peaks, Peer, Phase};
-use super::relief::Liveness;
+use super::shares::Cells;
 use super::speak::{FAILED, LIMITS_EXCEEDED, NOT_ACTIVE_YET};
 use super::{Action, Broker, System};
 use crate::config::{Config, Connect};
@@ -76,6 +77,8 @@ impl Broker {
             pending_fds: 0,
             payers: Payers::default(),
             origins: Origins::default(),
+            cells: Cells::default(),
+            credit: 0,
             reading: Liveness::default(),
         };
         if !self.roster.enter(peer) {
@@ -120,7 +123,7 @@ impl Broker {
         let step = sasl.feed(&data, &mut answer);
         if !answer.is_empty() {
             if peer.out.is_empty() {
-                peer.reading.begin(self.shortage.awake(), peer.out.sent());
+                peer.reading.begin(self.awake, peer.out.sent());
             }
             peer.out.push(&answer);
             self.outgoing.note_pushed(peer);
@@ -264,6 +267,7 @@ impl Broker {
         self.ledger.forget(&mut peer);
         self.descriptors.let_go(&mut peer);
         self.shortage.forget(id, &mut self.deadlines);
+        self.pacing.forget(id);
         let last_words = match peer.phase {
             Phase::Authenticating(_) => peer.out.to_bytes(),
             Phase::Greeting | Phase::Active | Phase::Monitor => Bytes::new(),

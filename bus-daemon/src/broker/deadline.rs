@@ -23,6 +23,8 @@ pub(super) enum Deadline {
     Reload,
     /// A peer that sent most is read from again, or its messages are not refused any more.
     HeldBack(PeerId),
+    /// The time of the peer's next message has come.
+    Paced(PeerId),
 }
 
 /// The present, and all that is due later. A peer's own deadlines are also in the [`Peer`], those of calls also in the

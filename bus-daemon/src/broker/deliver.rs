@@ -8,7 +8,9 @@ use bytes::Bytes;
 use super::descriptors::Payer;
 use super::disconnect::{Disconnect, Excess};
 use super::event::{Fds, PeerId};
+use super::pacing::Wait;
 use super::quota::is_to_be_stopped;
+use super::shares::counted_from;
 use super::{Broker, System};
 
 /// Pieces of at least this length are shared by all queues they are in; shorter ones are copied.
@@ -39,6 +41,11 @@ pub(super) struct Transit<'a> {
 }
 
 impl Transit<'_> {
+    /// How many bytes it is in a queue.
+    pub(super) fn len(&self) -> u64 {
+        (self.head.len() + self.tail.iter().map(Bytes::len).sum::<usize>()) as u64
+    }
+
     /// Queues it for one of many receivers.
     fn copy_to(&self, out: &mut SendQueue) {
         let is_large = self.tail.iter().any(|piece| piece.len() >= LARGE);
@@ -105,20 +112,28 @@ impl Broker {
         self.push_with(to, fds, transit.origin, |out| transit.push_to(out));
     }
 
-    fn push_with(&mut self, to: PeerId, fds: Fds, origin: Option<PeerId>, push: impl FnOnce(&mut SendQueue)) {
+    /// How long it makes the sender of a broadcast wait.
+    fn push_with(
+        &mut self,
+        to: PeerId,
+        fds: Fds,
+        origin: Option<PeerId>,
+        push: impl FnOnce(&mut SendQueue),
+    ) -> Wait {
         if !fds.is_empty() {
             let payer = origin.unwrap_or(to);
             self.charge_fds(to, payer, fds.len());
         }
         let Some(peer) = self.roster.get_mut(to) else {
-            return self.close_fds(fds);
+            self.close_fds(fds);
+            return Wait::default();
         };
         if !fds.is_empty() {
             peer.out.begin_fds(fds);
         }
-        let before = peer.out.end();
-        if peer.out.is_empty() {
-            peer.reading.begin(self.shortage.awake(), before);
+        let (before, queued) = (peer.out.end(), peer.out.len());
+        if queued == 0 {
+            peer.reading.begin(self.awake, before);
         }
         push(&mut peer.out);
         if peer.out.len() > LONG || !peer.origins.is_empty() {
@@ -128,8 +143,15 @@ impl Broker {
         }
         self.ledger.settle(peer);
         self.outgoing.note_pushed(peer);
-        if is_to_be_stopped(peer, self.config.limits.max_outgoing_bytes) {
+        let limit = self.config.limits.max_outgoing_bytes;
+        let is_counted = peer.out.len() > counted_from(limit) || !peer.cells.is_empty();
+        if is_to_be_stopped(peer, limit) {
             self.regulate(to);
+        }
+        if is_counted {
+            self.count_share(to, origin, queued)
+        } else {
+            Wait::default()
         }
     }
 
@@ -152,6 +174,7 @@ impl Broker {
         fds: &[Fd],
         system: &mut dyn System,
     ) {
+        let mut wait = Wait::default();
         for receiver in receivers {
             let takes_fds = self.roster.get(*receiver).is_some_and(|peer| peer.takes_fds);
             if (!fds.is_empty() && !takes_fds) || !self.may_push(*receiver) {
@@ -163,9 +186,15 @@ impl Broker {
                 continue;
             }
             match self.duplicate(fds, system) {
-                Some(copies) => self.push_with(*receiver, copies, transit.origin, |out| transit.copy_to(out)),
+                Some(copies) => {
+                    let here = self.push_with(*receiver, copies, transit.origin, |out| transit.copy_to(out));
+                    wait = wait.and(here);
+                }
                 None => self.condemn(payer, Disconnect::NoDescriptorsLeft),
             }
+        }
+        if let Some(sender) = transit.origin {
+            self.note_broadcast(sender, wait);
         }
     }
 
@@ -208,9 +237,13 @@ impl Broker {
         let Some(bytes) = upto.checked_sub(peer.out.sent()).filter(|bytes| *bytes > 0) else {
             return;
         };
+        let queued = peer.out.len();
         let gone = peer.out.advance(bytes);
         let sent = peer.out.sent();
-        peer.reading.note_sent(self.shortage.awake(), sent);
+        peer.reading.note_sent(self.awake, sent);
+        if !peer.cells.is_empty() {
+            peer.cells.drain(queued, bytes);
+        }
         self.ledger.drained(&mut peer.origins, sent);
         self.ledger.settle(peer);
         if !gone.is_empty() {

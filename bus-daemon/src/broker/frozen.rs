@@ -17,6 +17,7 @@ mod entry;
 mod next;
 mod rule;
 mod sasl;
+mod shares;
 mod v1;
 
 pub use agenda::AgendaV1;
@@ -28,6 +29,8 @@ pub use entry::{EntryV1, HeldV1};
 pub use next::{NoteV1, PeerNextV1};
 pub use rule::RuleV1;
 pub(super) use sasl::SaslV1;
+pub(super) use shares::PartyV1;
+pub use shares::{PacingV1, PeerShareV1, SharesV1};
 pub use v1::{GlobalV1, PeerV1};
 
 /// Everything that [`Broker::save`](super::Broker::save) knows.
@@ -43,6 +46,8 @@ pub struct BrokerState {
     pub stored: Vec<(PeerId, u64)>,
     /// What was still to be done for peers.
     pub agenda: AgendaV1,
+    /// Whose bytes wait for whom, and who waits for that.
+    pub shares: SharesV1,
 }
 
 /// What belongs to no single peer.

@@ -56,6 +56,7 @@ impl Broker {
                     shared,
                     stored,
                     agenda,
+                    shares,
                 },
             held,
             entries,
@@ -72,6 +73,7 @@ impl Broker {
             Self::restore_placed(global, peers, &shared, agenda, &gathered.names)?;
         broker.restore_shortage(shortage);
         broker.restore_payers(table, payers);
+        broker.resume_shares(shares);
         for one in &mut dropped {
             if incomplete.contains(&one.peer) {
                 one.reason = RecordFault::Entries.to_string();

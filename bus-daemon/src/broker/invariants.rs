@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use thiserror::Error;
 
 use super::Broker;
+use super::agenda::Agenda;
 use super::deadline::Deadline;
 use super::event::PeerId;
 use super::peer::Peer;
@@ -40,6 +41,7 @@ impl Broker {
         self.ledger.check(&self.roster)?;
         self.descriptors.check(self.roster.iter())?;
         self.shortage.check(|id| self.roster.get(id).is_some())?;
+        self.check_shares()?;
         self.check_deadlines()?;
         self.check_fds()
     }
@@ -51,6 +53,9 @@ impl Broker {
         for peer in self.roster.iter() {
             expected.extend(peer.hello_deadline.map(|at| (at, Deadline::Hello(peer.id))));
             expected.extend(peer.fds_deadline.map(|at| (at, Deadline::Fds(peer.id))));
+            if let Agenda::Paced { until } = peer.agenda {
+                expected.insert((until, Deadline::Paced(peer.id)));
+            }
         }
         self.deadlines.check(&expected)
     }

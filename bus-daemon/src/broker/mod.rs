@@ -23,6 +23,7 @@ mod gather;
 mod holdings;
 mod invariants;
 mod ledger;
+mod liveness;
 mod match_index;
 mod monitor;
 mod name;
@@ -30,6 +31,7 @@ mod newcomers;
 mod origins;
 mod outgoing;
 mod ownership;
+mod pacing;
 mod peer;
 mod per_peer;
 mod quota;
@@ -42,6 +44,7 @@ mod restore;
 mod roster;
 mod route;
 mod scratch;
+mod shares;
 mod snapshot;
 mod speak;
 mod subscriptions;
@@ -60,8 +63,8 @@ pub use descriptors::Payer;
 pub use errand::{ConfigRefusal, Errand, ErrandOutcome};
 pub use event::{Attested, Credentials, Event, Fds, Millis, PeerId, Start, Transport};
 pub use frozen::{
-    AgendaV1, Blob, BrokerState, ConfigV1, EntryV1, GlobalV1, GlobalV2, HeldV1, NameV1, PeerRecord, PeerV1,
-    PeerV2, RuleV1, Unexpressed,
+    AgendaV1, Blob, BrokerState, ConfigV1, EntryV1, GlobalV1, GlobalV2, HeldV1, NameV1, PacingV1, PeerRecord,
+    PeerShareV1, PeerV1, PeerV2, RuleV1, SharesV1, Unexpressed,
 };
 #[cfg(feature = "next-version")]
 pub use frozen::{NoteV1, PeerNextV1};
@@ -89,7 +92,9 @@ use deadline::Deadlines;
 use descriptors::Descriptors;
 use disconnect::Disconnect;
 use ledger::Ledger;
+use liveness::AwakeTime;
 use outgoing::Outgoing;
+use pacing::Pacing;
 use relief::Shortage;
 use reload::Reload;
 use roster::Roster;
@@ -182,6 +187,10 @@ pub struct Broker {
     descriptors: Descriptors,
     /// Who is held back because memory is short.
     shortage: Shortage,
+    /// How long the bus was awake: who reads is judged by that.
+    awake: AwakeTime,
+    /// Who sends more than receivers read.
+    pacing: Pacing,
     /// How many peers are giving up what they have.
     shedding: u32,
     scratch: Scratch,
@@ -208,6 +217,8 @@ impl Broker {
             ledger: Ledger::default(),
             descriptors: Descriptors::new(identity.own_uid),
             shortage: Shortage::default(),
+            awake: AwakeTime::default(),
+            pacing: Pacing::default(),
             shedding: 0,
             scratch: Scratch::default(),
             identity,
@@ -324,9 +335,8 @@ impl Broker {
     /// Whether a peer is to be read from: what the last of [`Action::StopReading`] and [`Action::ResumeReading`] said.
     /// A runtime that takes over asks this.
     pub fn may_read(&self, peer: PeerId) -> bool {
-        let peer_or_none = self.roster.get(peer);
-        let is_stopped = peer_or_none.is_none_or(|peer| peer.is_stopped || peer.is_waiting);
-        !is_stopped && !self.shortage.is_paced(peer)
+        let is_unread = self.roster.get(peer).is_none_or(Peer::is_unread);
+        !is_unread && !self.shortage.is_paced(peer)
     }
 
     /// Whether connections are to be accepted: what the last of [`Action::StopAccepting`] and

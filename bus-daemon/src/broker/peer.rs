@@ -9,8 +9,9 @@ use super::agenda::Agenda;
 use super::descriptors::Payers;
 use super::event::{Credentials, Millis, PeerId};
 use super::ledger::Charge;
+use super::liveness::Liveness;
 use super::origins::Origins;
-use super::relief::Liveness;
+use super::shares::Cells;
 
 /// How far a peer has come.
 ///
@@ -81,6 +82,10 @@ pub(crate) struct Peer {
     pub(crate) payers: Payers,
     /// Whose messages wait for the peer, once many do.
     pub(crate) origins: Origins,
+    /// Whose bytes wait for the peer, once many do.
+    pub(crate) cells: Cells,
+    /// Microseconds that the peer has waited already for what it sends next.
+    pub(crate) credit: u64,
     /// How the peer reads what waits.
     pub(crate) reading: Liveness,
 }
@@ -132,6 +137,12 @@ impl Peer {
     /// Whether it can be reached by its unique name.
     pub(crate) fn is_active(&self) -> bool {
         matches!(self.phase, Phase::Active)
+    }
+
+    /// Whether it is not read from: its own queue is too long, its next message waits for its time, or it waits to be heard at
+    /// all.
+    pub(crate) fn is_unread(&self) -> bool {
+        self.is_stopped || self.is_waiting || matches!(self.agenda, Agenda::Paced { .. })
     }
 
     pub(crate) fn is_monitor(&self) -> bool {

@@ -4,10 +4,12 @@
 //! peer pays. Input waits nowhere, apart from the one message of each peer that has not arrived completely, and from what one
 //! read brought beyond a step.
 
+use super::agenda::Agenda;
 use super::descriptors::Payer;
 use super::disconnect::Excess;
 use super::event::PeerId;
 use super::peer::Peer;
+use super::shares::counted_from;
 use super::{Action, Broker};
 
 /// Counts of the whole bus, for `org.freedesktop.DBus.Debug.Stats`.
@@ -98,7 +100,7 @@ impl Broker {
         };
         let is_waiting = peer.is_waiting;
         let queued = peer.out.len();
-        if queued <= limit {
+        if queued <= counted_from(limit) {
             peer.is_congested = false;
         }
         let action = if is_to_be_stopped(peer, limit) {
@@ -110,8 +112,9 @@ impl Broker {
         } else {
             return;
         };
-        // Whoever is held back, or waits for a slot, is not read from either way.
-        if !self.shortage.is_paced(id) && !is_waiting {
+        // Whoever is held back, or waits, is not read from either way.
+        let waits = is_waiting || matches!(peer.agenda, Agenda::Paced { .. });
+        if !waits && !self.shortage.is_paced(id) {
             self.outgoing.ask(action);
         }
     }

@@ -16,11 +16,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::agenda::Agenda;
 use super::deadline::{Deadline, Deadlines};
 use super::disconnect::Excess;
 use super::event::{Millis, PeerId};
 use super::invariants::Violation;
 use super::ledger::{CALL, NAME, RULE};
+use super::liveness::{LIVE, LIVE_RATE};
 use super::peer::Peer;
 use super::{Action, Broker};
 
@@ -30,13 +32,8 @@ const UNREAD: u64 = 100;
 const REFUSED: u64 = 1000;
 /// Whose share is below this is not to blame.
 const LEAST: u64 = 32 * 1024;
-/// A receiver is live that within so many milliseconds drained all that waited, or read this much in each.
-const LIVE: u64 = 5000;
-const LIVE_RATE: u64 = 4 * 1024 * 1024 / 1000;
-/// The same in an emergency, in which there is no time to wait for who reads.
+/// A receiver that has taken nothing for so long is not [live](super::liveness) in an emergency, in which there is no time to wait for who reads.
 const LIVE_IN_EMERGENCY: u64 = 250;
-/// More than this between two ticks is no time in which a peer could have read: the bus stood still, or was idle.
-const AWAKE: u64 = 1000;
 
 /// What a peer that is held back is told.
 pub(crate) const MEMORY_SHORT: &str =
@@ -117,8 +114,6 @@ impl HeldBack {
 pub(super) struct Shortage {
     held_back: BTreeMap<PeerId, HeldBack>,
     counts: Counts,
-    /// Milliseconds in which the bus was awake, since this process began.
-    awake: u64,
 }
 
 /// How often memory was short for somebody.
@@ -140,48 +135,7 @@ pub struct SavedShortage {
     counts: Counts,
 }
 
-/// When a peer's output began to wait, and how fast it is read. Only advises; not saved.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Liveness {
-    /// When the queue was last empty, in awake milliseconds.
-    since: u64,
-    /// Two moments at which something was sent, some seconds apart, and what had been sent.
-    marks: [(u64, u64); 2],
-    /// When the message that is arriving began.
-    input_since: u64,
-}
-
-impl Liveness {
-    /// Output begins to wait.
-    pub(super) fn begin(&mut self, awake: u64, sent: u64) {
-        self.since = awake;
-        self.marks = [(awake, sent); 2];
-    }
-
-    /// Something was sent.
-    #[inline]
-    pub(super) fn note_sent(&mut self, awake: u64, sent: u64) {
-        if awake >= self.marks[1].0 + LIVE / 2 {
-            self.marks = [self.marks[1], (awake, sent)];
-        }
-    }
-
-    fn is_live(&self, awake: u64, sent: u64, within: u64) -> bool {
-        let (at, from) = self.marks[0];
-        awake - self.since < within || sent - from >= LIVE_RATE * (awake - at)
-    }
-}
-
 impl Shortage {
-    /// Time has gone on by so much.
-    pub(super) fn note_time(&mut self, milliseconds: u64) {
-        self.awake += milliseconds.min(AWAKE);
-    }
-
-    pub(super) fn awake(&self) -> u64 {
-        self.awake
-    }
-
     pub(super) fn counts(&self) -> Counts {
         self.counts
     }
@@ -347,12 +301,13 @@ impl Broker {
         } else {
             LIVE
         };
-        let awake = self.shortage.awake;
+        let awake = self.awake;
         match ground {
             Ground::Stalled => {
                 let is_read = charge.queued == 0 || peer.reading.is_live(awake, peer.out.sent(), within);
-                let age = awake - peer.reading.input_since;
-                let gets_on = age < within || charge.input >= LIVE_RATE * age;
+                let age = awake.now() - peer.reading.input_since;
+                let waits = matches!(peer.agenda, Agenda::Paced { .. });
+                let gets_on = waits || age < within || charge.input >= LIVE_RATE * age;
                 let unread = if is_read { 0 } else { charge.queued };
                 let unfinished = if gets_on { 0 } else { charge.input };
                 unread + unfinished
@@ -378,7 +333,7 @@ impl Broker {
 
     fn hold_back(&mut self, id: PeerId) {
         let Some(peer) = self.roster.get(id) else { return };
-        let is_read = !peer.is_stopped && !self.shortage.is_paced(id);
+        let is_read = !peer.is_unread() && !self.shortage.is_paced(id);
         let is_news = !self.shortage.is_refused(id);
         let held = HeldBack {
             unread: Some(self.deadlines.later(UNREAD)),
@@ -411,11 +366,7 @@ impl Broker {
         }
         let due = held.due();
         self.deadlines.change(Deadline::HeldBack(id), None, Some(due));
-        if self
-            .roster
-            .get(id)
-            .is_some_and(|peer| !peer.is_stopped && !peer.is_waiting)
-        {
+        if self.roster.get(id).is_some_and(|peer| !peer.is_unread()) {
             self.outgoing.ask(Action::ResumeReading(id));
         }
     }
@@ -429,10 +380,10 @@ impl Broker {
 
     /// Input has come; whether a message is complete with it.
     pub(super) fn note_input(&mut self, id: PeerId, is_complete: bool) {
-        let awake = self.shortage.awake;
+        let awake = self.awake;
         if let Some(peer) = self.roster.get_mut(id) {
             if is_complete || peer.charge.input == 0 {
-                peer.reading.input_since = awake;
+                peer.reading.input_since = awake.now();
             }
             self.ledger.settle(peer);
         }
@@ -440,12 +391,7 @@ impl Broker {
 
     /// For a checkpoint.
     pub fn save_shortage(&self) -> SavedShortage {
-        let Shortage {
-            held_back,
-            counts,
-            // Of this process alone.
-            awake: _,
-        } = &self.shortage;
+        let Shortage { held_back, counts } = &self.shortage;
         SavedShortage {
             held_back: held_back.iter().map(|(id, held)| (*id, *held)).collect(),
             counts: *counts,

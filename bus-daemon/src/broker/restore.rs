@@ -22,13 +22,14 @@ use super::frozen::{
     RuleV1, SheddingV1, ThenV1,
 };
 use super::ledger::Charge;
+use super::liveness::Liveness;
 use super::name::NameFlags;
 use super::origins::Origins;
 use super::outgoing::Outgoing;
 use super::peer::{Peaks, Peer, Phase, Unique};
 use super::record_fault::RecordFault;
-use super::relief::Liveness;
 use super::reply::{DISCONNECTED, NO_REPLY};
+use super::shares::Cells;
 use super::{Broker, Identity, Seeded, Violation};
 use crate::config::Config;
 use parts::{piece_length, restore_listener, restore_piece, restore_reload, restore_restart};
@@ -77,8 +78,11 @@ impl Broker {
             shared,
             stored,
             agenda,
+            shares,
         } = state;
-        Self::restore_from(global, with_stored(peers, stored), &shared, agenda)
+        let (mut broker, dropped) = Self::restore_from(global, with_stored(peers, stored), &shared, agenda)?;
+        broker.resume_shares(shares);
+        Ok((broker, dropped))
     }
 
     /// [`restore`](Self::restore), with peers' records that come one after the other, so that only one is in memory at a
@@ -340,6 +344,8 @@ impl Broker {
             pending_fds: 0,
             payers: Payers::default(),
             origins: Origins::default(),
+            cells: Cells::default(),
+            credit: 0,
             reading: Liveness::default(),
         };
         if !self.roster.enter(peer) {

@@ -11,9 +11,10 @@ use super::deliver::{SHARED, Transit};
 use super::disconnect::{Breach, Disconnect, Excess};
 use super::event::{Fds, PeerId};
 use super::monitor::Addressee;
-use super::peer::Phase;
+use super::peer::{Peer, Phase};
 use super::relief::MEMORY_SHORT;
 use super::reply::{DISCONNECTED, NO_REPLY};
+use super::shares::counted_from;
 use super::speak::{LIMITS_EXCEEDED, NOT_ACTIVE_YET};
 use super::subscriptions::Audience;
 use super::{Broker, DRIVER, System, driver};
@@ -118,10 +119,16 @@ impl Broker {
             let Some(peer) = self.roster.get_mut(id) else {
                 return;
             };
-            if peer.agenda.is_shedding() {
+            if peer.agenda.puts_off_input() {
                 // What else has arrived is dealt with when that is done, if the peer is still there then.
                 return self.note_input(id, is_complete);
             }
+            if self.pacing.is_on() && self.is_held(id) {
+                return self.note_input(id, is_complete);
+            }
+            let Some(peer) = self.roster.get_mut(id) else {
+                return;
+            };
             match peer.framer.next() {
                 Ok(Some(framed)) => {
                     is_complete = true;
@@ -341,7 +348,7 @@ impl Broker {
             return self.close_fds(fds);
         }
         let payer = if is_awaited { to } else { id };
-        let mut verdict = self.may_receive(id, to, message, &fds, payer);
+        let mut verdict = self.may_receive(id, to, transit, is_awaited, &fds, payer);
         if verdict.is_ok()
             && super::speak::expects_reply(message)
             && !self.open_call(to, id, message.serial().get())
@@ -354,7 +361,7 @@ impl Broker {
                 self.condemn(payer, Excess::Descriptors(fds.len() as u64).into());
             }
             self.close_fds(fds);
-            if message.message_type().is_reply() && name == LIMITS_EXCEEDED {
+            if is_awaited && name == LIMITS_EXCEEDED {
                 // The caller would wait for ever for the answer that it asked for.
                 self.condemn(to, Excess::UnreadReply.into());
             } else if let Some(serial) = replies_to {
@@ -379,17 +386,19 @@ impl Broker {
         self.eavesdrop(id, Addressee::Peer(to), transit, &kept, system);
     }
 
-    /// Whether a message may go to a peer; if not, the name and the text of the error (both as dbus-daemon's). `payer` is
-    /// charged for the descriptors. That a serial is used twice shows when its call is opened, and here where something else
-    /// is wrong: it goes before.
+    /// Whether a message may go to a peer, which awaits it or not; if not, the name and the text of the error (both as
+    /// dbus-daemon's). `payer` is charged for the descriptors. That a serial is used twice shows when its call is opened, and
+    /// here where something else is wrong: it goes before.
     fn may_receive(
         &mut self,
         id: PeerId,
         to: PeerId,
-        message: &Message,
+        transit: Transit<'_>,
+        is_awaited: bool,
         fds: &Fds,
         payer: PeerId,
     ) -> Result<(), (&'static str, &'static str)> {
+        let message = transit.message;
         if self.roster.get(to).is_some_and(|receiver| receiver.is_condemned) {
             return Err((NO_REPLY, DISCONNECTED));
         }
@@ -408,7 +417,7 @@ impl Broker {
         let expects_reply = super::speak::expects_reply(message);
         let limit = self.config.limits.max_replies_per_connection;
         let has_too_many = expects_reply && self.calls.awaited_count(id) as u64 >= limit;
-        let is_full = self.is_full(receiver);
+        let is_full = self.is_full(receiver) || (!is_awaited && self.is_beyond(receiver, id, transit.len()));
         if (has_too_many || is_full) && expects_reply && self.calls.is_open(to, id, message.serial().get()) {
             return Err(SERIAL_IN_USE);
         }
@@ -428,6 +437,12 @@ impl Broker {
         Ok(())
     }
 
+    /// Whether a message is beyond its sender's share of a queue. Where little waits, nobody's is looked at.
+    fn is_beyond(&self, receiver: &Peer, from: PeerId, message: u64) -> bool {
+        let limit = self.config.limits.max_outgoing_bytes;
+        receiver.out.len() > counted_from(limit) && self.is_beyond_share(receiver, from, message)
+    }
+
     /// One line in the log each time that messages for a peer begin to be refused.
     fn note_congested(&mut self, id: PeerId) {
         let Some(peer) = self.roster.get_mut(id) else {
@@ -436,7 +451,7 @@ impl Broker {
         if !peer.is_congested {
             peer.is_congested = true;
             let text = format!(
-                "{}: it does not read; messages for it are refused",
+                "{}: it does not read all that it is sent; messages for it are refused",
                 peer.unique_name()
             );
             self.warn(self.uid(id), text);

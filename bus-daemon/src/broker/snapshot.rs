@@ -72,6 +72,7 @@ impl Broker {
             shared: shared.into_bodies(),
             stored: self.stored_offsets(),
             agenda: self.save_agenda(),
+            shares: self.save_shares(),
         }
     }
 
@@ -200,6 +201,9 @@ impl Broker {
             // In a checkpoint by itself, and not in an image.
             shortage: _,
             descriptors: _,
+            // By themselves.
+            awake: _,
+            pacing: _,
             shedding: _,
             // Without meaning.
             scratch: _,
@@ -290,8 +294,11 @@ impl Broker {
             is_waiting: _,
             // In a checkpoint, and not in an image.
             payers: _,
-            // Only advise.
+            // Only advises.
             origins: _,
+            // By themselves.
+            cells: _,
+            credit: _,
             reading: _,
         } = peer;
         let Credentials { uid, gid, pid } = *credentials;

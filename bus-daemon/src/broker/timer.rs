@@ -9,7 +9,8 @@ impl Broker {
     pub(super) fn tick(&mut self, now: Millis) {
         let before = self.deadlines.now();
         self.deadlines.advance(now);
-        self.shortage.note_time(self.deadlines.now().0 - before.0);
+        self.awake.note_time(self.deadlines.now().0 - before.0);
+        self.pacing.note_time(self.deadlines.now());
         // What is left is due at the next tick, which comes at once.
         while !self.outgoing.is_step_over()
             && let Some(deadline) = self.deadlines.pop_due()
@@ -25,6 +26,7 @@ impl Broker {
                 } => self.reply_overdue(callee, caller, serial),
                 Deadline::Reload => self.begin_reload(),
                 Deadline::HeldBack(id) => self.end_hold_back(id),
+                Deadline::Paced(id) => self.end_wait(id),
             }
         }
     }

@@ -21,7 +21,7 @@ use super::container::{IfUnknown, Reader, Record, Writer};
 use super::form::{Form, Output, VERSION};
 use super::stored::{BacklogV1, Backlogs, InputV1, LAYOUTS, StandIn, Stored};
 use crate::broker::{
-    AgendaV1, Blob, Broker, Dropped, GlobalV1, GlobalV2, Millis, PeerId, SharedBodies, Unexpressed,
+    AgendaV1, Blob, Broker, Dropped, GlobalV1, GlobalV2, Millis, PeerId, SharedBodies, SharesV1, Unexpressed,
 };
 pub use error::{ImageError, SaveError, Whose};
 use records::{BodyV1, ManifestV1, PeerV3, PeerV4, WorkerV1, WorkerV2, WorkerV3, kind};
@@ -124,6 +124,7 @@ pub fn save_as(
     saver.put_worker(worker)?;
     saver.put(kind::GLOBAL, 2, &broker.save_global())?;
     saver.put_agenda()?;
+    saver.put_shares()?;
     saver.put_manifest(number)?;
     // One after the other: each needs the memory of the one before it.
     for id in broker.peer_ids() {
@@ -187,6 +188,16 @@ impl Saver<'_> {
             return Err(self.inexpressible(Whose::Bus)(what));
         }
         self.put(kind::AGENDA, 1, &agenda)
+    }
+
+    /// Only if there is something in it. A reader that does not know it goes on without: it learns anew whose is what waits.
+    fn put_shares(&mut self) -> Result<(), SaveError> {
+        let shares = self.broker.save_shares();
+        if shares.is_empty() || !self.form.knows_agenda() {
+            return Ok(());
+        }
+        let written = self.writer.record(kind::SHARES, 1, IfUnknown::Skip, &shares);
+        written.map_err(SaveError::from)
     }
 
     fn put_manifest(&mut self, number: impl Fn(Fd) -> Option<i32>) -> Result<(), SaveError> {
@@ -283,6 +294,7 @@ struct Records<'a> {
     worker: Option<WorkerV3>,
     global: Option<GlobalV2>,
     agenda: AgendaV1,
+    shares: SharesV1,
     /// With their versions.
     peers: Vec<(u16, &'a [u8])>,
     bodies: Vec<BodyV1>,
@@ -328,6 +340,7 @@ impl<'a> Records<'a> {
                 }
                 (kind::GLOBAL, 2) => codec::decode(body).map(|value| all.global = Some(value)),
                 (kind::AGENDA, 1) => codec::decode(body).map(|value| all.agenda = value),
+                (kind::SHARES, 1) => codec::decode(body).map(|value| all.shares = value),
                 (kind::BODY, 1) => codec::decode(body).map(|value| all.bodies.push(value)),
                 (kind::MANIFEST, 1) => {
                     codec::decode::<ManifestV1>(body).map(|value| all.manifest.extend(value.entries))
@@ -367,6 +380,7 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
         worker,
         global,
         agenda,
+        shares,
         peers,
         bodies,
         mut manifest,
@@ -403,7 +417,8 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
         inputs.extend(input);
         Some((peer, backlog.map(|backlog| backlog.end)))
     });
-    let (broker, mut dropped) = Broker::restore_from(global, peers, &shared, agenda)?;
+    let (mut broker, mut dropped) = Broker::restore_from(global, peers, &shared, agenda)?;
+    broker.resume_shares(shares);
     #[cfg(feature = "next-version")]
     damage.extend(next.damage(version));
     tidy_dropped(&broker, &mut dropped, &mut damage);

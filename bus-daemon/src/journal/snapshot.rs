@@ -15,7 +15,7 @@ use super::log::Position;
 use super::{BacklogV1, Journal};
 use crate::broker::{
     AgendaV1, Blob, Broker, BrokerState, Checkpoint, ConfigV1, Dropped, EntryKind, EntryV1, ErrandOutcome,
-    GlobalV2, HeldV1, Payer, PeerId, PeerRecord, SavedShortage,
+    GlobalV2, HeldV1, PacingV1, Payer, PeerId, PeerRecord, PeerShareV1, SavedShortage, SharesV1,
 };
 use crate::handoff::codec;
 
@@ -56,6 +56,7 @@ struct PeerEntry {
     /// Without what has entries of its own.
     record: PeerRecord,
     held: HeldV1,
+    share: Option<PeerShareV1>,
     /// The record's partial input, where that is in an extent.
     input: Option<ExtentRange>,
     bodies: Vec<Bytes1>,
@@ -79,8 +80,14 @@ pub(crate) struct Loaded {
     pub(crate) indexes: Vec<(PeerId, u32)>,
 }
 
-/// A peer's record, what of it has entries of its own, where its output is, and who is charged for the descriptors of that.
-type LoadedPeer = (PeerRecord, HeldV1, Option<BacklogV1>, Vec<(Payer, u64)>);
+/// A peer's entry, put together; the last is who is charged for the descriptors of its output.
+type LoadedPeer = (
+    PeerRecord,
+    HeldV1,
+    Option<BacklogV1>,
+    Option<PeerShareV1>,
+    Vec<(Payer, u64)>,
+);
 
 impl Journal {
     /// Whether a checkpoint should be taken before the next event.
@@ -163,6 +170,7 @@ impl Journal {
             self.heard,
             broker.save_shortage(),
             broker.save_table(),
+            broker.save_pacing(),
         );
         self.put(WORKER, &worker)?;
         self.waiting
@@ -237,6 +245,7 @@ impl Journal {
             bodies: bodies.collect(),
             backlog: self.waiting.at(index).filter(|backlog| !backlog.is_empty()),
             payers: broker.payers_of(record.id()),
+            share: broker.save_share_at(index),
             record,
             held,
         };
@@ -277,8 +286,9 @@ impl Journal {
             AgendaV1::default()
         };
         self.has_agenda = true;
-        let (generation, heard, shortage, table): (u32, u64, SavedShortage, Option<u64>) =
+        let worker: (u32, u64, SavedShortage, Option<u64>, PacingV1) =
             codec::decode(whole(WORKER)?).map_err(decoded)?;
+        let (generation, heard, shortage, table, pacing) = worker;
         self.has_heard(heard);
         if has_entry(FOREIGN) {
             self.foreign = codec::decode(whole(FOREIGN)?).map_err(decoded)?;
@@ -288,6 +298,7 @@ impl Journal {
         let mut indexes = Vec::new();
         let mut backlogs: Vec<BacklogV1> = Vec::new();
         let mut payers = Vec::new();
+        let mut shares = Vec::new();
         for saved in &entries {
             if saved.table != Table::Peers {
                 rest.extend(load_entry(saved));
@@ -300,13 +311,14 @@ impl Journal {
             roster.push((owner, saved.owner[1].checked_sub(1)));
             indexes.push((owner, (saved.index - PEERS) as u32));
             match self.load_peer(saved, &mut shared) {
-                Ok((record, parts, backlog, paying)) => {
+                Ok((record, parts, backlog, share, paying)) => {
                     if !paying.is_empty() {
                         payers.push((owner, paying));
                     }
                     peers.push(record);
                     held.push(parts);
                     backlogs.extend(backlog);
+                    shares.extend(share);
                 }
                 // The roster tells that it is missing.
                 Err(reason) => tracing::error!("peer {}: {reason}", owner.index),
@@ -324,6 +336,10 @@ impl Journal {
                     shared,
                     stored: ends.collect(),
                     agenda,
+                    shares: SharesV1 {
+                        pacing,
+                        peers: shares,
+                    },
                 },
                 held,
                 entries: rest,
@@ -355,6 +371,7 @@ impl Journal {
         let PeerEntry {
             mut record,
             held,
+            share,
             input,
             bodies,
             backlog,
@@ -374,7 +391,7 @@ impl Journal {
                 Bytes1::InExtent(range) => Blob(self.adopt(range)?),
             });
         }
-        Ok((record, held, backlog, payers))
+        Ok((record, held, backlog, share, payers))
     }
 
     /// The configuration in the memfd of this handle.

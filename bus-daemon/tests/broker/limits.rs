@@ -28,6 +28,14 @@ fn send_signal(bus: &mut Bus, who: Who, to: Option<&str>) {
     );
 }
 
+/// Fills the queue of a peer: each of others sends one message, which is not refused as long as there is room.
+fn fill(bus: &mut Bus, slow: Who, to: &str) {
+    while bus.queued()[&slow] <= 4000 {
+        let other = bus.connect();
+        send_signal(bus, other, Some(to));
+    }
+}
+
 #[test]
 fn a_slow_subscriber_is_disconnected_and_nobody_else() {
     check_with(&small(), |bus| {
@@ -48,9 +56,7 @@ fn a_slow_subscriber_is_disconnected_and_nobody_else() {
 fn calls_to_a_slow_peer_are_refused() {
     check_with(&small(), |bus| {
         let (caller, slow) = (bus.connect(), bus.connect());
-        while bus.queued()[&slow] <= 4000 {
-            send_signal(bus, caller, Some(":1.1"));
-        }
+        fill(bus, slow, ":1.1");
         let serial = bus.call(caller, ":1.1", "M");
         let text = "Rejected: destination has a full message queue";
         bus.expect(
@@ -83,9 +89,7 @@ fn a_caller_that_does_not_read_replies_is_disconnected() {
     check_with(&small(), |bus| {
         let (caller, callee) = (bus.connect(), bus.connect());
         let serial = bus.call(caller, ":1.1", "M");
-        while bus.queued()[&caller] <= 4000 {
-            send_signal(bus, callee, Some(":1.0"));
-        }
+        fill(bus, caller, ":1.0");
         bus.reply(callee, ":1.0", serial);
         assert!(!bus.is_open(caller) && bus.is_open(callee));
     });

@@ -13,6 +13,7 @@
 mod bus;
 mod calls;
 mod connecting;
+mod descriptors;
 mod fds;
 mod limits;
 mod monitoring;

@@ -1,231 +1,441 @@
-//! Shares of the table of descriptors.
+//! Fair shares of the queues of receivers: who is refused, who waits, how long, and that nobody waits for ever.
 
-use bus_daemon::broker::{Action, Credentials, Event};
+use bus_daemon::broker::{Action, Credentials, PeerId};
 use bus_daemon::config::{Config, Connect};
-use bus_wire::{Flags, MessageBuilder};
+use bus_wire::MessageBuilder;
 
-use crate::bus::{Bus, UID, check, config};
+use crate::bus::{Bus, UID, Who, check_with, config};
 
-/// What peers may have of a table of so many: a quarter is for the daemon.
-const LIMIT: u64 = 400;
-const TABLE: usize = 300;
+/// Users that are not the bus's own.
+const READER: u32 = 2001;
+const FLOODER: u32 = 2002;
+const OTHER: u32 = 2003;
 
-fn limit(bus: &mut Bus, limit: u64) {
-    bus.event(Event::DescriptorLimit { limit });
-}
+const LIMIT: u64 = 1_000_000;
 
-fn anyone() -> Config {
-    Config {
+/// A bus for all users, on which [`LIMIT`] bytes may wait for a peer.
+fn shared() -> Config {
+    let mut config = Config {
         connect: Connect::Anyone,
         ..config()
-    }
+    };
+    config.limits.max_outgoing_bytes = LIMIT;
+    config
 }
 
-fn accept(bus: &mut Bus, uid: Option<u32>) -> usize {
-    bus.accept_as(Credentials {
-        uid,
-        gid: uid,
-        pid: Some(42),
-    })
+fn bus() -> Bus {
+    Bus::new(shared(), false)
 }
 
-fn connect(bus: &mut Bus, uid: u32) -> usize {
-    let who = accept(bus, Some(uid));
-    let digits: String = uid
+fn connect_as(bus: &mut Bus, uid: u32) -> Who {
+    let who = bus.accept_as(Credentials {
+        uid: Some(uid),
+        gid: Some(uid),
+        pid: Some(50),
+    });
+    let identity: String = uid
         .to_string()
         .bytes()
-        .map(|digit| format!("{digit:x}"))
+        .map(|digit| format!("{digit:02x}"))
         .collect();
-    let lines = format!("\0AUTH EXTERNAL {digits}\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n");
-    bus.bytes(who, lines.as_bytes(), &[]);
+    bus.bytes(
+        who,
+        format!("\0AUTH EXTERNAL {identity}\r\nBEGIN\r\n").as_bytes(),
+        &[],
+    );
     bus.drain(who);
     bus.driver(who, "Hello", |_| {});
     bus.read(who);
     who
 }
 
-/// Without restarts: where links come and go between any two events, accepting stops and goes on more often.
-fn check_once(config: &Config, script: impl Fn(&mut Bus)) {
-    script(&mut Bus::new(config.clone(), false));
+/// A reader of all signals `S`.
+fn subscriber(bus: &mut Bus, uid: u32) -> Who {
+    let who = connect_as(bus, uid);
+    bus.add_match(who, "member='S'");
+    who
 }
 
-/// The name of the client that connected as the nth.
-fn name(n: usize) -> String {
-    format!(":1.{n}")
+fn waits(bus: &Bus, who: Who) -> u64 {
+    bus.queued()[&who]
 }
 
-/// A call, or a signal to one, with so many descriptors.
-fn pass(bus: &mut Bus, from: usize, to: &str, count: usize, is_call: bool) {
-    let fds: Vec<_> = (0..count).map(|_| bus.descriptors.make()).collect();
-    let message = if is_call {
-        MessageBuilder::method_call("/", "Take")
-            .interface("a.b")
-            .destination(to)
-            .flags(Flags::default())
-    } else {
-        MessageBuilder::signal("/", "a.b", "S").destination(to)
+/// Sends a signal that is exactly so long once its sender (of six letters, as `:1.123`) is in it.
+fn send(bus: &mut Bus, who: Who, to: Option<&str>, bytes: u64) {
+    let text = "x".repeat(bytes as usize);
+    let signal = |length: usize| {
+        let signal = MessageBuilder::signal("/", "a.b", "S").body(|w| {
+            w.str(&text[..length]);
+        });
+        match to {
+            Some(to) => signal.destination(to),
+            None => signal,
+        }
     };
-    bus.send_with_fds(from, message, &fds);
+    let name = bus.broker.identity_of(bus.peer(who)).unwrap().0.unwrap();
+    let whole = signal(8).sender(&name).serial(1_u32).build().unwrap();
+    bus.send(who, signal(8 + bytes as usize - whole.len()));
+}
+
+/// How many bytes a message may have that a party with a cell of this length may send to one of so many.
+fn largest(cell: u64, parties: u64, queued: u64) -> u64 {
+    (LIMIT - queued + cell) / (parties + 1) - cell
+}
+
+fn is_held(bus: &Bus, who: Who) -> bool {
+    bus.broker.is_paced(bus.peer(who))
 }
 
 #[test]
-fn who_fills_the_table_is_refused_and_nobody_else() {
-    check(|bus| {
-        limit(bus, LIMIT);
-        let (mallory, stalled, alice, bob) = (bus.connect(), bus.connect(), bus.connect(), bus.connect());
-        let mut passed = 0;
-        while bus.read(mallory).is_empty() {
-            pass(bus, mallory, &name(1), 4, true);
-            passed += 4;
-            assert!(passed < TABLE, "nothing is refused");
+fn unicast_is_refused_beyond_the_share_to_the_byte() {
+    let mut bus = bus();
+    let slow = connect_as(&mut bus, READER);
+    let (one, two) = (connect_as(&mut bus, FLOODER), connect_as(&mut bus, FLOODER));
+    let other = connect_as(&mut bus, OTHER);
+    let mut queued = 0;
+    let mut check = |bus: &mut Bus, who: Who, bytes: u64, passes: bool| {
+        send(bus, who, Some(":1.0"), bytes);
+        queued += if passes { bytes } else { 0 };
+        assert_eq!(waits(bus, slow), queued, "{who} sends {bytes}");
+    };
+    // Nobody has anything there: the first message passes, whatever its length.
+    check(&mut bus, one, 300_000, true);
+    // Both connections of a user are one party. (1 + 1) * (300,000 + n) - 300,000 = 700,000
+    assert_eq!(largest(300_000, 1, 300_000), 200_000);
+    check(&mut bus, two, 200_001, false);
+    check(&mut bus, two, 200_000, true);
+    check(&mut bus, one, 200, false);
+    // Another user passes with its first message, and then with a third of what is left of the first one's.
+    check(&mut bus, other, 10_000, true);
+    assert_eq!(largest(10_000, 2, 510_000), 156_666);
+    check(&mut bus, other, 156_667, false);
+    check(&mut bus, other, 156_666, true);
+    check(&mut bus, other, 200, false);
+    // What is read is of both alike: 100,000 each.
+    bus.take(slow, 200_000);
+    queued -= 200_000;
+    let mut check = |bus: &mut Bus, who: Who, bytes: u64, passes: bool| {
+        send(bus, who, Some(":1.0"), bytes);
+        queued += if passes { bytes } else { 0 };
+        assert_eq!(waits(bus, slow), queued, "{who} sends {bytes}");
+    };
+    assert_eq!(largest(66_666, 2, 466_666), 133_334);
+    check(&mut bus, other, 133_335, false);
+    check(&mut bus, other, 133_334, true);
+    assert!(bus.is_open(slow));
+}
+
+#[test]
+fn a_call_beyond_the_share_is_answered_and_a_reply_passes() {
+    check_with(&shared(), |bus| {
+        let slow = connect_as(bus, READER);
+        let flooder = connect_as(bus, FLOODER);
+        let mut serials = Vec::new();
+        for _ in 0..3 {
+            serials.push(bus.call(slow, ":1.1", "M"));
         }
-        // Four links, and half of the rest.
-        assert_eq!(passed - 4, (TABLE - 4) / 2);
-        // One and the other half of it, and so on: there is room for everybody.
-        pass(bus, alice, &name(3), 16, true);
-        assert_eq!(bus.read(alice), [""; 0]);
-        assert_eq!(bus.read(bob), ["call Take() from :1.2 to :1.3 fds 16"]);
-        // Of a signal nobody tells the sender.
-        pass(bus, mallory, &name(1), 4, false);
-        assert!(!bus.is_open(mallory));
-        assert!([stalled, alice, bob].iter().all(|who| bus.is_open(*who)));
-        // What still waits is charged to the one who sent it, and given back when it is read.
-        let waiting = bus.read(stalled).len();
-        assert_eq!(waiting, passed / 4 - 1);
-        assert!(bus.descriptors.open.is_empty());
-        for _ in 0..8 {
-            pass(bus, alice, &name(1), 16, true);
+        assert_eq!(bus.read(flooder).len(), 3);
+        send(bus, flooder, Some(":1.0"), 500_000);
+        let serial = bus.call(flooder, ":1.0", "M");
+        let text = "Rejected: destination has a full message queue";
+        bus.expect(
+            flooder,
+            &[&format!(
+                "error LimitsExceeded({text}) from bus to :1.1 re {serial}"
+            )],
+        );
+        let queued = waits(bus, slow);
+        for serial in serials {
+            bus.reply(flooder, ":1.0", serial);
         }
-        assert_eq!(bus.read(alice), [""; 0]);
+        assert!(waits(bus, slow) > queued + 100);
+        assert_eq!(bus.read(slow).len(), 4);
+        bus.call(flooder, ":1.0", "M");
+        bus.expect(slow, &["call M() from :1.1 to :1.0"]);
     });
 }
 
 #[test]
-fn a_signal_to_many_costs_its_sender_and_no_subscriber() {
-    check(|bus| {
-        limit(bus, LIMIT);
-        let mallory = bus.connect();
-        let innocents: Vec<usize> = (0..20).map(|_| bus.connect()).collect();
-        for who in &innocents {
-            bus.add_match(*who, "interface='a.b'");
-        }
-        let signal = || MessageBuilder::signal("/", "a.b", "S");
-        let few = [bus.descriptors.make()];
-        bus.send_with_fds(mallory, signal(), &few);
-        for who in &innocents {
-            bus.expect(*who, &["signal S() from :1.0 fds 1"]);
-        }
-        let many: Vec<_> = (0..12).map(|_| bus.descriptors.make()).collect();
-        bus.send_with_fds(mallory, signal(), &many);
-        assert!(!bus.is_open(mallory));
-        assert!(innocents.iter().all(|who| bus.is_open(*who)));
-        assert!(bus.descriptors.open.is_empty());
-    });
+fn peers_of_one_user_are_parties_of_their_own() {
+    let mut bus = bus();
+    let slow = bus.connect();
+    let (one, two) = (bus.connect(), bus.connect());
+    send(&mut bus, one, Some(":1.0"), 500_000);
+    send(&mut bus, one, Some(":1.0"), 500);
+    assert_eq!(waits(&bus, slow), 500_000);
+    send(&mut bus, two, Some(":1.0"), 500);
+    assert_eq!(waits(&bus, slow), 500_500);
+}
+
+/// Microseconds that so many bytes take a live reader, of which each of so many parties has a part.
+fn reading_time(bytes: u64, parties: u64) -> u64 {
+    bytes * parties * 1000 / (4 * 1024 * 1024 / 1000)
 }
 
 #[test]
-fn a_descriptor_that_cannot_be_copied_costs_the_sender_of_the_signal() {
-    check(|bus| {
-        let (mallory, alice) = (bus.connect(), bus.connect());
-        bus.add_match(alice, "interface='a.b'");
-        let fds = [bus.descriptors.make()];
-        bus.descriptors.is_exhausted = true;
-        bus.send_with_fds(mallory, MessageBuilder::signal("/", "a.b", "S"), &fds);
-        assert!(!bus.is_open(mallory) && bus.is_open(alice));
-    });
-}
-
-#[test]
-fn descriptors_of_an_answer_are_charged_to_who_awaits_it() {
-    check(|bus| {
-        limit(bus, LIMIT);
-        let (service, mallory, alice) = (bus.connect(), bus.connect(), bus.connect());
-        let mut answered = 0;
-        while bus.is_open(mallory) {
-            assert!(answered < TABLE);
-            let serial = bus.call(mallory, ":1.0", "Open");
-            let fds: Vec<_> = (0..8).map(|_| bus.descriptors.make()).collect();
-            let reply = MessageBuilder::method_return(serial).destination(":1.1");
-            bus.send_with_fds(service, reply, &fds);
-            answered += 8;
+fn a_broadcast_beyond_the_share_makes_its_sender_wait_as_long_as_it_is_read() {
+    check_with(&shared(), |bus| {
+        let slow = subscriber(bus, READER);
+        let flooder = connect_as(bus, FLOODER);
+        bus.wait(50);
+        // Up to the share nobody waits: 2 * (450,000 + 50,000) - 450,000 = 550,000
+        for _ in 0..10 {
+            send(bus, flooder, None, 50_000);
         }
-        assert_eq!(answered - 8, (TABLE - 3) / 2 / 8 * 8);
-        pass(bus, service, ":1.2", 16, true);
-        assert_eq!(bus.read(alice).len(), 1);
-        assert!(bus.is_open(service) && bus.is_open(alice));
-    });
-}
-
-#[test]
-fn descriptors_of_half_a_message_are_charged() {
-    check(|bus| {
-        limit(bus, 40);
-        let (mallory, alice, bob) = (bus.connect(), bus.connect(), bus.connect());
-        let message = MessageBuilder::method_call("/", "Take").interface("a.b");
-        let half = message
-            .destination(":1.1")
-            .serial(9u32)
-            .unix_fds(16)
-            .build()
-            .unwrap();
-        let fds: Vec<_> = (0..16).map(|_| bus.descriptors.make()).collect();
-        bus.bytes(mallory, &half[..30], &fds);
-        assert!(!bus.is_open(mallory));
-        assert!(bus.descriptors.open.is_empty());
-        pass(bus, alice, ":1.2", 4, true);
-        assert_eq!(bus.read(bob), ["call Take() from :1.1 to :1.2 fds 4"]);
-    });
-}
-
-#[test]
-fn each_user_has_a_share_of_links_and_root_what_is_left() {
-    check_once(&anyone(), |bus| {
-        limit(bus, LIMIT);
-        let (mallory, alice, root) = (1, 2, 0);
-        let innocent = connect(bus, alice);
-        let fill = |bus: &mut Bus, uid| {
-            let mut links = 0;
-            while {
-                let who = accept(bus, Some(uid));
-                bus.is_open(who)
-            } {
-                links += 1;
-                assert!(links < TABLE);
-            }
-            links
-        };
-        let shared = TABLE - TABLE / 16;
-        assert_eq!(fill(bus, mallory), (shared - 1) / 3);
-        assert!(fill(bus, 3) > 20);
-        let late = connect(bus, 4);
-        pass(bus, innocent, &name(1), 2, true);
-        assert_eq!(bus.read(late).len(), 1);
-        assert!(bus.broker.may_accept());
-        // Root and the bus's own may have all there is; then nobody is let in until somebody leaves.
-        let mut last = 0;
-        while bus.broker.may_accept() {
-            last = accept(bus, Some([root, UID][last % 2]));
-            assert!(bus.is_open(last));
-        }
-        assert_eq!(bus.descriptors.sockets.len(), TABLE);
-        assert!(bus.asked().contains(&Action::StopAccepting));
-        bus.close(last);
-        assert!(bus.asked().contains(&Action::ResumeAccepting));
-    });
-}
-
-#[test]
-fn descriptors_that_are_sent_on_make_room_for_connections() {
-    check_once(&config(), |bus| {
-        limit(bus, 40);
-        let (sender, receiver) = (bus.connect(), bus.connect());
-        pass(bus, sender, &name(receiver), 14, true);
-        while bus.broker.may_accept() {
-            accept(bus, Some(UID));
-        }
-        assert_eq!(bus.descriptors.sockets.len() + bus.descriptors.open.len(), 30);
+        assert_eq!(waits(bus, slow), 500_000);
         bus.asked();
-        assert_eq!(bus.read(receiver).len(), 1);
-        assert!(bus.asked().contains(&Action::ResumeAccepting));
+        send(bus, flooder, None, 50_000);
+        assert_eq!(bus.asked(), []);
+        assert_eq!(reading_time(50_000, 1), 11_921);
+        send(bus, flooder, None, 50_000);
+        assert!(is_held(bus, flooder) && !bus.broker.may_read(bus.peer(flooder)));
+        assert_eq!(bus.asked(), [Action::StopReading(bus.peer(flooder))]);
+        assert_eq!(waits(bus, slow), 550_000);
+        assert_eq!(bus.broker.next_deadline().unwrap().0, 50 + 12);
+        bus.wait(11);
+        assert!(is_held(bus, flooder) && waits(bus, slow) == 550_000);
+        bus.wait(1);
+        assert!(!is_held(bus, flooder) && waits(bus, slow) == 600_000);
+        assert_eq!(bus.asked(), [Action::ResumeReading(bus.peer(flooder))]);
+        // It had reserved the time for 64 KiB, of which 50,000 bytes were used.
+        send(bus, flooder, None, 15_000);
+        assert!(!is_held(bus, flooder) && waits(bus, slow) == 615_000);
+        assert_eq!(bus.broker.next_deadline(), None);
     });
+}
+
+#[test]
+fn of_several_parties_each_waits_for_all() {
+    let mut bus = bus();
+    let slow = subscriber(&mut bus, READER);
+    let (flooder, other) = (connect_as(&mut bus, FLOODER), connect_as(&mut bus, OTHER));
+    let third = connect_as(&mut bus, OTHER + 1);
+    for _ in 0..10 {
+        send(&mut bus, flooder, None, 50_000);
+    }
+    send(&mut bus, other, Some(":1.0"), 20_000);
+    send(&mut bus, third, Some(":1.0"), 20_000);
+    send(&mut bus, flooder, None, 50_000);
+    send(&mut bus, flooder, None, 500);
+    assert!(is_held(&bus, flooder));
+    assert_eq!(
+        bus.broker.next_deadline().unwrap().0,
+        reading_time(50_000, 3).div_ceil(1000)
+    );
+    // The others are within their shares.
+    send(&mut bus, other, None, 50_000);
+    send(&mut bus, other, None, 500);
+    assert!(!is_held(&bus, other) && bus.is_open(slow));
+}
+
+#[test]
+fn who_must_not_be_slowed_down_is_not() {
+    let mut bus = bus();
+    let slow = subscriber(&mut bus, READER);
+    for uid in [0, UID] {
+        let who = connect_as(&mut bus, uid);
+        for _ in 0..9 {
+            send(&mut bus, who, None, 50_000);
+            assert!(!is_held(&bus, who), "{uid}");
+        }
+    }
+    // And of the bus's own user, towards one of that user: as on a session bus.
+    let own = subscriber(&mut bus, UID);
+    bus.read(slow);
+    let who = connect_as(&mut bus, UID);
+    for n in 0..12 {
+        bus.read(slow);
+        send(&mut bus, who, None, 50_000);
+        assert_eq!(is_held(&bus, who), n == 11, "{n}");
+    }
+    bus.wait(12);
+    assert!(!is_held(&bus, who) && waits(&bus, own) == 600_000);
+}
+
+#[test]
+fn for_a_reader_that_is_not_live_nobody_waits_and_it_goes_at_its_limit() {
+    let mut bus = bus();
+    let slow = subscriber(&mut bus, READER);
+    let flooder = connect_as(&mut bus, FLOODER);
+    send(&mut bus, flooder, None, 500_000);
+    for _ in 0..50 {
+        bus.wait(100);
+    }
+    for _ in 0..11 {
+        send(&mut bus, flooder, None, 50_000);
+        assert!(!is_held(&bus, flooder) && bus.is_open(slow));
+    }
+    // One message may pass the limit.
+    assert_eq!(waits(&bus, slow), 1_050_000);
+    send(&mut bus, flooder, None, 500);
+    assert!(!bus.is_open(slow));
+    let reason = bus.close_reason(slow).unwrap();
+    assert!(
+        reason.starts_with(":1.0: it does not read: 1050000 bytes"),
+        "{reason}"
+    );
+}
+
+/// A monitor asked for what is others' business: it pays itself, and nobody waits for it.
+#[test]
+fn a_monitor_pays_itself() {
+    let mut bus = bus();
+    let monitor = connect_as(&mut bus, 0);
+    bus.become_monitor(monitor, &[]);
+    bus.drain(monitor);
+    let flooder = connect_as(&mut bus, FLOODER);
+    let reader = subscriber(&mut bus, READER);
+    bus.drain(monitor);
+    for _ in 0..21 {
+        assert!(bus.is_open(monitor));
+        send(&mut bus, flooder, None, 50_000);
+        bus.read(reader);
+        assert!(!is_held(&bus, flooder));
+    }
+    assert_eq!(waits(&bus, monitor), 1_050_000);
+    send(&mut bus, flooder, None, 500);
+    assert!(!bus.is_open(monitor) && bus.is_open(reader));
+}
+
+/// What a user whose broadcasts wait sends otherwise is not slowed down, but for what comes behind them.
+#[test]
+fn only_signals_wait() {
+    let mut bus = bus();
+    let slow = subscriber(&mut bus, READER);
+    let (one, two) = (connect_as(&mut bus, FLOODER), connect_as(&mut bus, FLOODER));
+    let other = connect_as(&mut bus, OTHER);
+    let asked = bus.call(other, ":1.2", "Ask");
+    for _ in 0..11 {
+        send(&mut bus, one, None, 50_000);
+    }
+    bus.read(two);
+    // The other connection answers at once, and its signals wait.
+    bus.reply(two, ":1.3", asked);
+    bus.expect(other, &[&format!("return () from :1.2 to :1.3 re {asked}")]);
+    let serial = bus.call(two, ":1.3", "M");
+    bus.expect(other, &["call M() from :1.2 to :1.3"]);
+    send(&mut bus, two, None, 500);
+    assert!(is_held(&bus, two) && !is_held(&bus, one));
+    bus.call(two, ":1.3", "Behind");
+    bus.expect(other, &[]);
+    bus.reply(other, ":1.2", serial);
+    bus.wait(12);
+    bus.expect(other, &["call Behind() from :1.2 to :1.3"]);
+    assert!(bus.is_open(slow));
+}
+
+/// However many peers of a user wait, each waits once: the times are reserved in order.
+#[test]
+fn peers_of_a_user_wait_one_after_the_other() {
+    check_with(&shared(), |bus| {
+        let slow = subscriber(bus, READER);
+        let flooders: Vec<Who> = (0..5).map(|_| connect_as(bus, FLOODER)).collect();
+        for _ in 0..11 {
+            send(bus, flooders[0], None, 50_000);
+        }
+        for who in &flooders {
+            send(bus, *who, None, 1000);
+            assert!(is_held(bus, *who));
+        }
+        let mut left = Vec::new();
+        let mut now = 0;
+        let each = reading_time(65_536, 1);
+        for n in 0..5 {
+            let due = (11_921 + n * each).div_ceil(1000);
+            bus.wait(due - 1 - now);
+            left.push(flooders.iter().filter(|who| is_held(bus, **who)).count());
+            bus.wait(1);
+            now = due;
+            left.push(flooders.iter().filter(|who| is_held(bus, **who)).count());
+        }
+        assert_eq!(left, [5, 4, 4, 3, 3, 2, 2, 1, 1, 0]);
+        assert_eq!(waits(bus, slow), 555_000);
+        assert_eq!(bus.broker.next_deadline(), None);
+    });
+}
+
+#[test]
+fn whoever_is_gone_waits_no_more() {
+    check_with(&shared(), |bus| {
+        subscriber(bus, READER);
+        let flooder = connect_as(bus, FLOODER);
+        for _ in 0..12 {
+            send(bus, flooder, None, 50_000);
+        }
+        assert!(is_held(bus, flooder));
+        bus.close(flooder);
+        assert_eq!(bus.broker.next_deadline(), None);
+    });
+}
+
+/// The floor of all: flooders of a user that never rest, and a reader that reads just fast enough. It stays, and each
+/// flooder gets on.
+#[test]
+fn a_live_reader_stays_however_much_another_user_sends() {
+    let mut bus = bus();
+    let slow = subscriber(&mut bus, READER);
+    let flooders: Vec<Who> = (0..7).map(|_| connect_as(&mut bus, FLOODER)).collect();
+    let innocent = connect_as(&mut bus, OTHER);
+    let mut sent = [0; 7];
+    let (mut longest, mut refused) = (0, 0);
+    for _ in 0..1000 {
+        for (n, who) in flooders.iter().enumerate() {
+            let mut burst = 0;
+            while bus.broker.may_read(bus.peer(*who)) && burst < 40 {
+                send(&mut bus, *who, None, 20_000);
+                send(&mut bus, *who, Some(":1.0"), 20_000);
+                burst += 1;
+                sent[n] += 1;
+            }
+        }
+        longest = longest.max(waits(&bus, slow));
+        let before = waits(&bus, slow);
+        send(&mut bus, innocent, Some(":1.0"), 500);
+        refused += u64::from(waits(&bus, slow) == before);
+        bus.wait(20);
+        // 4 MiB in a second.
+        bus.take(slow, before.min(83_887));
+        assert!(bus.is_open(slow), "{sent:?}");
+    }
+    assert!(longest < LIMIT, "{longest}");
+    assert_eq!(refused, 0, "of those who send little");
+    assert!(sent.iter().all(|sent| *sent > 150), "{sent:?}");
+}
+
+/// The state in the middle of a wait, saved by a checkpoint: what was begun before goes on.
+#[test]
+fn shares_and_waits_survive_a_restart() {
+    let mut bus = bus();
+    let slow = subscriber(&mut bus, READER);
+    let flooder = connect_as(&mut bus, FLOODER);
+    bus.wait(10);
+    for _ in 0..12 {
+        send(&mut bus, flooder, None, 50_000);
+    }
+    let before = bus.broker.save_shares();
+    bus.restart();
+    assert_eq!(bus.broker.save_shares(), before);
+    assert!(is_held(&bus, flooder));
+    bus.broker.check_invariants().unwrap();
+    bus.wait(12);
+    assert_eq!(waits(&bus, slow), 600_000);
+    // Records that cannot be are left out, and cost nobody anything.
+    let mut state = bus.broker.save();
+    let nobody = PeerId {
+        index: 77,
+        generation: 7,
+    };
+    for share in &mut state.shares.peers {
+        share.moved_to(nobody);
+    }
+    let (restored, dropped) = bus_daemon::broker::Broker::restore(state).unwrap();
+    assert_eq!(dropped, []);
+    restored.check_invariants().unwrap();
+    assert!(
+        restored
+            .save_shares()
+            .peers
+            .iter()
+            .all(|share| !share.has_cells())
+    );
 }

@@ -24,6 +24,8 @@ impl Model {
             held: VecDeque::new(),
             queued: 0,
             queued_fds: 0,
+            cells: BTreeMap::new(),
+            paced: None,
             is_uncertain: false,
             hello_deadline: Some(self.now + self.limits.auth_timeout),
             is_waiting: false,
@@ -94,11 +96,19 @@ impl Model {
             return self.disconnect(id);
         }
         peer.held.extend(files);
+        self.proceed(id)
+    }
+
+    /// Deals with what has arrived from a peer, up to a message that waits for its time.
+    pub(super) fn proceed(&mut self, id: PeerId) -> Check {
+        let held_at = self.seen.paced.get(&id).map_or(u64::MAX, |paced| paced.at);
         loop {
             let Some(peer) = self.peers.get_mut(&id) else {
                 return Ok(());
             };
-            let Some(piece) = peer.next_piece() else { break };
+            let Some(piece) = peer.next_piece(held_at) else {
+                break;
+            };
             match piece.meaning {
                 Meaning::Letter(letter) => {
                     if peer.held.len() < letter.files.len() {
@@ -121,6 +131,9 @@ impl Model {
         let Some(peer) = self.peers.get_mut(&id) else {
             return Ok(());
         };
+        if held_at < u64::MAX {
+            return Ok(());
+        }
         if let Some(piece) = peer.stream.front()
             && matches!(piece.meaning, Meaning::Malformed)
             && piece.start < peer.delivered
@@ -144,7 +157,7 @@ impl Model {
         let Some(peer) = self.peers.get_mut(&id) else {
             return Ok(false);
         };
-        while let Some(piece) = peer.next_piece() {
+        while let Some(piece) = peer.next_piece(u64::MAX) {
             match piece.meaning {
                 Meaning::Line("") => {}
                 Meaning::Line(expected) => {
@@ -184,7 +197,7 @@ impl Model {
     /// The peer's socket took this from its queue.
     pub(crate) fn drained(&mut self, id: PeerId, bytes: u64, fds: usize) {
         if let Some(peer) = self.peers.get_mut(&id) {
-            peer.queued = peer.queued.saturating_sub(bytes);
+            peer.uncount(bytes);
             peer.queued_fds = peer.queued_fds.saturating_sub(fds as u64);
         }
     }
@@ -213,7 +226,7 @@ impl Model {
                 continue;
             }
             match next {
-                None => return Ok(()),
+                None => return self.end_waits(),
                 Some((_, _, id, None)) => self.disconnect(id)?,
                 Some((_, _, callee, Some((caller, serial)))) => {
                     self.close_call(callee, caller, serial);

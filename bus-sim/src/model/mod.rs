@@ -10,6 +10,7 @@ mod errands;
 mod life;
 mod names;
 mod route;
+mod shares;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -24,6 +25,8 @@ use crate::random::Random;
 use crate::rule::Rule;
 pub(crate) use errands::End;
 use errands::{Reload, Upgrade};
+pub(crate) use shares::Paced;
+use shares::Party;
 
 /// What the model says to what the broker did.
 pub(crate) type Check<T = ()> = Result<T, Trouble>;
@@ -90,6 +93,8 @@ pub(crate) struct Seen {
     pub(crate) errands: VecDeque<(u64, Errand)>,
     /// How often the state was to be handed over.
     pub(crate) hand_overs: u32,
+    /// Whose next message waits after it.
+    pub(crate) paced: BTreeMap<PeerId, Paced>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +121,10 @@ pub(crate) struct Peer {
     held: VecDeque<File>,
     queued: u64,
     queued_fds: u64,
+    /// Whose how much of it is, once much waits.
+    cells: BTreeMap<Party, u64>,
+    /// Its next message waits.
+    paced: Option<Paced>,
     /// The length of its queue is not known for certain.
     is_uncertain: bool,
     hello_deadline: Option<u64>,
@@ -134,11 +143,11 @@ pub(crate) struct Peer {
 
 impl Peer {
     /// The next piece of its stream that the bus has read completely.
-    fn next_piece(&mut self) -> Option<Piece> {
+    fn next_piece(&mut self, held_at: u64) -> Option<Piece> {
         let is_whole = self
             .stream
             .front()
-            .is_some_and(|piece| piece.end <= self.delivered);
+            .is_some_and(|piece| piece.end <= self.delivered && piece.start < held_at);
         if is_whole { self.stream.pop_front() } else { None }
     }
 
@@ -164,6 +173,8 @@ pub(crate) struct Model {
     /// Upgrades that succeeded, and one.
     generation: u32,
     condemned: VecDeque<PeerId>,
+    /// Who sent what is being queued, if it counts as the sender's.
+    origin: Option<PeerId>,
     seen: Seen,
     closed: Vec<PeerId>,
     /// Messages that were as expected.
@@ -190,6 +201,7 @@ impl Model {
             upgrade: Upgrade::None,
             generation: 1,
             condemned: VecDeque::new(),
+            origin: None,
             seen: Seen::default(),
             closed: Vec::new(),
             matched: 0,
@@ -205,6 +217,7 @@ impl Model {
     /// The event is over: nothing may be left of what the broker did.
     pub(crate) fn end(&mut self) -> Check {
         self.bury()?;
+        self.note_waits()?;
         for (peer, messages) in &self.seen.messages {
             if let Some((message, _)) = messages.front() {
                 return wrong(format!(

@@ -91,7 +91,12 @@ impl Model {
 
     fn route_to_all(&mut self, id: PeerId, letter: &Letter, senders: &[String]) -> Check {
         match letter.kind {
-            Kind::Signal => self.copy(Rules::Plain, letter, senders, &[], None, Some(id)),
+            Kind::Signal => {
+                self.origin = Some(id);
+                let copied = self.copy(Rules::Plain, letter, senders, &[], None, Some(id));
+                self.origin = None;
+                copied
+            }
             Kind::Call if letter.interface.as_deref() == Some("org.freedesktop.DBus.Peer") => {
                 self.driver_call(id, letter)
             }
@@ -134,7 +139,11 @@ impl Model {
                 caller.awaited.insert((to, letter.serial));
             }
         }
-        self.put(to, letter)?;
+        // Whoever awaits a reply makes it wait.
+        self.origin = (!letter.is_reply()).then_some(id);
+        let put = self.put(to, letter);
+        self.origin = None;
+        put?;
         self.eavesdrop(letter, &self.names_of(id), &self.names_of(to), Some(to))
     }
 
@@ -160,7 +169,10 @@ impl Model {
                 return Ok(Some("LimitsExceeded"));
             }
         }
-        Ok(self.is_full(to)?.then_some("LimitsExceeded"))
+        let is_refused = self.is_full(to)?
+            || (!letter.is_reply()
+                && self.is_beyond_share(id, to, letter.encode(Some(&letter.sender))?.len() as u64)?);
+        Ok(is_refused.then_some("LimitsExceeded"))
     }
 
     fn is_full(&self, id: PeerId) -> Check<bool> {
@@ -307,6 +319,8 @@ impl Model {
             .messages
             .get_mut(&to)
             .and_then(std::collections::VecDeque::pop_front);
+        let party = self.party(self.origin, to);
+        let limit = self.limits.max_outgoing_bytes;
         let Some(peer) = self.peers.get_mut(&to) else {
             return Ok(());
         };
@@ -320,12 +334,12 @@ impl Model {
                     ));
                 }
                 self.matched += 1;
-                peer.queued += message.bytes().len() as u64;
+                peer.count(party, message.bytes().len() as u64, limit);
                 Ok(())
             }
             None if self.seen.gone.contains(&to) => {
                 // What it was sent went with it; only how much it was still counts.
-                peer.queued += letter.encode(Some(&letter.sender))?.len() as u64;
+                peer.count(party, letter.encode(Some(&letter.sender))?.len() as u64, limit);
                 peer.is_uncertain |= !letter.is_exact;
                 Ok(())
             }

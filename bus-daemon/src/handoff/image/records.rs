@@ -17,6 +17,7 @@ pub(super) mod kind {
     pub(crate) const PEER: u16 = 13;
     pub(crate) const MANIFEST: u16 = 14;
     pub(crate) const AGENDA: u16 = 15;
+    pub(crate) const SHARES: u16 = 16;
 }
 
 /// What the worker knew in version 1, when a descriptor's handle was its number.

@@ -1,0 +1,363 @@
+//! Senders of broadcasts are slowed down to what live receivers read, and never stopped: `docs/fair-shares.md`.
+//!
+//! A broadcast is never refused. One that goes beyond its party's [share](super::shares) of the queue of a live receiver
+//! advances the *clock* of its party by the time in which that receiver reads it at the least. A signal of a party whose
+//! clock is ahead of the present waits, in the framer of its sender, which is not read from meanwhile. Where several peers
+//! of a party wait, each has reserved a time of its own, so that each of them waits once and not for ever.
+
+use std::collections::BTreeMap;
+
+use super::agenda::Agenda;
+use super::deadline::Deadline;
+use super::event::{Millis, PeerId};
+use super::frozen::{PacingV1, PartyV1, PeerShareV1, SharesV1};
+use super::invariants::Violation;
+use super::liveness::{AwakeTime, LIVE, Liveness};
+use super::peer::Peer;
+use super::shares::{Cells, Party, reading_time};
+use super::{Action, Broker};
+
+/// A party may be so many microseconds ahead: to wait for less would wake the bus for every message.
+const AHEAD: u64 = 10_000;
+/// What a peer that waits reserves at the least, in bytes: then it goes on with more than one small message.
+const RESERVED: u64 = 64 * 1024;
+/// No saved wait is longer, in microseconds: a day.
+const LONGEST: u64 = 86_400_000_000;
+
+/// The clocks of parties that are ahead.
+#[derive(Debug, Default)]
+pub(super) struct Pacing {
+    /// In microseconds on the clock of the deadlines.
+    clocks: BTreeMap<Party, u64>,
+}
+
+/// How long a broadcast makes its sender's parties wait, in microseconds: the longest of all its receivers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Wait {
+    /// As a user, for receivers of others.
+    user: u64,
+    /// As a peer, for receivers of its own user.
+    peer: u64,
+}
+
+impl Wait {
+    fn is_none(self) -> bool {
+        self.longest() == 0
+    }
+
+    fn longest(self) -> u64 {
+        self.user.max(self.peer)
+    }
+
+    /// And for another receiver.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self {
+            user: self.user.max(other.user),
+            peer: self.peer.max(other.peer),
+        }
+    }
+}
+
+impl Pacing {
+    /// Whether anybody is ahead, or was a moment ago.
+    #[inline]
+    pub(super) fn is_on(&self) -> bool {
+        !self.clocks.is_empty()
+    }
+
+    /// Time has gone on.
+    pub(super) fn note_time(&mut self, now: Millis) {
+        if self.is_on() {
+            self.clocks.retain(|_, clock| *clock > micros(now));
+        }
+    }
+
+    /// A peer is gone.
+    pub(super) fn forget(&mut self, id: PeerId) {
+        if self.is_on() {
+            self.clocks.remove(&Party::Peer(id));
+        }
+    }
+
+    fn clock(&self, party: Party) -> u64 {
+        self.clocks.get(&party).copied().unwrap_or(0)
+    }
+
+    /// The clock of a party goes on by so much, from the present at the least.
+    fn advance(&mut self, party: Party, now: u64, by: u64) {
+        if by > 0 {
+            let clock = self.clocks.entry(party).or_insert(now);
+            *clock = (*clock).max(now).saturating_add(by);
+        }
+    }
+}
+
+impl Broker {
+    /// A message was queued for a peer of which much waits: counts whose it is. `queued` bytes waited before. How long a
+    /// broadcast makes its sender wait for that.
+    #[cold]
+    pub(super) fn count_share(&mut self, to: PeerId, origin: Option<PeerId>, queued: u64) -> Wait {
+        let uid = origin.and_then(|id| self.uid(id));
+        let own_uid = self.identity.own_uid;
+        let (awake, limit) = (self.awake, self.config.limits.max_outgoing_bytes);
+        let Some(peer) = self.roster.get_mut(to) else {
+            return Wait::default();
+        };
+        let party = party_at(peer, origin, uid);
+        let message = peer.out.len() - queued;
+        let is_over = queued > super::shares::counted_from(limit)
+            && !peer
+                .cells
+                .is_within_share(party, message, limit.saturating_sub(queued));
+        peer.cells.add(party, message);
+        if !is_over || !peer.reading.is_live(awake, peer.out.sent(), LIVE) {
+            return Wait::default();
+        }
+        let time = reading_time(message, peer.cells.parties_with(party));
+        match party {
+            Party::Own => Wait::default(),
+            // Those whom a user must not be able to slow down.
+            Party::User(Some(uid)) if uid == 0 || uid == own_uid => Wait::default(),
+            Party::Peer(_) if peer.credentials.uid == Some(0) => Wait::default(),
+            Party::User(_) => Wait { user: time, peer: 0 },
+            Party::Peer(_) => Wait { user: 0, peer: time },
+        }
+    }
+
+    /// Whether a message is too much for what a party may have of a queue of which much waits already.
+    #[cold]
+    pub(super) fn is_beyond_share(&self, receiver: &Peer, from: PeerId, message: u64) -> bool {
+        let party = party_at(receiver, Some(from), self.uid(from));
+        let limit = self.config.limits.max_outgoing_bytes;
+        let free = limit.saturating_sub(receiver.out.len());
+        receiver.cells.of(party) > 0 && !receiver.cells.is_within_share(party, message, free)
+    }
+
+    /// A broadcast was queued for all.
+    pub(super) fn note_broadcast(&mut self, id: PeerId, wait: Wait) {
+        if wait.is_none() && !self.pacing.is_on() {
+            return;
+        }
+        let uid = self.uid(id);
+        let now = micros(self.deadlines.now());
+        let Some(peer) = self.roster.get_mut(id) else {
+            return;
+        };
+        // What it has reserved beyond its need is no credit for later.
+        let credit = std::mem::take(&mut peer.credit);
+        if wait.is_none() {
+            return;
+        }
+        peer.credit = credit.saturating_sub(wait.longest());
+        let rest = |time: u64| time.saturating_sub(credit);
+        self.pacing.advance(Party::User(uid), now, rest(wait.user));
+        self.pacing.advance(Party::Peer(id), now, rest(wait.peer));
+    }
+
+    /// Whether the next message of a peer has to wait. If so, it is not read from until the time has come.
+    #[cold]
+    pub(super) fn is_held(&mut self, id: PeerId) -> bool {
+        let Some(peer) = self.roster.get(id) else {
+            return false;
+        };
+        if peer.credit > 0 {
+            return false;
+        }
+        let Some(length) = peer.framer.next_signal() else {
+            return false;
+        };
+        let now = micros(self.deadlines.now());
+        let parties = [Party::User(peer.credentials.uid), Party::Peer(id)];
+        let clock = parties.map(|party| self.pacing.clock(party));
+        let latest = clock[0].max(clock[1]);
+        if latest <= now + AHEAD {
+            return false;
+        }
+        let reserved = reading_time(RESERVED.max(length as u64), 1);
+        for party in parties {
+            if self.pacing.clock(party) > now {
+                self.pacing.advance(party, now, reserved);
+            }
+        }
+        self.hold(id, Millis(latest.div_ceil(1000)), reserved);
+        true
+    }
+
+    fn hold(&mut self, id: PeerId, until: Millis, credit: u64) {
+        let is_read = self.may_read(id);
+        let Some(peer) = self.roster.get_mut(id) else {
+            return;
+        };
+        peer.credit = credit;
+        peer.agenda = Agenda::Paced { until };
+        self.deadlines.change(Deadline::Paced(id), None, Some(until));
+        if is_read {
+            self.outgoing.ask(Action::StopReading(id));
+        }
+    }
+
+    /// The time of a peer's next message has come.
+    pub(super) fn end_wait(&mut self, id: PeerId) {
+        let Some(peer) = self.roster.get_mut(id) else {
+            return;
+        };
+        if matches!(peer.agenda, Agenda::Paced { .. }) {
+            self.put_off_input(id);
+            if self.may_read(id) {
+                self.outgoing.ask(Action::ResumeReading(id));
+            }
+        }
+    }
+
+    /// The messages of a peer that gives up what it has do not wait any more.
+    pub(super) fn drop_wait(&mut self, id: PeerId) {
+        let Some(peer) = self.roster.get_mut(id) else {
+            return;
+        };
+        if let Agenda::Paced { until } = peer.agenda {
+            peer.agenda = Agenda::Idle;
+            self.deadlines.change(Deadline::Paced(id), Some(until), None);
+        }
+    }
+
+    /// Whether a peer's next message waits for its time: nothing is to be read from it, not even its end.
+    pub fn is_paced(&self, id: PeerId) -> bool {
+        self.paced_until(id).is_some()
+    }
+
+    /// Until when a peer's next message waits, if it does.
+    pub fn paced_until(&self, id: PeerId) -> Option<Millis> {
+        self.roster.get(id).and_then(paced_until)
+    }
+
+    /// Shares and waits, for a state.
+    pub fn save_shares(&self) -> SharesV1 {
+        let peers = self.roster.iter().filter_map(save_share);
+        SharesV1 {
+            pacing: self.save_pacing(),
+            peers: peers.collect(),
+        }
+    }
+
+    /// The part of them that belongs to no single peer.
+    pub fn save_pacing(&self) -> PacingV1 {
+        let clocks = self.pacing.clocks.iter();
+        PacingV1 {
+            awake: self.awake.now(),
+            clocks: clocks
+                .map(|(party, clock)| (PartyV1::from(*party), *clock))
+                .collect(),
+        }
+    }
+
+    /// The part of them of the peer with this index, if there is one.
+    pub fn save_share_at(&self, index: u32) -> Option<PeerShareV1> {
+        save_share(self.roster.at(index)?)
+    }
+
+    /// Goes on with them. What cannot be is left out: then nobody waits for it, and of what waits it is not known whose it is.
+    pub fn resume_shares(&mut self, shares: SharesV1) {
+        let SharesV1 {
+            pacing: PacingV1 { awake, clocks },
+            peers,
+        } = shares;
+        self.awake = AwakeTime::restore(awake);
+        let now = micros(self.deadlines.now());
+        let latest = now.saturating_add(LONGEST);
+        let clocks = clocks.into_iter().map(|(party, clock)| (party.into(), clock));
+        self.pacing.clocks = clocks.filter(|(_, clock)| *clock <= latest).collect();
+        let ids: Vec<PeerId> = self.peer_ids().collect();
+        for id in ids {
+            if let Some(peer) = self.roster.at_mut(id.index) {
+                peer.reading = Liveness::begun(self.awake, peer.out.sent());
+            }
+        }
+        for share in peers {
+            self.resume_share(share, latest);
+        }
+    }
+
+    fn resume_share(&mut self, share: PeerShareV1, latest: u64) {
+        let PeerShareV1 {
+            peer: id,
+            cells,
+            since,
+            earlier,
+            later,
+            credit,
+            paced,
+        } = share;
+        let awake = self.awake;
+        let Some(peer) = self.roster.at_mut(id.index).filter(|peer| peer.id == id) else {
+            return;
+        };
+        let cells = cells.into_iter().map(|(party, bytes)| (party.into(), bytes));
+        peer.cells = Cells::restore(cells.collect(), peer.out.len()).unwrap_or_default();
+        let reading = Liveness {
+            since,
+            marks: [earlier, later],
+            ..peer.reading
+        };
+        if reading.is_sound(awake, peer.out.sent()) {
+            peer.reading = reading;
+        }
+        peer.credit = credit.min(LONGEST);
+        let may_wait = matches!(peer.agenda, Agenda::Idle | Agenda::Input);
+        if let Some(until) = paced.filter(|until| micros(*until) <= latest && may_wait) {
+            peer.agenda = Agenda::Paced { until };
+            self.deadlines.change(Deadline::Paced(id), None, Some(until));
+        }
+    }
+
+    /// Cells are those of their queues.
+    pub(super) fn check_shares(&self) -> Result<(), Violation> {
+        self.roster
+            .iter()
+            .try_for_each(|peer| peer.cells.check(peer.out.len()))
+    }
+}
+
+/// Who a sender is for a receiver.
+fn party_at(receiver: &Peer, origin: Option<PeerId>, uid: Option<u32>) -> Party {
+    match origin {
+        None => Party::Own,
+        Some(id) if uid == receiver.credentials.uid => Party::Peer(id),
+        Some(_) => Party::User(uid),
+    }
+}
+
+fn save_share(peer: &Peer) -> Option<PeerShareV1> {
+    let paced = paced_until(peer);
+    let is_needed = !peer.out.is_empty() || peer.credit > 0 || paced.is_some();
+    let Liveness {
+        since,
+        marks: [earlier, later],
+        // Only advises.
+        input_since: _,
+    } = peer.reading;
+    is_needed.then(|| PeerShareV1 {
+        peer: peer.id,
+        cells: peer
+            .cells
+            .iter()
+            .map(|(party, bytes)| (party.into(), bytes))
+            .collect(),
+        since,
+        earlier,
+        later,
+        credit: peer.credit,
+        paced,
+    })
+}
+
+fn paced_until(peer: &Peer) -> Option<Millis> {
+    if let Agenda::Paced { until } = peer.agenda {
+        Some(until)
+    } else {
+        None
+    }
+}
+
+fn micros(time: Millis) -> u64 {
+    time.0.saturating_mul(1000)
+}

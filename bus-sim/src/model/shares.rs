@@ -1,0 +1,131 @@
+//! Whose bytes wait for a peer, and whose next message waits for that: the rules of `docs/fair-shares.md` once more.
+//!
+//! How long a sender waits the model does not foretell: it takes that from the broker, and sees to it that each wait ends
+//! at its time, and is none that nobody could sit out.
+
+use std::collections::BTreeMap;
+
+use bus_daemon::broker::PeerId;
+
+use super::{Check, Model, Peer, Trouble, wrong};
+
+/// Milliseconds that no wait takes: clients send little.
+const LONGEST: u64 = 60_000;
+
+/// Who makes bytes wait, in the order in which what cannot be divided is shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Party {
+    Own,
+    Peer(PeerId),
+    User(u32),
+}
+
+/// A peer whose next message waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Paced {
+    /// Where that message begins in the peer's stream.
+    pub(crate) at: u64,
+    /// Until when.
+    pub(crate) until: u64,
+}
+
+impl Peer {
+    /// So many bytes of a party wait, behind those that were queued before.
+    pub(super) fn count(&mut self, party: Party, bytes: u64, limit: u64) {
+        self.queued += bytes;
+        if self.queued > (limit / 8).min(16 * 1024) || !self.cells.is_empty() {
+            *self.cells.entry(party).or_insert(0) += bytes;
+        }
+    }
+
+    /// So many bytes were taken: what is nobody's first, then as much of each party as there is, byte by byte in turns.
+    pub(super) fn uncount(&mut self, bytes: u64) {
+        let counted: u64 = self.cells.values().sum();
+        let mut rest = bytes.saturating_sub(self.queued - counted);
+        self.queued = self.queued.saturating_sub(bytes);
+        while rest > 0 && !self.cells.is_empty() {
+            let smallest = self.cells.values().min().copied().unwrap_or(1);
+            let rounds = smallest.min(rest / self.cells.len() as u64);
+            for cell in self.cells.values_mut() {
+                let part = if rounds == 0 { rest.min(1) } else { rounds };
+                *cell -= part;
+                rest -= part;
+            }
+            self.cells.retain(|_, cell| *cell > 0);
+        }
+        if self.queued == 0 {
+            self.cells.clear();
+        }
+    }
+}
+
+impl Model {
+    pub(super) fn party(&self, from: Option<PeerId>, to: PeerId) -> Party {
+        let uid = |id: PeerId| self.peers.get(&id).map(|peer| peer.uid);
+        match from.and_then(|id| Some((id, uid(id)?))) {
+            None => Party::Own,
+            Some((id, own)) if uid(to) == Some(own) => Party::Peer(id),
+            Some((_, other)) => Party::User(other),
+        }
+    }
+
+    /// Whether so long a message is more than its sender may have wait for a peer.
+    pub(super) fn is_beyond_share(&self, from: PeerId, to: PeerId, message: u64) -> Check<bool> {
+        let Some(peer) = self.peers.get(&to) else {
+            return Ok(false);
+        };
+        let cell = peer.cells.get(&self.party(Some(from), to)).copied().unwrap_or(0);
+        if cell == 0 {
+            return Ok(false);
+        }
+        if peer.is_uncertain {
+            return Err(Trouble::Unknowable);
+        }
+        let parties = peer.cells.len() as u64;
+        let others = peer.queued - cell;
+        Ok((parties + 1) * (cell + message) > self.limits.max_outgoing_bytes.saturating_sub(others))
+    }
+
+    /// The pieces of peers whose time has come are dealt with, in the order of their times.
+    pub(super) fn end_waits(&mut self) -> Check {
+        let due = |peer: &Peer| peer.paced.filter(|paced| paced.until <= self.now);
+        let peers = self.peers.iter();
+        let mut ready: Vec<(u64, PeerId)> = peers
+            .filter_map(|(id, peer)| Some((due(peer)?.until, *id)))
+            .collect();
+        ready.sort_unstable();
+        for (_, id) in ready {
+            if let Some(peer) = self.peers.get_mut(&id) {
+                peer.paced = None;
+                self.proceed(id)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Who waits after an event: those who waited before do so still if their time has not come, and nobody for long.
+    pub(super) fn note_waits(&mut self) -> Check {
+        let waits: BTreeMap<PeerId, Paced> = std::mem::take(&mut self.seen.paced);
+        for (id, peer) in &mut self.peers {
+            let new = waits.get(id).copied();
+            if let Some(before) = peer.paced
+                && new != Some(before)
+            {
+                return wrong(format!("{id:?} waits as {new:?}, and must as {before:?}"));
+            }
+            if let Some(new) = new
+                && (new.until <= self.now || new.until > self.now + LONGEST)
+            {
+                return wrong(format!("at {} {id:?} waits until {}", self.now, new.until));
+            }
+            peer.paced = new;
+        }
+        Ok(())
+    }
+
+    /// Until when the first of those waits whose messages do.
+    pub(crate) fn paced_until(&self) -> Option<u64> {
+        let waits = self.peers.values().filter_map(|peer| peer.paced);
+        waits.map(|paced| paced.until).min()
+    }
+}
