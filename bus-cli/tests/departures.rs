@@ -23,7 +23,7 @@ use support::observer::{INTERFACE, Observer, PATH, number_of, said};
 use support::process::{self, Work, pin_to_one_cpu, worker_pid};
 use support::random::Random;
 use support::raw::{Raw, call};
-use support::{AT_ONCE, Bus, SOON};
+use support::{AT_ONCE, Bus, SOON, faulty};
 
 /// One at a time: they measure, and count descriptors.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -152,7 +152,10 @@ struct Rig {
 
 impl Rig {
     fn start() -> Rig {
-        let bus = Bus::start();
+        Rig::of(Bus::start())
+    }
+
+    fn of(bus: Bus) -> Rig {
         Rig {
             observer: Observer::start(&bus),
             dbus_send: peers::find("dbus-send").unwrap(),
@@ -367,9 +370,9 @@ fn missing(observer: &Observer, leaver: &Leaver) -> Option<&'static str> {
     who.filter(|who| !observer.is_gone(*who)).map(|_| "its departure")
 }
 
-fn each_way(rounds: u32) {
+fn each_way(rounds: u32, bus: Bus) {
     let _alone = alone();
-    let mut rig = Rig::start();
+    let mut rig = Rig::of(bus);
     for _ in 0..rounds {
         for way in rig.ways() {
             rig.one(way);
@@ -420,7 +423,13 @@ fn many_at_once(rounds: u32) {
 
 #[test]
 fn each_way_to_leave_is_noticed_at_once() {
-    each_way(50);
+    each_way(50, Bus::start());
+}
+
+#[test]
+fn each_way_to_leave_is_noticed_at_once_where_the_runtime_has_other_tasks() {
+    let directory = tempfile::tempdir().unwrap();
+    each_way(15, Bus::start_binary(&faulty(directory.path(), "shared-runtime")));
 }
 
 #[test]
@@ -442,7 +451,7 @@ fn many_who_leave_at_once_are_all_noticed_at_once() {
 #[test]
 #[ignore = "takes minutes"]
 fn a_thousand_departures_each_way_are_noticed_at_once() {
-    each_way(1000);
+    each_way(1000, Bus::start());
 }
 
 #[test]

@@ -18,7 +18,7 @@ use support::observer::Observer;
 use support::process::{self, Work, limit_descriptors, worker_pid};
 use support::random::Random;
 use support::raw::{Raw, call};
-use support::{AT_ONCE, Bus};
+use support::{AT_ONCE, Bus, faulty};
 
 /// How long an idle bus is watched.
 const IDLE: Duration = Duration::from_secs(3);
@@ -163,18 +163,28 @@ fn expect_idleness(bus: &Bus) {
 
 #[test]
 fn an_idle_bus_does_nothing() {
+    idles(&Bus::start());
+}
+
+#[test]
+fn an_idle_bus_does_nothing_where_its_runtime_has_other_tasks() {
+    let directory = tempfile::tempdir().unwrap();
+    idles(&Bus::start_binary(&faulty(directory.path(), "shared-runtime")));
+}
+
+#[track_caller]
+fn idles(bus: &Bus) {
     let _alone = alone();
-    let bus = Bus::start();
-    let idle: Vec<Raw> = (0..50).map(|_| Raw::ready(&bus)).collect();
-    expect_idleness(&bus);
+    let idle: Vec<Raw> = (0..50).map(|_| Raw::ready(bus)).collect();
+    expect_idleness(bus);
     // And not after its worker was replaced either, or it was itself.
     let mut control = bus.caller();
     let worker = worker_pid(&mut control);
     assert!(process::strike(worker, nix::sys::signal::Signal::SIGKILL));
     support::wait_until("it has recovered", || worker_pid(&mut control) != worker);
-    expect_idleness(&bus);
+    expect_idleness(bus);
     assert_eq!(support::upgrade(&mut control, "").unwrap(), 2);
-    expect_idleness(&bus);
+    expect_idleness(bus);
     drop(idle);
 }
 

@@ -106,6 +106,13 @@ pub(crate) fn poison(event: &Event) {
     }
 }
 
+/// With `BUS_TEST_FAULT=shared-runtime`, the worker is not alone on its runtime: it has to wait as that does.
+pub(crate) fn share_runtime() {
+    if is_wanted("shared-runtime") {
+        tokio::spawn(std::future::pending::<()>());
+    }
+}
+
 /// How long an errand may take, from `BUS_TEST_PATIENCE`, in milliseconds.
 pub(crate) fn patience() -> Option<crate::os::clock::Nanos> {
     let milliseconds: u64 = std::env::var("BUS_TEST_PATIENCE").ok()?.parse().ok()?;

@@ -26,6 +26,10 @@ pub use keeper::main_from;
 #[doc(hidden)]
 #[cfg(all(feature = "runtime", feature = "test-hooks"))]
 pub use journal::fuzz_store;
+/// For benchmarks: a bus with its journal.
+#[doc(hidden)]
+#[cfg(all(feature = "runtime", feature = "bench-hooks"))]
+pub use runtime::bench::JournaledBus;
 /// For the fuzz target of the journal: damage as `data` says, and a replay.
 #[doc(hidden)]
 #[cfg(all(feature = "runtime", feature = "test-hooks"))]

@@ -52,12 +52,33 @@ impl Call {
     }
 }
 
+/// The caller and the serial of a call that is to be answered, as one number: each message looks one up, and to compare ids
+/// part by part took most of that. In the order of those parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Owed(u128);
+
+impl Owed {
+    fn new(caller: PeerId, serial: u32) -> Self {
+        let PeerId { index, generation } = caller;
+        let low = u64::from(generation) << 32 | u64::from(serial);
+        Self(u128::from(index) << 64 | u128::from(low))
+    }
+
+    fn call(self) -> OpenCall {
+        let caller = PeerId {
+            index: (self.0 >> 64) as u32,
+            generation: (self.0 >> 32) as u32,
+        };
+        (caller, self.0 as u32)
+    }
+}
+
 /// The open calls of one peer, in both roles.
 #[derive(Debug, Default)]
 struct Ends {
     /// Calls that the peer has to answer: in order, so that those of a peer that leaves end one by one, in the same order in a
     /// replay.
-    owed: BTreeMap<OpenCall, Slot>,
+    owed: BTreeMap<Owed, Slot>,
     /// Calls that the peer waits for, in any order.
     awaited: Vec<Slot>,
 }
@@ -114,7 +135,8 @@ impl CallTable {
 
     /// Both ends of a call know it by another slot from now on.
     fn move_to(&mut self, slot: Slot, (callee, caller, serial): CallKey) -> Option<Call> {
-        let owed = self.ends.get_mut(callee)?.owed.get_mut(&(caller, serial))?;
+        let owed = self.ends.get_mut(callee)?;
+        let owed = owed.owed.get_mut(&Owed::new(caller, serial))?;
         let old = std::mem::replace(owed, slot);
         let call = *self.entries.get(old)?;
         let awaited = &mut self.ends.get_mut(caller)?.awaited;
@@ -125,10 +147,10 @@ impl CallTable {
     /// Whether this call is open.
     pub(super) fn is_open(&self, callee: PeerId, caller: PeerId, serial: u32) -> bool {
         let ends = self.ends.get(callee);
-        ends.is_some_and(|ends| ends.owed.contains_key(&(caller, serial)))
+        ends.is_some_and(|ends| ends.owed.contains_key(&Owed::new(caller, serial)))
     }
 
-    /// Opens a call at both ends. One that is open already gets the new deadline.
+    /// Opens a call at both ends. False: it is open already, and stays as it is.
     pub(super) fn open(
         &mut self,
         callee: PeerId,
@@ -136,7 +158,7 @@ impl CallTable {
         serial: u32,
         until: Option<Millis>,
         deadlines: &mut Deadlines,
-    ) {
+    ) -> bool {
         let awaited = &mut self.ends.get_or_insert_with(caller, Ends::default).awaited;
         let call = Call {
             callee,
@@ -146,22 +168,15 @@ impl CallTable {
             place: awaited.len() as u32,
         };
         let owed = &mut self.ends.get_or_insert_with(callee, Ends::default).owed;
-        let before = match owed.entry((caller, serial)) {
-            Entry::Vacant(owed) => {
-                let slot = *owed.insert(self.entries.insert(call));
-                if let Some(ends) = self.ends.get_mut(caller) {
-                    ends.awaited.push(slot);
-                }
-                None
-            }
-            Entry::Occupied(owed) => {
-                let slot = *owed.get();
-                self.entries.mark(slot);
-                let known = self.entries.get_mut(slot);
-                known.and_then(|known| std::mem::replace(&mut known.until, until))
-            }
+        let Entry::Vacant(owed) = owed.entry(Owed::new(caller, serial)) else {
+            return false;
         };
-        deadlines.change(call.deadline(), before, until);
+        let slot = *owed.insert(self.entries.insert(call));
+        if let Some(ends) = self.ends.get_mut(caller) {
+            ends.awaited.push(slot);
+        }
+        deadlines.change(call.deadline(), None, until);
+        true
     }
 
     /// Forgets a call at both ends. False if it is not open.
@@ -172,7 +187,7 @@ impl CallTable {
         serial: u32,
         deadlines: &mut Deadlines,
     ) -> bool {
-        let owed = (self.ends.get_mut(callee)).and_then(|ends| ends.owed.remove(&(caller, serial)));
+        let owed = (self.ends.get_mut(callee)).and_then(|ends| ends.owed.remove(&Owed::new(caller, serial)));
         let Some(call) = owed.and_then(|slot| self.entries.take(slot)) else {
             return false;
         };
@@ -202,8 +217,8 @@ impl CallTable {
 
     /// The first of the calls that a peer has to answer.
     pub(super) fn first_owed(&self, callee: PeerId) -> Option<OpenCall> {
-        let (call, _) = self.ends.get(callee)?.owed.first_key_value()?;
-        Some(*call)
+        let (owed, _) = self.ends.get(callee)?.owed.first_key_value()?;
+        Some(owed.call())
     }
 
     /// All calls that a peer has to answer, sorted.
@@ -238,9 +253,10 @@ impl CallTable {
             if has_calls && !is_there(id) {
                 return Err(Violation::new(format!("{id:?} is gone and has open calls")));
             }
-            let is_owed = |(call, slot): (&OpenCall, &Slot)| {
+            let is_owed = |(owed, slot): (&Owed, &Slot)| {
+                let (caller, serial) = owed.call();
                 let entry = self.entries.get(*slot);
-                entry.is_some_and(|entry| entry.key() == (id, call.0, call.1))
+                entry.is_some_and(|entry| entry.key() == (id, caller, serial))
             };
             let is_awaited = |(place, slot): (u32, &Slot)| {
                 let entry = self.entries.get(*slot);

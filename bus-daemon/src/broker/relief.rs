@@ -6,10 +6,10 @@
 //! saved: a replay does what was done.
 //!
 //! ```text
-//! held:   ... 7/8 of the cap .................. cap ........................ 5/4 of it
-//!          |   who sent most is held back        |   and receivers that are    |   and those that do not
-//!          |   (refused, and not read for a      |   not live go, the largest  |   read at this moment
-//!          |   while)                            |   first                     |
+//! held:   ... 7/8 of the cap ........ cap .................. 5/4 of it .................. 3/2 of it
+//!          |   who sent most is held  |   and receivers that   |   and those that do not    |   and whoever makes
+//!          |   back (refused, and not |   are not live go, the |   read at this moment, and |   it hold most
+//!          |   read for a while)      |   largest first        |   unfinished messages      |
 //! ```
 
 use std::collections::BTreeMap;
@@ -61,6 +61,28 @@ impl Memory {
     fn is_emergency(self) -> bool {
         self.held > self.cap + self.cap / 4
     }
+
+    /// On what grounds peers are disconnected, the best first.
+    fn grounds(self) -> &'static [Ground] {
+        if self.held > self.cap + self.cap / 2 {
+            &[Ground::Stalled, Ground::Unfinished, Ground::Large]
+        } else if self.is_emergency() {
+            &[Ground::Stalled, Ground::Unfinished]
+        } else {
+            &[Ground::Stalled]
+        }
+    }
+}
+
+/// Why a peer may have to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ground {
+    /// It does not read, or its message does not get on.
+    Stalled,
+    /// Its message is not whole, though it gets on: many such messages may never all be held.
+    Unfinished,
+    /// It makes the bus hold much.
+    Large,
 }
 
 /// What is to be done.
@@ -164,7 +186,7 @@ impl Broker {
         if memory.is_short() {
             relief.hold_back = self.sent_most(memory);
             if memory.held > memory.cap {
-                self.does_not_read(memory, &mut relief.dismiss);
+                self.give_up(memory, &mut relief.dismiss);
             }
         }
         relief.hold_back.retain(|id| !relief.dismiss.contains(id));
@@ -242,47 +264,56 @@ impl Broker {
         }
     }
 
-    /// Adds to `dismiss` the receivers that are not live, the largest first, until enough is free; and, with what they hold,
-    /// peers whose messages do not get on.
-    fn does_not_read(&self, memory: Memory, dismiss: &mut Vec<PeerId>) {
-        let awake = self.awake;
+    /// Adds to `dismiss` peers that make the bus hold much, on the best ground there is, the largest first, until enough is
+    /// free.
+    fn give_up(&self, memory: Memory, dismiss: &mut Vec<PeerId>) {
+        let excess = memory.held - memory.near();
+        let mut freed = 0;
+        for ground in memory.grounds() {
+            let mut all: Vec<(u64, PeerId)> = self
+                .roster
+                .iter()
+                .filter(|peer| !dismiss.contains(&peer.id))
+                .map(|peer| (self.holding(peer, *ground, memory), peer.id))
+                .filter(|(bytes, _)| *bytes >= LEAST)
+                .collect();
+            all.sort_unstable_by_key(|(bytes, id)| (std::cmp::Reverse(*bytes), *id));
+            // Who holds next to nothing of it goes only if nobody holds much.
+            let large = all.partition_point(|(bytes, _)| *bytes >= excess / 128);
+            if large > 0 || freed > 0 {
+                all.truncate(large);
+            }
+            for (bytes, id) in all {
+                if freed >= excess {
+                    return;
+                }
+                freed += bytes;
+                dismiss.push(id);
+            }
+        }
+    }
+
+    /// What a peer makes the bus hold that is given up on this ground.
+    fn holding(&self, peer: &Peer, ground: Ground, memory: Memory) -> u64 {
+        let charge = peer.charge;
         let within = if memory.is_emergency() {
             LIVE_IN_EMERGENCY
         } else {
             LIVE
         };
-        let holding = |peer: &Peer| -> u64 {
-            let charge = peer.charge;
-            let is_read = charge.queued == 0 || peer.reading.is_live(awake, peer.out.sent(), within);
-            let age = awake.now() - peer.reading.input_since;
-            let waits = matches!(peer.agenda, Agenda::Paced { .. });
-            let gets_on = waits || age < within || charge.input >= LIVE_RATE * age;
-            let unread = if is_read { 0 } else { charge.queued };
-            let unfinished = if gets_on { 0 } else { charge.input };
-            unread + unfinished
-        };
-        let mut all: Vec<(u64, PeerId)> = self
-            .roster
-            .iter()
-            .map(|peer| (holding(peer), peer.id))
-            .filter(|(bytes, _)| *bytes >= LEAST)
-            .collect();
-        all.sort_unstable_by_key(|(bytes, id)| (std::cmp::Reverse(*bytes), *id));
-        let excess = memory.held - memory.near();
-        // Who holds next to nothing of it goes only if nobody holds much.
-        let large = all.partition_point(|(bytes, _)| *bytes >= excess / 128);
-        if large > 0 {
-            all.truncate(large);
-        }
-        let mut freed = 0;
-        for (bytes, id) in all {
-            if freed >= excess {
-                break;
+        let awake = self.awake;
+        match ground {
+            Ground::Stalled => {
+                let is_read = charge.queued == 0 || peer.reading.is_live(awake, peer.out.sent(), within);
+                let age = awake.now() - peer.reading.input_since;
+                let waits = matches!(peer.agenda, Agenda::Paced { .. });
+                let gets_on = waits || age < within || charge.input >= LIVE_RATE * age;
+                let unread = if is_read { 0 } else { charge.queued };
+                let unfinished = if gets_on { 0 } else { charge.input };
+                unread + unfinished
             }
-            freed += bytes;
-            if !dismiss.contains(&id) {
-                dismiss.push(id);
-            }
+            Ground::Unfinished => charge.input,
+            Ground::Large => charge.queued + charge.input,
         }
     }
 

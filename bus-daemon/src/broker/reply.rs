@@ -7,13 +7,17 @@ pub(super) const NO_REPLY: &str = "org.freedesktop.DBus.Error.NoReply";
 pub(super) const DISCONNECTED: &str = "Message recipient disconnected from message bus without replying";
 
 impl Broker {
-    /// A call that expects a reply was forwarded.
-    pub(super) fn open_call(&mut self, callee: PeerId, caller: PeerId, serial: u32) {
+    /// A call that expects a reply is forwarded. False: a call with this serial is open already.
+    pub(super) fn open_call(&mut self, callee: PeerId, caller: PeerId, serial: u32) -> bool {
         let timeout = self.config.limits.reply_timeout;
         let until = timeout.map(|timeout| self.deadlines.later(timeout));
-        self.calls
+        let is_new = self
+            .calls
             .open(callee, caller, serial, until, &mut self.deadlines);
-        self.mark_ends_changed(callee, caller);
+        if is_new {
+            self.mark_ends_changed(callee, caller);
+        }
+        is_new
     }
 
     /// Forgets an open call at both ends. False if the call is not open.

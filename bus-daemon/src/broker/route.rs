@@ -24,6 +24,12 @@ const NOT_SUPPORTED: &str = "org.freedesktop.DBus.Error.NotSupported";
 const SERVICE_UNKNOWN: &str = "org.freedesktop.DBus.Error.ServiceUnknown";
 const UNKNOWN_METHOD: &str = "org.freedesktop.DBus.Error.UnknownMethod";
 
+/// The error that a call gets whose serial its caller waits on already.
+const SERIAL_IN_USE: (&str, &str) = (
+    ACCESS_DENIED,
+    "Message has the same reply serial as a currently-outstanding existing method call",
+);
+
 const PEER_INTERFACE: &str = "org.freedesktop.DBus.Peer";
 
 impl Broker {
@@ -165,7 +171,8 @@ impl Broker {
 
     /// Deals with one message, completely.
     fn dispatch(&mut self, id: PeerId, message: &Message, fds: Fds, system: &mut dyn System) {
-        if let Some(name) = message.destination() {
+        let destination = message.destination();
+        if let Some(name) = destination {
             self.settle_name(name);
         }
         let Some(peer) = self.roster.get(id) else {
@@ -183,7 +190,7 @@ impl Broker {
             return self.close_fds(fds);
         }
         self.outgoing.note_work(1 + message.bytes().len() as u64 / 4096);
-        let addressee = match message.destination() {
+        let addressee = match destination {
             None => Addressee::All,
             Some(DRIVER) => Addressee::Driver,
             Some(name) => self.resolve(name).map_or(Addressee::Nobody, Addressee::Peer),
@@ -315,7 +322,14 @@ impl Broker {
         if message.message_type().is_reply() && !is_awaited && !self.config.unrequested_replies_allowed {
             return self.close_fds(fds);
         }
-        if let Err((name, text)) = self.may_receive(id, to, transit, is_awaited, &fds) {
+        let mut verdict = self.may_receive(id, to, transit, is_awaited, &fds);
+        if verdict.is_ok()
+            && super::speak::expects_reply(message)
+            && !self.open_call(to, id, message.serial().get())
+        {
+            verdict = Err(SERIAL_IN_USE);
+        }
+        if let Err((name, text)) = verdict {
             self.close_fds(fds);
             if is_awaited && name == LIMITS_EXCEEDED {
                 // The caller would wait for ever for the answer that it asked for.
@@ -330,9 +344,6 @@ impl Broker {
             }
             return;
         }
-        if super::speak::expects_reply(message) {
-            self.open_call(to, id, message.serial().get());
-        }
         // The eavesdroppers' copies are made while the descriptors are still known.
         let kept = if self.may_eavesdrop() {
             fds.clone()
@@ -345,7 +356,8 @@ impl Broker {
         self.eavesdrop(id, Addressee::Peer(to), transit, &kept, system);
     }
 
-    /// Whether a message may go to a peer, which awaits it or not; if not, the name and the text of the error (both as dbus-daemon's).
+    /// Whether a message may go to a peer, which awaits it or not; if not, the name and the text of the error (both as dbus-daemon's). That a serial
+    /// is used twice shows when its call is opened, and here where something else is wrong: it goes before.
     fn may_receive(
         &mut self,
         id: PeerId,
@@ -370,22 +382,20 @@ impl Broker {
                 "Tried to send message with Unix file descriptors to a client that doesn't support that.",
             ));
         }
-        if super::speak::expects_reply(message) {
-            let limit = self.config.limits.max_replies_per_connection;
-            if self.calls.is_open(to, id, message.serial().get()) {
-                return Err((
-                    ACCESS_DENIED,
-                    "Message has the same reply serial as a currently-outstanding existing method call",
-                ));
-            }
-            if self.calls.awaited_count(id) as u64 >= limit {
-                return Err((
-                    LIMITS_EXCEEDED,
-                    "The maximum number of pending replies per connection has been reached",
-                ));
-            }
+        let expects_reply = super::speak::expects_reply(message);
+        let limit = self.config.limits.max_replies_per_connection;
+        let has_too_many = expects_reply && self.calls.awaited_count(id) as u64 >= limit;
+        let is_full = self.is_full(receiver) || (!is_awaited && self.is_beyond(receiver, id, transit.len()));
+        if (has_too_many || is_full) && expects_reply && self.calls.is_open(to, id, message.serial().get()) {
+            return Err(SERIAL_IN_USE);
         }
-        if self.is_full(receiver) || (!is_awaited && self.is_beyond(receiver, id, transit.len())) {
+        if has_too_many {
+            return Err((
+                LIMITS_EXCEEDED,
+                "The maximum number of pending replies per connection has been reached",
+            ));
+        }
+        if is_full {
             self.note_congested(to);
             return Err((LIMITS_EXCEEDED, "Rejected: destination has a full message queue"));
         }

@@ -1,5 +1,8 @@
 //! For tests: a journal without sockets, and damage to its memory.
-#![cfg_attr(not(test), allow(dead_code, reason = "used by tests and by the fuzz target"))]
+#![cfg_attr(
+    not(test),
+    allow(dead_code, reason = "used by tests, by the fuzz target and by benchmarks")
+)]
 
 use bytes::Bytes;
 

@@ -23,10 +23,12 @@ use super::view::{Lookers, view};
 use super::waiting::Waiting;
 use crate::os::region::Region;
 
-/// Bytes of free extents that stay mapped, since fresh pages cost several times what resident ones do.
+/// Bytes of free extents that stay mapped at most, since fresh pages cost several times what resident ones do.
 const RESIDENT: usize = 32 * 1024 * 1024;
-/// Bytes of a message that has not arrived whole whose pages this process keeps: many that stand still must not make its
-/// end take long.
+/// The same as a part of what the bus may hold.
+const RESIDENT_PART: u64 = 8;
+/// Bytes of a message that has not arrived whole whose pages this process keeps where there are [many](is_many): messages
+/// that stand still must not make its end take long.
 const MAPPED: usize = 2 << 20;
 /// Bytes of a page.
 const PAGE: usize = 4096;
@@ -39,6 +41,10 @@ pub(crate) struct Extent {
     lookers: Lookers,
     /// This process keeps no pages of the message before this one.
     kept_from: usize,
+    /// Bytes whose pages may be in memory, from the first on.
+    touched: usize,
+    /// Bytes whose pages were not in memory when it was lent.
+    untouched: usize,
 }
 
 impl Extent {
@@ -52,6 +58,20 @@ impl Extent {
         self.place
     }
 
+    /// Bytes of it that took no memory when it was lent. How much of them does by now the broker knows, which has what
+    /// arrived.
+    pub(crate) fn untouched(&self) -> usize {
+        self.untouched
+    }
+
+    /// It is lent, and this much of it may be in memory from an earlier message.
+    fn lent(mut self, touched: usize) -> Self {
+        self.touched = touched;
+        self.untouched = self.len() - touched;
+        self.kept_from = 0;
+        self
+    }
+
     /// The bytes from `at` on, to be written by nobody else; at least `len` of them.
     pub(crate) fn room(&self, at: usize, len: usize) -> *mut u8 {
         self.region.at(at, len)
@@ -59,6 +79,7 @@ impl Extent {
 
     /// Copies `bytes` to its beginning, before anything was handed out.
     pub(crate) fn fill(&mut self, bytes: &[u8]) {
+        self.touched = self.touched.max(bytes.len());
         let place = self.region.at(0, bytes.len());
         // SAFETY: the range is in the mapping, and `&mut self` before the first view means nobody reads it.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len()) };
@@ -71,10 +92,12 @@ impl Extent {
         unsafe { view(self.region.at(0, filled), filled, &self.lookers) }
     }
 
-    /// So many bytes have arrived: the pages of those that came long ago are left to the store, until they are read.
-    pub(crate) fn note_filled(&mut self, filled: usize) {
+    /// So many bytes have arrived. Where there are many such messages, the pages of what came long ago are left to the store
+    /// until they are read.
+    pub(crate) fn note_filled(&mut self, filled: usize, are_many: bool) {
+        self.touched = self.touched.max(filled);
         let end = filled / PAGE * PAGE;
-        if end >= self.kept_from + MAPPED {
+        if are_many && end >= self.kept_from + MAPPED {
             self.region.forget(self.kept_from, end);
             self.kept_from = end;
         }
@@ -119,6 +142,11 @@ impl ExtentRange {
     }
 }
 
+/// Whether extents of so many bytes, lent at the same time, are many.
+pub(super) fn is_many(lent: usize) -> bool {
+    lent > RESIDENT
+}
+
 /// Of an extent that was given back.
 #[derive(Debug)]
 struct Back {
@@ -128,7 +156,6 @@ struct Back {
 }
 
 /// The extents that this process has mapped. Each is held in the store.
-#[derive(Default)]
 pub(crate) struct ExtentPool {
     /// Given back since the last checkpoint, which may refer to them, or still looked at.
     back: Vec<Back>,
@@ -136,9 +163,28 @@ pub(crate) struct ExtentPool {
     free: Vec<Extent>,
     /// Every extent that is mapped, by its address, to find what bytes lie in.
     mapped: BTreeMap<usize, ExtentPlace>,
+    /// Bytes of free ones that are kept.
+    kept: usize,
+}
+
+impl Default for ExtentPool {
+    fn default() -> Self {
+        Self {
+            back: Vec::new(),
+            free: Vec::new(),
+            mapped: BTreeMap::new(),
+            kept: RESIDENT,
+        }
+    }
 }
 
 impl ExtentPool {
+    /// Where the bus may hold so much, it keeps a part of that at most to be used again.
+    pub(crate) fn set_cap(&mut self, cap: u64) {
+        let part = usize::try_from(cap / RESIDENT_PART).unwrap_or(usize::MAX);
+        self.kept = part.min(RESIDENT);
+    }
+
     /// Bytes of extents that are mapped.
     pub(crate) fn memory(&self) -> u64 {
         self.mapped.values().map(|place| place.len()).sum()
@@ -147,12 +193,12 @@ impl ExtentPool {
     /// Whether a checkpoint would set many extents free that are only kept for a replay, or give many to the store that
     /// wait for somebody: this process is not to have too much mapped when it ends.
     pub(crate) fn wants_checkpoint(&self) -> bool {
-        self.unused() >= RESIDENT / 2 || self.waiting() >= 2 * RESIDENT
+        self.unused() >= self.kept / 2 || self.waiting() >= 2 * RESIDENT
     }
 
     /// Whether they have become too many.
     pub(crate) fn is_checkpoint_overdue(&self) -> bool {
-        self.unused() >= 2 * RESIDENT || self.waiting() >= 4 * RESIDENT
+        self.unused() >= 2 * self.kept || self.waiting() >= 4 * RESIDENT
     }
 
     /// Bytes of those that nobody needs any more, or will not once a checkpoint is taken.
@@ -185,7 +231,7 @@ impl ExtentPool {
                 self.free.push(back.extent);
             }
         }
-        self.release_free(waiting, RESIDENT);
+        self.release_free(waiting, self.kept);
     }
 
     /// Gives free ones back to the system, until not more than so many bytes of them are left.
@@ -213,13 +259,14 @@ impl ExtentPool {
         let class = ExtentPlace::class_of(len);
         let fits = |extent: &Extent| Some(extent.place.class) == class;
         if let Some(index) = self.free.iter().position(fits) {
-            let mut extent = self.free.swap_remove(index);
-            extent.kept_from = 0;
-            return Ok(extent);
+            let extent = self.free.swap_remove(index);
+            let touched = extent.touched;
+            return Ok(extent.lent(touched));
         }
         let place = waiting.lend_extent(len)?;
-        self.map(waiting, place)
-            .inspect_err(|_| waiting.release_extent(place))
+        let mapped = self.map(waiting, place);
+        let extent = mapped.inspect_err(|_| waiting.release_extent(place))?;
+        Ok(extent.lent(0))
     }
 
     /// Takes an extent back; it is lent again after a checkpoint at which nobody needs it.
@@ -248,6 +295,8 @@ impl ExtentPool {
             place,
             lookers: Lookers::default(),
             kept_from: 0,
+            touched: len,
+            untouched: 0,
         };
         self.mapped.insert(extent.address(), place);
         Ok(extent)
@@ -288,7 +337,14 @@ impl ExtentPool {
             .back
             .iter()
             .position(|back| back.extent.address() == address)?;
-        Some(self.back.swap_remove(index).extent)
+        let extent = self.back.swap_remove(index).extent;
+        // What an earlier message has left behind this one is nobody's.
+        let end = bytes.len().next_multiple_of(PAGE).min(extent.len());
+        let rest = extent.place.offset + end as u64;
+        extent.region.release_range(rest, extent.len() - end);
+        let mut extent = extent.lent(0);
+        extent.touched = end;
+        Some(extent)
     }
 
     /// Undoes the mappings; nobody looks at what was adopted any more.
@@ -297,5 +353,68 @@ impl ExtentPool {
         for extent in self.back.into_iter().map(|back| back.extent).chain(self.free) {
             extent.region.unmap();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEN: usize = 8 << 20;
+
+    /// What the store has in memory but for what took none when it was lent.
+    fn resident(waiting: &Waiting, lent: &[&Extent]) -> u64 {
+        let untouched: usize = lent.iter().map(|extent| extent.untouched()).sum();
+        waiting.memory() - untouched as u64
+    }
+
+    #[test]
+    fn what_an_earlier_message_left_in_an_extent_counts() {
+        let (mut waiting, mut pool) = (Waiting::create(1).unwrap(), ExtentPool::default());
+        let mut extent = pool.lend(&mut waiting, LEN).unwrap();
+        assert_eq!(extent.len(), LEN);
+        assert_eq!(resident(&waiting, &[&extent]), 0);
+        extent.fill(&vec![1; 5000]);
+        extent.note_filled(6 << 20, false);
+        pool.give_back(extent);
+        pool.checkpointed(&mut waiting);
+        // Lent again, for a message that does not get far.
+        let again = pool.lend(&mut waiting, LEN).unwrap();
+        let fresh = pool.lend(&mut waiting, LEN).unwrap();
+        assert_eq!(resident(&waiting, &[&again, &fresh]), 6 << 20);
+        pool.give_back(again);
+        pool.give_back(fresh);
+        assert_eq!(resident(&waiting, &[]), 2 * LEN as u64);
+    }
+
+    #[test]
+    fn of_little_memory_little_is_kept() {
+        let (mut waiting, mut pool) = (Waiting::create(1).unwrap(), ExtentPool::default());
+        pool.set_cap(8 * 2 * LEN as u64);
+        for _ in 0..4 {
+            let lent = [(); 3].map(|()| pool.lend(&mut waiting, LEN).unwrap());
+            assert!(!pool.wants_checkpoint());
+            lent.into_iter().for_each(|extent| pool.give_back(extent));
+            assert!(pool.wants_checkpoint());
+            pool.checkpointed(&mut waiting);
+            assert_eq!(pool.idle(), 2 * LEN);
+        }
+    }
+
+    #[test]
+    fn after_a_death_a_message_keeps_its_own_bytes_only() {
+        let (mut waiting, mut pool) = (Waiting::create(1).unwrap(), ExtentPool::default());
+        let mut extent = pool.lend(&mut waiting, LEN).unwrap();
+        extent.fill(&vec![7; LEN]);
+        let place = extent.place();
+        let mut next = ExtentPool::default();
+        let bytes = next.adopt(&mut waiting, ExtentRange::first(place, 5000)).unwrap();
+        let adopted = next.take_adopted(&bytes).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 7));
+        let all = crate::os::memfd::read_at(waiting.fd(), place.offset, LEN).unwrap();
+        assert!(
+            all[..2 * PAGE].iter().all(|byte| *byte == 7) && all[2 * PAGE..].iter().all(|byte| *byte == 0)
+        );
+        assert_eq!(adopted.untouched(), LEN);
     }
 }

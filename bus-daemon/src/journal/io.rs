@@ -14,6 +14,7 @@ use bus_wire::{Fd, LargeMessage, SendQueue};
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::extent::is_many;
 use super::header::{CONTROL, InFlight, MAX_FDS};
 use super::log::Fields;
 use super::record::Kind;
@@ -25,7 +26,7 @@ use crate::broker::{Fds, PeerId};
 pub(super) const SLICES: usize = 64;
 
 /// Most bytes of a large message in one read: it is validated as it arrives, and no event may take long.
-const LARGE_READ: usize = 128 * 1024;
+const LARGE_READ: usize = 256 * 1024;
 
 /// Bytes of the control buffer.
 #[cfg(feature = "bench-hooks")]
@@ -86,7 +87,7 @@ impl Journal {
         };
         let bytes = self.log.finish_read(fields, len, &fds);
         self.header.slot.disarm();
-        let full = len == room || !fds.is_empty();
+        let full = len == room;
         Ok(Read::Data {
             bytes,
             fds,
@@ -146,7 +147,7 @@ impl Journal {
         };
         self.log.append(Kind::ReceivedLarge, fields, &fds);
         self.header.slot.disarm();
-        extent.note_filled(filled + len);
+        extent.note_filled(filled + len, is_many(self.lent_bytes));
         Ok(Read::Data {
             bytes: extent.prefix(filled + len),
             fds,

@@ -7,7 +7,7 @@
 
 mod arena;
 mod checkpoint;
-#[cfg(any(test, feature = "test-hooks"))]
+#[cfg(any(test, feature = "test-hooks", feature = "bench-hooks"))]
 mod damage;
 mod extent;
 mod header;
@@ -180,6 +180,8 @@ pub(crate) struct Journal {
     lent: u64,
     /// Bytes of those that are lent now.
     lent_bytes: usize,
+    /// Bytes of these that took no memory when they were lent.
+    lent_untouched: usize,
     /// What is kept to be used again is being given back.
     is_thrifty: bool,
     /// Whether the newest checkpoint may have an agenda that is not empty.
@@ -243,6 +245,7 @@ impl Journal {
             cap: u64::MAX,
             lent: 0,
             lent_bytes: 0,
+            lent_untouched: 0,
             is_thrifty: false,
             has_agenda: false,
             address_room: address_room(),
@@ -350,6 +353,7 @@ impl Journal {
         let mut extent = self.extents.lend(&mut self.waiting, total)?;
         self.lent += 1;
         self.lent_bytes += extent.len();
+        self.lent_untouched += extent.untouched();
         extent.fill(prefix);
         Ok(extent)
     }
@@ -486,6 +490,7 @@ impl Journal {
     /// Takes an extent back, when its message is complete or its link is gone.
     pub(crate) fn give_back(&mut self, extent: Extent) {
         self.lent_bytes -= extent.len();
+        self.lent_untouched -= extent.untouched();
         self.extents.give_back(extent);
     }
 
@@ -507,19 +512,27 @@ impl Journal {
         }
     }
 
-    /// Bytes of it that are in use: a checkpoint and what it leaves to do give the rest back. Extents that are lent do not
-    /// count: how much of them is in memory the broker knows, which has what arrived.
+    /// Bytes of it that are in use: a checkpoint and what it leaves to do give the rest back. What took no memory when it was
+    /// lent does not count: how much of it does by now the broker knows, which has what arrived.
     pub(crate) fn used(&self) -> u64 {
         // Extents lie in the store.
-        let unused = (self.extents.idle() + self.lent_bytes) as u64;
+        let unused = (self.extents.idle() + self.lent_untouched) as u64;
         self.log.used() + self.checkpoints.used_bytes() + self.waiting.used().saturating_sub(unused)
+    }
+
+    /// Bytes of it that are in memory, at most, in use or not; of extents as above.
+    pub(crate) fn resident(&self) -> u64 {
+        self.log.memory() as u64 + self.checkpoints.memory() + self.store_resident()
+    }
+
+    /// The store's part of that.
+    pub(crate) fn store_resident(&self) -> u64 {
+        self.waiting.memory().saturating_sub(self.lent_untouched as u64)
     }
 
     /// Bytes that are in use no more and kept to be used again, or until the next checkpoint.
     pub(crate) fn idle(&self) -> u64 {
-        let memory = self.memory();
-        let held = memory.log + memory.extents + memory.checkpoints + memory.store;
-        held.saturating_sub(memory.used) + self.log.stale()
+        self.resident().saturating_sub(self.used()) + self.log.stale()
     }
 
     /// Grows while much is read.
@@ -555,6 +568,7 @@ impl Journal {
     /// keeps to the cap, and who is to pay for that.
     pub(crate) fn set_cap(&mut self, cap: u64) {
         self.cap = cap;
+        self.extents.set_cap(cap);
         self.waiting.set_limit(cap.saturating_mul(2));
     }
 

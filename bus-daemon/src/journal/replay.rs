@@ -150,6 +150,7 @@ impl Journal {
             cap: u64::MAX,
             lent: 0,
             lent_bytes: 0,
+            lent_untouched: 0,
             address_room: super::address_room(),
             is_thrifty: false,
             has_agenda: true,
@@ -412,6 +413,7 @@ impl Journal {
     pub(crate) fn take_adopted(&mut self, prefix: &[u8]) -> Option<Extent> {
         let extent = self.extents.take_adopted(prefix)?;
         self.lent_bytes += extent.len();
+        self.lent_untouched += extent.untouched();
         Some(extent)
     }
 

@@ -3,7 +3,7 @@
 use super::control_group;
 
 /// Less is not enough for the daemon itself.
-const LEAST: u64 = 16 << 20;
+pub(crate) const LEAST: u64 = 16 << 20;
 
 /// Bytes that the bus may hold for its peers: `BUS_MEMORY_CAP`, if that is set, or a quarter of what the system grants. The
 /// rest is for the copies that are made on the way, for the sockets' own buffers, and for everybody else.

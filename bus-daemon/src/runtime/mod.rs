@@ -1,6 +1,8 @@
 //! The thin shell around the broker: sockets, clock, system questions, on a current-thread tokio runtime.
 
 mod alarm;
+#[cfg(any(test, feature = "bench-hooks"))]
+pub(crate) mod bench;
 mod complaints;
 #[cfg(any(test, feature = "test-hooks"))]
 pub(crate) mod fuzz;
@@ -13,6 +15,7 @@ mod rotation;
 mod system;
 #[cfg(test)]
 mod tests;
+mod wait;
 mod watchdog;
 mod worker;
 
@@ -21,8 +24,6 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use bus_wire::Guid;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use crate::broker::{Broker, Identity, ListenerIdentity, Millis, Start, Transport};
 use crate::config::Config;
@@ -32,10 +33,10 @@ use crate::handoff::image;
 use crate::handoff::keeper::KeeperV1;
 use crate::handoff::stored::LAYOUT;
 use crate::journal::Journal;
-use crate::os::{clock, memory};
-use alarm::Alarm;
+use crate::os::{clock, control_group, memory};
 use poll::EpollSet;
 pub(crate) use system::machine_id;
+use wait::Waiting;
 use worker::Worker;
 
 /// Why a peer is disconnected whose descriptors the kernel had to drop.
@@ -225,24 +226,14 @@ fn serve(record: &KeeperV1, mut worker: Worker, start: Start) -> Result<Infallib
         .map_err(|error| format!("no runtime: {error}"))?;
     runtime.block_on(async move {
         worker.register().map_err(|error| format!("epoll: {error}"))?;
-        #[expect(unsafe_code, reason = "the set is known by its number")]
-        // SAFETY: the epoll set stays open for the life of the process.
-        let epoll = unsafe { AsyncFd::register_with_interest(EpollSet(record.epoll), Interest::READABLE) }
-            .map_err(|error| format!("epoll: {error}"))?;
+        worker.watch_groups(control_group::limited(&control_group::own()));
         worker.begin(start);
-        let mut alarm = Alarm::default();
+        #[cfg(feature = "test-hooks")]
+        crate::fault::share_runtime();
+        let mut waiting = Waiting::new(EpollSet(record.epoll));
         loop {
-            worker.turns();
-            alarm.want(worker.next_tick());
-            tokio::select! {
-                biased;
-                ready = epoll.readable() => match ready {
-                    // Cleared before the set is looked at: whatever comes later makes it ready again.
-                    Ok(mut guard) => guard.clear_ready(),
-                    Err(error) => return Err(format!("epoll: {error}")),
-                },
-                () = alarm.ring() => worker.tick(),
-            }
+            let waited = waiting.wait_after_turns(&mut worker).await;
+            waited.map_err(|error| format!("epoll: {error}"))?;
         }
     })
 }

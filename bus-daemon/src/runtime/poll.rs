@@ -82,11 +82,12 @@ impl EpollSet {
         }
     }
 
-    /// Takes what is ready now; false when there may be more.
-    pub(crate) fn take_ready(&self, ready: &mut Vec<(Source, u32)>) -> Result<bool> {
+    /// Waits until something is ready, for at most so many milliseconds (-1: without end), and takes it; false when there
+    /// may be more.
+    pub(crate) fn take_ready(&self, ready: &mut Vec<(Source, u32)>, timeout: i32) -> Result<bool> {
         let mut events = [MaybeUninit::<libc::epoll_event>::uninit(); BATCH];
         // SAFETY: room for BATCH events.
-        let count = unsafe { libc::epoll_wait(self.0, events.as_mut_ptr().cast(), BATCH as i32, 0) };
+        let count = unsafe { libc::epoll_wait(self.0, events.as_mut_ptr().cast(), BATCH as i32, timeout) };
         if count < 0 {
             let error = Error::last_os_error();
             return if error.raw_os_error() == Some(libc::EINTR) {

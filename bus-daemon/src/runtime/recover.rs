@@ -32,7 +32,7 @@ pub(super) struct Recovered {
 
 /// Rebuilds the broker. `image` is what the dead worker itself had begun with, needed while there is no checkpoint;
 /// `skip` is the number of an event that is not to be applied again.
-#[cfg(any(test, feature = "test-hooks"))]
+#[cfg(any(test, feature = "test-hooks", feature = "bench-hooks"))]
 pub(super) fn replay(journal: &mut Journal, image: RawFd, skip: Option<u64>) -> Result<Recovered, String> {
     replay_in_steps(journal, image, skip, 0)
 }

@@ -1,6 +1,7 @@
 //! A real worker in the process of the test, on real sockets: what a replay of its journal gives is what it had.
 
 mod ahead;
+mod cost;
 mod damaged_store;
 mod entries;
 #[cfg(target_arch = "x86_64")]

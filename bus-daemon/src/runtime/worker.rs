@@ -60,6 +60,8 @@ pub(crate) struct Worker {
     must_look: Cell<bool>,
     inbox: Inbox,
     ready: Vec<(Source, u32)>,
+    /// `ready` is what a wait ended with, and was not looked at yet; whether that was all.
+    told: Option<bool>,
     dirty: Vec<PeerId>,
     /// Peers that got something and were not written to yet: those whose link says so, each once.
     unsent: VecDeque<PeerId>,
@@ -97,6 +99,7 @@ impl Worker {
             must_look: Cell::new(false),
             inbox,
             ready: Vec::new(),
+            told: None,
             dirty: Vec::new(),
             shortage: Shortage::default(),
             unsent: VecDeque::new(),

@@ -256,6 +256,36 @@ fn in_an_emergency_nobody_is_waited_for_that_reads_nothing() {
 }
 
 #[test]
+fn far_beyond_the_cap_messages_that_get_on_go_and_then_whoever_makes_it_hold_most() {
+    let mut bus = bus();
+    let (sender, quick) = (bus.connect(), bus.connect());
+    let halves: [Who; 3] = std::array::from_fn(|_| bus.connect());
+    for _ in 0..8 {
+        flood(&mut bus, sender, Some(":1.1"), 1_000_000);
+    }
+    let text = "x".repeat(6_000_000);
+    let message = MessageBuilder::signal("/", "a.b", "S").serial(9_u32).body(|w| {
+        w.str(&text);
+    });
+    let message = message.build().unwrap();
+    // All of them get on, and the reader reads.
+    for _ in 0..3 {
+        bus.wait(100);
+        bus.take(quick, 2_000_000);
+    }
+    for (number, who) in halves.into_iter().enumerate() {
+        bus.bytes(who, &message[..(number + 1) * 1_000_000], &[]);
+    }
+    assert_eq!(relieve(&mut bus, CAP + MIB).dismiss, []);
+    let emergency = CAP / 4 * 5 + 1;
+    let relief = relieve(&mut bus, emergency);
+    assert_eq!(relief.dismiss, [2, 1, 0].map(|at| bus.peer(halves[at])));
+    assert_eq!(relieve(&mut bus, emergency).dismiss, []);
+    assert_eq!(relieve(&mut bus, CAP / 2 * 3 + 1).dismiss, [bus.peer(quick)]);
+    assert!(bus.is_open(sender));
+}
+
+#[test]
 fn who_holds_next_to_nothing_goes_last() {
     let mut bus = bus();
     let (sender, large, small) = (bus.connect(), bus.connect(), bus.connect());

@@ -1,11 +1,14 @@
 //! Whether bytes that are still arriving are values of the types that a signature says (specification, "Marshaling").
 
-use smallvec::SmallVec;
+mod program;
+mod text;
 
 use crate::error::MessageError;
 use crate::limits::{MAX_ARRAY, MAX_DEPTH};
-use crate::names::{self, NameError, PathSoFar};
+use crate::names;
 use crate::signature::{self, SignatureError, alignment, fixed_size};
+use program::{Op, compile};
+use text::{Text, bad_path, nul};
 
 /// How far the values of one signature were validated: plain values, to be continued when more bytes are there.
 ///
@@ -21,14 +24,6 @@ pub(crate) struct Progress {
     levels: Vec<Level>,
     /// A text of which a part was validated.
     text: Option<Text>,
-}
-
-/// A type code.
-#[derive(Debug, Clone, Copy)]
-struct Op {
-    code: u8,
-    /// Of an array: of how many codes its type consists. Of others: how many codes are dealt with together.
-    count: u8,
 }
 
 /// Where the next value is, and what is around it.
@@ -59,23 +54,6 @@ struct Level {
     back: u16,
     /// How long the program was.
     kept: u16,
-}
-
-/// A string or object path that has not arrived completely.
-#[derive(Debug, Clone)]
-struct Text {
-    start: usize,
-    end: usize,
-    /// Up to where it was validated.
-    checked: usize,
-    content: Content,
-}
-
-/// What is known of a text so far.
-#[derive(Debug, Clone)]
-enum Content {
-    String { is_utf8: bool, nul_at: Option<usize> },
-    Path(Result<PathSoFar, NameError>),
 }
 
 /// Why it does not go on.
@@ -134,60 +112,6 @@ impl Progress {
             Some(fault) => Err(fault),
             None => Ok(result.is_ok().then_some(place.at)),
         }
-    }
-}
-
-/// Appends the codes of a valid signature.
-fn compile(signature: &[u8], program: &mut Vec<Op>) {
-    let base = program.len();
-    program.extend(signature.iter().map(|&code| Op { code, count: 1 }));
-    let ops = &mut program[base..];
-    if ops.len() > 1 {
-        count_types(ops);
-        count_runs(ops);
-    }
-}
-
-/// Counts the codes of each complete type that begins with an array or struct. The end of a struct that is an element gets
-/// 0.
-fn count_types(ops: &mut [Op]) {
-    // From the end, so that what an array or struct consists of is known when its beginning is met.
-    let mut ends = SmallVec::<[u8; 8]>::new();
-    for at in (0..ops.len()).rev() {
-        match ops[at].code {
-            b')' | b'}' => ends.push(at as u8),
-            b'(' | b'{' => {
-                let end = ends.pop().map_or(at, usize::from);
-                ops[at].count = (end - at + 1) as u8;
-                if at > 0 && ops[at - 1].code == b'a' {
-                    ops[end].count = 0;
-                }
-            }
-            b'a' => ops[at].count = ops.get(at + 1).map_or(1, |element| element.count + 1),
-            _ => {}
-        }
-    }
-}
-
-/// Counts structs that begin or end together, and values of the same fixed size behind each other.
-fn count_runs(ops: &mut [Op]) {
-    for at in (0..ops.len() - 1).rev() {
-        let next = ops[at + 1];
-        let op = &mut ops[at];
-        op.count = match op.code {
-            b'a' => continue,
-            b'(' | b'{' if matches!(next.code, b'(' | b'{') => next.count + 1,
-            // The next element comes behind the last of them.
-            b')' | b'}' if op.count == 0 => 1,
-            b')' | b'}' if matches!(next.code, b')' | b'}') => next.count + 1,
-            code => match fixed_size(code) {
-                Some(size) if fixed_size(next.code) == Some(size) => next.count + 1,
-                _ => 1,
-            },
-        };
-    }
-    if let Some(last) = ops.last_mut() {
-        last.count = 1;
     }
 }
 
@@ -481,18 +405,10 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
         }
         let (start, length) = self.u32(self.place.at)?;
         let end = start + length as usize;
-        *self.text = Some(Text {
-            start,
-            end,
-            checked: start,
-            content: if code == b'o' {
-                Content::Path(Ok(PathSoFar::default()))
-            } else {
-                Content::String {
-                    is_utf8: true,
-                    nul_at: None,
-                }
-            },
+        *self.text = Some(if code == b'o' {
+            Text::path(start, end)
+        } else {
+            Text::string(start, end)
         });
         self.go_on_with_text()
     }
@@ -503,7 +419,7 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
             return Ok(());
         };
         text.advance(self.have);
-        let (start, length) = (text.start, text.end - text.start);
+        let (start, length) = (text.start(), text.length());
         // What is wrong behind a text comes before what is wrong within.
         let (after, _) = self.terminated(start, length)?;
         if let Some(Err(fault)) = self.text.take().map(|text| text.verdict()) {
@@ -590,83 +506,5 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
     fn fault(&mut self, fault: MessageError) -> Stop {
         self.fault = Some(fault);
         Stop::Fault
-    }
-}
-
-impl Text {
-    /// Looks at what has arrived.
-    fn advance(&mut self, have: &[u8]) {
-        let upto = have.len().min(self.end);
-        if upto <= self.checked {
-            return;
-        }
-        let mut bytes = &have[self.checked..upto];
-        match &mut self.content {
-            Content::Path(path) => {
-                if let Ok(so_far) = path {
-                    *path = so_far.extended(bytes);
-                }
-            }
-            Content::String { is_utf8, nul_at } => {
-                if upto < self.end {
-                    bytes = whole_characters(bytes);
-                }
-                *is_utf8 = *is_utf8 && simdutf8::basic::from_utf8(bytes).is_ok();
-                if nul_at.is_none() {
-                    *nul_at = nul(bytes).map(|index| self.checked + index);
-                }
-            }
-        }
-        self.checked += bytes.len();
-    }
-
-    /// Whether the text, which is whole, is valid.
-    fn verdict(&self) -> Result<(), MessageError> {
-        match self.content {
-            Content::Path(path) => path
-                .and_then(PathSoFar::finish)
-                .map_err(|cause| bad_path(self.start, cause)),
-            Content::String { is_utf8: false, .. } => Err(MessageError::Utf8 { at: self.start }),
-            Content::String { nul_at: Some(at), .. } => Err(MessageError::Nul { at }),
-            Content::String { .. } => Ok(()),
-        }
-    }
-}
-
-/// Without the beginning of a character at the end.
-fn whole_characters(bytes: &[u8]) -> &[u8] {
-    for (index, byte) in bytes.iter().enumerate().rev().take(3) {
-        let length = match byte {
-            0x80..=0xbf => continue,
-            0xc0..=0xdf => 2,
-            0xe0..=0xef => 3,
-            0xf0.. => 4,
-            _ => 1,
-        };
-        if index + length > bytes.len() {
-            return &bytes[..index];
-        }
-        break;
-    }
-    bytes
-}
-
-/// Where a text has a nul byte.
-#[inline]
-fn nul(text: &[u8]) -> Option<usize> {
-    // `contains` of bytes is memchr; the search for the place is only for the error.
-    if text.contains(&0) {
-        text.iter().position(|&byte| byte == 0)
-    } else {
-        None
-    }
-}
-
-#[cold]
-fn bad_path(at: usize, cause: NameError) -> MessageError {
-    MessageError::Name {
-        at,
-        what: "an object path",
-        cause,
     }
 }

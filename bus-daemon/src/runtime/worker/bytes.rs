@@ -52,6 +52,10 @@ impl Worker {
                 lost_fds,
             }) => {
                 link.taken += len as u64;
+                if !fds.is_empty() {
+                    // The kernel ends a read behind them, whatever follows.
+                    self.must_look.set(true);
+                }
                 let event = match under_way.filter(|_| link.large.is_some()) {
                     None => Event::Received {
                         peer,
@@ -245,6 +249,7 @@ impl Worker {
             }
         }
         self.set_writing(peer, writing);
+        self.note_sent(bytes);
         bytes
     }
 

@@ -191,6 +191,7 @@ impl Worker {
             return;
         };
         self.journal.note_gone(peer);
+        self.note_gone();
         if let Some(extent) = link.large {
             self.journal.give_back(extent);
         }

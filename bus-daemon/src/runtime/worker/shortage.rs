@@ -4,12 +4,18 @@
 //! event. Before it is asked, a checkpoint is taken: then what waits is in the store, each body once, and what is not needed
 //! any more does not count.
 //!
+//! What is in memory is kept near what is held: beyond the cap no more than a quarter of it may be idle, and what those have
+//! left behind who were disconnected goes back at once. A turn takes in about a megabyte, and memory is looked after in each.
+//! Where a control group has a limit, the kernel is asked how much is left of it, since it counts there what nobody here
+//! does (sockets' buffers, its own tables, others in the group); where that is little, the cap is lower.
+//!
 //! What is kept only to be used again goes back to the system once the bus has been quiet for a while. That takes one
 //! wake-up, and none if there is little.
 
 use super::Worker;
 use crate::broker::{Event, Memory};
 use crate::journal::RareEvent;
+use crate::os::control_group::Limited;
 use crate::os::memory;
 
 /// Milliseconds between two judgements, unless more is held than at the last.
@@ -21,9 +27,22 @@ const LOOK: u64 = 500;
 const QUIET: u64 = 1000;
 /// Bytes that are not worth it.
 const LITTLE: u64 = 256 << 10;
+/// Work after which it is looked how much is held, in units of a message or 2 KiB: what less of it leaves in memory, or lets
+/// go of, is [little](LITTLE). So short turns do not pay for it each.
+const UNLOOKED: u64 = 64;
+/// Idle memory that is worth a checkpoint, and what it leaves to do, at once: this part of the cap, and what the log keeps.
+const IDLE_PART: u64 = 4;
+const IDLE: u64 = 4 << 20;
+/// Steps of what a checkpoint leaves to do that are taken in one go where memory is short: each may give back 16 MiB.
+const STEPS: usize = 32;
+/// Milliseconds between two looks at the control group.
+const GAUGE: u64 = 100;
+/// What is to be left of a control group's limit: a part of it, and not more than that.
+const RESERVE_PART: u64 = 8;
+const RESERVE: u64 = 64 << 20;
 
 /// How it stands.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Shortage {
     /// When it was last judged, in milliseconds, and what was held then.
     judged: (u64, u64),
@@ -39,14 +58,101 @@ pub(super) struct Shortage {
     is_tidying: bool,
     /// The most that the heap has held since it was last trimmed.
     heap_peak: u64,
+    /// Work done since it was last looked how much is held.
+    unlooked: u64,
+    /// What was idle and could not be given back when that was last tried: parts of pages.
+    stuck: u64,
+    /// Control groups with a limit.
+    groups: Vec<Limited>,
+    /// When it was last asked how much is left of these, in milliseconds.
+    gauged: u64,
+    /// What the bus may hold, as far as they have room for it.
+    room: Option<u64>,
+}
+
+impl Default for Shortage {
+    /// A worker may have been given a lot: it looks in its first turn.
+    fn default() -> Self {
+        Self {
+            judged: (0, 0),
+            is_large_begun: false,
+            look: None,
+            tidy: None,
+            rest: 0,
+            is_tidying: false,
+            heap_peak: 0,
+            unlooked: UNLOOKED,
+            stuck: 0,
+            groups: Vec::new(),
+            gauged: 0,
+            room: None,
+        }
+    }
 }
 
 impl Worker {
     fn memory(&self) -> Memory {
+        let cap = self.journal.cap();
         Memory {
             held: self.journal.used() + self.broker.held_outside(),
-            cap: self.journal.cap(),
+            cap: self.shortage.room.map_or(cap, |room| room.min(cap)),
         }
+    }
+
+    /// This process's memory counts in these groups, too.
+    pub(crate) fn watch_groups(&mut self, groups: Vec<Limited>) {
+        self.shortage.groups = groups;
+    }
+
+    /// Asks how much is left of the limits of control groups, if it is time, and gives back what is idle where that is little.
+    fn gauge(&mut self) {
+        if self.shortage.groups.is_empty() || self.now.0 < self.shortage.gauged + GAUGE {
+            return;
+        }
+        self.shortage.gauged = self.now.0;
+        let least = |groups: &[Limited]| {
+            let left = groups.iter().filter_map(Limited::left);
+            left.map(|(limit, left)| (left, (limit / RESERVE_PART).min(RESERVE)))
+                .min_by_key(|(left, reserve)| left.saturating_sub(*reserve))
+        };
+        self.shortage.room = None;
+        let Some((left, reserve)) = least(&self.shortage.groups) else {
+            return;
+        };
+        if left >= 2 * reserve {
+            return;
+        }
+        if self.journal.idle() > LITTLE {
+            self.give_back();
+        }
+        let Some((left, reserve)) = least(&self.shortage.groups) else {
+            return;
+        };
+        // However little others leave: so much is the bus's own.
+        let room = (self.memory().held + left)
+            .saturating_sub(reserve)
+            .max(memory::LEAST);
+        self.shortage.room = Some(room);
+    }
+
+    /// Gives back at once what a checkpoint sets free, and what is kept to be used again.
+    fn give_back(&mut self) {
+        if self.has_no_checkpoint_now() {
+            return;
+        }
+        // The second sets free what stood in backlogs that came to their ends after the first.
+        for _ in 0..2 {
+            self.take_checkpoint();
+            self.journal.release_extents();
+            self.journal.return_idle();
+            for _ in 0..STEPS {
+                if !self.journal.has_chores() {
+                    break;
+                }
+                self.journal.do_chores();
+            }
+        }
+        self.shortage.stuck = self.journal.resident().saturating_sub(self.journal.used());
     }
 
     /// A message of so many bytes has begun.
@@ -60,10 +166,43 @@ impl Worker {
         self.shortage.look.into_iter().chain(tidy).min()
     }
 
+    /// So many bytes were sent.
+    pub(super) fn note_sent(&mut self, bytes: u64) {
+        self.shortage.unlooked += bytes / 2048;
+    }
+
+    /// A peer is gone, with whatever it held.
+    pub(super) fn note_gone(&mut self) {
+        self.shortage.unlooked += UNLOOKED;
+    }
+
+    /// Whether it is to be looked how much is held, in a turn that did so much.
+    pub(super) fn is_look_due(&mut self, work: u64) -> bool {
+        self.shortage.unlooked += work;
+        let is_time = self.next_look().is_some_and(|due| due <= self.now.0);
+        let is_due = is_time
+            || self.shortage.unlooked >= UNLOOKED
+            || self.shortage.is_large_begun
+            || self.shortage.is_tidying;
+        if is_due {
+            self.shortage.unlooked = 0;
+        }
+        is_due
+    }
+
     /// Does something about it if memory is short.
     pub(super) fn relieve(&mut self) {
+        self.gauge();
         let memory = self.memory();
-        self.shortage.heap_peak = self.shortage.heap_peak.max(self.broker.held_outside());
+        let outside = self.broker.held_outside();
+        self.shortage.heap_peak = self.shortage.heap_peak.max(outside);
+        // Log and checkpoints keep little that is idle.
+        if self.journal.store_resident() + outside > memory.cap {
+            let idle = (self.journal.resident() + outside).saturating_sub(memory.held);
+            if idle > memory.cap / IDLE_PART + IDLE + self.shortage.stuck {
+                self.give_back();
+            }
+        }
         if !memory.is_short() && !self.shortage.is_large_begun {
             self.shortage.look = None;
             return;
@@ -88,14 +227,20 @@ impl Worker {
         if let Some(relief) = self.broker.relief(memory) {
             tracing::debug!("{memory:?}: {relief:?}");
             self.journal.note(None, &RareEvent::Relieved(relief.clone()));
+            let is_any_dismissed = !relief.dismiss.is_empty();
             self.apply(Event::Relieved(relief));
             self.flush();
+            if is_any_dismissed {
+                self.give_back();
+            }
         }
     }
 
     /// Gives memory back that nobody has needed for a while.
     pub(super) fn tidy_up(&mut self) {
         if self.journal.has_chores() {
+            // To be looked again when they are done.
+            self.shortage.unlooked = UNLOOKED;
             return;
         }
         if self.shortage.is_tidying {

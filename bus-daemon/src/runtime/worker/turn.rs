@@ -5,11 +5,13 @@
 //! What is left over is served in the next turn, which then comes at
 //! once.
 //!
-//! Architecture invariant: nothing is left unheard. The runtime waits on the epoll set by its edges, so it may only wait
-//! when everything that the set told of has been taken to its end: a socket to an empty read or to one that brought less
-//! than there was room for while no end was in sight, a listener to EAGAIN. Whatever comes later is an edge of its own.
-//! Except where the interest in a descriptor has changed since the set was asked: the kernel gives no edge for one that is
-//! ready at that moment and was told of before, so the set is asked again.
+//! Architecture invariant: nothing is left unheard. As a rule the worker waits in the epoll set itself, which is
+//! level-triggered: what was not taken to its end is told again. Where something else runs on the runtime, that waits on the
+//! set by its edges, so it may only wait when everything that the set told of has been taken to its end: a socket to an empty
+//! read or to one that brought less than there was room for while no end was in sight, a listener to EAGAIN. Whatever comes
+//! later is an edge of its own. Except where a read has ended for the descriptors that it brought, or the interest in a
+//! descriptor has changed since the set was asked: the kernel gives no edge for one that is ready at that moment and was
+//! told of before, so the set is asked again.
 
 use super::Worker;
 use crate::broker::{Event, Millis};
@@ -43,19 +45,19 @@ impl Worker {
         deadline.into_iter().chain(retry).chain(look).min()
     }
 
-    /// Takes turns until nothing is left to do.
+    /// Takes turns until nothing is left to do, and the epoll set has nothing to tell.
     pub(crate) fn turns(&mut self) {
-        while self.turn() {}
+        while self.turn() || self.must_look.get() {}
     }
 
-    /// One turn. True: there is more to do at once.
+    /// One turn. True: there is more to do at once; otherwise the set may still have something to tell.
     pub(crate) fn turn(&mut self) -> bool {
         let is_late = self.is_late();
         if !is_late {
             self.tick();
         }
         let has_more = self.look();
-        self.serve();
+        let work = self.serve();
         if is_late {
             self.tick();
         }
@@ -64,7 +66,10 @@ impl Worker {
             self.follow_up();
             is_sent = !self.send_some();
         }
-        self.relieve();
+        let is_look_due = self.is_look_due(work);
+        if is_look_due {
+            self.relieve();
+        }
         let mut is_writing = self.keep_replay_short();
         if self.journal.has_chores() {
             self.journal.do_chores();
@@ -73,13 +78,14 @@ impl Worker {
                 is_writing |= self.keep_replay_short();
             }
         }
-        self.tidy_up();
+        if is_look_due {
+            self.tidy_up();
+        }
         has_more
             || !is_sent
             || is_writing
             || self.journal.has_chores()
             || self.is_tidying()
-            || self.must_look.get()
             || !self.rotation.is_empty()
     }
 
@@ -111,15 +117,31 @@ impl Worker {
         }
     }
 
-    /// Asks the epoll set who is ready, hears the keeper, and puts the others into the rotation. True: the set may have
-    /// more to tell.
-    fn look(&mut self) -> bool {
+    /// Waits in the epoll set itself until somebody is ready, or a tick is due: the next turn begins with what it told of.
+    pub(crate) fn wait(&mut self) -> std::io::Result<()> {
+        let timeout = self.next_tick().map_or(-1, |due| {
+            let left = due.0.saturating_sub(crate::runtime::now().0);
+            i32::try_from(left).unwrap_or(i32::MAX)
+        });
         self.must_look.set(false);
+        self.ready.clear();
+        let is_all = self.epoll.take_ready(&mut self.ready, timeout)?;
+        self.told = Some(is_all);
+        Ok(())
+    }
+
+    /// Asks the epoll set who is ready, unless it was waited for; hears the keeper, and puts the others into the rotation.
+    /// True: the set may have more to tell.
+    fn look(&mut self) -> bool {
+        let told = self.told.take();
         let mut ready = std::mem::take(&mut self.ready);
-        ready.clear();
-        let is_all = self.epoll.take_ready(&mut ready).unwrap_or_else(|error| {
-            tracing::error!("epoll: {error}");
-            true
+        let is_all = told.unwrap_or_else(|| {
+            self.must_look.set(false);
+            ready.clear();
+            self.epoll.take_ready(&mut ready, 0).unwrap_or_else(|error| {
+                tracing::error!("epoll: {error}");
+                true
+            })
         });
         for &(source, events) in &ready {
             match source {
@@ -147,9 +169,10 @@ impl Worker {
         }
     }
 
-    /// Serves the rotation until the turn's work is used up.
-    fn serve(&mut self) {
-        let end = self.broker.work() + WORK;
+    /// Serves the rotation until the turn's work is used up. How much that was.
+    fn serve(&mut self) -> u64 {
+        let begin = self.broker.work();
+        let end = begin + WORK;
         // What the broker does not count: reads that complete no message, and connections.
         let mut served = 0;
         while self.broker.work() + served < end
@@ -168,6 +191,7 @@ impl Worker {
                 }
             };
         }
+        self.broker.work() - begin + served
     }
 
     fn taken(&mut self, peer: crate::broker::PeerId) -> u64 {
