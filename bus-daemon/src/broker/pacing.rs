@@ -334,7 +334,12 @@ fn save_share(peer: &Peer) -> Option<PeerShareV1> {
         marks: [earlier, later],
         // Only advises.
         input_since: _,
-    } = peer.reading;
+    } = if peer.out.is_empty() {
+        // It begins anew with what waits next.
+        Liveness::default()
+    } else {
+        peer.reading
+    };
     is_needed.then(|| PeerShareV1 {
         peer: peer.id,
         cells: peer
