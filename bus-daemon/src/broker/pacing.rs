@@ -160,7 +160,7 @@ impl Broker {
         let Some(peer) = self.roster.get(id) else {
             return false;
         };
-        if peer.credit > 0 {
+        if peer.credit > 0 || peer.agenda.puts_off_input() {
             return false;
         }
         let Some(length) = peer.framer.next_signal() else {
