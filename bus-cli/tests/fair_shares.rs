@@ -1,6 +1,12 @@
 //! One user's flood of broadcasts, and another user's reader that is slower than the flood: the reader stays, and gets all
 //! of it; the flooder is slowed down; somebody else is served meanwhile as if nothing were.
-#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    missing_docs,
+    unreachable_pub,
+    reason = "a test measures by the clock"
+)]
 
 mod support;
 
