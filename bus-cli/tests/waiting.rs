@@ -267,9 +267,12 @@ fn who_is_beyond_the_limit_is_disconnected_and_nobody_else() {
             Stalled::start(&scene.bus, Role::Addressee),
         ];
         let mut sender = Sender::start(&scene.bus);
-        for _ in 0..100 {
+        for n in 0..100 {
             sender.send(&mut all, To::Everybody, 60_000, false);
-            sender.send(&mut all, To::One(2), 60_000, false);
+            // One sender's share of a queue is half of it.
+            if n < 60 {
+                sender.send(&mut all, To::One(2), 60_000, false);
+            }
         }
         // Below the limit nobody goes, whatever happens.
         for fault in faults {

@@ -160,7 +160,7 @@ impl Broker {
         let Some(peer) = self.roster.get(id) else {
             return false;
         };
-        if peer.credit > 0 {
+        if peer.credit > 0 || peer.agenda.puts_off_input() {
             return false;
         }
         let Some(length) = peer.framer.next_signal() else {
@@ -334,7 +334,12 @@ fn save_share(peer: &Peer) -> Option<PeerShareV1> {
         marks: [earlier, later],
         // Only advises.
         input_since: _,
-    } = peer.reading;
+    } = if peer.out.is_empty() {
+        // It begins anew with what waits next.
+        Liveness::default()
+    } else {
+        peer.reading
+    };
     is_needed.then(|| PeerShareV1 {
         peer: peer.id,
         cells: peer

@@ -116,6 +116,9 @@ impl Broker {
     fn route_messages(&mut self, id: PeerId, system: &mut dyn System) {
         let mut is_complete = false;
         loop {
+            if self.pacing.is_on() && self.is_held(id) {
+                return self.note_input(id, is_complete);
+            }
             let Some(peer) = self.roster.get_mut(id) else {
                 return;
             };
@@ -123,12 +126,6 @@ impl Broker {
                 // What else has arrived is dealt with when that is done, if the peer is still there then.
                 return self.note_input(id, is_complete);
             }
-            if self.pacing.is_on() && self.is_held(id) {
-                return self.note_input(id, is_complete);
-            }
-            let Some(peer) = self.roster.get_mut(id) else {
-                return;
-            };
             match peer.framer.next() {
                 Ok(Some(framed)) => {
                     is_complete = true;
