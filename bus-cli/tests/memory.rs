@@ -6,8 +6,10 @@ mod support;
 use bus_load::Caller;
 use bus_load::clock::Deadline;
 use bus_wire::{MessageBuilder, MessageType};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -305,6 +307,30 @@ fn memory_goes_back_after_the_last_event_on_an_idle_bus_and_then_nothing_happens
     std::thread::sleep(Duration::from_secs(2));
     let since = Work::of(&bus).since(work);
     assert!(since.wake_ups <= 1, "{since:?}");
+}
+
+/// Whether the bus has hung up. Nothing is read.
+fn has_ended(receiver: &Raw) -> bool {
+    let mut fds = [PollFd::new(receiver.stream.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).unwrap();
+    fds[0].revents().unwrap().contains(PollFlags::POLLHUP)
+}
+
+#[test]
+fn who_does_not_read_goes_though_nothing_else_happens() {
+    let _alone = alone();
+    let bus = bus_with_cap();
+    let before = at_rest(&bus);
+    let mut flooder = Flooder::start(&bus);
+    let name = flooder.raw.unique.clone();
+    let stalled: Vec<Raw> = (0..4).map(|_| subscriber(&bus, &name)).collect();
+    // A little more than may be held, and then nobody says a word.
+    while resident(&bus) < before + CAP + 4 * MIB {
+        flooder.send(None);
+    }
+    wait_until("all of them are disconnected", || stalled.iter().all(has_ended));
+    expect_returned(&bus, before);
+    flooder.raw.expect_service();
 }
 
 /// A control group of this test's own, which may use so much memory.
