@@ -488,7 +488,7 @@ impl Written {
 }
 
 /// Where a table begins in a region of checkpoints.
-#[cfg(any(test, feature = "test-hooks"))]
+#[cfg(any(test, feature = "test-hooks", feature = "bench-hooks"))]
 pub(super) fn table_start(region: &Region, table: usize) -> usize {
     TABLES[table] * unit_of(region) * ENTRY
 }
