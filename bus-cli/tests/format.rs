@@ -296,17 +296,9 @@ fn upgrades_from_builds_of_the_past_and_back_where_there_is_a_way() {
         wait_until("the old binary is back", || scene.bus.executable() == scene.old);
         scene.upgrade(support::binary());
         scene.stall();
-        // That build compares strictly, and not yet takes every state that is made for it: then nothing stops.
+        // That build compares what it writes again byte by byte.
         let old = scene.old.clone();
-        match upgrade(&mut scene.control, old.to_str().unwrap()) {
-            Ok(_) => assert_eq!(scene.bus.executable(), old),
-            Err(CallError::Reply { name, message }) => {
-                assert_eq!(name, "org.busdaemon.Error.UpgradeRefused", "{message}");
-                assert!(message.contains("it is not the same"), "{message}");
-                eprintln!("not taken by the build with version 2: {message}");
-            }
-            Err(error) => panic!("{error}"),
-        }
+        scene.upgrade(&old);
         scene.upgrade(next());
         scene.stall();
         scene.finish();

@@ -137,60 +137,26 @@ impl MatchRule {
     }
 }
 
+/// One condition in the canonical text.
+fn write_pair(text: &mut String, key: &str, value: &str) {
+    if !text.is_empty() {
+        text.push(',');
+    }
+    text.push_str(key);
+    text.push_str("='");
+    if value.as_bytes().contains(&b'\'') {
+        text.push_str(&value.replace('\'', r"'\''"));
+    } else {
+        text.push_str(value);
+    }
+    text.push('\'');
+}
+
 /// The canonical form: one order of keys, each value quoted. Equal rules have the same. Order and quotes are those of the
 /// reference implementation, whose text some programs compare with.
 impl fmt::Display for MatchRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            message_type,
-            sender,
-            interface,
-            member,
-            path,
-            destination,
-            args,
-            eavesdrop,
-        } = self;
-        let mut separator = "";
-        let mut pair = |key: fmt::Arguments<'_>, value: &str| {
-            write!(f, "{separator}{key}='")?;
-            separator = ",";
-            for (index, part) in value.split('\'').enumerate() {
-                f.write_str(if index == 0 { "" } else { r"'\''" })?;
-                f.write_str(part)?;
-            }
-            f.write_str("'")
-        };
-        if let Some(kind) = message_type.and_then(type_name) {
-            pair(format_args!("type"), kind)?;
-        }
-        for (key, value) in [("interface", interface), ("member", member)] {
-            if let Some(value) = value {
-                pair(format_args!("{key}"), value)?;
-            }
-        }
-        match path {
-            Some(PathCondition::Exact(value)) => pair(format_args!("path"), value)?,
-            Some(PathCondition::Namespace(value)) => pair(format_args!("path_namespace"), value)?,
-            None => {}
-        }
-        for (key, value) in [("sender", sender), ("destination", destination)] {
-            if let Some(value) = value {
-                pair(format_args!("{key}"), value)?;
-            }
-        }
-        if *eavesdrop {
-            pair(format_args!("eavesdrop"), "true")?;
-        }
-        for ArgCondition { index, kind, value } in args {
-            let suffix = match kind {
-                ArgKind::Equals => "",
-                ArgKind::Path => "path",
-                ArgKind::Namespace => "namespace",
-            };
-            pair(format_args!("arg{index}{suffix}"), value)?;
-        }
-        Ok(())
+        f.write_str(&self.to_text())
     }
 }
 
@@ -251,7 +217,6 @@ impl FromStr for MatchRule {
 impl MatchRule {
     /// The canonical text, as [`Display`](fmt::Display) has it.
     pub fn to_text(&self) -> String {
-        use fmt::Write;
         let names = [&self.sender, &self.interface, &self.member, &self.destination];
         let names = names.into_iter().flatten().map(|value| value.len());
         let path = self.path.iter().map(|path| match path {
@@ -263,9 +228,51 @@ impl MatchRule {
         let values = names.chain(path).chain(args).map(|len| len + KEY);
         let fixed = "type='method_return',eavesdrop='true'".len();
         let mut text = String::with_capacity(fixed + values.sum::<usize>());
-        // A string takes everything.
-        let _ = write!(text, "{self}");
+        self.write_text(&mut text);
         text
+    }
+
+    /// Tens of thousands of rules are written when a bus is upgraded, so this does without the machinery of `fmt`.
+    fn write_text(&self, text: &mut String) {
+        let Self {
+            message_type,
+            sender,
+            interface,
+            member,
+            path,
+            destination,
+            args,
+            eavesdrop,
+        } = self;
+        if let Some(kind) = message_type.and_then(type_name) {
+            write_pair(text, "type", kind);
+        }
+        for (key, value) in [("interface", interface), ("member", member)] {
+            if let Some(value) = value {
+                write_pair(text, key, value);
+            }
+        }
+        match path {
+            Some(PathCondition::Exact(value)) => write_pair(text, "path", value),
+            Some(PathCondition::Namespace(value)) => write_pair(text, "path_namespace", value),
+            None => {}
+        }
+        for (key, value) in [("sender", sender), ("destination", destination)] {
+            if let Some(value) = value {
+                write_pair(text, key, value);
+            }
+        }
+        if *eavesdrop {
+            write_pair(text, "eavesdrop", "true");
+        }
+        for ArgCondition { index, kind, value } in args {
+            let suffix = match kind {
+                ArgKind::Equals => "",
+                ArgKind::Path => "path",
+                ArgKind::Namespace => "namespace",
+            };
+            write_pair(text, &format!("arg{index}{suffix}"), value);
+        }
     }
 
     /// As [`FromStr`], for a text that comes from this program itself: the canonical text of a rule may be longer than

@@ -80,7 +80,8 @@ impl Effort {
 /// One rule and who has it.
 #[derive(Debug)]
 struct Slot {
-    rule: MatchRule,
+    /// A state that is saved has it, too.
+    rule: Arc<MatchRule>,
     hash: u64,
     load: Load,
     subscribers: Subscribers,
@@ -128,12 +129,12 @@ impl MatchIndex {
     }
 
     /// A peer's rules in the order in which they were added, repeated ones included.
-    pub(crate) fn rules_of(&self, peer: PeerId) -> impl Iterator<Item = &MatchRule> {
+    pub(crate) fn rules_of(&self, peer: PeerId) -> impl Iterator<Item = &Arc<MatchRule>> {
         self.held_by(peer).filter_map(|(id, _)| self.rule(id))
     }
 
     /// The rule that is stored under an id.
-    pub(super) fn rule(&self, id: RuleId) -> Option<&MatchRule> {
+    pub(super) fn rule(&self, id: RuleId) -> Option<&Arc<MatchRule>> {
         self.slots.get(id as usize)?.as_ref().map(|slot| &slot.rule)
     }
 
@@ -154,7 +155,8 @@ impl MatchIndex {
     }
 
     /// Where the rule is stored, or will be when it is [added](Self::add).
-    pub(super) fn intern(&mut self, rule: MatchRule) -> RuleId {
+    pub(super) fn intern(&mut self, rule: impl Into<Arc<MatchRule>>) -> RuleId {
+        let rule = rule.into();
         let hash = self.hasher.rule(&rule);
         self.find_hashed(&rule, hash)
             .unwrap_or_else(|| self.store(rule, hash))
@@ -167,8 +169,17 @@ impl MatchIndex {
         self.accounts.admits(user, keys.map(|key| self.load(&key)))
     }
 
+    /// There will be so many rules more.
+    pub(super) fn reserve(&mut self, count: usize) {
+        self.slots.reserve(count);
+        let slots = &self.slots;
+        self.interned.reserve(count, |id| {
+            slots[*id as usize].as_ref().map_or(0, |slot| slot.hash)
+        });
+    }
+
     /// Adds a rule to a peer's, who belongs to this user. The number is given back when it is removed.
-    pub(crate) fn add(&mut self, peer: PeerId, user: User, rule: MatchRule, number: u32) {
+    pub(crate) fn add(&mut self, peer: PeerId, user: User, rule: impl Into<Arc<MatchRule>>, number: u32) {
         let id = self.intern(rule);
         self.add_interned(peer, user, id, number);
     }
@@ -234,13 +245,13 @@ impl MatchIndex {
             .find(hash, |id| {
                 self.slots[*id as usize]
                     .as_ref()
-                    .is_some_and(|slot| slot.rule == *rule)
+                    .is_some_and(|slot| *slot.rule == *rule)
             })
             .copied()
     }
 
     /// A slot for a rule that is not known yet.
-    fn store(&mut self, rule: MatchRule, hash: u64) -> RuleId {
+    fn store(&mut self, rule: Arc<MatchRule>, hash: u64) -> RuleId {
         let key = self.hasher.key(&rule, self.scope);
         let load = key.as_ref().map_or_else(Load::default, |key| self.load(key));
         let id = self.free.pop().unwrap_or_else(|| {

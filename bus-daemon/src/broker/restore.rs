@@ -361,6 +361,7 @@ impl Broker {
             self.deadlines.expect_hello(peer, hello_deadline);
             self.deadlines.expect_fds(peer, fds_deadline);
         }
+        self.subscriptions.reserve(rules.len(), is_monitor);
         for rule in rules {
             if is_monitor {
                 self.subscriptions.add_filter(id, uid, rule);

@@ -1,5 +1,7 @@
 //! Match rules of peers, and what monitors want to see.
 
+use std::sync::Arc;
+
 use bus_wire::MatchRule;
 
 use super::Broker;
@@ -91,7 +93,8 @@ impl Subscriptions {
     }
 
     /// Adds a match rule to those of an active peer, who belongs to a user.
-    pub(super) fn add(&mut self, peer: PeerId, user: Option<u32>, rule: MatchRule) {
+    pub(super) fn add(&mut self, peer: PeerId, user: Option<u32>, rule: impl Into<Arc<MatchRule>>) {
+        let rule = rule.into();
         if rule.eavesdrop {
             self.eavesdroppers.add(peer, user, rule.clone(), 0);
         }
@@ -99,6 +102,16 @@ impl Subscriptions {
         let slot = self.enter(peer, id, false);
         self.matches.add_interned(peer, user, id, slot);
         self.raise_peak(self.len() as u32);
+    }
+
+    /// A peer, or a monitor, will have so many rules, or filters.
+    pub(super) fn reserve(&mut self, count: usize, is_monitor: bool) {
+        let index = if is_monitor {
+            &mut self.monitors
+        } else {
+            &mut self.matches
+        };
+        index.reserve(count);
     }
 
     /// Removes one equal match rule from those of a peer. False if the peer has none.
@@ -111,7 +124,12 @@ impl Subscriptions {
     }
 
     /// Adds a filter to those of a monitor, which has no match rules.
-    pub(super) fn add_filter(&mut self, monitor: PeerId, user: Option<u32>, filter: MatchRule) {
+    pub(super) fn add_filter(
+        &mut self,
+        monitor: PeerId,
+        user: Option<u32>,
+        filter: impl Into<Arc<MatchRule>>,
+    ) {
         let id = self.monitors.intern(filter);
         let slot = self.enter(monitor, id, true);
         self.monitors.add_interned(monitor, user, id, slot);
@@ -164,7 +182,7 @@ impl Subscriptions {
     }
 
     /// The match rule or filter that has an entry: whose it is, its order, and itself.
-    pub(super) fn saved_in(&self, slot: Slot) -> Option<(PeerId, u64, &MatchRule)> {
+    pub(super) fn saved_in(&self, slot: Slot) -> Option<(PeerId, u64, &Arc<MatchRule>)> {
         let RuleKey {
             peer,
             order,
@@ -220,7 +238,7 @@ impl Subscriptions {
     }
 
     /// The match rules of a peer, or the filters of a monitor, in the order in which they were added.
-    pub(super) fn rules_of(&self, peer: PeerId) -> impl Iterator<Item = &MatchRule> {
+    pub(super) fn rules_of(&self, peer: PeerId) -> impl Iterator<Item = &Arc<MatchRule>> {
         self.matches.rules_of(peer).chain(self.monitors.rules_of(peer))
     }
 
@@ -370,7 +388,7 @@ impl Broker {
     }
 
     /// The match rules of a peer, or the filters of a monitor, in the order in which they were added.
-    pub(crate) fn rules_of(&self, id: PeerId) -> impl Iterator<Item = &MatchRule> {
+    pub(crate) fn rules_of(&self, id: PeerId) -> impl Iterator<Item = &Arc<MatchRule>> {
         self.subscriptions.rules_of(id)
     }
 }

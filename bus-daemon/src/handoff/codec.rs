@@ -29,6 +29,12 @@ const SHORT_FORMAT: Format<{ 16 * SHORT }> = bincode::config::standard().with_li
 #[error("{0}")]
 pub struct CodecError(String);
 
+impl From<std::io::Error> for CodecError {
+    fn from(error: std::io::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
 /// The bytes of a value.
 ///
 /// # Errors
@@ -43,7 +49,7 @@ pub fn encode(value: &impl Serialize) -> Result<Vec<u8>, CodecError> {
 ///
 /// # Errors
 /// When it is longer than [`LONGEST`]. Part of it may have been added then.
-pub fn encode_into(value: &impl Serialize, bytes: &mut Vec<u8>) -> Result<(), CodecError> {
+pub fn encode_into(value: &impl Serialize, bytes: &mut impl std::io::Write) -> Result<(), CodecError> {
     let length = bincode::serde::encode_into_std_write(value, bytes, FORMAT)
         .map_err(|error| CodecError(error.to_string()))?;
     if length > LONGEST {

@@ -94,15 +94,31 @@ pub enum ContainerError {
     },
 }
 
+/// Where a container goes while it is built, so that it does not have to be in this process's memory as well.
+pub trait Spill {
+    /// Puts bytes there from this offset on.
+    ///
+    /// # Errors
+    /// Where it cannot take them.
+    fn put(&mut self, offset: u64, bytes: &[u8]) -> std::io::Result<()>;
+}
+
+/// Bytes that are spilled at once. They are still in the processor's cache when their checksum is made and they are copied.
+const SPILLED: usize = 256 * 1024;
+
 /// Builds a container.
-#[derive(Debug)]
-pub struct Writer {
+pub struct Writer<'a> {
+    /// From `spilled` on.
     bytes: Vec<u8>,
+    spilled: usize,
+    spill: Option<&'a mut dyn Spill>,
+    /// Why something that was added is not there.
+    failure: Option<codec::CodecError>,
     salt: u32,
     records: u64,
 }
 
-impl Writer {
+impl<'a> Writer<'a> {
     /// An empty container. `salt` is nothing that a client could know, where clients have a say in what is saved.
     pub fn new(salt: u32) -> Self {
         let mut header = [0; HEADER_COPY];
@@ -117,8 +133,19 @@ impl Writer {
         bytes.extend_from_slice(&header);
         Self {
             bytes,
+            spilled: 0,
+            spill: None,
+            failure: None,
             salt,
             records: 0,
+        }
+    }
+
+    /// The same, which goes to `spill`.
+    pub fn spilling(salt: u32, spill: &'a mut dyn Spill) -> Self {
+        Self {
+            spill: Some(spill),
+            ..Self::new(salt)
         }
     }
 
@@ -133,47 +160,156 @@ impl Writer {
         if_unknown: IfUnknown,
         value: &impl serde::Serialize,
     ) -> Result<(), codec::CodecError> {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(&[0; RECORD_HEADER]);
-        if let Err(error) = codec::encode_into(value, &mut self.bytes) {
-            self.bytes.truncate(start);
+        let start = self.begin();
+        let mut body = Body::new(self);
+        let encoded = codec::encode_into(value, &mut body);
+        let seal = body.seal();
+        if let Err(error) = encoded.and_then(|()| self.seal(start, seal, kind, version, if_unknown)) {
+            self.bytes.truncate(start.saturating_sub(self.spilled));
+            self.spilled = self.spilled.min(start);
             return Err(error);
         }
-        self.seal(start, kind, version, if_unknown);
         Ok(())
+    }
+
+    /// Room for the header of the next record; where that is in the container.
+    fn begin(&mut self) -> usize {
+        let start = self.spilled + self.bytes.len();
+        self.bytes.extend_from_slice(&[0; RECORD_HEADER]);
+        start
     }
 
     /// Adds a record whose value is encoded already.
     pub fn encoded(&mut self, record: Record<'_>) {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(&[0; RECORD_HEADER]);
-        self.bytes.extend_from_slice(record.body);
-        self.seal(start, record.kind, record.version, record.if_unknown);
+        let start = self.begin();
+        let mut body = Body::new(self);
+        let written = std::io::Write::write_all(&mut body, record.body);
+        let seal = body.seal();
+        let written = written.map_err(codec::CodecError::from);
+        let sealed =
+            written.and_then(|()| self.seal(start, seal, record.kind, record.version, record.if_unknown));
+        self.failure = self.failure.take().or(sealed.err());
     }
 
-    /// Writes the header in front of the body that goes from `start` to the end.
-    fn seal(&mut self, start: usize, kind: u16, version: u16, if_unknown: IfUnknown) {
-        let (_, record) = self.bytes.split_at_mut(start);
-        let (header, body) = record.split_at_mut(RECORD_HEADER);
+    /// Writes the header in front of the body that begins behind it at `start`.
+    fn seal(
+        &mut self,
+        start: usize,
+        body: Sealed,
+        kind: u16,
+        version: u16,
+        if_unknown: IfUnknown,
+    ) -> Result<(), codec::CodecError> {
+        let mut header = [0; RECORD_HEADER];
         header[..4].copy_from_slice(RECORD_MAGIC);
         header[4..6].copy_from_slice(&kind.to_le_bytes());
         header[6..8].copy_from_slice(&version.to_le_bytes());
         header[8..10].copy_from_slice(&(if_unknown as u16).to_le_bytes());
-        header[12..16].copy_from_slice(&(body.len() as u32).to_le_bytes());
+        header[12..16].copy_from_slice(&(body.len as u32).to_le_bytes());
         let crc = crc32c::crc32c_append(self.salt, &header[..16]);
         header[16..20].copy_from_slice(&crc.to_le_bytes());
-        header[20..24].copy_from_slice(&crc32c::crc32c(body).to_le_bytes());
-        self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
+        header[20..24].copy_from_slice(&body.crc.to_le_bytes());
+        match (start.checked_sub(self.spilled), &mut self.spill) {
+            (None, Some(spill)) => spill.put(start as u64, &header)?,
+            (at, _) => {
+                let at = at.unwrap_or(0);
+                self.bytes[at..at + RECORD_HEADER].copy_from_slice(&header);
+            }
+        }
+        let end = self.spilled + self.bytes.len();
+        let padding = end.next_multiple_of(8) - end;
+        self.bytes.resize(self.bytes.len() + padding, 0);
         self.records += 1;
+        Ok(())
     }
 
     /// Ends the container; its bytes.
     pub fn finish(mut self) -> Vec<u8> {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(&[0; RECORD_HEADER]);
-        self.bytes.extend_from_slice(&self.records.to_le_bytes());
-        self.seal(start, END, 1, IfUnknown::Refuse);
+        self.end();
         self.bytes
+    }
+
+    /// Ends a container that is spilled.
+    ///
+    /// # Errors
+    /// Where some of it could not be.
+    pub fn finish_spilled(mut self) -> Result<(), codec::CodecError> {
+        self.end();
+        self.spill_all()?;
+        self.failure.map_or(Ok(()), Err)
+    }
+
+    fn end(&mut self) {
+        let records = self.records.to_le_bytes();
+        self.encoded(Record {
+            kind: END,
+            version: 1,
+            if_unknown: IfUnknown::Refuse,
+            body: &records,
+        });
+    }
+
+    fn spill_all(&mut self) -> std::io::Result<()> {
+        if let Some(spill) = &mut self.spill {
+            spill.put(self.spilled as u64, &self.bytes)?;
+            self.spilled += self.bytes.len();
+            self.bytes.clear();
+        }
+        Ok(())
+    }
+}
+
+/// The body of a record that is being written.
+struct Body<'a, 'b> {
+    writer: &'a mut Writer<'b>,
+    /// Where the bytes begin, among those that are not spilled, that are not in `so_far`.
+    from: usize,
+    so_far: Sealed,
+}
+
+/// Bytes of a body, and their checksum.
+#[derive(Clone, Copy)]
+struct Sealed {
+    len: usize,
+    crc: u32,
+}
+
+impl<'a, 'b> Body<'a, 'b> {
+    fn new(writer: &'a mut Writer<'b>) -> Self {
+        Self {
+            from: writer.bytes.len(),
+            writer,
+            so_far: Sealed { len: 0, crc: 0 },
+        }
+    }
+
+    fn seal(mut self) -> Sealed {
+        self.count();
+        self.so_far
+    }
+
+    fn count(&mut self) {
+        let bytes = &self.writer.bytes[self.from..];
+        self.so_far.crc = crc32c::crc32c_append(self.so_far.crc, bytes);
+        self.so_far.len += bytes.len();
+        self.from = self.writer.bytes.len();
+    }
+}
+
+impl std::io::Write for Body<'_, '_> {
+    #[inline]
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.writer.bytes.extend_from_slice(bytes);
+        if self.writer.bytes.len() >= SPILLED && self.writer.spill.is_some() {
+            self.count();
+            self.writer.spill_all()?;
+            self.from = 0;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -501,5 +637,62 @@ mod tests {
                 least_reader: 9
             }
         );
+    }
+
+    /// A place of its own, which refuses what goes beyond a limit.
+    struct Place {
+        bytes: Vec<u8>,
+        limit: usize,
+    }
+
+    impl Spill for Place {
+        fn put(&mut self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+            let (from, end) = (offset as usize, offset as usize + bytes.len());
+            if end > self.limit {
+                return Err(std::io::ErrorKind::StorageFull.into());
+            }
+            if self.bytes.len() < end {
+                self.bytes.resize(end, 0);
+            }
+            self.bytes[from..end].copy_from_slice(bytes);
+            Ok(())
+        }
+    }
+
+    fn fill(writer: &mut Writer<'_>) -> Result<(), codec::CodecError> {
+        for length in [0, 1, 7, 5_000, SPILLED - RECORD_HEADER - 30, 3 * SPILLED + 5, 100] {
+            let texts: Vec<String> = (0..3).map(|n| n.to_string().repeat(length)).collect();
+            writer.record(3, 1, IfUnknown::Refuse, &texts)?;
+            writer.encoded(Record {
+                kind: 4,
+                version: 2,
+                if_unknown: IfUnknown::Carry,
+                body: &vec![length as u8; length],
+            });
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn spilled_it_is_the_same() {
+        let mut whole = Writer::new(11);
+        fill(&mut whole).unwrap();
+        let whole = whole.finish();
+        assert!(whole.len() > 10 * SPILLED);
+        for limit in [0, 100, SPILLED, 5 * SPILLED, whole.len() - 1, whole.len()] {
+            let mut place = Place {
+                bytes: Vec::new(),
+                limit,
+            };
+            let mut writer = Writer::spilling(11, &mut place);
+            let filled = fill(&mut writer);
+            let finished = writer.finish_spilled();
+            assert_eq!(
+                filled.is_ok() && finished.is_ok(),
+                limit == whole.len(),
+                "{limit}"
+            );
+            assert!(limit < whole.len() || place.bytes == whole);
+        }
     }
 }

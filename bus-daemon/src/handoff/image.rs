@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::codec::{self, CodecError};
 #[cfg(feature = "runtime")]
 use super::container;
+pub use super::container::Spill;
 use super::container::{IfUnknown, Reader, Record, Writer};
 use super::form::{Form, Output, VERSION};
 use super::stored::{BacklogV1, Backlogs, InputV1, LAYOUTS, StandIn, Stored};
@@ -103,7 +104,40 @@ pub fn save_as(
     number: impl Fn(Fd) -> Option<i32>,
     output: &mut dyn Backlogs,
 ) -> Result<Vec<u8>, SaveError> {
-    let salt = crc32c::crc32c(&broker.identity().hash_seed.to_le_bytes());
+    let writer = write(Writer::new(salt(broker)), form, broker, worker, number, output)?;
+    Ok(writer.finish())
+}
+
+/// The same to where it is to be: nothing of it stays in the memory of this process.
+///
+/// # Errors
+/// As [`save_as`], or where it cannot be written there.
+pub fn save_to(
+    spill: &mut dyn Spill,
+    form: Form,
+    broker: &Broker,
+    worker: &WorkerState,
+    number: impl Fn(Fd) -> Option<i32>,
+    output: &mut dyn Backlogs,
+) -> Result<(), SaveError> {
+    let writer = Writer::spilling(salt(broker), spill);
+    let writer = write(writer, form, broker, worker, number, output)?;
+    writer.finish_spilled().map_err(SaveError::from)
+}
+
+/// Nothing that a client could know.
+fn salt(broker: &Broker) -> u32 {
+    crc32c::crc32c(&broker.identity().hash_seed.to_le_bytes())
+}
+
+fn write<'a>(
+    writer: Writer<'a>,
+    form: Form,
+    broker: &'a Broker,
+    worker: &WorkerState,
+    number: impl Fn(Fd) -> Option<i32>,
+    output: &mut dyn Backlogs,
+) -> Result<Writer<'a>, SaveError> {
     let stored = worker.stored.as_ref();
     let backlogs = stored.map_or(&[][..], |stored| &stored.backlogs);
     // Otherwise the records of the peers have them, as far as the broker does.
@@ -114,7 +148,7 @@ pub fn save_as(
     let mut saver = Saver {
         form,
         broker,
-        writer: Writer::new(salt),
+        writer,
         backlogs: backlogs.iter().map(|backlog| (backlog.owner, *backlog)).collect(),
         inputs: inputs.iter().map(|input| (input.owner, *input)).collect(),
         shared: SharedBodies::new(),
@@ -134,14 +168,14 @@ pub fn save_as(
     saver.put_foreign(&worker.foreign)?;
     #[cfg(feature = "next-version")]
     saver.put_next()?;
-    Ok(saver.writer.finish())
+    Ok(saver.writer)
 }
 
 /// An image in the making.
 struct Saver<'a> {
     form: Form,
     broker: &'a Broker,
-    writer: Writer,
+    writer: Writer<'a>,
     /// By their owners.
     backlogs: BTreeMap<u64, BacklogV1>,
     inputs: BTreeMap<u64, InputV1>,

@@ -1,9 +1,11 @@
-//! Where the bodies of checkpoint entries lie: blocks whose sizes are powers of two, and which of their memory is in use.
+//! Where the bodies of checkpoint entries lie: blocks of four sizes for each doubling, and which of their memory is in use.
 
 use std::collections::BTreeSet;
 
 use crate::os::region::Region;
 
+/// Four for each doubling.
+const CLASSES: usize = 4 * 64;
 /// Smallest block.
 const LEAST: usize = 64;
 /// What is given back at a time: the pages that no block in use lies in.
@@ -24,8 +26,10 @@ pub(super) struct Block {
 impl Block {
     /// The block at this offset that holds so many bytes.
     pub(super) fn holding(len: usize, offset: u64) -> Self {
-        let size = len.max(LEAST).next_power_of_two();
-        Self { offset, size }
+        Self {
+            offset,
+            size: size_for(len),
+        }
     }
 }
 
@@ -60,7 +64,7 @@ impl Arena {
             region,
             start,
             end: start,
-            free: vec![Vec::new(); 64],
+            free: vec![Vec::new(); CLASSES],
             chunks: Vec::new(),
             idle: BTreeSet::new(),
             used: 0,
@@ -88,7 +92,7 @@ impl Arena {
         for block in blocks {
             let mut gap = block.offset.saturating_sub(at);
             while gap >= LEAST as u64 {
-                let size = 1_usize << gap.ilog2().min(40);
+                let size = largest_within(gap);
                 arena.free[class_of(size)].push(at);
                 at += size as u64;
                 gap -= size as u64;
@@ -212,8 +216,28 @@ impl Arena {
     }
 }
 
+/// The size of a block for so many bytes: a multiple of the smallest, and of a quarter of the power of two below. Whole powers of
+/// two would leave a third of the memory empty, which a recovery has to map all the same.
+fn size_for(len: usize) -> usize {
+    let len = len.max(LEAST);
+    len.next_multiple_of(step_below(len - 1))
+}
+
+/// The largest size of a block in so many bytes, which are no fewer than [`LEAST`].
+fn largest_within(len: u64) -> usize {
+    let len = len.min(1 << 40) as usize;
+    len - len % step_below(len)
+}
+
+/// The difference between two sizes there.
+fn step_below(len: usize) -> usize {
+    ((1 << len.max(LEAST).ilog2()) / 4).max(LEAST)
+}
+
+/// Each size has its own.
 fn class_of(size: usize) -> usize {
-    size.ilog2() as usize
+    let below = size.ilog2();
+    4 * below as usize + ((size >> (below - 2)) & 3)
 }
 
 #[cfg(test)]
@@ -241,6 +265,29 @@ mod tests {
             let is_idle = bytes == 0 && chunk.is_resident;
             assert_eq!(arena.idle.contains(&(index as u32)), is_idle, "chunk {index}");
             assert!(chunk.is_resident || bytes == 0);
+        }
+    }
+
+    #[test]
+    fn sizes_waste_a_fifth_at_most_and_each_has_a_class_of_its_own() {
+        let mut classes = std::collections::BTreeMap::new();
+        for len in 0..20_000 {
+            let size = size_for(len);
+            assert!(
+                size >= len.max(LEAST) && size - len <= LEAST.max(len / 4),
+                "{len}: {size}"
+            );
+            assert_eq!(size_for(size), size);
+            assert_eq!(largest_within(size as u64), size);
+            assert_eq!(*classes.entry(class_of(size)).or_insert(size), size);
+            if len >= LEAST {
+                let within = largest_within(len as u64);
+                assert!(within <= len && within == size_for(within), "{len}: {within}");
+            }
+        }
+        for shift in 20..=40 {
+            assert_eq!(largest_within(1 << shift), 1 << shift);
+            assert!(class_of(size_for(1 << shift)) < CLASSES);
         }
     }
 

@@ -3,7 +3,7 @@
 //!
 //! A checkpoint writes only what changed since the one before. Each entry has two versions; the newer complete one
 //! counts, so that a worker that dies in the middle of a checkpoint leaves the one before whole. Bodies live in an
-//! arena of blocks whose sizes are powers of two; a block is used again when no complete checkpoint refers to it.
+//! arena of blocks; a block is used again when no complete checkpoint refers to it.
 
 #![allow(unsafe_code, reason = "reads and writes entries in mapped memory")]
 
@@ -110,7 +110,7 @@ enum Other {
 
 /// An entry as it is read back.
 #[derive(Debug)]
-pub(crate) struct Saved<'a> {
+pub(crate) struct Saved<'a, T> {
     /// Where it is.
     pub(crate) table: Table,
     /// Its index.
@@ -119,6 +119,8 @@ pub(crate) struct Saved<'a> {
     pub(crate) owner: [u64; 2],
     /// Its body; `None` where it is damaged.
     pub(crate) body: Option<&'a [u8]>,
+    /// What the reader has made of that.
+    pub(crate) value: Option<T>,
 }
 
 /// Writes and reads checkpoints.
@@ -312,8 +314,13 @@ impl Checkpoints {
         self.arena.trim(keeps_some);
     }
 
-    /// Reads what a complete checkpoint holds, and goes on from it. Blocks that it does not use are free.
-    pub(crate) fn read(&mut self, commit: &Commit) -> Vec<Saved<'static>> {
+    /// Reads what a complete checkpoint holds, and goes on from it. Blocks that it does not use are free. `decode` makes a value
+    /// of a body as soon as that is known to be whole: then the processor has it at hand, and tens of megabytes later it has not.
+    pub(crate) fn read<T>(
+        &mut self,
+        commit: &Commit,
+        decode: impl Fn(Table, &[u8]) -> Option<T>,
+    ) -> Vec<Saved<'static, T>> {
         self.epoch = commit.epoch;
         let start = arena_start(self.unit);
         let end = commit.arena_end.clamp(start, self.region.len() as u64);
@@ -327,7 +334,9 @@ impl Checkpoints {
             let used = usize::try_from(used).unwrap_or(0).min(self.room(table));
             self.current[table as usize] = Vec::with_capacity(used);
             for index in 0..used {
-                let (saved, current, other) = self.read_one(table, index, commit.epoch, end);
+                let (mut saved, current, other) = self.read_one(table, index, commit.epoch, end);
+                saved.value =
+                    (saved.body.filter(|body| !body.is_empty())).and_then(|body| decode(table, body));
                 if other != Other::Older {
                     self.unfinished.push(self.number(table, index));
                 }
@@ -349,6 +358,7 @@ impl Checkpoints {
             };
             for suspect in suspects {
                 all[suspect].body = None;
+                all[suspect].value = None;
             }
         }
         all.retain(|saved| saved.body.is_none_or(|body| !body.is_empty()));
@@ -357,7 +367,13 @@ impl Checkpoints {
     }
 
     /// One entry as the checkpoint of this epoch has it, and what its other version is.
-    fn read_one(&self, table: Table, index: usize, epoch: u64, end: u64) -> (Saved<'static>, Current, Other) {
+    fn read_one<T>(
+        &self,
+        table: Table,
+        index: usize,
+        epoch: u64,
+        end: u64,
+    ) -> (Saved<'static, T>, Current, Other) {
         let number = self.number(table, index);
         // SAFETY: an entry in the table, aligned; any bytes are a value.
         let entry = unsafe { self.entry(number).read() };
@@ -396,6 +412,7 @@ impl Checkpoints {
             index,
             owner: version.owner,
             body: if is_absent { Some(&[]) } else { body },
+            value: None,
         };
         (saved, current, other)
     }
@@ -471,7 +488,7 @@ impl Written {
 }
 
 /// Where a table begins in a region of checkpoints.
-#[cfg(any(test, feature = "test-hooks"))]
+#[cfg(any(test, feature = "test-hooks", feature = "bench-hooks"))]
 pub(super) fn table_start(region: &Region, table: usize) -> usize {
     TABLES[table] * unit_of(region) * ENTRY
 }

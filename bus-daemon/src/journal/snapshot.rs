@@ -262,7 +262,7 @@ impl Journal {
             .header
             .newest_checkpoint()
             .ok_or("the checkpoint's description is damaged")?;
-        let entries = self.checkpoints.read(&commit);
+        let entries = self.checkpoints.read(&commit, decode_entry);
         let whole = |index: usize| {
             let mut of_bus = entries.iter().take_while(|saved| saved.table == Table::Peers);
             let entry = of_bus.find(|saved| saved.index == index);
@@ -299,7 +299,8 @@ impl Journal {
         let mut backlogs: Vec<BacklogV1> = Vec::new();
         let mut payers = Vec::new();
         let mut shares = Vec::new();
-        for saved in &entries {
+        rest.reserve(entries.iter().filter(|saved| saved.table != Table::Peers).count());
+        for saved in entries {
             if saved.table != Table::Peers {
                 rest.extend(load_entry(saved));
                 continue;
@@ -310,7 +311,7 @@ impl Journal {
             let owner = PeerId::from_u64(saved.owner[0]);
             roster.push((owner, saved.owner[1].checked_sub(1)));
             indexes.push((owner, (saved.index - PEERS) as u32));
-            match self.load_peer(saved, &mut shared) {
+            match self.load_peer(&saved, &mut shared) {
                 Ok((record, parts, backlog, share, paying)) => {
                     if !paying.is_empty() {
                         payers.push((owner, paying));
@@ -366,7 +367,11 @@ impl Journal {
         self.changed.extend(of_dropped.map(|(_, index)| *index));
     }
 
-    fn load_peer(&mut self, saved: &Saved<'_>, shared: &mut Vec<Blob>) -> Result<LoadedPeer, String> {
+    fn load_peer(
+        &mut self,
+        saved: &Saved<'_, EntryV1>,
+        shared: &mut Vec<Blob>,
+    ) -> Result<LoadedPeer, String> {
         let body = saved.body.ok_or("its entry in the checkpoint is damaged")?;
         let PeerEntry {
             mut record,
@@ -410,11 +415,18 @@ impl Journal {
     }
 }
 
+/// What an entry of this table holds, which is not that of a peer or of the bus.
+fn decode_entry(table: Table, body: &[u8]) -> Option<EntryV1> {
+    let is_expected = |entry: &EntryV1| table_of(entry.kind()) == table;
+    (table != Table::Peers)
+        .then(|| codec::decode(body).ok())
+        .flatten()
+        .filter(is_expected)
+}
+
 /// An entry and its slot. Peers that one which cannot be read belongs to miss it.
-fn load_entry(saved: &Saved<'_>) -> Option<(u32, EntryV1)> {
-    let entry = saved.body.map(codec::decode::<EntryV1>);
-    let is_expected = |entry: &EntryV1| table_of(entry.kind()) == saved.table;
-    match entry.transpose().ok().flatten().filter(is_expected) {
+fn load_entry(saved: Saved<'_, EntryV1>) -> Option<(u32, EntryV1)> {
+    match saved.value {
         Some(entry) => Some((saved.index as u32, entry)),
         None => {
             tracing::error!("entry {} of {:?} is damaged", saved.index, saved.table);

@@ -14,6 +14,27 @@ pub(crate) fn write(name: &CStr, bytes: &[u8]) -> Result<RawFd> {
     Ok(file.into_raw_fd())
 }
 
+/// A new memfd that is filled bit by bit. It is kept over exec.
+pub(crate) struct Spilled(std::fs::File);
+
+impl Spilled {
+    /// With nothing in it.
+    pub(crate) fn create(name: &CStr) -> Result<Self> {
+        Ok(Self(std::fs::File::from(memfd_create(name, MFdFlags::empty())?)))
+    }
+
+    /// Puts bytes there from this offset on.
+    pub(crate) fn put(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        use std::os::unix::fs::FileExt;
+        self.0.write_all_at(bytes, offset)
+    }
+
+    /// It stays open.
+    pub(crate) fn into_raw_fd(self) -> RawFd {
+        self.0.into_raw_fd()
+    }
+}
+
 /// An empty memfd, which is closed by exec.
 pub(crate) fn create(name: &CStr) -> Result<RawFd> {
     Ok(memfd_create(name, MFdFlags::MFD_CLOEXEC)?.into_raw_fd())

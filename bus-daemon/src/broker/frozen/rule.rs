@@ -1,6 +1,7 @@
 //! A match rule as canonical text, version 1.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bus_wire::{MatchRule, MatchRuleError};
 use serde::de::{self, Visitor};
@@ -10,8 +11,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// first.
 #[derive(Clone)]
 pub enum RuleV1 {
-    /// A rule.
-    Rule(MatchRule),
+    /// A rule; that of a living broker is shared with it.
+    Rule(Arc<MatchRule>),
     /// A text that nobody has read, or that is no rule.
     Text(String),
 }
@@ -21,11 +22,11 @@ impl RuleV1 {
     ///
     /// # Errors
     /// Where the text is none.
-    pub(in crate::broker) fn into_rule(self) -> Result<MatchRule, MatchRuleError> {
+    pub(in crate::broker) fn into_rule(self) -> Result<Arc<MatchRule>, MatchRuleError> {
         match self {
             Self::Rule(rule) => Ok(rule),
             // With apostrophes it is longer as canonical text than as the text that was accepted.
-            Self::Text(text) => MatchRule::parse_any_length(&text),
+            Self::Text(text) => MatchRule::parse_any_length(&text).map(Arc::new),
         }
     }
 
@@ -49,9 +50,9 @@ impl From<String> for RuleV1 {
     }
 }
 
-impl From<&MatchRule> for RuleV1 {
-    fn from(rule: &MatchRule) -> Self {
-        Self::Text(rule.to_text())
+impl From<&Arc<MatchRule>> for RuleV1 {
+    fn from(rule: &Arc<MatchRule>) -> Self {
+        Self::Rule(Arc::clone(rule))
     }
 }
 
@@ -88,10 +89,49 @@ impl<'de> Deserialize<'de> for RuleV1 {
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<RuleV1, E> {
                 // One that is no rule costs its peer, and not the record.
-                Ok(MatchRule::parse_any_length(text)
-                    .map_or_else(|_| RuleV1::Text(text.to_owned()), RuleV1::Rule))
+                Ok(MatchRule::parse_any_length(text).map_or_else(
+                    |_| RuleV1::Text(text.to_owned()),
+                    |rule| RuleV1::Rule(Arc::new(rule)),
+                ))
             }
         }
         deserializer.deserialize_str(RuleVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handoff::codec;
+
+    /// Whatever it is held as, it is saved as its canonical text, as a string is.
+    #[test]
+    fn the_bytes_of_a_rule_are_those_of_its_text() {
+        for (written, canonical) in [
+            ("", ""),
+            ("member=Foo,type=signal", "type='signal',member='Foo'"),
+            (r"arg1=a\'b,arg0path='/x/'", r"arg0path='/x/',arg1='a'\''b'"),
+            (
+                "eavesdrop='true',sender=':1.5',path_namespace='/a'",
+                "path_namespace='/a',sender=':1.5',eavesdrop='true'",
+            ),
+            (
+                "destination='a.b',interface='c.d',arg0namespace='e.f',arg63=''",
+                "interface='c.d',destination='a.b',arg0namespace='e.f',arg63=''",
+            ),
+        ] {
+            let expected = codec::encode(&canonical).unwrap();
+            let rule = Arc::new(MatchRule::parse_any_length(written).unwrap());
+            for held in [RuleV1::from(&rule), RuleV1::from(canonical.to_owned())] {
+                assert_eq!(codec::encode(&held).unwrap(), expected, "{held:?}");
+            }
+            let read: RuleV1 = codec::decode(&expected).unwrap();
+            assert!(matches!(&read, RuleV1::Rule(read) if *read == rule), "{read:?}");
+            assert_eq!(codec::encode(&read).unwrap(), expected);
+            // Nor does what cannot be a rule change.
+            let none: RuleV1 = codec::decode(&codec::encode(&"no rule").unwrap()).unwrap();
+            assert_eq!(codec::encode(&none).unwrap(), codec::encode(&"no rule").unwrap());
+            assert!(none.into_rule().is_err());
+        }
     }
 }

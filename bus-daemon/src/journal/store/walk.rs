@@ -393,9 +393,9 @@ impl<M: Medium> Store<M> {
     }
 
     /// Items are still taken for used that a walk could not come to, for damage on its way. Nothing finds them but to
-    /// [reopen](Self::reopen) the store and count again.
+    /// [reopen](Self::reopen) the store and count again, once everything that it holds has been named.
     pub(crate) fn has_lost_items(&self) -> bool {
-        self.has_lost_items
+        self.has_lost_items && !self.is_naming
     }
 
     /// Reads a page of a backlog.

@@ -10,7 +10,7 @@ use super::Worker;
 use crate::broker::{Errand, Event};
 use crate::control::{self, Entry, Request, Told, worker_exit};
 use crate::handoff::form::Form;
-use crate::handoff::image::{self, WorkerState};
+use crate::handoff::image::{self, Spill, WorkerState};
 use crate::journal::{Journal, RareEvent, failed_outcome, outcome_in, small_outcome};
 use crate::os::clock::{self, Nanos};
 use crate::os::{descriptor, memfd, process};
@@ -28,6 +28,12 @@ pub(super) enum FollowUp {
     Ask { id: u64, errand: Errand },
     /// Hand the state over.
     HandOver,
+}
+
+impl Spill for memfd::Spilled {
+    fn put(&mut self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        Self::put(self, offset, bytes)
+    }
 }
 
 impl Worker {
@@ -272,9 +278,10 @@ impl Worker {
             foreign: self.journal.foreign().to_vec(),
         };
         let (number, mut output) = self.journal.for_image();
-        let bytes = image::save_as(form, &self.broker, &worker, number, &mut output).map_err(Error::other)?;
+        let mut state = memfd::Spilled::create(c"bus-state")?;
+        image::save_to(&mut state, form, &self.broker, &worker, number, &mut output).map_err(Error::other)?;
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("hand-over");
-        memfd::write(c"bus-state", &bytes)
+        Ok(state.into_raw_fd())
     }
 }

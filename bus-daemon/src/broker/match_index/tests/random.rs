@@ -248,7 +248,7 @@ proptest! {
             for who in 0..6 {
                 let rules: Vec<&MatchRule> =
                     list.iter().filter(|(owner, ..)| *owner == peer(who)).map(|(_, rule, _)| rule).collect();
-                prop_assert_eq!(index.rules_of(peer(who)).collect::<Vec<_>>(), rules);
+                prop_assert_eq!(index.rules_of(peer(who)).map(|rule| &**rule).collect::<Vec<_>>(), rules);
             }
         }
         for who in 0..6 {
