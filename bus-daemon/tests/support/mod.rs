@@ -195,6 +195,11 @@ impl Bus {
         });
     }
 
+    /// The bus will be given so many bytes of a peer's in another way.
+    pub fn note_written(&mut self, peer: PeerId, bytes: &[u8]) {
+        self.links.get_mut(&peer).unwrap().written += bytes.len() as u64;
+    }
+
     /// Sends a message under the next serial, which is returned.
     pub fn send(&mut self, peer: PeerId, message: MessageBuilder<'_>) -> u32 {
         let serial = self.next_serial(peer);
