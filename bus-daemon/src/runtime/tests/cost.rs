@@ -31,11 +31,15 @@ fn instructions(work: impl FnOnce()) -> u64 {
         // SAFETY: the child is stopped, and is ours.
         let result = unsafe { libc::ptrace(libc::PTRACE_SINGLESTEP, child.as_raw(), 0, 0) };
         assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-        match waitpid(child, None).unwrap() {
-            WaitStatus::Stopped(..) => count += 1,
-            WaitStatus::Exited(_, 0) => return count,
-            other => panic!("the child has not done its work: {other:?}"),
+        let status = waitpid(child, None).unwrap();
+        if matches!(status, WaitStatus::Exited(_, 0)) {
+            return count;
         }
+        assert!(
+            matches!(status, WaitStatus::Stopped(..)),
+            "the child has not done its work: {status:?}"
+        );
+        count += 1;
     }
 }
 
