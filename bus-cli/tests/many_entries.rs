@@ -59,7 +59,9 @@ fn holder(bus: &Bus, what: What, numbers: std::ops::Range<u32>) -> Raw {
             match holder.message().unwrap().message_type() {
                 MessageType::MethodReturn => answers += 1,
                 MessageType::Signal => {}
-                other => panic!("{other:?}"),
+                other @ (MessageType::MethodCall | MessageType::Error | MessageType::Unknown(_)) => {
+                    panic!("{other:?}")
+                }
             }
         }
     }
