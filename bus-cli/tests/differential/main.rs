@@ -76,6 +76,7 @@ const ELSEWHERE: &[&str] = &[
     "`UpdateActivationEnvironment` beyond 256 KiB in all",
     "memory that runs short",
     "connections that have not said `Hello`, beyond `max_incomplete_connections`",
+    "a header of more than 1 MiB with unknown fields, or with a sender",
     "a message with descriptors for which there is no room",
 ];
 
