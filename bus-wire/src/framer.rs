@@ -4,11 +4,10 @@ use std::collections::VecDeque;
 
 use ::serde::{Deserialize, Serialize};
 use bytes::{Bytes, BytesMut};
-use smallvec::SmallVec;
 
 use crate::arrival::Arrival;
 use crate::error::MessageError;
-use crate::fd::Fd;
+use crate::fd::{Fd, Fds};
 use crate::header::{Lengths, message_length};
 use crate::limits::{FIXED_HEADER, LARGE_MESSAGE, MAX_MESSAGE};
 use crate::message::Message;
@@ -71,7 +70,7 @@ pub struct Framed {
     /// The message.
     pub message: Message,
     /// Its file descriptors: exactly as many as its header says.
-    pub fds: SmallVec<[Fd; 2]>,
+    pub fds: Fds,
 }
 
 /// How far a large message has arrived.
@@ -387,7 +386,7 @@ impl Framer {
         match message.unix_fds() {
             0 => Ok(Some(Framed {
                 message,
-                fds: SmallVec::new(),
+                fds: Fds::new(),
             })),
             claimed => self.with_fds(message, claimed),
         }

@@ -40,7 +40,7 @@ pub use body::{ArrayReader, BodyReader, BodyWriter, ReadError};
 pub use builder::MessageBuilder;
 pub use endian::Endian;
 pub use error::MessageError;
-pub use fd::Fd;
+pub use fd::{Fd, Fds};
 pub use framer::{Framed, Framer, FramerState, LargeMessage};
 pub use guid::Guid;
 pub use header::{Flags, MessageType, message_length};

@@ -5,9 +5,8 @@ use std::io::IoSlice;
 
 use ::serde::{Deserialize, Serialize};
 use bytes::Bytes;
-use smallvec::SmallVec;
 
-use crate::fd::Fd;
+use crate::fd::{Fd, Fds};
 
 /// A shared piece shorter than this is copied: a slice of its own costs the system more than the copy.
 const MIN_SHARED: usize = 1024;
@@ -35,7 +34,7 @@ pub struct SendQueue {
     stored: u64,
     end: u64,
     /// Before which byte file descriptors go, in order. That byte is the first of its piece.
-    fds: VecDeque<(u64, SmallVec<[Fd; 2]>)>,
+    fds: VecDeque<(u64, Fds)>,
     fd_count: usize,
 }
 
@@ -178,7 +177,7 @@ impl SendQueue {
 
     /// These file descriptors go with the next byte queued, which begins a write of its own: the receiver must not find
     /// them with another message's bytes.
-    pub fn begin_fds(&mut self, fds: SmallVec<[Fd; 2]>) {
+    pub fn begin_fds(&mut self, fds: Fds) {
         if fds.is_empty() {
             return;
         }
@@ -313,11 +312,11 @@ impl SendQueue {
 
     /// The next `n` bytes were sent (not more than are queued). Returns the file descriptors that went with them, and so
     /// are to be closed.
-    pub fn advance(&mut self, n: u64) -> SmallVec<[Fd; 2]> {
+    pub fn advance(&mut self, n: u64) -> Fds {
         debug_assert!(n <= self.len(), "more was sent than queued");
         let elsewhere = self.stored.saturating_sub(self.sent);
         self.sent += n.min(self.len());
-        let mut gone = SmallVec::new();
+        let mut gone = Fds::new();
         while let Some((_, fds)) = self.fds.front().filter(|(at, _)| *at < self.sent) {
             self.fd_count -= fds.len();
             gone.extend_from_slice(fds);

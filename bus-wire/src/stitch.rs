@@ -80,7 +80,7 @@ pub fn stitch_long_header(
 }
 
 /// Appends the field with the sender.
-#[inline]
+#[inline(always)]
 fn push_sender(message: &Message, sender: &str, start: usize, out: &mut Vec<u8>) {
     pad(out, start);
     out.extend_from_slice(&[field::SENDER, 1, b's', 0]);
@@ -90,7 +90,7 @@ fn push_sender(message: &Message, sender: &str, start: usize, out: &mut Vec<u8>)
 }
 
 /// Whether a message with so many bytes of fields may be.
-#[inline]
+#[inline(always)]
 fn check_lengths(message: &Message, fields: usize) -> Result<(), MessageError> {
     let lengths = Lengths {
         endian: message.endian(),

@@ -176,26 +176,45 @@ impl Broker {
     ) {
         let mut wait = Wait::default();
         for receiver in receivers {
-            let takes_fds = self.roster.get(*receiver).is_some_and(|peer| peer.takes_fds);
-            if (!fds.is_empty() && !takes_fds) || !self.may_push(*receiver) {
+            if !self.may_push(*receiver) {
                 continue;
             }
-            let payer = transit.origin.unwrap_or(*receiver);
-            if !fds.is_empty() && !self.has_room_for_fds(payer, fds.len()) {
-                self.condemn(payer, Excess::Descriptors(fds.len() as u64).into());
+            let copies = if fds.is_empty() {
+                Fds::new()
+            } else if let Some(copies) = self.duplicates_for(*receiver, transit.origin, fds, system) {
+                copies
+            } else {
                 continue;
-            }
-            match self.duplicate(fds, system) {
-                Some(copies) => {
-                    let here = self.push_with(*receiver, copies, transit.origin, |out| transit.copy_to(out));
-                    wait = wait.and(here);
-                }
-                None => self.condemn(payer, Disconnect::NoDescriptorsLeft),
-            }
+            };
+            let here = self.push_with(*receiver, copies, transit.origin, |out| transit.copy_to(out));
+            wait = wait.and(here);
         }
         if let Some(sender) = transit.origin {
             self.note_broadcast(sender, wait);
         }
+    }
+
+    /// Descriptors for one more receiver of a message that has some. `None`: the receiver does not get it.
+    fn duplicates_for(
+        &mut self,
+        receiver: PeerId,
+        origin: Option<PeerId>,
+        fds: &[Fd],
+        system: &mut dyn System,
+    ) -> Option<Fds> {
+        if !self.roster.get(receiver).is_some_and(|peer| peer.takes_fds) {
+            return None;
+        }
+        let payer = origin.unwrap_or(receiver);
+        if !self.has_room_for_fds(payer, fds.len()) {
+            self.condemn(payer, Excess::Descriptors(fds.len() as u64).into());
+            return None;
+        }
+        let copies = self.duplicate(fds, system);
+        if copies.is_none() {
+            self.condemn(payer, Disconnect::NoDescriptorsLeft);
+        }
+        copies
     }
 
     /// A descriptor of its own for one more receiver, for each of these; all or none.

@@ -3,9 +3,9 @@
 use std::hash::{Hash, Hasher};
 
 use bus_wire::Fd;
+pub use bus_wire::Fds;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use smallvec::SmallVec;
 
 use super::errand::ErrandOutcome;
 use super::relief::Relief;
@@ -96,9 +96,6 @@ impl Transport {
         }
     }
 }
-
-/// The file descriptors that came with one read, in order.
-pub type Fds = SmallVec<[Fd; 2]>;
 
 /// An input of the broker. The event log holds these, in this order; replaying them gives the same broker.
 #[derive(Debug, Clone)]

@@ -209,16 +209,17 @@ impl Broker {
         let is_copied = !matches!(addressee, Addressee::Driver)
             || !self.subscriptions.is_empty(Audience::Monitors)
             || self.may_eavesdrop();
+        let mut tail = Tail::new();
         let stitched = match &peer.unique {
-            _ if !is_copied => Ok(SmallVec::new()),
-            Some(unique) => stitch(message, &unique.name, &mut head),
+            _ if !is_copied => Ok(()),
+            Some(unique) => stitch(message, &unique.name, &mut head, &mut tail),
             None => {
                 let expected = self.expected_name(peer.credentials.uid);
-                stitch(message, &expected, &mut head)
+                stitch(message, &expected, &mut head, &mut tail)
             }
         };
         match stitched {
-            Ok(tail) => {
+            Ok(()) => {
                 let transit = Transit {
                     message,
                     head: &head,
@@ -511,13 +512,16 @@ impl Broker {
     }
 }
 
-/// Puts a message under the header with which it is forwarded: what begins it into `head`, and the pieces behind that.
+/// What follows the first piece of a message: the rest of a long header, and a long body.
+type Tail = SmallVec<[Bytes; 3]>;
+
+/// Puts a message under the header with which it is forwarded: what begins it into `head`, and the pieces behind that into
+/// `tail`.
 #[inline]
-fn stitch(message: &Message, sender: &str, head: &mut Vec<u8>) -> Result<SmallVec<[Bytes; 3]>, MessageError> {
+fn stitch(message: &Message, sender: &str, head: &mut Vec<u8>, tail: &mut Tail) -> Result<(), MessageError> {
     let body = message.body_bytes();
-    let mut tail = SmallVec::new();
     if message.bytes().len() - body.len() > LONG_HEADER {
-        return stitch_long(message, sender, head);
+        return stitch_long(message, sender, head, tail);
     }
     stitch_header(message, sender, head)?;
     if body.len() >= SHARED {
@@ -525,7 +529,7 @@ fn stitch(message: &Message, sender: &str, head: &mut Vec<u8>) -> Result<SmallVe
     } else {
         head.extend_from_slice(body);
     }
-    Ok(tail)
+    Ok(())
 }
 
 /// The same where the header is long. The body is a slice of what was received, or a copy of its own where the slice would
@@ -535,8 +539,9 @@ fn stitch_long(
     message: &Message,
     sender: &str,
     head: &mut Vec<u8>,
-) -> Result<SmallVec<[Bytes; 3]>, MessageError> {
-    let mut tail: SmallVec<[Bytes; 3]> = stitch_long_header(message, sender, head)?.into_iter().collect();
+    tail: &mut Tail,
+) -> Result<(), MessageError> {
+    tail.extend(stitch_long_header(message, sender, head)?);
     let body = message.body_bytes();
     let beside = message.bytes().len() - body.len();
     let is_copied = message.has_foreign_fields() && beside > body.len() / 8;
@@ -545,7 +550,7 @@ fn stitch_long(
     } else {
         message.body_slice()
     });
-    Ok(tail)
+    Ok(())
 }
 
 fn is_hello(message: &Message) -> bool {

@@ -307,7 +307,7 @@ fn unreadable(error: StoreError) -> Error {
 const CMSG_HEADER: usize = size_of::<libc::cmsghdr>();
 
 /// Descriptors by their numbers in the process's table.
-pub(super) type Numbers = SmallVec<[RawFd; 2]>;
+pub(super) type Numbers = SmallVec<[RawFd; 4]>;
 
 /// The descriptors in received control data.
 pub(super) fn take_fds(mut control: &[u8]) -> Numbers {

@@ -188,9 +188,14 @@ fn entry_at(region: Region, place: usize) -> &'static Entry {
 }
 
 fn checksum(index: u32, born: u64, number: u32) -> u32 {
-    let crc = crc32c::crc32c_append(build::id(), &index.to_ne_bytes());
-    let crc = crc32c::crc32c_append(crc, &born.to_ne_bytes());
-    crc32c::crc32c_append(crc, &number.to_ne_bytes())
+    /// Aligned, for the sake of the checksum.
+    #[repr(align(8))]
+    struct Words([u8; 16]);
+    let Words(fields) = &mut Words([0; 16]);
+    fields[..8].copy_from_slice(&born.to_ne_bytes());
+    fields[8..12].copy_from_slice(&index.to_ne_bytes());
+    fields[12..].copy_from_slice(&number.to_ne_bytes());
+    crc32c::crc32c_append(build::id(), fields)
 }
 
 #[cfg(test)]

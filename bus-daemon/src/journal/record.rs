@@ -85,7 +85,10 @@ impl RecordHeader {
 
     /// The checksum that belongs into `crc`. `salt` is the journal's own.
     pub(crate) fn checksum(&self, salt: u32, data: &[u8], fds: &[u8]) -> u32 {
-        let mut fields = [0; 44];
+        /// Aligned and of whole words, for which there is one instruction each.
+        #[repr(align(8))]
+        struct Words([u8; 48]);
+        let Words(fields) = &mut Words([0; 48]);
         fields[..8].copy_from_slice(&self.sequence.to_ne_bytes());
         fields[8..16].copy_from_slice(&self.peer.to_ne_bytes());
         fields[16..24].copy_from_slice(&self.number.to_ne_bytes());
@@ -95,8 +98,8 @@ impl RecordHeader {
         fields[37] = self.lost_fds;
         fields[38] = self.kind;
         fields[39] = self.class;
-        fields[40..].copy_from_slice(&self.filled.to_ne_bytes());
-        let mut crc = crc32c::crc32c_append(salt, &fields);
+        fields[40..44].copy_from_slice(&self.filled.to_ne_bytes());
+        let mut crc = crc32c::crc32c_append(salt, fields);
         if data.len() <= CHECKED_DATA {
             crc = crc32c::crc32c_append(crc, data);
         }
