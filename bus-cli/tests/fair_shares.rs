@@ -18,6 +18,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use support::Bus;
+use support::process::Work;
 use support::raw::call;
 
 const READER: u32 = 2001;
@@ -148,18 +149,70 @@ fn come_and_go(bus: &Bus) -> Duration {
     longest
 }
 
-#[test]
-fn a_slow_reader_of_another_user_outlives_a_flood_of_broadcasts() {
-    if !geteuid().is_root() {
-        eprintln!("skipped: only root can be several users");
-        return;
-    }
+fn bus_for_all() -> Bus {
     let bus = Bus::start_with(&format!(
         "<limit name='max_outgoing_bytes'>{LIMIT}</limit><policy context='mandatory'><allow user='*'/></policy>"
     ));
     for path in [bus.socket().parent().unwrap(), &bus.socket()] {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
     }
+    bus
+}
+
+/// Broadcasts more than its share at once, and one more message, which waits for most of a second; and leaves.
+fn leave_while_a_message_waits(bus: &Bus) {
+    let (mut stream, _framer) = connect_as(bus, FLOODER);
+    for length in [4_000_000, 3_500_000, 10] {
+        let text = vec![7; length];
+        let signal = MessageBuilder::signal("/", "org.busdaemon.Fair1", "Flood").serial(7_u32);
+        let signal = signal.body(|w| {
+            w.byte_slice(&text);
+        });
+        stream.write_all(&signal.build().unwrap()).unwrap();
+    }
+}
+
+/// The kernel tells of an end again and again.
+#[test]
+fn who_leaves_while_its_message_waits_costs_nothing_meanwhile() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: only root can be several users");
+        return;
+    }
+    let bus = bus_for_all();
+    let reader = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let (mut stream, framer) = connect_as(&bus, READER);
+            let rule = call("AddMatch", |body| {
+                body.str("member='Flood'");
+            });
+            stream.write_all(&rule).unwrap();
+            std::thread::sleep(Duration::from_millis(300));
+            (stream, framer)
+        });
+        let reader = reader.join().unwrap();
+        scope.spawn(|| leave_while_a_message_waits(&bus)).join().unwrap();
+        reader
+    });
+    let open = bus.descriptors().len();
+    let before = Work::of(&bus);
+    std::thread::sleep(Duration::from_millis(400));
+    let done = Work::of(&bus).since(before);
+    eprintln!("while the end waited: {done:?}");
+    assert!(done.cpu_ticks <= 10, "{done:?} in 400 ms");
+    support::wait_until("its message has come to its turn, and its end", || {
+        bus.descriptors().len() < open
+    });
+    drop(reader);
+}
+
+#[test]
+fn a_slow_reader_of_another_user_outlives_a_flood_of_broadcasts() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: only root can be several users");
+        return;
+    }
+    let bus = bus_for_all();
     let (begun, is_begun) = std::sync::mpsc::channel();
     let (tell, last) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {

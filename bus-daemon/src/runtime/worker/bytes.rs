@@ -28,8 +28,11 @@ impl Worker {
         };
         let hung_up = events & HUNG_UP != 0;
         // The end of one whose message waits for its time is for later, too: it would overtake the message.
-        let is_read = !link.stopped || (hung_up && !self.broker.is_paced(peer));
-        let Some(socket) = link.socket.filter(|_| is_read) else {
+        if link.stopped && hung_up && self.broker.is_paced(peer) {
+            self.leave_end(peer);
+            return false;
+        }
+        let Some(socket) = link.socket.filter(|_| !link.stopped || hung_up) else {
             return false;
         };
         let under_way = self.broker.large_message(peer).map(|(large, _)| large);

@@ -272,6 +272,14 @@ impl Worker {
         }
     }
 
+    /// The end of a link is for later. The kernel tells of an end whatever is waited for, again and again; so the link is not
+    /// waited for at all until that [changes](update_interest).
+    pub(super) fn leave_end(&mut self, peer: PeerId) {
+        if let Some(socket) = self.links.get_mut(peer).and_then(|link| link.socket) {
+            self.epoll.remove(socket.number);
+        }
+    }
+
     pub(super) fn set_stopped(&mut self, peer: PeerId, stopped: bool) {
         if let Some(link) = self.links.get_mut(peer)
             && link.stopped != stopped
@@ -298,11 +306,15 @@ impl Worker {
     }
 }
 
-/// Waits for what a link is to be waited for now.
+/// Waits for what a link is to be waited for now. One whose end is [left for later](Worker::leave_end) is in no set.
 pub(super) fn update_interest(epoll: EpollSet, link: &Link) {
     let Some(socket) = link.socket else { return };
-    let source = Source::Peer(link.peer.to_u64());
-    if let Err(error) = epoll.modify(socket.number, source, link.interest()) {
+    let (source, events) = (Source::Peer(link.peer.to_u64()), link.interest());
+    let updated = match epoll.modify(socket.number, source, events) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => epoll.add(socket.number, source, events),
+        result => result,
+    };
+    if let Err(error) = updated {
         tracing::error!("epoll: {error}");
     }
 }

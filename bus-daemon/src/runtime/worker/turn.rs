@@ -97,7 +97,10 @@ impl Worker {
     /// Tells the broker what time it is, and tries again what had to wait.
     pub(crate) fn tick(&mut self) {
         let now = crate::runtime::now();
-        if now.0 < self.now.0 + TICK && self.broker.next_deadline().is_none_or(|deadline| now < deadline) {
+        let deadline = self.broker.next_deadline();
+        let looks = [deadline.map(|at| at.0), self.next_look(), self.acceptance.again()];
+        let is_due = looks.into_iter().flatten().any(|at| at <= now.0);
+        if now.0 < self.now.0 + TICK && !is_due {
             return;
         }
         self.now = now;
