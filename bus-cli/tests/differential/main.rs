@@ -59,6 +59,8 @@ const ELSEWHERE: &[&str] = &[
     "match rules of one user with more than 2,048 unusual sets of keys, or 4,096 `argNpath` beside another namespace or a well-known name",
     "`GetAllMatchRules` where the rules of all connections are longer than 2 MiB",
     "`BecomeMonitor` with filters that are longer than 1 MiB",
+    "unicast messages to a receiver of which much waits already",
+    "signals that a live receiver of another user does not read as fast",
     "a subscriber that stops reading",
     "`RemoveMatch` with rules that differ only in `path_namespace`",
     "a message that passes 128 MiB once the sender is stamped",
