@@ -61,6 +61,42 @@ pub(crate) struct Link {
     pub(crate) is_unsent: bool,
     /// Where a large message under way goes.
     pub(crate) large: Option<Extent>,
+    pub(crate) behind_fds: BehindFds,
+}
+
+/// Whether a link is read again at once where a read has ended for its descriptors: that saves a turn where more is there,
+/// and costs a system call where it is not. Which of the two it is, the last times tell.
+#[derive(Debug, Default)]
+pub(crate) struct BehindFds {
+    /// How many of the last such reads in a row found nothing.
+    fruitless: u8,
+    /// Such reads that were left out.
+    left_out: u8,
+    /// The next read is one.
+    is_next: bool,
+}
+
+impl BehindFds {
+    /// A read has ended for its descriptors: whether to read again.
+    pub(crate) fn goes_on(&mut self) -> bool {
+        self.is_next = self.fruitless < 2 || {
+            self.left_out = self.left_out.wrapping_add(1);
+            self.left_out.is_multiple_of(16)
+        };
+        self.is_next
+    }
+
+    /// What a read found: something, or nothing.
+    #[inline]
+    pub(crate) fn note(&mut self, found: bool) {
+        if std::mem::take(&mut self.is_next) {
+            self.fruitless = if found {
+                0
+            } else {
+                self.fruitless.saturating_add(1)
+            };
+        }
+    }
 }
 
 impl Link {
@@ -76,6 +112,7 @@ impl Link {
             is_shut: false,
             is_unsent: false,
             large: None,
+            behind_fds: BehindFds::default(),
         }
     }
 
@@ -178,6 +215,28 @@ impl Links {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reads_behind_descriptors_go_on_while_they_find_something() {
+        let mut behind = BehindFds::default();
+        for _ in 0..50 {
+            assert!(behind.goes_on());
+            behind.note(true);
+        }
+        let mut tried = 0;
+        for _ in 0..2 + 10 * 16 {
+            tried += u32::from(behind.goes_on());
+            behind.note(false);
+            // A read that has nothing to do with it.
+            behind.note(true);
+        }
+        assert_eq!(tried, 2 + 10);
+        while !behind.goes_on() {
+            behind.note(true);
+        }
+        behind.note(true);
+        assert!(behind.goes_on());
+    }
 
     #[test]
     fn the_smallest_index_is_used_again_by_another_generation() {

@@ -46,6 +46,8 @@ impl Worker {
             }
             _ => self.journal.receive(socket.number, peer, link.taken),
         };
+        link.behind_fds
+            .note(matches!(result, Ok(Read::Data { .. } | Read::End)));
         match result {
             Ok(Read::Data {
                 bytes,
@@ -55,8 +57,9 @@ impl Worker {
                 lost_fds,
             }) => {
                 link.taken += len as u64;
-                if !fds.is_empty() {
-                    // The kernel ends a read behind them, whatever follows.
+                // The kernel ends a read behind descriptors, whatever follows.
+                let goes_on = !fds.is_empty() && link.behind_fds.goes_on();
+                if !fds.is_empty() && !goes_on {
                     self.must_look.set(true);
                 }
                 let event = match under_way.filter(|_| link.large.is_some()) {
@@ -86,7 +89,7 @@ impl Worker {
                     return false;
                 }
                 self.continue_large(peer);
-                full || events & END != 0
+                full || goes_on || events & END != 0
             }
             Ok(Read::End) => {
                 self.closed(peer, "end of file");
