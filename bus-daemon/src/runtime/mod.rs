@@ -33,7 +33,7 @@ use crate::handoff::image;
 use crate::handoff::keeper::KeeperV1;
 use crate::handoff::stored::LAYOUT;
 use crate::journal::Journal;
-use crate::os::{clock, control_group, memory};
+use crate::os::{clock, memory};
 use poll::EpollSet;
 pub(crate) use system::machine_id;
 use wait::Waiting;
@@ -234,7 +234,6 @@ fn serve(record: &KeeperV1, mut worker: Worker, start: Start) -> Result<Infallib
         .map_err(|error| format!("no runtime: {error}"))?;
     runtime.block_on(async move {
         worker.register().map_err(|error| format!("epoll: {error}"))?;
-        worker.watch_groups(control_group::limited(&control_group::own()));
         worker.begin(start);
         #[cfg(feature = "test-hooks")]
         crate::fault::share_runtime();

@@ -15,7 +15,7 @@
 use super::Worker;
 use crate::broker::{Event, Memory};
 use crate::journal::RareEvent;
-use crate::os::control_group::Limited;
+use crate::os::control_group::{self, Limited};
 use crate::os::memory;
 
 /// Milliseconds between two judgements, unless more is held than at the last.
@@ -63,10 +63,10 @@ pub(super) struct Shortage {
     unlooked: u64,
     /// What was idle and could not be given back when that was last tried: parts of pages.
     stuck: u64,
-    /// Control groups with a limit.
-    groups: Vec<Limited>,
+    /// Control groups with a limit, in which this process's memory counts; once they were looked for.
+    groups: Option<Vec<Limited>>,
     /// When it was last asked how much is left of these, in milliseconds, and what was in memory then.
-    gauged: (u64, u64),
+    gauged: Option<(u64, u64)>,
     /// What the bus may hold, as far as they have room for it.
     room: Option<u64>,
 }
@@ -84,8 +84,8 @@ impl Default for Shortage {
             heap_peak: 0,
             unlooked: UNLOOKED,
             stuck: 0,
-            groups: Vec::new(),
-            gauged: (0, 0),
+            groups: None,
+            gauged: None,
             room: None,
         }
     }
@@ -100,30 +100,37 @@ impl Worker {
         }
     }
 
-    /// This process's memory counts in these groups, too.
-    pub(crate) fn watch_groups(&mut self, groups: Vec<Limited>) {
-        self.shortage.groups = groups;
-    }
-
     /// Asks how much is left of the limits of control groups, if it is time, and gives back what is idle where that is little.
     fn gauge(&mut self) {
-        if self.shortage.groups.is_empty() {
+        if self.shortage.groups.as_ref().is_some_and(Vec::is_empty) {
             return;
         }
         let resident = self.journal.store_resident() + self.broker.held_outside();
-        let (at, before) = self.shortage.gauged;
-        let has_grown = resident > before + self.journal.cap() / GROWTH_PART;
+        let Some((at, before)) = self.shortage.gauged else {
+            // A worker that has just begun has others waiting.
+            self.shortage.gauged = Some((self.now.0, resident));
+            return;
+        };
+        let has_grown = resident > before.saturating_add(self.journal.cap() / GROWTH_PART);
         if self.now.0 < at + GAUGE && !has_grown {
             return;
         }
-        self.shortage.gauged = (self.now.0, resident);
+        self.shortage.gauged = Some((self.now.0, resident));
+        let groups = self.shortage.groups.take();
+        let groups = groups.unwrap_or_else(|| control_group::limited(&control_group::own()));
+        self.lower_cap(&groups);
+        self.shortage.groups = Some(groups);
+    }
+
+    /// Lowers the cap where these groups have little left, and gives back what is idle first.
+    fn lower_cap(&mut self, groups: &[Limited]) {
         let least = |groups: &[Limited]| {
             let left = groups.iter().filter_map(Limited::left);
             left.map(|(limit, left)| (left, (limit / RESERVE_PART).min(RESERVE)))
                 .min_by_key(|(left, reserve)| left.saturating_sub(*reserve))
         };
         self.shortage.room = None;
-        let Some((left, reserve)) = least(&self.shortage.groups) else {
+        let Some((left, reserve)) = least(groups) else {
             return;
         };
         if left >= 2 * reserve {
@@ -132,7 +139,7 @@ impl Worker {
         if self.journal.idle() > LITTLE {
             self.give_back();
         }
-        let Some((left, reserve)) = least(&self.shortage.groups) else {
+        let Some((left, reserve)) = least(groups) else {
             return;
         };
         // However little others leave: so much is the bus's own.
