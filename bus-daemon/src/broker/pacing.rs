@@ -113,7 +113,7 @@ impl Broker {
         if !is_over || !peer.reading.is_live(awake, peer.out.sent(), LIVE) {
             return Wait::default();
         }
-        let time = reading_time(message, peer.cells.parties_with(party));
+        let time = reading_time(message, peer.cells.parts_with(party));
         match party {
             Party::Own => Wait::default(),
             // Those whom a user must not be able to slow down.

@@ -1,9 +1,10 @@
 //! Whose bytes wait for a receiver, and what is a fair share of its queue: `docs/fair-shares.md`.
 //!
 //! Nothing is counted as long as little waits, which is the common case. From [`counted_from`] on each message is put into
-//! the *cell* of a [`Party`]. What the receiver takes is shared equally by the cells, as if it served the parties in
-//! turn: so no order of bytes has to be remembered, and one who sent little is soon without a cell again however much
-//! others sent before.
+//! the *cell* of a [`Party`]. The receiver and all peers of its user are together one *side*, each other user is one of
+//! its own: how many connections a user has makes no difference to another one. What the receiver takes is shared equally by
+//! the sides, and within a side by its cells, as if it served them in turn: so no order of bytes has to be remembered, and
+//! one who sent little is soon without a cell again however much others sent before.
 
 use super::event::PeerId;
 use super::invariants::Violation;
@@ -12,7 +13,7 @@ use super::liveness::LIVE_RATE;
 /// A queue that is not longer is nobody's in particular; or else an eighth of its limit.
 const UNCOUNTED: u64 = 16 * 1024;
 
-/// Who makes bytes wait for a receiver.
+/// Who makes bytes wait for a receiver. Those of the receiver's own side come first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Party {
     /// The receiver: with replies that it awaits, with what the driver tells it, with copies that it asked for as a monitor
@@ -28,6 +29,16 @@ pub(crate) enum Party {
 #[inline]
 pub(super) fn counted_from(limit: u64) -> u64 {
     (limit / 8).min(UNCOUNTED)
+}
+
+impl Party {
+    /// Whether it is of the receiver's own side.
+    fn is_own_side(self) -> bool {
+        match self {
+            Self::Own | Self::Peer(_) => true,
+            Self::User(_) => false,
+        }
+    }
 }
 
 /// The cells of a receiver: what of its queue is whose.
@@ -60,17 +71,46 @@ impl Cells {
             .map_or(0, |(_, bytes)| *bytes)
     }
 
-    /// How many parties there are, `party` among them.
-    pub(super) fn parties_with(&self, party: Party) -> u64 {
-        self.cells.len() as u64 + u64::from(self.of(party) == 0)
+    /// Of how many parts of what the receiver takes a party has one, if each side has as much as another, and within a side
+    /// each party.
+    pub(super) fn parts_with(&self, party: Party) -> u64 {
+        let (sides, parties) = self.divided_with(party);
+        sides * parties
+    }
+
+    /// How many sides there are, and parties on that of `party`, it among them.
+    fn divided_with(&self, party: Party) -> (u64, u64) {
+        let own = self.own_side() as u64;
+        let others = self.cells.len() as u64 - own;
+        let new = u64::from(self.of(party) == 0);
+        if party.is_own_side() {
+            (others + 1, own + new)
+        } else {
+            (others + new + u64::from(own > 0), 1)
+        }
+    }
+
+    /// How many cells are of the receiver's own side: the first ones.
+    fn own_side(&self) -> usize {
+        self.cells.partition_point(|(party, _)| party.is_own_side())
     }
 
     /// Whether a message of a party leaves room for as much of each of the others, and of one more: of what is not others'
-    /// now a party has at most one part, of one part more than there are parties. `free` is what the receiver's limit leaves.
+    /// now a party has at most one part, of one part more than there are parties. Who is of the receiver's own side shares
+    /// that side's part in this way, and each other user all. `free` is what the receiver's limit leaves.
     pub(super) fn is_within_share(&self, party: Party, message: u64, free: u64) -> bool {
         let cell = self.of(party);
-        let wanted = (self.parties_with(party) + 1).saturating_mul(cell.saturating_add(message));
-        wanted - cell <= free
+        let (sides, parties) = self.divided_with(party);
+        let whole = cell.saturating_add(message);
+        if !party.is_own_side() {
+            return (sides + 1).saturating_mul(whole) - cell <= free;
+        }
+        let side: u64 = self.cells[..self.own_side()]
+            .iter()
+            .map(|(_, bytes)| *bytes)
+            .sum();
+        let wanted = (parties + 1).saturating_mul(whole).saturating_add(side - cell);
+        sides.saturating_mul(wanted) <= free.saturating_add(side)
     }
 
     /// A message of a party waits.
@@ -85,26 +125,22 @@ impl Cells {
         }
     }
 
-    /// Of a queue of so many bytes so many were taken. First those that are nobody's; the others of all parties equally.
+    /// Of a queue of so many bytes so many were taken. First those that are nobody's; the others of all sides equally, and of
+    /// the receiver's own side of all its parties.
     pub(super) fn drain(&mut self, queued: u64, taken: u64) {
         if taken >= queued {
             return self.clear();
         }
         let uncounted = queued.saturating_sub(self.sum);
-        let mut rest = taken.saturating_sub(uncounted).min(self.sum);
-        self.sum -= rest;
-        while rest > 0 {
-            let each = rest / self.cells.len() as u64;
-            // What cannot be shared is of the first ones.
-            let mut single = if each == 0 { rest } else { 0 };
-            for (_, bytes) in &mut self.cells {
-                let part = (each + u64::from(single > 0)).min(*bytes);
-                single = single.saturating_sub(1);
-                *bytes -= part;
-                rest -= part;
-            }
-            self.cells.retain(|(_, bytes)| *bytes > 0);
-        }
+        let counted = taken.saturating_sub(uncounted).min(self.sum);
+        self.sum -= counted;
+        let own = self.own_side();
+        let (side, others) = self.cells.split_at_mut(own);
+        let before: u64 = side.iter().map(|(_, bytes)| *bytes).sum();
+        let mut after = before;
+        take_equally(&mut after, others, counted);
+        take_equally(&mut 0, side, before - after);
+        self.cells.retain(|(_, bytes)| *bytes > 0);
     }
 
     /// Nothing waits any more.
@@ -136,9 +172,27 @@ impl Cells {
     }
 }
 
-/// Microseconds in which a live receiver reads this many bytes of one party among so many, at the least.
-pub(super) fn reading_time(bytes: u64, parties: u64) -> u64 {
-    let of_all = u128::from(bytes).saturating_mul(u128::from(parties) * 1000) / u128::from(LIVE_RATE);
+/// Takes so many bytes of `first` and of all cells, of each as many as of another while it has any. There are so many.
+fn take_equally(first: &mut u64, cells: &mut [(Party, u64)], mut rest: u64) {
+    while rest > 0 {
+        let left = cells.iter().filter(|(_, bytes)| *bytes > 0).count() as u64 + u64::from(*first > 0);
+        let each = rest / left;
+        // What cannot be shared is of the first ones.
+        let mut single = if each == 0 { rest } else { 0 };
+        let all = std::iter::once(&mut *first).chain(cells.iter_mut().map(|(_, bytes)| bytes));
+        for bytes in all.filter(|bytes| **bytes > 0) {
+            let part = (each + u64::from(single > 0)).min(*bytes);
+            single = single.saturating_sub(1);
+            *bytes -= part;
+            rest -= part;
+        }
+    }
+}
+
+/// Microseconds in which a live receiver reads this many bytes, if of so many parts that it reads one is of them, at the
+/// least.
+pub(super) fn reading_time(bytes: u64, parts: u64) -> u64 {
+    let of_all = u128::from(bytes).saturating_mul(u128::from(parts) * 1000) / u128::from(LIVE_RATE);
     u64::try_from(of_all).unwrap_or(u64::MAX >> 8)
 }
 
@@ -164,8 +218,48 @@ mod tests {
         }
         // Each finds more once another is gone.
         assert!(!cells.is_within_share(user(1), 1, limit - queued));
-        assert_eq!(cells.parties_with(user(1)), 4);
-        assert_eq!(cells.parties_with(Party::Own), 5);
+        assert_eq!(cells.parts_with(user(1)), 4);
+        assert_eq!(cells.parts_with(Party::Own), 5);
+    }
+
+    fn peer(index: u32) -> Party {
+        Party::Peer(PeerId { index, generation: 1 })
+    }
+
+    /// However many connections the receiver's user has, they are one side.
+    #[test]
+    fn peers_of_the_receivers_user_share_one_part() {
+        let mut cells = Cells::default();
+        for index in 0..200 {
+            cells.add(peer(index), 100);
+        }
+        cells.add(Party::Own, 400);
+        assert_eq!(cells.parts_with(user(1)), 2);
+        assert_eq!(cells.parts_with(peer(7)), 201);
+        assert_eq!(cells.parts_with(peer(777)), 202);
+        // (2 + 1) * 1000 = 3000
+        assert!(cells.is_within_share(user(1), 1000, 3000));
+        assert!(!cells.is_within_share(user(1), 1000, 2999));
+        cells.add(user(1), 1000);
+        assert_eq!(cells.parts_with(user(1)), 2);
+        assert_eq!(cells.parts_with(peer(7)), 402);
+        // 2 * ((201 + 1) * (100 + 1) + 20,400 - 100) - 20,400 = 61,004
+        assert!(cells.is_within_share(peer(7), 1, 61_004));
+        assert!(!cells.is_within_share(peer(7), 1, 61_003));
+        // A half of what is taken is the user's: 404 of 808; of the other half each has two, and the first ones one more.
+        cells.drain(21_400, 808);
+        assert_eq!(cells.of(user(1)), 596);
+        assert_eq!(cells.of(Party::Own), 397);
+        assert_eq!(
+            (cells.of(peer(0)), cells.of(peer(1)), cells.of(peer(199))),
+            (97, 98, 98)
+        );
+        cells.check(20_592).unwrap();
+        // Once the user has nothing more, all is of the others.
+        cells.drain(20_592, 1192 + 100);
+        assert_eq!(cells.of(user(1)), 0);
+        cells.check(19_300).unwrap();
+        assert_eq!(cells.sum, 19_300);
     }
 
     #[test]

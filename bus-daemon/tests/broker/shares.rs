@@ -228,6 +228,45 @@ fn of_several_parties_each_waits_for_all() {
     assert!(!is_held(&bus, other) && bus.is_open(slow));
 }
 
+/// How many connections the receiver's user has, or had, is nothing to another user: they are one side together.
+#[test]
+fn connections_of_the_receivers_user_make_no_other_user_wait_longer() {
+    let mut bus = bus();
+    let slow = subscriber(&mut bus, READER);
+    let flooder = connect_as(&mut bus, FLOODER);
+    for n in 0..20 {
+        let own = connect_as(&mut bus, READER);
+        send(&mut bus, own, Some(":1.0"), 5000);
+        if n % 2 == 0 {
+            bus.close(own);
+        }
+    }
+    assert_eq!(waits(&bus, slow), 100_000);
+    // Two sides: (2 + 1) * 300,000 = 900,000, and not a byte more.
+    send(&mut bus, flooder, Some(":1.0"), 200_000);
+    send(&mut bus, flooder, Some(":1.0"), 100_001);
+    assert_eq!(waits(&bus, slow), 300_000);
+    send(&mut bus, flooder, Some(":1.0"), 100_000);
+    assert_eq!(waits(&bus, slow), 400_000);
+    send(&mut bus, flooder, None, 50_000);
+    send(&mut bus, flooder, None, 500);
+    assert!(is_held(&bus, flooder));
+    let due = bus.broker.next_deadline().unwrap().0;
+    assert_eq!(due, reading_time(50_000, 2).div_ceil(1000));
+    // 15,000 bytes were nobody's. Of the others that are read a half is the other user's: it has 282,500.
+    bus.take(slow, 150_000);
+    bus.wait(due);
+    assert!(!is_held(&bus, flooder) && bus.is_open(slow));
+    assert_eq!(waits(&bus, slow), 300_500);
+    // Signals to one receiver wait too.
+    bus.wait(20);
+    assert_eq!(largest(283_000, 2, 300_500), 44_500);
+    send(&mut bus, flooder, Some(":1.0"), 44_501);
+    assert_eq!(waits(&bus, slow), 300_500);
+    send(&mut bus, flooder, Some(":1.0"), 44_500);
+    assert_eq!(waits(&bus, slow), 345_000);
+}
+
 #[test]
 fn who_must_not_be_slowed_down_is_not() {
     let mut bus = bus();
