@@ -104,6 +104,7 @@ impl Broker {
             return Wait::default();
         };
         let party = party_at(peer, origin, uid);
+        let party = peer.cells.holder(party);
         let message = peer.out.len() - queued;
         let is_over = queued > super::shares::counted_from(limit)
             && !peer
@@ -118,16 +119,18 @@ impl Broker {
             Party::Own => Wait::default(),
             // Those whom a user must not be able to slow down.
             Party::User(Some(uid)) if uid == 0 || uid == own_uid => Wait::default(),
-            Party::Peer(_) if peer.credentials.uid == Some(0) => Wait::default(),
+            Party::Peer(_) | Party::Peers if peer.credentials.uid == Some(0) => Wait::default(),
             Party::User(_) => Wait { user: time, peer: 0 },
-            Party::Peer(_) => Wait { user: 0, peer: time },
+            Party::Peer(_) | Party::Peers => Wait { user: 0, peer: time },
         }
     }
 
     /// Whether a message is too much for what a party may have of a queue of which much waits already.
     #[cold]
     pub(super) fn is_beyond_share(&self, receiver: &Peer, from: PeerId, message: u64) -> bool {
-        let party = party_at(receiver, Some(from), self.uid(from));
+        let party = receiver
+            .cells
+            .holder(party_at(receiver, Some(from), self.uid(from)));
         let limit = self.config.limits.max_outgoing_bytes;
         let free = limit.saturating_sub(receiver.out.len());
         receiver.cells.of(party) > 0 && !receiver.cells.is_within_share(party, message, free)

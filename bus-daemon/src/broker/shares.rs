@@ -12,6 +12,8 @@ use super::liveness::LIVE_RATE;
 
 /// A queue that is not longer is nobody's in particular; or else an eighth of its limit.
 const UNCOUNTED: u64 = 16 * 1024;
+/// So many peers of the receiver's user have cells of their own, gone ones among them as long as something of theirs waits.
+const PEERS: usize = 64;
 
 /// Who makes bytes wait for a receiver. Those of the receiver's own side come first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,6 +23,8 @@ pub(crate) enum Party {
     Own,
     /// A peer of the receiver's own user.
     Peer(PeerId),
+    /// All other peers of that user, where more than [`PEERS`] have something there.
+    Peers,
     /// Another user; `None`: those of whom no uid is known.
     User(Option<u32>),
 }
@@ -35,7 +39,7 @@ impl Party {
     /// Whether it is of the receiver's own side.
     fn is_own_side(self) -> bool {
         match self {
-            Self::Own | Self::Peer(_) => true,
+            Self::Own | Self::Peer(_) | Self::Peers => true,
             Self::User(_) => false,
         }
     }
@@ -60,6 +64,24 @@ impl Cells {
     /// In the order of the parties.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Party, u64)> + '_ {
         self.cells.iter().copied()
+    }
+
+    /// In whose cell a party's bytes are, or come: its own, or that of all other peers.
+    pub(super) fn holder(&self, party: Party) -> Party {
+        match party {
+            Party::Peer(_) if self.of(party) == 0 && self.peers() >= PEERS => Party::Peers,
+            Party::Own | Party::Peer(_) | Party::Peers | Party::User(_) => party,
+        }
+    }
+
+    /// How many peers have cells of their own.
+    fn peers(&self) -> usize {
+        let is_peer = |party: Party| matches!(party, Party::Peer(_));
+        // Cells are sorted: there is at most one before them, and one behind them on their side.
+        let side = &self.cells[..self.own_side()];
+        let ends = [side.first(), side.last().filter(|_| side.len() > 1)];
+        let strangers = ends.into_iter().flatten().filter(|(party, _)| !is_peer(*party));
+        side.len() - strangers.count()
     }
 
     /// What of it is a party's.
@@ -148,13 +170,22 @@ impl Cells {
         *self = Self::default();
     }
 
-    /// As they were saved, for a queue of so many bytes. `None`: they cannot be its.
+    /// As they were saved (with more peers than have cells of their own now, perhaps), for a queue of so many bytes. `None`: they cannot be its.
     pub(super) fn restore(cells: Vec<(Party, u64)>, queued: u64) -> Option<Self> {
         let sum = cells
             .iter()
             .try_fold(0_u64, |sum, (_, bytes)| sum.checked_add(*bytes))?;
-        let restored = Self { cells, sum };
-        restored.check(queued).is_ok().then_some(restored)
+        let is_possible = sum <= queued
+            && cells.is_sorted_by(|(one, _), (other, _)| one < other)
+            && cells.iter().all(|(_, bytes)| *bytes > 0);
+        if !is_possible {
+            return None;
+        }
+        let mut restored = Self::default();
+        for (party, bytes) in cells {
+            restored.add(restored.holder(party), bytes);
+        }
+        Some(restored)
     }
 
     /// They are those of a queue of so many bytes.
@@ -162,7 +193,7 @@ impl Cells {
         let is_sorted = self.cells.is_sorted_by(|(one, _), (other, _)| one < other);
         let sum: u64 = self.cells.iter().map(|(_, bytes)| *bytes).sum();
         let is_whole = sum == self.sum && sum <= queued && self.cells.iter().all(|(_, bytes)| *bytes > 0);
-        if is_sorted && is_whole {
+        if is_sorted && is_whole && self.peers() <= PEERS {
             Ok(())
         } else {
             Err(Violation::new(format!(
@@ -230,36 +261,69 @@ mod tests {
     #[test]
     fn peers_of_the_receivers_user_share_one_part() {
         let mut cells = Cells::default();
-        for index in 0..200 {
+        for index in 0..PEERS as u32 {
             cells.add(peer(index), 100);
         }
         cells.add(Party::Own, 400);
         assert_eq!(cells.parts_with(user(1)), 2);
-        assert_eq!(cells.parts_with(peer(7)), 201);
-        assert_eq!(cells.parts_with(peer(777)), 202);
+        assert_eq!(cells.parts_with(peer(7)), 65);
+        assert_eq!(cells.parts_with(Party::Peers), 66);
         // (2 + 1) * 1000 = 3000
         assert!(cells.is_within_share(user(1), 1000, 3000));
         assert!(!cells.is_within_share(user(1), 1000, 2999));
         cells.add(user(1), 1000);
         assert_eq!(cells.parts_with(user(1)), 2);
-        assert_eq!(cells.parts_with(peer(7)), 402);
-        // 2 * ((201 + 1) * (100 + 1) + 20,400 - 100) - 20,400 = 61,004
-        assert!(cells.is_within_share(peer(7), 1, 61_004));
-        assert!(!cells.is_within_share(peer(7), 1, 61_003));
-        // A half of what is taken is the user's: 404 of 808; of the other half each has two, and the first ones one more.
-        cells.drain(21_400, 808);
-        assert_eq!(cells.of(user(1)), 596);
+        assert_eq!(cells.parts_with(peer(7)), 130);
+        // 2 * ((65 + 1) * (100 + 1) + 6800 - 100) - 6800 = 19,932
+        assert!(cells.is_within_share(peer(7), 1, 19_932));
+        assert!(!cells.is_within_share(peer(7), 1, 19_931));
+        // A half of what is taken is the user's: 132 of 264; of the other half each has two, and the first ones one more.
+        cells.drain(7800, 264);
+        assert_eq!(cells.of(user(1)), 868);
         assert_eq!(cells.of(Party::Own), 397);
         assert_eq!(
-            (cells.of(peer(0)), cells.of(peer(1)), cells.of(peer(199))),
+            (cells.of(peer(0)), cells.of(peer(1)), cells.of(peer(63))),
             (97, 98, 98)
         );
-        cells.check(20_592).unwrap();
+        cells.check(7536).unwrap();
         // Once the user has nothing more, all is of the others.
-        cells.drain(20_592, 1192 + 100);
+        cells.drain(7536, 1736 + 100);
         assert_eq!(cells.of(user(1)), 0);
-        cells.check(19_300).unwrap();
-        assert_eq!(cells.sum, 19_300);
+        cells.check(5700).unwrap();
+        assert_eq!(cells.sum, 5700);
+    }
+
+    /// However many peers of its user come and go while a receiver does not read, it has so many cells and no more.
+    #[test]
+    fn there_are_only_so_many_cells() {
+        for with_own in [false, true] {
+            let mut cells = Cells::default();
+            let mut queued = 0;
+            if with_own {
+                cells.add(Party::Own, 5);
+                queued += 5;
+            }
+            for index in 0..1000 {
+                let holder = cells.holder(peer(index));
+                assert_eq!(holder == Party::Peers, index >= 64, "{index}");
+                cells.add(holder, 10);
+                queued += 10;
+                cells.check(queued).unwrap();
+            }
+            assert_eq!(cells.iter().count(), 65 + usize::from(with_own));
+            assert_eq!(cells.of(Party::Peers), 9360);
+            assert_eq!(cells.holder(peer(63)), peer(63));
+            assert_eq!(cells.holder(Party::Own), Party::Own);
+            let saved: Vec<(Party, u64)> = cells.iter().collect();
+            assert_eq!(Cells::restore(saved, queued), Some(cells.clone()));
+            // What was saved with a cell for each peer is divided as it is now.
+            let own = with_own.then_some((Party::Own, 5));
+            let each = (0..1000).map(|index| (peer(index), 10));
+            assert_eq!(
+                Cells::restore(own.into_iter().chain(each).collect(), queued),
+                Some(cells)
+            );
+        }
     }
 
     #[test]

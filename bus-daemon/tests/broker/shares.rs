@@ -267,6 +267,35 @@ fn connections_of_the_receivers_user_make_no_other_user_wait_longer() {
     assert_eq!(waits(&bus, slow), 345_000);
 }
 
+/// However many connections of its user come and go, a receiver's cells stay few, with a restart between them too.
+#[test]
+fn connections_that_come_and_go_leave_only_so_many_cells() {
+    let mut bus = bus();
+    let slow = subscriber(&mut bus, READER);
+    for n in 0..100 {
+        let own = connect_as(&mut bus, READER);
+        send(&mut bus, own, Some(":1.0"), 600);
+        assert_eq!(waits(&bus, slow), 600 * (n + 1));
+        bus.close(own);
+        if n == 95 {
+            let before = bus.broker.save_shares();
+            bus.restart();
+            assert_eq!(bus.broker.save_shares(), before);
+        }
+        bus.broker.check_invariants().unwrap();
+    }
+    // 27 messages were nobody's, 64 have cells, and 9 are in the one of all others: who comes now has no empty cell.
+    let own = connect_as(&mut bus, READER);
+    send(&mut bus, own, Some(":1.0"), 100_000);
+    assert_eq!(waits(&bus, slow), 60_000);
+    // (65 + 1) * (5400 + 8924) - 5400 = 939,984 of 940,000
+    assert_eq!(largest(5400, 65, 60_000), 8924);
+    send(&mut bus, own, Some(":1.0"), 8925);
+    assert_eq!(waits(&bus, slow), 60_000);
+    send(&mut bus, own, Some(":1.0"), 8924);
+    assert_eq!(waits(&bus, slow), 68_924);
+}
+
 #[test]
 fn who_must_not_be_slowed_down_is_not() {
     let mut bus = bus();

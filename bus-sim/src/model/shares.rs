@@ -11,12 +11,16 @@ use super::{Check, Model, Peer, Trouble, wrong};
 
 /// Milliseconds that no wait takes: clients send little.
 const LONGEST: u64 = 60_000;
+/// So many peers of a receiver's user have cells of their own.
+const PEERS: usize = 64;
 
 /// Who makes bytes wait, in the order in which what cannot be divided is shared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Party {
     Own,
     Peer(PeerId),
+    /// Peers that have no cell of their own.
+    Peers,
     User(u32),
 }
 
@@ -34,7 +38,18 @@ impl Peer {
     pub(super) fn count(&mut self, party: Party, bytes: u64, limit: u64) {
         self.queued += bytes;
         if self.queued > (limit / 8).min(16 * 1024) || !self.cells.is_empty() {
-            *self.cells.entry(party).or_insert(0) += bytes;
+            *self.cells.entry(self.holder(party)).or_insert(0) += bytes;
+        }
+    }
+
+    /// In whose cell a party's bytes are, or come.
+    fn holder(&self, party: Party) -> Party {
+        let is_peer = |party: &Party| matches!(party, Party::Peer(_));
+        let peers = self.cells.keys().filter(|party| is_peer(party)).count();
+        if is_peer(&party) && !self.cells.contains_key(&party) && peers >= PEERS {
+            Party::Peers
+        } else {
+            party
         }
     }
 
@@ -71,7 +86,7 @@ impl Party {
     /// Another user is a side of its own; `None`: the receiver, and all peers of its user.
     fn side(self) -> Option<Self> {
         match self {
-            Self::Own | Self::Peer(_) => None,
+            Self::Own | Self::Peer(_) | Self::Peers => None,
             Self::User(_) => Some(self),
         }
     }
@@ -106,7 +121,7 @@ impl Model {
         let Some(peer) = self.peers.get(&to) else {
             return Ok(false);
         };
-        let party = self.party(Some(from), to);
+        let party = peer.holder(self.party(Some(from), to));
         let cell = peer.cells.get(&party).copied().unwrap_or(0);
         if cell == 0 {
             return Ok(false);
