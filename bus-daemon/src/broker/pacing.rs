@@ -21,7 +21,7 @@ use super::{Action, Broker};
 const AHEAD: u64 = 10_000;
 /// What a peer that waits reserves at the least, in bytes: then it goes on with more than one small message.
 const RESERVED: u64 = 64 * 1024;
-/// No saved wait is longer, in microseconds: a day.
+/// No clock is further ahead, and no wait longer, in microseconds: a day. So whatever was made is restored.
 const LONGEST: u64 = 86_400_000_000;
 
 /// The clocks of parties that are ahead.
@@ -87,7 +87,10 @@ impl Pacing {
     fn advance(&mut self, party: Party, now: u64, by: u64) {
         if by > 0 {
             let clock = self.clocks.entry(party).or_insert(now);
-            *clock = (*clock).max(now).saturating_add(by);
+            *clock = (*clock)
+                .max(now)
+                .saturating_add(by)
+                .min(now.saturating_add(LONGEST));
         }
     }
 }
@@ -193,6 +196,8 @@ impl Broker {
         };
         peer.credit = credit;
         peer.agenda = Agenda::Paced { until };
+        // Its message is complete. Routing expects what is behind it again, once the wait is over.
+        self.deadlines.expect_fds(peer, None);
         self.deadlines.change(Deadline::Paced(id), None, Some(until));
         if is_read {
             self.outgoing.ask(Action::StopReading(id));
@@ -308,6 +313,7 @@ impl Broker {
         let may_wait = matches!(peer.agenda, Agenda::Idle | Agenda::Input);
         if let Some(until) = paced.filter(|until| micros(*until) <= latest && may_wait) {
             peer.agenda = Agenda::Paced { until };
+            self.deadlines.expect_fds(peer, None);
             self.deadlines.change(Deadline::Paced(id), None, Some(until));
         }
     }

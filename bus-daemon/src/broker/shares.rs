@@ -14,6 +14,8 @@ use super::liveness::LIVE_RATE;
 const UNCOUNTED: u64 = 16 * 1024;
 /// So many peers of the receiver's user have cells of their own, gone ones among them as long as something of theirs waits.
 const PEERS: usize = 64;
+/// Nobody waits longer for one message, in microseconds.
+const LONGEST_READING: u64 = 60_000_000;
 
 /// Who makes bytes wait for a receiver. Those of the receiver's own side come first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -221,10 +223,10 @@ fn take_equally(first: &mut u64, cells: &mut [(Party, u64)], mut rest: u64) {
 }
 
 /// Microseconds in which a live receiver reads this many bytes, if of so many parts that it reads one is of them, at the
-/// least.
+/// least; a minute at the most.
 pub(super) fn reading_time(bytes: u64, parts: u64) -> u64 {
     let of_all = u128::from(bytes).saturating_mul(u128::from(parts) * 1000) / u128::from(LIVE_RATE);
-    u64::try_from(of_all).unwrap_or(u64::MAX >> 8)
+    u64::try_from(of_all).map_or(LONGEST_READING, |time| time.min(LONGEST_READING))
 }
 
 #[cfg(test)]
@@ -354,7 +356,8 @@ mod tests {
         assert!(cells.is_within_share(user(1), 50, 200));
         assert!(!cells.is_within_share(user(1), 50, 199));
         assert!(!cells.is_within_share(user(1), u64::MAX, u64::MAX >> 1));
-        assert!(reading_time(u64::MAX, u64::MAX) > 1 << 50);
+        assert_eq!(reading_time(u64::MAX, u64::MAX), 60_000_000);
+        assert_eq!(reading_time(4_194_000, 61), 60_000_000);
         assert_eq!(reading_time(4_194_000, 1), 1_000_000);
         assert_eq!(reading_time(4_194_000, 3), 3_000_000);
     }
