@@ -17,13 +17,13 @@ pub(super) struct AwakeTime(u64);
 impl AwakeTime {
     /// As it was saved.
     pub(super) fn restore(milliseconds: u64) -> Self {
-        // So far below its end that no sum overflows.
-        Self(milliseconds.min(1 << 60))
+        // So far below its end that no sum overflows, nor the product with a rate.
+        Self(milliseconds.min(1 << 48))
     }
 
     /// Time has gone on by so much.
     pub(super) fn note_time(&mut self, milliseconds: u64) {
-        self.0 += milliseconds.min(AWAKE);
+        self.0 = self.0.saturating_add(milliseconds.min(AWAKE));
     }
 
     pub(super) fn now(self) -> u64 {
@@ -70,7 +70,7 @@ impl Liveness {
     /// Whether the peer drained all that waited `within` so many awake milliseconds, or reads as fast as is asked for.
     pub(super) fn is_live(&self, awake: AwakeTime, sent: u64, within: u64) -> bool {
         let (at, from) = self.marks[0];
-        awake.now() - self.since < within || sent - from >= LIVE_RATE * (awake.now() - at)
+        awake.now() - self.since < within || sent - from >= LIVE_RATE.saturating_mul(awake.now() - at)
     }
 
     /// Whether it can be that of a peer that was sent so much.
@@ -78,5 +78,21 @@ impl Liveness {
         let [first, second] = self.marks;
         let is_past = self.since <= awake.now() && first.0 <= second.0 && second.0 <= awake.now();
         is_past && first.1 <= second.1 && second.1 <= sent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_time_overflows_nowhere() {
+        let mut awake = AwakeTime::restore(u64::MAX);
+        let reading = Liveness::default();
+        assert!(reading.is_sound(awake, 7));
+        assert!(!reading.is_live(awake, 7, LIVE));
+        awake.note_time(u64::MAX);
+        assert!(!reading.is_live(awake, 7, LIVE));
+        assert!(reading.is_live(awake, u64::MAX, LIVE));
     }
 }

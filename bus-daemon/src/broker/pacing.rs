@@ -21,7 +21,7 @@ use super::{Action, Broker};
 const AHEAD: u64 = 10_000;
 /// What a peer that waits reserves at the least, in bytes: then it goes on with more than one small message.
 const RESERVED: u64 = 64 * 1024;
-/// No saved wait is longer, in microseconds: a day.
+/// No clock is further ahead, and no wait longer, in microseconds: a day. So whatever was made is restored.
 const LONGEST: u64 = 86_400_000_000;
 
 /// The clocks of parties that are ahead.
@@ -87,7 +87,10 @@ impl Pacing {
     fn advance(&mut self, party: Party, now: u64, by: u64) {
         if by > 0 {
             let clock = self.clocks.entry(party).or_insert(now);
-            *clock = (*clock).max(now).saturating_add(by);
+            *clock = (*clock)
+                .max(now)
+                .saturating_add(by)
+                .min(now.saturating_add(LONGEST));
         }
     }
 }
@@ -104,6 +107,7 @@ impl Broker {
             return Wait::default();
         };
         let party = party_at(peer, origin, uid);
+        let party = peer.cells.holder(party);
         let message = peer.out.len() - queued;
         let is_over = queued > super::shares::counted_from(limit)
             && !peer
@@ -113,21 +117,23 @@ impl Broker {
         if !is_over || !peer.reading.is_live(awake, peer.out.sent(), LIVE) {
             return Wait::default();
         }
-        let time = reading_time(message, peer.cells.parties_with(party));
+        let time = reading_time(message, peer.cells.parts_with(party));
         match party {
             Party::Own => Wait::default(),
             // Those whom a user must not be able to slow down.
             Party::User(Some(uid)) if uid == 0 || uid == own_uid => Wait::default(),
-            Party::Peer(_) if peer.credentials.uid == Some(0) => Wait::default(),
+            Party::Peer(_) | Party::Peers if peer.credentials.uid == Some(0) => Wait::default(),
             Party::User(_) => Wait { user: time, peer: 0 },
-            Party::Peer(_) => Wait { user: 0, peer: time },
+            Party::Peer(_) | Party::Peers => Wait { user: 0, peer: time },
         }
     }
 
     /// Whether a message is too much for what a party may have of a queue of which much waits already.
     #[cold]
     pub(super) fn is_beyond_share(&self, receiver: &Peer, from: PeerId, message: u64) -> bool {
-        let party = party_at(receiver, Some(from), self.uid(from));
+        let party = receiver
+            .cells
+            .holder(party_at(receiver, Some(from), self.uid(from)));
         let limit = self.config.limits.max_outgoing_bytes;
         let free = limit.saturating_sub(receiver.out.len());
         receiver.cells.of(party) > 0 && !receiver.cells.is_within_share(party, message, free)
@@ -190,6 +196,8 @@ impl Broker {
         };
         peer.credit = credit;
         peer.agenda = Agenda::Paced { until };
+        // Its message is complete. Routing expects what is behind it again, once the wait is over.
+        self.deadlines.expect_fds(peer, None);
         self.deadlines.change(Deadline::Paced(id), None, Some(until));
         if is_read {
             self.outgoing.ask(Action::StopReading(id));
@@ -305,6 +313,7 @@ impl Broker {
         let may_wait = matches!(peer.agenda, Agenda::Idle | Agenda::Input);
         if let Some(until) = paced.filter(|until| micros(*until) <= latest && may_wait) {
             peer.agenda = Agenda::Paced { until };
+            self.deadlines.expect_fds(peer, None);
             self.deadlines.change(Deadline::Paced(id), None, Some(until));
         }
     }

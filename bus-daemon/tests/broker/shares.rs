@@ -28,6 +28,10 @@ fn bus() -> Bus {
 }
 
 fn connect_as(bus: &mut Bus, uid: u32) -> Who {
+    connect_with(bus, uid, "")
+}
+
+fn connect_with(bus: &mut Bus, uid: u32, line: &str) -> Who {
     let who = bus.accept_as(Credentials {
         uid: Some(uid),
         gid: Some(uid),
@@ -40,7 +44,7 @@ fn connect_as(bus: &mut Bus, uid: u32) -> Who {
         .collect();
     bus.bytes(
         who,
-        format!("\0AUTH EXTERNAL {identity}\r\nBEGIN\r\n").as_bytes(),
+        format!("\0AUTH EXTERNAL {identity}\r\n{line}BEGIN\r\n").as_bytes(),
         &[],
     );
     bus.drain(who);
@@ -228,6 +232,74 @@ fn of_several_parties_each_waits_for_all() {
     assert!(!is_held(&bus, other) && bus.is_open(slow));
 }
 
+/// How many connections the receiver's user has, or had, is nothing to another user: they are one side together.
+#[test]
+fn connections_of_the_receivers_user_make_no_other_user_wait_longer() {
+    let mut bus = bus();
+    let slow = subscriber(&mut bus, READER);
+    let flooder = connect_as(&mut bus, FLOODER);
+    for n in 0..20 {
+        let own = connect_as(&mut bus, READER);
+        send(&mut bus, own, Some(":1.0"), 5000);
+        if n % 2 == 0 {
+            bus.close(own);
+        }
+    }
+    assert_eq!(waits(&bus, slow), 100_000);
+    // Two sides: (2 + 1) * 300,000 = 900,000, and not a byte more.
+    send(&mut bus, flooder, Some(":1.0"), 200_000);
+    send(&mut bus, flooder, Some(":1.0"), 100_001);
+    assert_eq!(waits(&bus, slow), 300_000);
+    send(&mut bus, flooder, Some(":1.0"), 100_000);
+    assert_eq!(waits(&bus, slow), 400_000);
+    send(&mut bus, flooder, None, 50_000);
+    send(&mut bus, flooder, None, 500);
+    assert!(is_held(&bus, flooder));
+    let due = bus.broker.next_deadline().unwrap().0;
+    assert_eq!(due, reading_time(50_000, 2).div_ceil(1000));
+    // 15,000 bytes were nobody's. Of the others that are read a half is the other user's: it has 282,500.
+    bus.take(slow, 150_000);
+    bus.wait(due);
+    assert!(!is_held(&bus, flooder) && bus.is_open(slow));
+    assert_eq!(waits(&bus, slow), 300_500);
+    // Signals to one receiver wait too.
+    bus.wait(20);
+    assert_eq!(largest(283_000, 2, 300_500), 44_500);
+    send(&mut bus, flooder, Some(":1.0"), 44_501);
+    assert_eq!(waits(&bus, slow), 300_500);
+    send(&mut bus, flooder, Some(":1.0"), 44_500);
+    assert_eq!(waits(&bus, slow), 345_000);
+}
+
+/// However many connections of its user come and go, a receiver's cells stay few, with a restart between them too.
+#[test]
+fn connections_that_come_and_go_leave_only_so_many_cells() {
+    let mut bus = bus();
+    let slow = subscriber(&mut bus, READER);
+    for n in 0..100 {
+        let own = connect_as(&mut bus, READER);
+        send(&mut bus, own, Some(":1.0"), 600);
+        assert_eq!(waits(&bus, slow), 600 * (n + 1));
+        bus.close(own);
+        if n == 95 {
+            let before = bus.broker.save_shares();
+            bus.restart();
+            assert_eq!(bus.broker.save_shares(), before);
+        }
+        bus.broker.check_invariants().unwrap();
+    }
+    // 27 messages were nobody's, 64 have cells, and 9 are in the one of all others: who comes now has no empty cell.
+    let own = connect_as(&mut bus, READER);
+    send(&mut bus, own, Some(":1.0"), 100_000);
+    assert_eq!(waits(&bus, slow), 60_000);
+    // (65 + 1) * (5400 + 8924) - 5400 = 939,984 of 940,000
+    assert_eq!(largest(5400, 65, 60_000), 8924);
+    send(&mut bus, own, Some(":1.0"), 8925);
+    assert_eq!(waits(&bus, slow), 60_000);
+    send(&mut bus, own, Some(":1.0"), 8924);
+    assert_eq!(waits(&bus, slow), 68_924);
+}
+
 #[test]
 fn who_must_not_be_slowed_down_is_not() {
     let mut bus = bus();
@@ -322,6 +394,69 @@ fn only_signals_wait() {
     bus.wait(12);
     bus.expect(other, &["call Behind() from :1.2 to :1.3"]);
     assert!(bus.is_open(slow));
+}
+
+/// A wait for one message has an end, and however far ahead a clock comes, a restart keeps it.
+#[test]
+fn clocks_and_waits_have_ends_that_a_restart_keeps() {
+    let mut config = shared();
+    config.limits.max_outgoing_bytes = 1 << 30;
+    config.limits.max_message_size = 64 << 20;
+    let mut bus = Bus::new(config, false);
+    let slow = subscriber(&mut bus, READER);
+    for uid in 0..40 {
+        let other = connect_as(&mut bus, OTHER + uid);
+        send(&mut bus, other, Some(":1.0"), 20_000);
+    }
+    let flooder = connect_as(&mut bus, FLOODER);
+    let mut message = 0;
+    while bus.broker.save_pacing() == Default::default() {
+        message += 1;
+        assert!(message < 20);
+        send(&mut bus, flooder, None, 32 << 20);
+    }
+    // 8 s for each of 41 parties, but a minute at the most.
+    send(&mut bus, flooder, None, 500);
+    assert!(is_held(&bus, flooder));
+    let until = bus.broker.paced_until(bus.peer(flooder)).unwrap().0;
+    assert_eq!(until, 60_000);
+    let before = bus.broker.save_shares();
+    bus.restart();
+    assert_eq!(bus.broker.save_shares(), before);
+    bus.wait(59_999);
+    assert!(is_held(&bus, flooder) && bus.is_open(slow));
+    bus.wait(1);
+    assert!(!is_held(&bus, flooder));
+}
+
+/// A message with descriptors that waits is complete: its sender does not go for them.
+#[test]
+fn descriptors_of_a_message_that_waits_are_not_overdue() {
+    let mut config = shared();
+    config.limits.pending_fd_timeout = 5;
+    check_with(&config, |bus| {
+        let slow = subscriber(bus, READER);
+        let flooder = connect_with(bus, FLOODER, "NEGOTIATE_UNIX_FD\r\n");
+        for _ in 0..11 {
+            send(bus, flooder, None, 50_000);
+        }
+        // 11.9 ms are to be waited for, and the descriptors' time is 5 ms.
+        let fd = bus.descriptors.make();
+        let body = "x".repeat(100);
+        let signal = MessageBuilder::signal("/", "a.b", "S").unix_fds(1).body(|w| {
+            w.str(&body);
+        });
+        let whole = signal.serial(77_u32).build().unwrap();
+        bus.bytes(flooder, &whole[..60], &[fd]);
+        assert!(!is_held(bus, flooder));
+        bus.bytes(flooder, &whole[60..], &[]);
+        assert!(is_held(bus, flooder));
+        bus.wait(11);
+        assert!(is_held(bus, flooder) && bus.is_open(flooder));
+        bus.wait(1);
+        assert!(!is_held(bus, flooder) && bus.is_open(flooder) && bus.is_open(slow));
+        assert_eq!(bus.broker.next_deadline(), None);
+    });
 }
 
 /// However many peers of a user wait, each waits once: the times are reserved in order.

@@ -132,6 +132,7 @@ impl Model {
             return Ok(());
         };
         if held_at < u64::MAX {
+            peer.fds_deadline = None;
             return Ok(());
         }
         if let Some(piece) = peer.stream.front()

@@ -11,12 +11,16 @@ use super::{Check, Model, Peer, Trouble, wrong};
 
 /// Milliseconds that no wait takes: clients send little.
 const LONGEST: u64 = 60_000;
+/// So many peers of a receiver's user have cells of their own.
+const PEERS: usize = 64;
 
 /// Who makes bytes wait, in the order in which what cannot be divided is shared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Party {
     Own,
     Peer(PeerId),
+    /// Peers that have no cell of their own.
+    Peers,
     User(u32),
 }
 
@@ -34,28 +38,71 @@ impl Peer {
     pub(super) fn count(&mut self, party: Party, bytes: u64, limit: u64) {
         self.queued += bytes;
         if self.queued > (limit / 8).min(16 * 1024) || !self.cells.is_empty() {
-            *self.cells.entry(party).or_insert(0) += bytes;
+            *self.cells.entry(self.holder(party)).or_insert(0) += bytes;
         }
     }
 
-    /// So many bytes were taken: what is nobody's first, then as much of each party as there is, byte by byte in turns.
+    /// In whose cell a party's bytes are, or come.
+    fn holder(&self, party: Party) -> Party {
+        let is_peer = |party: &Party| matches!(party, Party::Peer(_));
+        let peers = self.cells.keys().filter(|party| is_peer(party)).count();
+        if is_peer(&party) && !self.cells.contains_key(&party) && peers >= PEERS {
+            Party::Peers
+        } else {
+            party
+        }
+    }
+
+    /// So many bytes were taken: what is nobody's first, then as much of each side as there is, byte by byte in turns; and
+    /// what is of the receiver's own side in the same way of the parties there.
     pub(super) fn uncount(&mut self, bytes: u64) {
         let counted: u64 = self.cells.values().sum();
-        let mut rest = bytes.saturating_sub(self.queued - counted);
+        let rest = bytes.saturating_sub(self.queued - counted);
         self.queued = self.queued.saturating_sub(bytes);
-        while rest > 0 && !self.cells.is_empty() {
-            let smallest = self.cells.values().min().copied().unwrap_or(1);
-            let rounds = smallest.min(rest / self.cells.len() as u64);
-            for cell in self.cells.values_mut() {
-                let part = if rounds == 0 { rest.min(1) } else { rounds };
-                *cell -= part;
-                rest -= part;
-            }
-            self.cells.retain(|_, cell| *cell > 0);
+        let mut sides: BTreeMap<Option<Party>, u64> = BTreeMap::new();
+        for (party, cell) in &self.cells {
+            *sides.entry(party.side()).or_insert(0) += cell;
         }
+        let own = sides.get(&None).copied().unwrap_or(0);
+        take_in_turns(&mut sides, rest);
+        let own_rest = own - sides.get(&None).copied().unwrap_or(0);
+        let (mut own_side, _) = self.divided();
+        take_in_turns(&mut own_side, own_rest);
+        let others = sides.into_iter().filter_map(|(side, cell)| Some((side?, cell)));
+        self.cells = own_side.into_iter().chain(others).collect();
         if self.queued == 0 {
             self.cells.clear();
         }
+    }
+
+    /// The cells of the receiver's own side, and those of other users.
+    fn divided(&self) -> (BTreeMap<Party, u64>, BTreeMap<Party, u64>) {
+        let cells = self.cells.iter().map(|(party, cell)| (*party, *cell));
+        cells.partition(|(party, _)| party.side().is_none())
+    }
+}
+
+impl Party {
+    /// Another user is a side of its own; `None`: the receiver, and all peers of its user.
+    fn side(self) -> Option<Self> {
+        match self {
+            Self::Own | Self::Peer(_) | Self::Peers => None,
+            Self::User(_) => Some(self),
+        }
+    }
+}
+
+/// Takes so many bytes, of each in turn while it has any, in the order of the keys.
+fn take_in_turns<K: Ord>(cells: &mut BTreeMap<K, u64>, mut rest: u64) {
+    while rest > 0 && !cells.is_empty() {
+        let smallest = cells.values().min().copied().unwrap_or(1);
+        let rounds = smallest.min(rest / cells.len() as u64);
+        for cell in cells.values_mut() {
+            let part = if rounds == 0 { rest.min(1) } else { rounds };
+            *cell -= part;
+            rest -= part;
+        }
+        cells.retain(|_, cell| *cell > 0);
     }
 }
 
@@ -74,16 +121,26 @@ impl Model {
         let Some(peer) = self.peers.get(&to) else {
             return Ok(false);
         };
-        let cell = peer.cells.get(&self.party(Some(from), to)).copied().unwrap_or(0);
+        let party = peer.holder(self.party(Some(from), to));
+        let cell = peer.cells.get(&party).copied().unwrap_or(0);
         if cell == 0 {
             return Ok(false);
         }
         if peer.is_uncertain {
             return Err(Trouble::Unknowable);
         }
-        let parties = peer.cells.len() as u64;
-        let others = peer.queued - cell;
-        Ok((parties + 1) * (cell + message) > self.limits.max_outgoing_bytes.saturating_sub(others))
+        let (own_side, others) = peer.divided();
+        let sides = others.len() as u64 + u64::from(!own_side.is_empty());
+        let limit = self.limits.max_outgoing_bytes;
+        if party.side().is_some() {
+            let not_its = peer.queued - cell;
+            return Ok((sides + 1) * (cell + message) > limit.saturating_sub(not_its));
+        }
+        // Of the part of its side, what is not others' of that side.
+        let of_side: u64 = own_side.values().sum();
+        let parties = own_side.len() as u64;
+        let needed = (parties + 1) * (cell + message) + (of_side - cell);
+        Ok(sides * needed > limit.saturating_sub(peer.queued) + of_side)
     }
 
     /// The pieces of peers whose time has come are dealt with, in the order of their times.

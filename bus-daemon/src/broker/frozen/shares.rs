@@ -68,11 +68,18 @@ pub(in crate::broker) enum PartyV1 {
     User(Option<u32>),
 }
 
+/// No peer is this one: it stands for all peers that have no cell of their own, so that each build can read it.
+const PEERS: PeerId = PeerId {
+    index: u32::MAX,
+    generation: u32::MAX,
+};
+
 impl From<Party> for PartyV1 {
     fn from(party: Party) -> Self {
         match party {
             Party::Own => Self::Own,
             Party::Peer(id) => Self::Peer(id),
+            Party::Peers => Self::Peer(PEERS),
             Party::User(uid) => Self::User(uid),
         }
     }
@@ -82,6 +89,7 @@ impl From<PartyV1> for Party {
     fn from(party: PartyV1) -> Self {
         match party {
             PartyV1::Own => Self::Own,
+            PartyV1::Peer(PEERS) => Self::Peers,
             PartyV1::Peer(id) => Self::Peer(id),
             PartyV1::User(uid) => Self::User(uid),
         }
