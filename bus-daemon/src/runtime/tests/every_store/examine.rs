@@ -202,9 +202,15 @@ impl Stage {
                 .checked_sub(at)
                 .ok_or_else(|| format!("bytes are missing in client {index}'s output before {at}"))?,
         );
-        if stream[at..at + common] != bytes[..common] {
+        if let Some(first) = (0..common).find(|place| stream[at + place] != bytes[*place]) {
+            // The message in which it differs begins before.
+            let around = first.saturating_sub(200)..(first + 100).min(common);
+            let (known, found) = (&stream[at..][around.clone()], &bytes[around]);
             return Err(format!(
-                "client {index}'s output is another after {at} bytes of it"
+                "client {index}'s output is another after {} bytes of it: {} instead of {}",
+                at + first,
+                found.escape_ascii(),
+                known.escape_ascii()
             ));
         }
         stream.extend_from_slice(&bytes[common..]);
