@@ -469,15 +469,23 @@ fn flood_for(time: Duration, flooders: &mut [Flooder], addressee: &str) {
     }
 }
 
-#[test]
-fn in_a_control_group_the_bus_sheds_load_instead_of_being_killed() {
-    let _alone = alone();
+/// A bus in a control group of 400 MiB, where one can be made.
+fn bus_in_a_group() -> Option<(Group, Bus)> {
     let Some(group) = Group::create(400 * MIB) else {
         eprintln!("skipped: no control group can be made");
-        return;
+        return None;
     };
     let enter = group.entrance();
     let bus = Bus::start_under(&["sh", "-c", &enter, "sh"]);
+    Some((group, bus))
+}
+
+#[test]
+fn in_a_control_group_the_bus_sheds_load_instead_of_being_killed() {
+    let _alone = alone();
+    let Some((group, bus)) = bus_in_a_group() else {
+        return;
+    };
     let mut control = bus.caller();
     let cap = stat(&mut control, &key("MemoryCap"));
     assert!(cap <= 100 * MIB, "{cap}");
@@ -492,15 +500,12 @@ fn in_a_control_group_the_bus_sheds_load_instead_of_being_killed() {
 #[test]
 fn where_others_fill_the_control_group_the_bus_holds_less() {
     let _alone = alone();
-    let Some(group) = Group::create(400 * MIB) else {
-        eprintln!("skipped: no control group can be made");
+    let Some((group, bus)) = bus_in_a_group() else {
         return;
     };
-    let enter = group.entrance();
-    let bus = Bus::start_under(&["sh", "-c", &enter, "sh"]);
     // `tail` keeps a line that has no end, until the pipe is closed.
     let mut eater = std::process::Command::new("sh")
-        .args(["-c", &enter, "sh", "tail", "-n", "1"])
+        .args(["-c", &group.entrance(), "sh", "tail", "-n", "1"])
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::null())
         .spawn()

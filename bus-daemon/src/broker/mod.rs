@@ -336,7 +336,7 @@ impl Broker {
     /// A runtime that takes over asks this.
     pub fn may_read(&self, peer: PeerId) -> bool {
         let is_unread = self.roster.get(peer).is_none_or(Peer::is_unread);
-        !is_unread && !self.shortage.is_paced(peer)
+        !is_unread && !self.shortage.is_unread(peer)
     }
 
     /// Whether connections are to be accepted: what the last of [`Action::StopAccepting`] and

@@ -114,7 +114,7 @@ impl Broker {
         };
         // Whoever is held back, or waits, is not read from either way.
         let waits = is_waiting || matches!(peer.agenda, Agenda::Paced { .. });
-        if !waits && !self.shortage.is_paced(id) {
+        if !waits && !self.shortage.is_unread(id) {
             self.outgoing.ask(action);
         }
     }
@@ -137,7 +137,7 @@ impl Broker {
             }
             if peer.is_waiting {
                 self.outgoing.ask(Action::StopReading(id));
-            } else if !peer.is_stopped && !self.shortage.is_paced(id) {
+            } else if !peer.is_stopped && !self.shortage.is_unread(id) {
                 self.outgoing.ask(Action::ResumeReading(id));
             }
         }

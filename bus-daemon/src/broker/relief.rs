@@ -141,7 +141,7 @@ impl Shortage {
     }
 
     /// Whether a peer is not to be read from.
-    pub(super) fn is_paced(&self, id: PeerId) -> bool {
+    pub(super) fn is_unread(&self, id: PeerId) -> bool {
         self.held_back.get(&id).is_some_and(|held| held.unread.is_some())
     }
 
@@ -245,7 +245,7 @@ impl Broker {
             let is_meant = is_over || (of_user == most && *taken < of_user.div_ceil(2));
             if is_meant && share.bytes >= least {
                 *taken += share.bytes;
-                if !self.shortage.is_paced(share.id) {
+                if !self.shortage.is_unread(share.id) {
                     chosen.push(share.id);
                 }
             }
@@ -333,7 +333,7 @@ impl Broker {
 
     fn hold_back(&mut self, id: PeerId) {
         let Some(peer) = self.roster.get(id) else { return };
-        let is_read = !peer.is_unread() && !self.shortage.is_paced(id);
+        let is_read = !peer.is_unread() && !self.shortage.is_unread(id);
         let is_news = !self.shortage.is_refused(id);
         let held = HeldBack {
             unread: Some(self.deadlines.later(UNREAD)),
