@@ -6,6 +6,7 @@ mod damaged_store;
 mod entries;
 #[cfg(target_arch = "x86_64")]
 mod every_store;
+mod full_table;
 mod heard;
 mod lost_fds;
 mod short;

@@ -1,7 +1,7 @@
 //! Connections as they come and go.
 
 use std::io::Error;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 
 use nix::sys::socket::MsgFlags;
 
@@ -28,20 +28,22 @@ const LAST_WAIT: u64 = 1000;
 ///
 /// ```text
 /// Open ──peers hold all they may of the table of descriptors──> Paused ──one of these is closed──> Open
-/// Open, Paused ──the table of descriptors is full, and nobody can be turned away──> (the same, full)
+/// Open, Paused ──the system has no descriptor to give──> (the same, full)
 ///      ──a descriptor of the state is closed, or some time has passed──> (the same)
 /// ```
+///
+/// As many connections are accepted as there is room for. The others stay in the listener's queue until there is more: a
+/// change of what is [waited for](Self::interest) makes the epoll set look at the listeners again, so that what has been there
+/// all the time is told of without another connection.
 pub(super) struct Acceptance {
     gate: Gate,
-    /// There is no descriptor left, not even one to turn a client away with.
+    /// The system has no descriptor to give.
     is_full: bool,
     /// When accepting is tried again if nothing else happens, in milliseconds: at longer and longer intervals, and only where
     /// the system, or something that peers are not charged for, has filled the table. Where peers have, the broker has
     /// closed the gate, and opens it when one of theirs is closed.
     again: u64,
     wait: u64,
-    /// A descriptor kept open to be given up when the table is full.
-    reserve: Option<OwnedFd>,
     /// Listeners in the rotation.
     ready: Vec<u32>,
 }
@@ -59,12 +61,11 @@ impl Acceptance {
             is_full: false,
             again: 0,
             wait: FIRST_WAIT,
-            reserve: reserve(),
             ready: Vec::new(),
         }
     }
 
-    /// When accepting is to be tried again, in milliseconds, if not even a client that is turned away can be accepted.
+    /// When accepting is to be tried again, in milliseconds, if the system accepts nothing now.
     pub(super) fn again(&self) -> Option<u64> {
         self.is_full.then_some(self.again)
     }
@@ -88,13 +89,6 @@ impl Acceptance {
     }
 }
 
-/// Any descriptor will do; this kind needs no file system.
-fn reserve() -> Option<OwnedFd> {
-    nix::sys::eventfd::EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_CLOEXEC)
-        .ok()
-        .map(OwnedFd::from)
-}
-
 impl Worker {
     /// Accepts what waits at a listener, up to a bound; the rest is for its next turn.
     pub(super) fn accept(&mut self, index: u32) {
@@ -112,12 +106,16 @@ impl Worker {
                 Ok(socket) => {
                     self.acceptance.wait = FIRST_WAIT;
                     self.welcome(socket, index);
+                    if self.acceptance.interest() == 0 {
+                        // It was the last that there was room for.
+                        return;
+                    }
                 }
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EMFILE | libc::ENFILE) => {
-                        if !self.turn_away(listener) {
-                            return self.accept_later();
-                        }
+                        let text = format_args!("connections wait: the table of open files is full");
+                        self.complaints.warn(None, text);
+                        return self.accept_later();
                     }
                     Some(libc::ECONNABORTED | libc::EINTR) => {}
                     Some(libc::EAGAIN) => return,
@@ -168,25 +166,6 @@ impl Worker {
         });
     }
 
-    /// The descriptor table is full: turns one connection away, so that its client knows. False: not even that can be
-    /// done now.
-    fn turn_away(&mut self, listener: RawFd) -> bool {
-        drop(self.acceptance.reserve.take());
-        let accepted = accept(listener);
-        let is_accepted = accepted.is_ok();
-        if let Ok(socket) = accepted {
-            let uid = system::attested(socket).credentials.uid;
-            descriptor::close(socket);
-            let text = format_args!("a connection was turned away: the table of open files is full");
-            self.complaints.warn(uid, text);
-        }
-        self.acceptance.reserve = reserve();
-        if self.acceptance.reserve.is_none() {
-            self.accept_later();
-        }
-        is_accepted && !self.acceptance.is_full
-    }
-
     /// The system accepts nothing now, though connections wait: tried again later, since nothing tells when it would.
     fn accept_later(&mut self) {
         self.acceptance.is_full = true;
@@ -197,8 +176,7 @@ impl Worker {
 
     /// There may be room in the descriptor table again.
     pub(super) fn accept_again(&mut self) {
-        self.acceptance.reserve = self.acceptance.reserve.take().or_else(reserve);
-        if self.acceptance.is_full && self.acceptance.reserve.is_some() {
+        if self.acceptance.is_full {
             self.acceptance.is_full = false;
             self.wait_for_connections();
         }
@@ -207,7 +185,10 @@ impl Worker {
     /// Tells the broker how large the table of descriptors is.
     pub(super) fn limit_descriptors(&mut self) {
         let most = descriptor::most_open();
-        let limit = most - (OWN + self.record.listeners.len() as u64).min(most / 4);
+        self.set_descriptor_limit(most - (OWN + self.record.listeners.len() as u64).min(most / 4));
+    }
+
+    pub(in crate::runtime) fn set_descriptor_limit(&mut self, limit: u64) {
         self.journal.note(None, &RareEvent::DescriptorLimit { limit });
         self.apply(Event::DescriptorLimit { limit });
     }
