@@ -101,7 +101,7 @@ impl Worker {
             ready: Vec::new(),
             told: None,
             dirty: Vec::new(),
-            shortage: Shortage::default(),
+            shortage: Shortage::new(journal.cap()),
             unsent: VecDeque::new(),
             broker,
             journal,
