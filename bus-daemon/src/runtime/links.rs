@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 
 use bus_wire::Fd;
 
-use super::rotation::UserSlot;
+use super::rotation::{Turn, UserSlot};
 use crate::broker::PeerId;
 use crate::journal::Extent;
 
@@ -46,8 +46,10 @@ pub(crate) struct Link {
     pub(crate) peer: PeerId,
     /// `None`: the peer is parked, and what is for it waits.
     pub(crate) socket: Option<Socket>,
-    /// Whose turn it shares.
-    pub(crate) user: UserSlot,
+    /// Its part in the turns of its user, in which it is read.
+    pub(crate) turn: Turn,
+    /// And in those in which it is written to.
+    pub(crate) sending: Turn,
     /// Bytes of its stream that were read.
     pub(crate) taken: u64,
     pub(crate) writing: Writing,
@@ -104,7 +106,8 @@ impl Link {
         Self {
             peer,
             socket,
-            user,
+            turn: Turn::of(user),
+            sending: Turn::of(user),
             taken: 0,
             writing: Writing::Open,
             stopped: false,
@@ -214,6 +217,7 @@ impl Links {
 
 #[cfg(test)]
 mod tests {
+    use super::super::rotation::Rotation;
     use super::*;
 
     #[test]
@@ -241,10 +245,11 @@ mod tests {
     #[test]
     fn the_smallest_index_is_used_again_by_another_generation() {
         let mut links = Links::after(7);
+        let user = Rotation::<()>::default().user(None);
         let ids: Vec<PeerId> = (0..4)
             .map(|_| {
                 let id = links.next_id();
-                links.insert(Link::new(id, None, UserSlot::ACCEPTING));
+                links.insert(Link::new(id, None, user));
                 id
             })
             .collect();
@@ -253,21 +258,22 @@ mod tests {
         assert!(links.remove(ids[1]).is_none());
         let again = links.next_id();
         assert_eq!((again.index, again.generation), (1, 12));
-        links.insert(Link::new(again, None, UserSlot::ACCEPTING));
+        links.insert(Link::new(again, None, user));
         assert!(links.get_mut(ids[1]).is_none() && links.get_mut(again).is_some());
     }
 
     #[test]
     fn indexes_between_those_of_another_process_are_used() {
         let mut links = Links::after(9);
+        let user = Rotation::<()>::default().user(None);
         for index in [5, 2] {
             let peer = PeerId { index, generation: 3 };
-            links.insert(Link::new(peer, None, UserSlot::ACCEPTING));
+            links.insert(Link::new(peer, None, user));
         }
         links.settle();
         let mut next = || {
             let id = links.next_id();
-            links.insert(Link::new(id, None, UserSlot::ACCEPTING));
+            links.insert(Link::new(id, None, user));
             id.index
         };
         assert_eq!([next(), next(), next(), next(), next()], [0, 1, 3, 4, 6]);

@@ -7,6 +7,7 @@ mod complaints;
 #[cfg(any(test, feature = "test-hooks"))]
 pub(crate) mod fuzz;
 mod last_word;
+mod line;
 mod links;
 mod poll;
 pub(crate) mod process;

@@ -19,7 +19,7 @@ use super::complaints::Complaints;
 use super::links::{Link, Links, STEP, Writing};
 use super::poll::{EpollSet, Source};
 use super::recover::Recovered;
-use super::rotation::Rotation;
+use super::rotation::{Ready, Rotation, UserSlot};
 use super::system::Kernel;
 use crate::broker::{Action, Broker, Dropped, Event, Millis, PeerId, Start};
 use crate::control::Inbox;
@@ -35,7 +35,7 @@ pub(crate) struct Worker {
     broker: Broker,
     journal: Journal,
     links: Links,
-    rotation: Rotation,
+    rotation: Rotation<Ready>,
     epoll: EpollSet,
     record: KeeperV1,
     now: Millis,
@@ -64,7 +64,7 @@ pub(crate) struct Worker {
     told: Option<bool>,
     dirty: Vec<PeerId>,
     /// Peers that got something and were not written to yet: those whose link says so, each once.
-    unsent: VecDeque<PeerId>,
+    unsent: Rotation<PeerId>,
     complaints: Complaints,
     shortage: Shortage,
 }
@@ -102,7 +102,7 @@ impl Worker {
             told: None,
             dirty: Vec::new(),
             shortage: Shortage::new(journal.cap()),
-            unsent: VecDeque::new(),
+            unsent: Rotation::default(),
             broker,
             journal,
         };
@@ -185,8 +185,7 @@ impl Worker {
                 tracing::error!("peer {}: its socket is not known", peer.index);
                 self.lost.push(peer);
             }
-            let user = self.rotation.user(self.broker.uid(peer));
-            let mut link = Link::new(peer, socket, user);
+            let mut link = Link::new(peer, socket, self.user(self.broker.uid(peer)));
             link.stopped = !self.broker.may_read(peer);
             link.taken = self.broker.taken(peer);
             self.links.insert(link);
@@ -195,6 +194,14 @@ impl Worker {
             }
         }
         self.links.settle();
+    }
+
+    /// The slot of a user, which is the same for reading and for writing.
+    fn user(&mut self, uid: Option<u32>) -> UserSlot {
+        let user = self.rotation.user(uid);
+        let same = self.unsent.user(uid);
+        debug_assert_eq!(user, same);
+        user
     }
 
     /// A worker over what a dead one left, and the connections that it had accepted and not noted.

@@ -164,21 +164,32 @@ impl Worker {
         self.collect_unsent();
         let mut sent = 0;
         while sent < SENDS {
-            let Some(peer) = self.unsent.pop_front() else {
+            let Some(peer) = self.unsent.next() else {
                 return false;
             };
-            let Some(link) = self.links.get_mut(peer) else {
-                continue;
-            };
-            link.is_unsent = false;
-            // A socket that is full tells when it has room again; to try would cost a read of what is stored.
-            if link.writing != Writing::Blocked {
-                sent += WRITE + self.write(peer);
-            }
+            sent += self.send(peer);
         }
         // What was sent may have brought about more.
         self.collect_unsent();
         !self.unsent.is_empty()
+    }
+
+    /// Writes to a peer whose turn it is. Bytes, a write counted as so many.
+    fn send(&mut self, peer: PeerId) -> u64 {
+        let Some(link) = self.links.get_mut(peer) else {
+            self.unsent.done(None, 0);
+            return 0;
+        };
+        link.is_unsent = false;
+        // A socket that is full tells when it has room again; to try would cost a read of what is stored.
+        let sent = if link.writing == Writing::Blocked {
+            0
+        } else {
+            WRITE + self.write(peer)
+        };
+        let turn = self.links.get_mut(peer).map(|link| &mut link.sending);
+        self.unsent.done(turn, sent);
+        sent
     }
 
     /// Puts the peers that got something behind those that still wait to be written to, each once.
@@ -198,7 +209,7 @@ impl Worker {
             && !link.is_unsent
         {
             link.is_unsent = true;
-            self.unsent.push_back(peer);
+            self.unsent.add(&mut link.sending, peer);
         }
     }
 

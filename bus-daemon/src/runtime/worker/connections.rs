@@ -11,11 +11,11 @@ use crate::journal::RareEvent;
 use crate::os::descriptor;
 use crate::runtime::links::{Link, Socket};
 use crate::runtime::poll::{EpollSet, Source};
-use crate::runtime::rotation::{Ready, UserSlot};
+use crate::runtime::rotation::{Ready, Rotation, Turn};
 use crate::runtime::system;
 
 /// Connections accepted from one listener at its turn.
-pub(super) const ACCEPTS: usize = 32;
+const ACCEPTS: u64 = 32;
 
 /// Descriptors of keeper and worker themselves: memfds, epoll sets, sockets of their own.
 const OWN: u64 = 64;
@@ -44,8 +44,9 @@ pub(super) struct Acceptance {
     /// closed the gate, and opens it when one of theirs is closed.
     again: u64,
     wait: u64,
-    /// Listeners in the rotation.
+    /// Listeners in the rotation, and their part in it.
     ready: Vec<u32>,
+    turn: Turn,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +63,7 @@ impl Acceptance {
             again: 0,
             wait: FIRST_WAIT,
             ready: Vec::new(),
+            turn: Turn::accepting(),
         }
     }
 
@@ -70,13 +72,17 @@ impl Acceptance {
         self.is_full.then_some(self.again)
     }
 
-    /// A listener has connections. True: it is not in the rotation yet.
-    pub(super) fn note_ready(&mut self, listener: u32) -> bool {
-        let is_new = !self.ready.contains(&listener);
-        if is_new {
+    /// A listener has connections.
+    pub(super) fn note_ready(&mut self, listener: u32, rotation: &mut Rotation<Ready>) {
+        if !self.ready.contains(&listener) {
             self.ready.push(listener);
+            rotation.add(&mut self.turn, Ready::Listener(listener));
         }
-        is_new
+    }
+
+    /// Connections were accepted at the listeners' turn, which was so much work.
+    pub(super) fn served(&mut self, rotation: &mut Rotation<Ready>, work: u64) {
+        rotation.done(Some(&mut self.turn), work);
     }
 
     /// What to wait for from listeners.
@@ -90,8 +96,8 @@ impl Acceptance {
 }
 
 impl Worker {
-    /// Accepts what waits at a listener, up to a bound; the rest is for its next turn.
-    pub(super) fn accept(&mut self, index: u32) {
+    /// Accepts what waits at a listener, up to a bound; the rest is for its next turn. How many that were.
+    pub(super) fn accept(&mut self, index: u32) -> u64 {
         self.acceptance.ready.retain(|ready| *ready != index);
         let listener = self
             .record
@@ -99,36 +105,37 @@ impl Worker {
             .get(index as usize)
             .map(|listener| listener.fd);
         let Some(listener) = listener.filter(|_| self.acceptance.interest() != 0) else {
-            return;
+            return 0;
         };
-        for _ in 0..ACCEPTS {
+        for accepted in 0..ACCEPTS {
             match accept(listener) {
                 Ok(socket) => {
                     self.acceptance.wait = FIRST_WAIT;
                     self.welcome(socket, index);
                     if self.acceptance.interest() == 0 {
                         // It was the last that there was room for.
-                        return;
+                        return accepted + 1;
                     }
                 }
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EMFILE | libc::ENFILE) => {
                         let text = format_args!("connections wait: the table of open files is full");
                         self.complaints.warn(None, text);
-                        return self.accept_later();
+                        self.accept_later();
+                        return accepted;
                     }
                     Some(libc::ECONNABORTED | libc::EINTR) => {}
-                    Some(libc::EAGAIN) => return,
+                    Some(libc::EAGAIN) => return accepted,
                     _ => {
                         self.complaints.warn(None, format_args!("accept: {error}"));
-                        return self.accept_later();
+                        self.accept_later();
+                        return accepted;
                     }
                 },
             }
         }
-        if self.acceptance.note_ready(index) {
-            self.rotation.add(UserSlot::ACCEPTING, Ready::Listener(index));
-        }
+        self.acceptance.note_ready(index, &mut self.rotation);
+        ACCEPTS
     }
 
     pub(super) fn welcome(&mut self, number: RawFd, listener: u32) {
@@ -141,7 +148,7 @@ impl Worker {
         };
         let peer = self.links.next_id();
         let source = Source::Peer(peer.to_u64());
-        let user = self.rotation.user(attested.credentials.uid);
+        let user = self.user(attested.credentials.uid);
         let link = Link::new(peer, Some(Socket { handle, number }), user);
         if let Err(error) = self.epoll.add(number, source, link.interest()) {
             let text = format_args!("cannot wait for a new connection: {error}");
