@@ -10,6 +10,7 @@ mod full_table;
 mod heard;
 mod lost_fds;
 mod short;
+mod sparse;
 mod told;
 
 use std::io::{ErrorKind, Read, Write};
