@@ -6,6 +6,7 @@ use std::os::fd::RawFd;
 
 use bus_wire::Fd;
 
+use super::in_flight::Unread;
 use super::rotation::{Turn, UserSlot};
 use crate::broker::PeerId;
 use crate::journal::Extent;
@@ -23,7 +24,7 @@ pub(crate) struct Socket {
 ///
 /// ```text
 /// Open ──the socket is full──> Blocked ──it is writable──> Open
-/// Open ──no room for descriptors in flight──> Waiting ──a tick──> Open
+/// Open ──no room for descriptors in flight──> Waiting ──some time, or something is read from it──> Open
 /// any  ──an error for good──> Broken
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +33,7 @@ pub(crate) enum Writing {
     Open,
     /// The socket is full: wait until it is writable.
     Blocked,
-    /// The kernel has no room for more descriptors of this user in flight: try again at a tick.
+    /// There is no room for more descriptors in flight, in its share or in the kernel: try again before long.
     Waiting,
     /// A write failed for good: what is queued has nowhere to go. The read side tells of the end.
     Broken,
@@ -64,6 +65,8 @@ pub(crate) struct Link {
     /// Where a large message under way goes.
     pub(crate) large: Option<Extent>,
     pub(crate) behind_fds: BehindFds,
+    /// Descriptors in its buffer that it was passed and has not taken.
+    pub(crate) unread: Unread,
 }
 
 /// Whether a link is read again at once where a read has ended for its descriptors: that saves a turn where more is there,
@@ -116,6 +119,7 @@ impl Link {
             is_unsent: false,
             large: None,
             behind_fds: BehindFds::default(),
+            unread: Unread::default(),
         }
     }
 

@@ -24,7 +24,7 @@ use crate::broker::{Millis, PeerId};
 const SPAN_MILLIS: u64 = 128;
 
 /// A participant's place in the rotation's table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct UserSlot(u32);
 
 impl UserSlot {
@@ -84,6 +84,11 @@ impl Turn {
             user,
             served: Served::default(),
         }
+    }
+
+    /// Whose peer it is.
+    pub(crate) fn user(&self) -> UserSlot {
+        self.user
     }
 
     /// Of whoever accepts connections.

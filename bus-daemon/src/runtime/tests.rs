@@ -8,6 +8,7 @@ mod entries;
 mod every_store;
 mod full_table;
 mod heard;
+mod in_flight;
 mod lost_fds;
 mod short;
 mod sparse;

@@ -6,6 +6,7 @@
 mod bytes;
 mod connections;
 mod handover;
+mod passing;
 mod shortage;
 mod turn;
 
@@ -13,9 +14,10 @@ use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::RawFd;
 
-use bus_wire::Fd;
+use bus_wire::{Fd, SendQueue};
 
 use super::complaints::Complaints;
+use super::in_flight::Unread;
 use super::links::{Link, Links, STEP, Writing};
 use super::poll::{EpollSet, Source};
 use super::recover::Recovered;
@@ -28,6 +30,7 @@ use crate::handoff::keeper::KeeperV1;
 use crate::journal::{Journal, RareEvent};
 use connections::Acceptance;
 use handover::FollowUp;
+use passing::Passing;
 use shortage::Shortage;
 
 /// All that the worker holds.
@@ -40,8 +43,7 @@ pub(crate) struct Worker {
     record: KeeperV1,
     now: Millis,
     acceptance: Acceptance,
-    /// Peers whose write is to be tried again at a tick: those whose [`Writing`] is `Waiting`.
-    waiting: Vec<PeerId>,
+    passing: Passing,
     /// Peers whose streams cannot be proved: to be closed.
     lost: Vec<PeerId>,
     /// The memfd of the store that another process image had, which may still have to go on with it.
@@ -88,7 +90,7 @@ impl Worker {
             now: super::now(),
             acceptance: Acceptance::new(broker.may_accept()),
             complaints: Complaints::default(),
-            waiting: Vec::new(),
+            passing: Passing::new(),
             lost: Vec::new(),
             carried_store: None,
             no_checkpoint_before: 0,
@@ -188,6 +190,7 @@ impl Worker {
             let mut link = Link::new(peer, socket, self.user(self.broker.uid(peer)));
             link.stopped = !self.broker.may_read(peer);
             link.taken = self.broker.taken(peer);
+            link.unread = Unread::after(self.broker.send_queue(peer).map_or(0, SendQueue::sent));
             self.links.insert(link);
             if self.broker.wants_step(peer) {
                 self.note_ready(peer, STEP);
@@ -201,6 +204,7 @@ impl Worker {
         let user = self.rotation.user(uid);
         let same = self.unsent.user(uid);
         debug_assert_eq!(user, same);
+        self.passing.in_flight.know(user, uid);
         user
     }
 

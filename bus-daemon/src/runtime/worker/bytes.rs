@@ -229,10 +229,20 @@ impl Worker {
                 self.send_later(peer);
                 break;
             }
-            let sent = queue.sent();
+            let (sent, passed) = (queue.sent(), queue.next_fd_count() as u64);
+            if passed > 0 && !self.may_pass(peer, passed) {
+                writing = Writing::Waiting;
+                break;
+            }
+            let Some(queue) = self.broker.send_queue(peer) else {
+                break;
+            };
             match self.journal.send(socket.number, peer, queue) {
                 Ok(written) => {
                     if written.upto > sent {
+                        if passed > 0 {
+                            self.note_passed(peer, sent, passed);
+                        }
                         let upto = written.upto;
                         bytes += upto - sent;
                         self.apply(Event::Sent { peer, upto });
@@ -249,7 +259,6 @@ impl Worker {
                     // Too many descriptors of this user are in flight: theirs to take, and only this peer waits. Or what
                     // waits for the peer cannot be read now.
                     writing = Writing::Waiting;
-                    self.waiting.push(peer);
                     break;
                 }
                 Err(error) if error.kind() == ErrorKind::InvalidData => {
@@ -266,6 +275,9 @@ impl Worker {
             }
         }
         self.set_writing(peer, writing);
+        if writing == Writing::Waiting {
+            self.wait_for_room(peer);
+        }
         self.note_sent(bytes);
         bytes
     }

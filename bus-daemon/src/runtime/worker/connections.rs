@@ -11,7 +11,8 @@ use crate::journal::RareEvent;
 use crate::os::descriptor;
 use crate::runtime::links::{Link, Socket};
 use crate::runtime::poll::{EpollSet, Source};
-use crate::runtime::rotation::{Ready, Rotation, Turn};
+use crate::runtime::in_flight::Unread;
+use crate::runtime::rotation::{Ready, Rotation, Turn, UserSlot};
 use crate::runtime::system;
 
 /// Connections accepted from one listener at its turn.
@@ -206,11 +207,19 @@ impl Worker {
         };
         self.journal.note_gone(peer);
         self.note_gone();
-        if let Some(extent) = link.large {
+        let Link {
+            large,
+            socket,
+            is_shut,
+            turn,
+            unread,
+            ..
+        } = *link;
+        if let Some(extent) = large {
             self.journal.give_back(extent);
         }
-        if let Some(socket) = link.socket {
-            self.close_socket(socket, link.is_shut);
+        if let Some(socket) = socket {
+            self.close_socket(peer, turn.user(), socket, is_shut, unread);
         }
     }
 
@@ -220,20 +229,33 @@ impl Worker {
             return self.close_descriptor(handle);
         };
         let (large, is_shut) = (link.large.take(), link.is_shut);
-        let socket = link.socket.take();
+        let (socket, user) = (link.socket.take(), link.turn.user());
+        let unread = std::mem::take(&mut link.unread);
         if let Some(extent) = large {
             self.journal.give_back(extent);
         }
         match socket {
-            Some(socket) => self.close_socket(socket, is_shut),
+            Some(socket) => self.close_socket(peer, user, socket, is_shut, unread),
             None => self.close_descriptor(handle),
         }
     }
 
-    /// `is_shut`: the kernel said that both directions are.
-    fn close_socket(&mut self, socket: Socket, is_shut: bool) {
+    /// `is_shut`: the kernel said that both directions are. `unread`: what lies in its buffer.
+    fn close_socket(
+        &mut self,
+        peer: PeerId,
+        user: UserSlot,
+        socket: Socket,
+        is_shut: bool,
+        mut unread: Unread,
+    ) {
         let Socket { handle, number } = socket;
         self.epoll.remove(number);
+        if is_shut {
+            self.passing.in_flight.forget(user, &mut unread);
+        } else {
+            self.leave_unread(peer, user, socket, unread);
+        }
         if !is_shut {
             // A duplicate of the descriptor elsewhere must not hide the end from the peer.
             let _ = nix::sys::socket::shutdown(number, nix::sys::socket::Shutdown::Both);

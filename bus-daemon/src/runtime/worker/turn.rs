@@ -16,7 +16,7 @@
 use super::Worker;
 use crate::broker::{Event, Millis};
 use crate::journal::RareEvent;
-use crate::runtime::links::{STEP, Writing};
+use crate::runtime::links::STEP;
 use crate::runtime::poll::Source;
 use crate::runtime::rotation::Ready;
 
@@ -37,13 +37,14 @@ const ACCEPT: u64 = 4;
 impl Worker {
     /// When the next tick is due; `None` = not by itself.
     pub(crate) fn next_tick(&self) -> Option<Millis> {
-        let is_retrying =
-            !self.waiting.is_empty() || !self.follow_ups.is_empty() || self.journal.is_incomplete();
+        let is_retrying = !self.follow_ups.is_empty() || self.journal.is_incomplete();
         let retry = is_retrying.then_some(Millis(self.now.0 + RETRY));
+        let write = self.passing.retry().map(Millis);
         let look = self.next_look().map(Millis);
         let accept = self.acceptance.again().map(Millis);
         let deadline = self.broker.next_deadline();
-        deadline.into_iter().chain(retry).chain(look).chain(accept).min()
+        let all = deadline.into_iter().chain(retry).chain(write).chain(look);
+        all.chain(accept).min()
     }
 
     /// Takes turns until nothing is left to do, and the epoll set has nothing to tell.
@@ -100,7 +101,12 @@ impl Worker {
     pub(crate) fn tick(&mut self) {
         let now = crate::runtime::now();
         let deadline = self.broker.next_deadline();
-        let looks = [deadline.map(|at| at.0), self.next_look(), self.acceptance.again()];
+        let looks = [
+            deadline.map(|at| at.0),
+            self.next_look(),
+            self.acceptance.again(),
+            self.passing.retry(),
+        ];
         let is_due = looks.into_iter().flatten().any(|at| at <= now.0);
         if now.0 < self.now.0 + TICK && !is_due {
             return;
@@ -110,14 +116,7 @@ impl Worker {
         self.unsent.note_time(now);
         self.journal.note_tick(now.0);
         self.apply(Event::Tick { now });
-        for peer in std::mem::take(&mut self.waiting) {
-            if let Some(link) = self.links.get_mut(peer)
-                && link.writing == Writing::Waiting
-            {
-                link.writing = Writing::Open;
-                self.write(peer);
-            }
-        }
+        self.retry_writes();
         if self.acceptance.again().is_some_and(|again| now.0 >= again) {
             self.accept_again();
         }
@@ -170,6 +169,8 @@ impl Worker {
             }
             link.ready |= events;
             link.is_shut |= events & libc::EPOLLHUP as u32 != 0;
+        } else {
+            self.note_left(peer);
         }
     }
 
@@ -222,8 +223,12 @@ impl Worker {
             self.step(peer);
             // What it has sent since is read when its agenda is done.
             self.note_ready(peer, input);
-        } else if input != 0 && self.read(peer, input) {
-            self.note_ready(peer, input);
+        } else if input != 0 {
+            if self.read(peer, input) {
+                self.note_ready(peer, input);
+            }
+            // Whoever sends something may have read something.
+            self.retry_write(peer);
         }
         written
     }
