@@ -228,6 +228,16 @@ impl SendQueue {
         Some((limit.min(self.stored) - self.sent, fds))
     }
 
+    /// How many file descriptors go with the next byte.
+    #[inline]
+    pub fn next_fd_count(&self) -> usize {
+        if self.fds.is_empty() {
+            0
+        } else {
+            self.next_fds().0.len()
+        }
+    }
+
     /// The file descriptors that go with the next byte, and the position of the next ones, or else the end.
     fn next_fds(&self) -> (&[Fd], u64) {
         let mut limits = self.fds.iter();

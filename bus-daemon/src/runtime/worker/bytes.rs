@@ -164,21 +164,32 @@ impl Worker {
         self.collect_unsent();
         let mut sent = 0;
         while sent < SENDS {
-            let Some(peer) = self.unsent.pop_front() else {
+            let Some(peer) = self.unsent.next() else {
                 return false;
             };
-            let Some(link) = self.links.get_mut(peer) else {
-                continue;
-            };
-            link.is_unsent = false;
-            // A socket that is full tells when it has room again; to try would cost a read of what is stored.
-            if link.writing != Writing::Blocked {
-                sent += WRITE + self.write(peer);
-            }
+            sent += self.send(peer);
         }
         // What was sent may have brought about more.
         self.collect_unsent();
         !self.unsent.is_empty()
+    }
+
+    /// Writes to a peer whose turn it is. Bytes, a write counted as so many.
+    fn send(&mut self, peer: PeerId) -> u64 {
+        let Some(link) = self.links.get_mut(peer) else {
+            self.unsent.done(None, 0);
+            return 0;
+        };
+        link.is_unsent = false;
+        // A socket that is full tells when it has room again; to try would cost a read of what is stored.
+        let sent = if link.writing == Writing::Blocked {
+            0
+        } else {
+            WRITE + self.write(peer)
+        };
+        let turn = self.links.get_mut(peer).map(|link| &mut link.sending);
+        self.unsent.done(turn, sent);
+        sent
     }
 
     /// Puts the peers that got something behind those that still wait to be written to, each once.
@@ -198,7 +209,7 @@ impl Worker {
             && !link.is_unsent
         {
             link.is_unsent = true;
-            self.unsent.push_back(peer);
+            self.unsent.add(&mut link.sending, peer);
         }
     }
 
@@ -218,10 +229,20 @@ impl Worker {
                 self.send_later(peer);
                 break;
             }
-            let sent = queue.sent();
+            let (sent, passed) = (queue.sent(), queue.next_fd_count() as u64);
+            if passed > 0 && !self.may_pass(peer, passed) {
+                writing = Writing::Waiting;
+                break;
+            }
+            let Some(queue) = self.broker.send_queue(peer) else {
+                break;
+            };
             match self.journal.send(socket.number, peer, queue) {
                 Ok(written) => {
                     if written.upto > sent {
+                        if passed > 0 {
+                            self.note_passed(peer, sent, passed);
+                        }
                         let upto = written.upto;
                         bytes += upto - sent;
                         self.apply(Event::Sent { peer, upto });
@@ -238,7 +259,6 @@ impl Worker {
                     // Too many descriptors of this user are in flight: theirs to take, and only this peer waits. Or what
                     // waits for the peer cannot be read now.
                     writing = Writing::Waiting;
-                    self.waiting.push(peer);
                     break;
                 }
                 Err(error) if error.kind() == ErrorKind::InvalidData => {
@@ -255,6 +275,9 @@ impl Worker {
             }
         }
         self.set_writing(peer, writing);
+        if writing == Writing::Waiting {
+            self.wait_for_room(peer);
+        }
         self.note_sent(bytes);
         bytes
     }
