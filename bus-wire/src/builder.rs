@@ -1,5 +1,7 @@
 //! Making messages.
 
+use alloc::vec::Vec;
+
 use crate::body::BodyWriter;
 use crate::body::validate::validate_body;
 use crate::endian::Endian;
@@ -192,7 +194,7 @@ impl<'a> MessageBuilder<'a> {
 
     fn write(&mut self, out: &mut Vec<u8>, start: usize) -> Result<(), MessageError> {
         let (written, parts);
-        let (signature, body) = match std::mem::replace(&mut self.body, Body::None) {
+        let (signature, body) = match core::mem::replace(&mut self.body, Body::None) {
             Body::None => ("", &[][..]),
             Body::Written(writer) => {
                 self.endian = writer.endian();

@@ -2,12 +2,23 @@
 //!
 //! - [`Message`]: one message, validated completely and once, with its header fields as offsets into the received
 //!   bytes. [`MessageBuilder`] makes one, [`stitch_header`] puts the sender into one that is forwarded.
-//! - [`BodyReader`] and [`BodyWriter`]: a body value by value; [`serde`]: a body as a Rust type.
+//! - [`BodyReader`] and [`BodyWriter`]: a body value by value; `serde_body`: a body as a Rust type through serde.
 //! - [`Framer`]: messages out of a byte stream; [`SendQueue`]: a byte stream out of messages.
 //! - [`sasl`], [`match_rule`], [`address`]: the texts of the protocol.
 //!
 //! The framer, the send queue and the authentication are plain values that can be saved in the middle of a message
 //! and continued by another process.
+//!
+//! The crate needs an allocator and nothing else. Features:
+//!
+//! | feature | default | what it brings |
+//! |---|---|---|
+//! | `std` | yes | [`SendQueue::next_write`], hash maps, the fastest UTF-8 check that the processor has |
+//! | `serde` | no | `Serialize` and `Deserialize` for what can be saved, and the module `serde_body` |
+
+#![cfg_attr(not(any(feature = "std", test)), no_std)]
+
+extern crate alloc;
 
 // The tests within and beside the crate share what makes values.
 #[cfg(test)]
@@ -29,12 +40,12 @@ mod message;
 pub mod names;
 pub mod sasl;
 pub mod send_queue;
-pub mod serde;
+#[cfg(feature = "serde")]
+pub mod serde_body;
 mod serial;
 pub mod signature;
 mod stitch;
 
-pub use self::serde::{Variant, from_body, to_body};
 pub use address::{Address, AddressError, AddressList};
 pub use body::{ArrayReader, BodyReader, BodyWriter, ReadError};
 pub use builder::MessageBuilder;

@@ -1,6 +1,6 @@
 //! A received message.
 
-use std::fmt;
+use core::fmt;
 
 use bytes::Bytes;
 
@@ -220,7 +220,7 @@ impl Message {
         }
         let start = span.start as usize;
         // All texts of a header are ASCII: they were checked when the message was parsed.
-        std::str::from_utf8(&self.bytes[start..start + span.length as usize]).ok()
+        core::str::from_utf8(&self.bytes[start..start + span.length as usize]).ok()
     }
 }
 

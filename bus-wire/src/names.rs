@@ -2,7 +2,7 @@
 //!
 //! All borrow the text that they name, and are as cheap to copy as a `&str`.
 
-use std::fmt;
+use core::fmt;
 
 use crate::limits::MAX_NAME;
 
@@ -235,7 +235,7 @@ macro_rules! name {
             }
         }
 
-        impl std::ops::Deref for $name<'_> {
+        impl core::ops::Deref for $name<'_> {
             type Target = str;
 
             fn deref(&self) -> &str {

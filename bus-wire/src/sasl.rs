@@ -2,13 +2,15 @@
 //!
 //! [`SaslServer`] is a plain value: it can be saved in the middle of a line and goes on where it was.
 
+use alloc::format;
+use alloc::vec::Vec;
+
 use nom::{
     IResult, Parser,
     bytes::complete::{take_till, take_while},
     combinator::rest,
     sequence::separated_pair,
 };
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::guid::Guid;
@@ -25,7 +27,8 @@ pub const MAX_REJECTIONS: u32 = 6;
 pub const MAX_ERRORS: u32 = 128;
 
 /// An authentication mechanism that a server offers (specification, "Authentication Mechanisms").
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Mechanism {
     /// EXTERNAL: the identity that the kernel vouches for.
     External,
@@ -293,7 +296,7 @@ impl SaslServer {
                 piece
             } else {
                 self.partial.extend_from_slice(piece);
-                joined = std::mem::take(&mut self.partial);
+                joined = core::mem::take(&mut self.partial);
                 joined.as_slice()
             };
             let line = &line[..line.len() - 2];
@@ -417,7 +420,7 @@ impl SaslServer {
             }
             Mechanism::External => self.external(response),
             // RFC 4505: the response is trace information, in UTF-8.
-            Mechanism::Anonymous if std::str::from_utf8(response).is_ok() => Verdict::Ok {
+            Mechanism::Anonymous if core::str::from_utf8(response).is_ok() => Verdict::Ok {
                 uid: None,
                 mechanism: Mechanism::Anonymous,
             },
@@ -488,7 +491,7 @@ fn end_of_line(partial: &[u8], input: &[u8]) -> Option<usize> {
 /// "All bytes must be in the ASCII character set", "A nul byte in any context other than the initial byte is an error".
 fn ascii(line: &[u8]) -> Option<&str> {
     let is_plain = line.iter().all(|byte| byte.is_ascii() && *byte != 0);
-    std::str::from_utf8(line).ok().filter(|_| is_plain)
+    core::str::from_utf8(line).ok().filter(|_| is_plain)
 }
 
 /// A word, and what follows it after blanks.
@@ -514,7 +517,7 @@ fn decode_hex(text: &str) -> Option<Vec<u8>> {
 
 /// "An authorization identity consisting entirely of ASCII decimal digits represents a numeric user ID".
 fn parse_uid(identity: &[u8]) -> Option<u32> {
-    let text = std::str::from_utf8(identity).ok()?;
+    let text = core::str::from_utf8(identity).ok()?;
     // `-1` is no user, but what system calls take for "no change".
     text.bytes()
         .all(|byte| byte.is_ascii_digit())

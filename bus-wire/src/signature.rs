@@ -1,6 +1,6 @@
 //! The types of values, written as text (specification, "Type System" and "Valid Signatures").
 
-use std::fmt;
+use core::fmt;
 
 use crate::limits::{MAX_ARRAY_DEPTH, MAX_SIGNATURE, MAX_STRUCT_DEPTH};
 
@@ -88,7 +88,7 @@ impl<'a> Signature<'a> {
     /// Its complete types, one after the other.
     pub fn types(self) -> impl Iterator<Item = Signature<'a>> {
         let mut rest = self.0;
-        std::iter::from_fn(move || {
+        core::iter::from_fn(move || {
             if rest.is_empty() {
                 return None;
             }

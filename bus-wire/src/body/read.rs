@@ -1,5 +1,7 @@
 //! Reading a body value by value.
 
+use alloc::string::String;
+
 use crate::endian::Endian;
 use crate::signature::{alignment, fixed_size, type_end};
 
@@ -311,8 +313,8 @@ impl<'a> BodyReader<'a> {
     ) -> Result<T, ReadError> {
         self.expect(b'v')?;
         let inner = self.signature_text()?;
-        let signature = std::mem::replace(&mut self.signature, inner);
-        let next = std::mem::replace(&mut self.next, 0);
+        let signature = core::mem::replace(&mut self.signature, inner);
+        let next = core::mem::replace(&mut self.next, 0);
         let result = value(self).and_then(|value| {
             self.skip_rest()?;
             Ok(value)
@@ -469,7 +471,7 @@ impl<'a> BodyReader<'a> {
         let length = self.take(1)?[0] as usize;
         let text = self.take(length)?;
         self.take(1)?;
-        match std::str::from_utf8(text) {
+        match core::str::from_utf8(text) {
             // Everything that follows indexes the signature by bytes.
             Ok(text) if text.is_ascii() => Ok(text),
             _ => Err(ReadError::Invalid { at: self.at }),
@@ -507,6 +509,7 @@ impl<'a> ArrayReader<'a> {
     }
 
     /// The cursor at the element that [`next`](Self::next) returned last.
+    #[cfg(feature = "serde")]
     pub(crate) fn element(&mut self) -> &mut BodyReader<'a> {
         &mut self.reader
     }
