@@ -9,6 +9,13 @@ use smallvec::SmallVec;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Fd(pub i32);
 
+/// A UNIX_FD: which of the file descriptors that go with the message, counted from 0.
+///
+/// A message may name one twice, or an index that it has none for (specification, "Type system: UNIX_FD").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct FdIndex(pub u32);
+
 /// The file descriptors of a message. Up to four, which is more than most have, need no memory of their own.
 pub type Fds = SmallVec<[Fd; 4]>;
 

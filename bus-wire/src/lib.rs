@@ -2,6 +2,8 @@
 //!
 //! - [`Message`]: one message, validated completely and once, with its header fields as offsets into the received
 //!   bytes. [`MessageBuilder`] makes one, [`stitch_header`] puts the sender into one that is forwarded.
+//! - [`Encode`] and [`Decode`]: a body as Rust types, with [`Type`] for its signature, which the compiler computes;
+//!   [`Value`]: a value of any type.
 //! - [`BodyReader`] and [`BodyWriter`]: a body value by value; `serde_body`: a body as a Rust type through serde.
 //! - [`Framer`]: messages out of a byte stream; [`SendQueue`]: a byte stream out of messages.
 //! - [`sasl`], [`match_rule`], [`address`]: the texts of the protocol.
@@ -28,9 +30,12 @@ pub mod address;
 mod arrival;
 pub mod body;
 pub mod builder;
+pub mod decode;
+pub mod encode;
 mod endian;
 pub mod error;
 mod fd;
+mod fixed;
 pub mod framer;
 pub mod guid;
 pub mod header;
@@ -45,23 +50,33 @@ pub mod serde_body;
 mod serial;
 pub mod signature;
 mod stitch;
+mod tuples;
+pub mod ty;
+pub mod value;
 
 pub use address::{Address, AddressError, AddressList};
 pub use body::{ArrayReader, BodyReader, BodyWriter, ReadError};
 pub use builder::MessageBuilder;
+pub use decode::{Decode, DecodeError, DecodeFault, DecodeOwned, Step};
+pub use encode::{Encode, Encoder, encode_body};
 pub use endian::Endian;
 pub use error::MessageError;
-pub use fd::{Fd, Fds};
+pub use fd::{Fd, FdIndex, Fds};
+pub use fixed::Fixed;
 pub use framer::{Framed, Framer, FramerState, LargeMessage};
 pub use guid::Guid;
 pub use header::{Flags, MessageType, message_length};
 pub use match_rule::{Arg, ArgCondition, ArgKind, MatchRule, MatchRuleError, PathCondition};
 pub use message::Message;
 pub use names::{
-    BusName, ErrorName, InterfaceName, MemberName, NameError, ObjectPath, UniqueName, WellKnownName,
+    BusName, ErrorName, InterfaceName, MemberName, NameArg, NameError, ObjectPath, OwnedBusName,
+    OwnedErrorName, OwnedInterfaceName, OwnedMemberName, OwnedObjectPath, OwnedUniqueName,
+    OwnedWellKnownName, UniqueName, WellKnownName,
 };
 pub use sasl::{Mechanism, SaslConfig, SaslDone, SaslError, SaslServer, SaslStage, SaslState, SaslStep};
 pub use send_queue::{PieceState, SendQueue, SendQueueState, TailPiece};
 pub use serial::Serial;
-pub use signature::{Signature, SignatureError};
+pub use signature::{OwnedSignature, Signature, SignatureError};
 pub use stitch::{stitch_header, stitch_long_header};
+pub use ty::{Ty, Type, body_signature_of, signature_of};
+pub use value::{Array, Dict, Structure, Value, ValueError, Variant};
