@@ -73,7 +73,11 @@ pub use names::{
     OwnedErrorName, OwnedInterfaceName, OwnedMemberName, OwnedObjectPath, OwnedUniqueName,
     OwnedWellKnownName, UniqueName, WellKnownName,
 };
-pub use sasl::{Mechanism, SaslConfig, SaslDone, SaslError, SaslServer, SaslStage, SaslState, SaslStep};
+pub use sasl::{
+    ClientMechanism, Mechanism, SaslClient, SaslClientConfig, SaslClientDone, SaslClientError,
+    SaslClientEvent, SaslClientStep, SaslConfig, SaslDone, SaslError, SaslServer, SaslStage, SaslState,
+    SaslStep,
+};
 pub use send_queue::{PieceState, SendQueue, SendQueueState, TailPiece};
 pub use serial::Serial;
 pub use signature::{OwnedSignature, Signature, SignatureError};
