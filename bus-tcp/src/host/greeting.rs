@@ -52,10 +52,8 @@ impl Host {
             return;
         };
         let (who, binding) = (greeting.who.clone(), greeting.binding);
-        let preamble = match &frame {
-            Frame::Hello(hello) => hello.preamble,
-            Frame::Resume(resume) => resume.preamble,
-            _ => return self.turn_away(now, carrier, None, Trouble::Place),
+        let Some(preamble) = question(&frame) else {
+            return self.turn_away(now, carrier, None, Trouble::Place);
         };
         if !preamble.understood() {
             let trouble = Trouble::Version {
@@ -65,10 +63,10 @@ impl Host {
             let reason = Reason::Violation(crate::frame::Rule::Version);
             return self.turn_away(now, carrier, Some(Frame::Gone { reason, offset: 0 }), trouble);
         }
-        match frame {
-            Frame::Hello(hello) => self.asked_new(now, carrier, who, &hello),
-            Frame::Resume(resume) => self.asked_resume(now, carrier, who, binding, &resume),
-            _ => {}
+        if let Frame::Hello(hello) = &frame {
+            self.asked_new(now, carrier, who, hello);
+        } else if let Frame::Resume(resume) = &frame {
+            self.asked_resume(now, carrier, who, binding, resume);
         }
     }
 
@@ -189,5 +187,16 @@ impl Host {
                 flush: false,
             });
         }
+    }
+}
+
+/// What HELLO and RESUME begin with; no other frame may come first.
+fn question(frame: &Frame) -> Option<Preamble> {
+    if let Frame::Hello(hello) = frame {
+        Some(hello.preamble)
+    } else if let Frame::Resume(resume) = frame {
+        Some(resume.preamble)
+    } else {
+        None
     }
 }

@@ -1,3 +1,5 @@
+#![allow(clippy::wildcard_enum_match_arm)]
+
 use super::*;
 use crate::frame::{FIRST_SKIPPED, Hello, MAGIC, Preamble, Resume};
 use crate::limits::{TOMBSTONES, Terms};
@@ -70,11 +72,13 @@ impl Rig {
     }
 
     fn troubles(&self) -> Vec<&Trouble> {
-        let trouble = |action| match action {
-            &HostAction::Trouble { ref trouble, .. } => Some(trouble),
-            _ => None,
-        };
-        self.log.iter().filter_map(trouble).collect()
+        let mut troubles = Vec::new();
+        for action in &self.log {
+            if let HostAction::Trouble { trouble, .. } = action {
+                troubles.push(trouble);
+            }
+        }
+        troubles
     }
 }
 

@@ -143,10 +143,8 @@ impl Session {
             });
         }
         // A host that both sides said BYE to has told all that it had to say.
-        let reason = match reason {
-            Reason::Ended if !self.incoming.complete() => Reason::Dropped,
-            other => other,
-        };
+        let cut_short = reason == Reason::Ended && !self.incoming.complete();
+        let reason = if cut_short { Reason::Dropped } else { reason };
         self.finish_with(reason, Side::Peer, known.then_some(offset));
     }
 

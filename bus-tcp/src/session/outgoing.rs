@@ -90,6 +90,8 @@ impl Outgoing {
             return Err(Reason::Violation(Rule::Ack));
         }
         self.sent = received;
+        // Credit that was given since this was saved: what came within it cannot be beyond it.
+        self.credit = self.credit.max(received);
         self.bye_due = self.ending != StreamEnd::Open;
         Ok(())
     }

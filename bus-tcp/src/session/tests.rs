@@ -1,5 +1,7 @@
 //! One client and one host, and bytes between them that the test moves.
 
+#![allow(clippy::wildcard_enum_match_arm)]
+
 use super::*;
 use crate::frame::{Preamble, Rule, Welcome};
 use crate::host::{Host, HostAction, HostConfig};
