@@ -23,6 +23,7 @@ mod finish;
 mod letter;
 mod link;
 mod model;
+pub mod network;
 mod operation;
 mod random;
 mod restart;
