@@ -19,8 +19,9 @@ use super::{Action, Broker};
 
 /// A party may be so many microseconds ahead: to wait for less would wake the bus for every message.
 const AHEAD: u64 = 10_000;
-/// What a peer that waits reserves at the least, in bytes: then it goes on with more than one small message.
-const RESERVED: u64 = 64 * 1024;
+/// A peer that waits reserves the time for its message, and for so many bytes at the least: so often a party's small messages
+/// wake the bus.
+const RESERVED: u64 = 1024;
 /// No clock is further ahead, and no wait longer, in microseconds: a day. So whatever was made is restored.
 const LONGEST: u64 = 86_400_000_000;
 
