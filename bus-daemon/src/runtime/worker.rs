@@ -6,12 +6,13 @@
 mod bytes;
 mod connections;
 mod handover;
+mod settling;
 mod shortage;
 mod turn;
 
 use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 use bus_wire::Fd;
 
@@ -28,6 +29,7 @@ use crate::handoff::keeper::KeeperV1;
 use crate::journal::{Journal, RareEvent};
 use connections::Acceptance;
 use handover::FollowUp;
+use settling::Settling;
 use shortage::Shortage;
 
 /// All that the worker holds.
@@ -67,6 +69,9 @@ pub(crate) struct Worker {
     unsent: VecDeque<PeerId>,
     complaints: Complaints,
     shortage: Shortage,
+    settling: Settling,
+    /// The image of the trial that is under way or was passed: the final one is written over it.
+    spare: Option<OwnedFd>,
 }
 
 impl Worker {
@@ -102,6 +107,8 @@ impl Worker {
             told: None,
             dirty: Vec::new(),
             shortage: Shortage::default(),
+            settling: Settling::default(),
+            spare: None,
             unsent: VecDeque::new(),
             broker,
             journal,
