@@ -12,8 +12,8 @@ use support::process::strike;
 use support::raw::{Raw, call};
 use support::{Bus, generation, last_pause, recoveries, upgrade, wait_until};
 
-const LIMITS: &str = "<limit name='max_match_rules_per_connection'>50000</limit>
-    <limit name='max_names_per_connection'>50000</limit>";
+const LIMITS: &str = "<limit name='max_match_rules_per_connection'>60000</limit>
+    <limit name='max_names_per_connection'>60000</limit>";
 /// Calls that are under way at a time.
 const BATCH: u32 = 200;
 
@@ -133,19 +133,28 @@ fn answer(raw: &mut Raw) -> bus_wire::Message {
     }
 }
 
+/// The bound on the pause of a death and of an upgrade with 50,000 names or rules, in milliseconds.
+const BOUND: f64 = 100.0;
+
+/// All is measured before anything is judged.
 /// `cargo test --release -p bus-cli --test many_entries -- --ignored --nocapture`
 #[test]
 #[ignore = "measures"]
 fn measures_one_peer_with_50_000() {
+    let mut beyond = Vec::new();
     for what in [What::Rules, What::Names] {
         let bus = Bus::start_with(LIMITS);
         let _holder = holder(&bus, what, 0..50_000);
         let [deaths, upgrades] = pauses(&bus, 7);
-        eprintln!("{what:?}: pauses in ms: deaths {deaths:.1?}, upgrades {upgrades:.1?}");
-        if !cfg!(debug_assertions) {
-            assert!(deaths[3] < 100.0 && upgrades[3] < 100.0, "{what:?}");
+        for (cause, pauses) in [("deaths", deaths), ("upgrades", upgrades)] {
+            let median = pauses[pauses.len() / 2];
+            eprintln!("{what:?}: {cause}: median {median:.1} ms of {pauses:.1?}");
+            if median >= BOUND {
+                beyond.push(format!("{what:?}, {cause}: {median:.1} ms"));
+            }
         }
     }
+    assert!(cfg!(debug_assertions) || beyond.is_empty(), "{beyond:?}");
 }
 
 /// Others work while rules come and go, and checkpoints write what has changed.

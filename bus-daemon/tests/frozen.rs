@@ -24,10 +24,25 @@ const FILES: [&str; 9] = [
 ];
 
 /// What they are made of. The last line has plain values whose bytes [`plain_values_are_encoded_as_ever`] tells.
-/// `RuleV1` is a match rule as its canonical text, encoded as a string is.
-const PLAIN: [&str; 16] = [
-    "bool", "i32", "u8", "u16", "u32", "u64", "String", "Vec", "Option", "RawFd", "Blob", "Fd", "Guid",
-    "Millis", "PeerId", "RuleV1",
+/// `RuleV1` is a match rule as its canonical text, `NameTextV1` a name, both encoded as a string is.
+const PLAIN: [&str; 17] = [
+    "bool",
+    "i32",
+    "u8",
+    "u16",
+    "u32",
+    "u64",
+    "String",
+    "Vec",
+    "Option",
+    "RawFd",
+    "Blob",
+    "Fd",
+    "Guid",
+    "Millis",
+    "PeerId",
+    "RuleV1",
+    "NameTextV1",
 ];
 
 /// In one value for tests and the simulation; no image and no checkpoint has it.
@@ -185,7 +200,12 @@ fn frozen_structs_hold_frozen_types_only() {
 /// A line of this file never changes; new versions are new lines.
 #[test]
 fn frozen_structs_never_change() {
-    let lines: Vec<String> = all()
+    let mut all = all();
+    for part in all.values_mut().flatten().filter(|part| *part == "NameTextV1") {
+        // A string in all but memory.
+        "String".clone_into(part);
+    }
+    let lines: Vec<String> = all
         .into_iter()
         .map(|(name, shape)| match name.split_once(' ') {
             Some((file, _)) => format!("{file}: {}", shape.join(" ")),

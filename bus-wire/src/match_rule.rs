@@ -1,11 +1,12 @@
 //! Match rules (specification, "Match Rules"): the text that AddMatch takes, as a value.
 
-use alloc::borrow::ToOwned;
+use alloc::borrow::{Cow, ToOwned};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Deref;
 use core::str::FromStr;
 
 use nom::{
@@ -31,26 +32,26 @@ pub const MAX_ARGUMENT: u8 = 63;
 
 /// A match rule. Everything that is `None` or empty matches any message; the rule `""` matches all.
 ///
-/// Two rules are equal if they mean the same, however they were written.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+/// Two rules are equal if they mean the same, however they were written. `T` is what holds each text.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
-pub struct MatchRule {
+pub struct MatchRule<T = Box<str>> {
     /// `type`: one of the four that the specification knows.
     pub message_type: Option<MessageType>,
     /// `sender`: a valid bus name, unique or well-known.
-    pub sender: Option<Box<str>>,
+    pub sender: Option<T>,
     /// `interface`: a valid interface name.
-    pub interface: Option<Box<str>>,
+    pub interface: Option<T>,
     /// `member`: a valid member name.
-    pub member: Option<Box<str>>,
+    pub member: Option<T>,
     /// `path` or `path_namespace`.
-    pub path: Option<PathCondition>,
+    pub path: Option<PathCondition<T>>,
     /// `destination`: a valid bus name. The specification asks for a unique one; well-known ones are accepted as by
     /// the reference implementation.
-    pub destination: Option<Box<str>>,
+    pub destination: Option<T>,
     /// `argN`, `argNpath` and `arg0namespace`, by index. No index is there twice.
-    pub args: Vec<ArgCondition>,
+    pub args: Vec<ArgCondition<T>>,
     /// `eavesdrop='true'`: match messages to others, too.
     pub eavesdrop: bool,
 }
@@ -58,14 +59,14 @@ pub struct MatchRule {
 /// What the path of a message must be.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub enum PathCondition {
+pub enum PathCondition<T = Box<str>> {
     /// `path`: this.
-    Exact(Box<str>),
+    Exact(T),
     /// `path_namespace`: this, or below it.
-    Namespace(Box<str>),
+    Namespace(T),
 }
 
-impl PathCondition {
+impl<T: Deref<Target = str>> PathCondition<T> {
     /// Whether the path of a message satisfies it.
     pub fn matches(&self, path: &str) -> bool {
         match self {
@@ -79,13 +80,13 @@ impl PathCondition {
 /// A condition on one argument in the body of a message.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub struct ArgCondition {
+pub struct ArgCondition<T = Box<str>> {
     /// Which argument, 0 to [`MAX_ARGUMENT`].
     pub index: u8,
     /// How it is compared.
     pub kind: ArgKind,
     /// With what.
-    pub value: Box<str>,
+    pub value: T,
 }
 
 /// How an argument is compared.
@@ -109,7 +110,7 @@ pub enum Arg<'a> {
     ObjectPath(&'a str),
 }
 
-impl ArgCondition {
+impl<T: Deref<Target = str>> ArgCondition<T> {
     /// Whether an argument satisfies it. One that is missing or of another type (`None`) satisfies none.
     pub fn matches(&self, arg: Option<Arg<'_>>) -> bool {
         match (self.kind, arg) {
@@ -135,7 +136,22 @@ fn is_within(name: &str, root: &str, separator: char) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with(separator))
 }
 
-impl MatchRule {
+impl<T> Default for MatchRule<T> {
+    fn default() -> Self {
+        Self {
+            message_type: None,
+            sender: None,
+            interface: None,
+            member: None,
+            path: None,
+            destination: None,
+            args: Vec::new(),
+            eavesdrop: false,
+        }
+    }
+}
+
+impl<T: Deref<Target = str>> MatchRule<T> {
     /// Whether the arguments of a message satisfy the rule. `argument` is asked for one by its index, and says `None`
     /// if it is missing or neither a STRING nor an OBJECT_PATH. Indexes come in ascending order.
     pub fn matches_args<'a>(&self, mut argument: impl FnMut(u8) -> Option<Arg<'a>>) -> bool {
@@ -152,7 +168,7 @@ fn write_pair(text: &mut String, key: &str, value: &str) {
     }
     text.push_str(key);
     text.push_str("='");
-    if value.as_bytes().contains(&b'\'') {
+    if find_apostrophe(value).is_some() {
         text.push_str(&value.replace('\'', r"'\''"));
     } else {
         text.push_str(value);
@@ -162,7 +178,7 @@ fn write_pair(text: &mut String, key: &str, value: &str) {
 
 /// The canonical form: one order of keys, each value quoted. Equal rules have the same. Order and quotes are those of the
 /// reference implementation, whose text some programs compare with.
-impl fmt::Display for MatchRule {
+impl<T: Deref<Target = str>> fmt::Display for MatchRule<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.to_text())
     }
@@ -211,7 +227,7 @@ pub enum MatchRuleError {
     },
 }
 
-impl FromStr for MatchRule {
+impl<T: Deref<Target = str> + for<'a> From<&'a str>> FromStr for MatchRule<T> {
     type Err = MatchRuleError;
 
     fn from_str(text: &str) -> Result<Self, MatchRuleError> {
@@ -222,9 +238,18 @@ impl FromStr for MatchRule {
     }
 }
 
-impl MatchRule {
+impl<T: Deref<Target = str>> MatchRule<T> {
     /// The canonical text, as [`Display`](fmt::Display) has it.
     pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        self.write_to(&mut text);
+        text
+    }
+
+    /// Puts the canonical text in the place of what was there. Tens of thousands of rules are written when a bus is upgraded,
+    /// so this does without the machinery of `fmt`.
+    pub fn write_to(&self, text: &mut String) {
+        text.clear();
         let names = [&self.sender, &self.interface, &self.member, &self.destination];
         let names = names.into_iter().flatten().map(|value| value.len());
         let path = self.path.iter().map(|path| match path {
@@ -235,13 +260,7 @@ impl MatchRule {
         const KEY: usize = ",path_namespace=''".len();
         let values = names.chain(path).chain(args).map(|len| len + KEY);
         let fixed = "type='method_return',eavesdrop='true'".len();
-        let mut text = String::with_capacity(fixed + values.sum::<usize>());
-        self.write_text(&mut text);
-        text
-    }
-
-    /// Tens of thousands of rules are written when a bus is upgraded, so this does without the machinery of `fmt`.
-    fn write_text(&self, text: &mut String) {
+        text.reserve(fixed + values.sum::<usize>());
         let Self {
             message_type,
             sender,
@@ -279,17 +298,24 @@ impl MatchRule {
                 ArgKind::Path => "path",
                 ArgKind::Namespace => "namespace",
             };
-            write_pair(text, &format!("arg{index}{suffix}"), value);
+            match (index, suffix) {
+                (0, "") => write_pair(text, "arg0", value),
+                _ => write_pair(text, &format!("arg{index}{suffix}"), value),
+            }
         }
     }
 
-    /// As [`FromStr`], for a text that comes from this program itself: the canonical text of a rule may be longer than
-    /// a client's.
+    /// As [`FromStr`], of any length. `hold` makes what holds each text: of a part of `text`, or of a new one where the value
+    /// is written in several sections.
     ///
     /// # Errors
     /// Where the text is no rule.
-    pub fn parse_any_length(text: &str) -> Result<Self, MatchRuleError> {
-        let mut draft = Draft::default();
+    pub fn parse_held(text: &str, hold: impl Fn(Cow<'_, str>) -> T) -> Result<Self, MatchRuleError> {
+        let mut draft = Draft {
+            rule: Self::default(),
+            arguments: 0,
+            hold,
+        };
         let mut rest = skip_blanks(text);
         while !rest.is_empty() {
             let Some((after, key, value)) = pair(rest)? else {
@@ -301,28 +327,61 @@ impl MatchRule {
         draft.rule.args.sort_by_key(|condition| condition.index);
         Ok(draft.rule)
     }
+
+    /// The same rule, whose texts are held by something else.
+    pub fn map<U>(&self, mut hold: impl FnMut(&T) -> U) -> MatchRule<U> {
+        let args = self.args.iter().map(|condition| ArgCondition {
+            index: condition.index,
+            kind: condition.kind,
+            value: hold(&condition.value),
+        });
+        MatchRule {
+            message_type: self.message_type,
+            eavesdrop: self.eavesdrop,
+            args: args.collect(),
+            sender: self.sender.as_ref().map(&mut hold),
+            interface: self.interface.as_ref().map(&mut hold),
+            member: self.member.as_ref().map(&mut hold),
+            destination: self.destination.as_ref().map(&mut hold),
+            path: self.path.as_ref().map(|path| match path {
+                PathCondition::Exact(value) => PathCondition::Exact(hold(value)),
+                PathCondition::Namespace(value) => PathCondition::Namespace(hold(value)),
+            }),
+        }
+    }
+}
+
+impl<T: Deref<Target = str> + for<'a> From<&'a str>> MatchRule<T> {
+    /// As [`FromStr`], for a text that comes from this program itself: the canonical text of a rule may be longer than
+    /// a client's.
+    ///
+    /// # Errors
+    /// Where the text is no rule.
+    pub fn parse_any_length(text: &str) -> Result<Self, MatchRuleError> {
+        Self::parse_held(text, |value| T::from(&value))
+    }
 }
 
 /// A rule being read, with what tells whether a key comes twice.
-#[derive(Default)]
-struct Draft {
-    rule: MatchRule,
+struct Draft<T, F> {
+    rule: MatchRule<T>,
     /// One bit per argument.
     arguments: u64,
+    hold: F,
 }
 
-impl Draft {
-    fn set(&mut self, key: &str, text: String) -> Result<(), MatchRuleError> {
+impl<T: Deref<Target = str>, F: Fn(Cow<'_, str>) -> T> Draft<T, F> {
+    fn set(&mut self, key: &str, text: Cow<'_, str>) -> Result<(), MatchRuleError> {
         let duplicate = || MatchRuleError::Duplicate(key.to_owned());
         let invalid = |expected| MatchRuleError::Value {
             key: key.to_owned(),
-            value: text.clone(),
+            value: text.clone().into_owned(),
             expected,
         };
         let name = |checked: Result<(), NameError>| {
             checked.map_err(|reason| MatchRuleError::Name {
                 key: key.to_owned(),
-                value: text.clone(),
+                value: text.clone().into_owned(),
                 reason,
             })
         };
@@ -338,7 +397,7 @@ impl Draft {
                     .map_or(Ok(()), |_| Err(duplicate()));
             }
             "eavesdrop" => {
-                rule.eavesdrop = match text.as_str() {
+                rule.eavesdrop = match &*text {
                     "true" => true,
                     "false" => false,
                     _ => return Err(invalid("it must be 'true' or 'false'")),
@@ -348,7 +407,7 @@ impl Draft {
             "path" | "path_namespace" => {
                 name(ObjectPath::new(&text).map(drop))?;
                 let is_exact = key == "path";
-                let text = text.into_boxed_str();
+                let text = (self.hold)(text);
                 let path = if is_exact {
                     PathCondition::Exact(text)
                 } else {
@@ -384,12 +443,12 @@ impl Draft {
                 rule.args.push(ArgCondition {
                     index,
                     kind,
-                    value: text.into_boxed_str(),
+                    value: (self.hold)(text),
                 });
                 return Ok(());
             }
         };
-        slot.replace(text.into_boxed_str())
+        slot.replace((self.hold)(text))
             .map_or(Ok(()), |_| Err(duplicate()))
     }
 }
@@ -484,7 +543,7 @@ fn skip_blanks(input: &str) -> &str {
 ///
 /// `None` where the key is empty. The specification does not say what that means; for the reference implementation the
 /// rule ends there, whatever follows.
-fn pair(input: &str) -> Result<Option<(&str, &str, String)>, MatchRuleError> {
+fn pair(input: &str) -> Result<Option<(&str, &str, Cow<'_, str>)>, MatchRuleError> {
     let (key, rest) = input.split_at(input.find(|c| c == '=' || is_blank(c)).unwrap_or(input.len()));
     let rest = skip_blanks(rest)
         .strip_prefix('=')
@@ -493,8 +552,12 @@ fn pair(input: &str) -> Result<Option<(&str, &str, String)>, MatchRuleError> {
         return Ok(None);
     }
     let (rest, text) = match one_section(rest) {
-        Some((rest, section)) => (rest, section.to_owned()),
-        None => quoted_value(rest).map_err(|_| MatchRuleError::UnbalancedQuote(key.to_owned()))?,
+        Some((rest, section)) => (rest, Cow::Borrowed(section)),
+        None => {
+            let (rest, text) =
+                quoted_value(rest).map_err(|_| MatchRuleError::UnbalancedQuote(key.to_owned()))?;
+            (rest, Cow::Owned(text))
+        }
     };
     Ok(Some((rest.strip_prefix(',').unwrap_or(rest), key, text)))
 }
@@ -502,8 +565,20 @@ fn pair(input: &str) -> Result<Option<(&str, &str, String)>, MatchRuleError> {
 /// A value that is one quoted section, as nearly all are: what follows, and the section. Rules are read by the ten thousand
 /// when a bus goes on.
 fn one_section(input: &str) -> Option<(&str, &str)> {
-    let (section, rest) = input.strip_prefix('\'')?.split_once('\'')?;
+    let inner = input.strip_prefix('\'')?;
+    let (section, rest) = inner.split_at(find_apostrophe(inner)?);
+    let rest = rest.strip_prefix('\'')?;
     (rest.is_empty() || rest.starts_with(',')).then_some((rest, section))
+}
+
+/// Where the first apostrophe is. Values are long, and whole vectors of bytes are compared at once.
+fn find_apostrophe(text: &str) -> Option<usize> {
+    const VECTORS: usize = 64;
+    let is_in = |bytes: &[u8]| bytes.iter().fold(false, |found, byte| found | (*byte == b'\''));
+    let mut parts = text.as_bytes().chunks(VECTORS).enumerate();
+    let (number, part) = parts.find(|(_, part)| is_in(part))?;
+    let at = part.iter().position(|byte| *byte == b'\'')?;
+    Some(number * VECTORS + at)
 }
 
 /// "Within single quotes, a backslash represents itself, and an apostrophe ends the quoted section. Outside single

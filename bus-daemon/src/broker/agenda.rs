@@ -7,11 +7,11 @@
 
 use std::sync::Arc;
 
-use bus_wire::MatchRule;
 use bytes::Bytes;
 
 use super::disconnect::Disconnect;
 use super::event::{Millis, PeerId};
+use super::match_rule::MatchRule;
 use super::peer::Phase;
 use super::reply::{DISCONNECTED, NO_REPLY};
 use super::{Action, Broker, System};

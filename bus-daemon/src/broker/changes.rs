@@ -103,7 +103,7 @@ impl Broker {
                 let name = self.names.saved_in(slot)?;
                 let owners = name.owners.iter();
                 EntryV1::Name(NameEntryV1 {
-                    name: name.name.to_string(),
+                    name: (&name.name).into(),
                     owners: owners
                         .map(|owner| (owner.peer, owner.flags.bits(), owner.held_at))
                         .collect(),
@@ -153,6 +153,11 @@ impl Broker {
     /// Whether the state was about to be handed over.
     pub fn is_handing_over(&self) -> bool {
         matches!(self.restart.upgrade, Upgrade::HandingOver { .. })
+    }
+
+    /// Whether a binary is being tried, or has passed its trial.
+    pub fn is_upgrading(&self) -> bool {
+        !matches!(self.restart.upgrade, Upgrade::None)
     }
 
     /// The errands that are under way, or were asked for by a worker that died before it could pass them on.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bus_wire::{Fd, Framer, Message, SaslConfig, SaslDone, SaslServer, SendQueue};
+use bus_wire::{Fd, Framer, Message, SaslConfig, SaslDone, SaslServer, SaslStep, SendQueue};
 use bytes::Bytes;
 
 use super::agenda::{Agenda, Then};
@@ -21,6 +21,10 @@ use crate::config::{Config, Connect};
 /// Bytes of answers that may wait for a peer before BEGIN. Nobody who means well is told so much before reading any of it;
 /// the reference implementation ends there, too.
 const UNREAD_ANSWERS: u64 = 16 * 1024;
+
+/// Bytes of an authentication that are answered before that is looked at. No answer that may come without end is longer than
+/// its command.
+const ANSWERED_AT_ONCE: usize = 1024;
 
 impl Broker {
     pub(super) fn accept(&mut self, id: PeerId, listener: u32, socket: Fd, attested: Attested) {
@@ -119,13 +123,32 @@ impl Broker {
         let Phase::Authenticating(sasl) = &mut peer.phase else {
             return self.close_fds(fds);
         };
-        let mut answer = Vec::new();
-        let step = sasl.feed(&data, &mut answer);
-        if !answer.is_empty() {
-            if peer.out.is_empty() {
-                peer.reading.begin(self.awake, peer.out.sent());
+        let mut step = Ok(SaslStep {
+            consumed: 0,
+            done: None,
+        });
+        let mut is_answered = false;
+        // A read may bring thousands of commands: no more are answered than may be unread.
+        for part in data.chunks(ANSWERED_AT_ONCE) {
+            let mut answer = Vec::new();
+            let fed = sasl.feed(part, &mut answer);
+            let before = step.map_or(0, |step| step.consumed);
+            step = fed.map(|step| SaslStep {
+                consumed: before + step.consumed,
+                ..step
+            });
+            if !answer.is_empty() {
+                if peer.out.is_empty() {
+                    peer.reading.begin(self.awake, peer.out.sent());
+                }
+                peer.out.push(&answer);
+                is_answered = true;
             }
-            peer.out.push(&answer);
+            if peer.out.len() > UNREAD_ANSWERS || !matches!(step, Ok(SaslStep { done: None, .. })) {
+                break;
+            }
+        }
+        if is_answered {
             self.outgoing.note_pushed(peer);
         }
         self.ledger.settle(peer);

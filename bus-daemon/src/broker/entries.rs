@@ -59,6 +59,12 @@ impl<K> Entries<K> {
         self.slots.len() - self.free.len()
     }
 
+    /// There will be so many more.
+    pub(super) fn reserve(&mut self, count: usize) {
+        self.slots.reserve(count);
+        self.changed.reserve(count);
+    }
+
     /// A slot for something new.
     pub(super) fn insert(&mut self, key: K) -> Slot {
         let slot = self.free.pop().unwrap_or_else(|| {

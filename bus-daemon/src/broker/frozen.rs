@@ -13,6 +13,7 @@ use super::event::{Millis, PeerId};
 mod agenda;
 mod config;
 mod entry;
+mod name;
 #[cfg(feature = "next-version")]
 mod next;
 mod rule;
@@ -25,6 +26,7 @@ pub(super) use agenda::{SheddingV1, ThenV1};
 pub use config::ConfigV1;
 pub(super) use entry::{CallEntryV1, NameEntryV1, RuleEntryV1};
 pub use entry::{EntryV1, HeldV1};
+pub(crate) use name::NameTextV1;
 #[cfg(feature = "next-version")]
 pub use next::{NoteV1, PeerNextV1};
 pub use rule::RuleV1;
@@ -113,7 +115,7 @@ pub(super) enum TransportV1 {
 /// A well-known name, with the primary owner and those who wait.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NameV1 {
-    pub(super) name: String,
+    pub(super) name: NameTextV1,
     /// With the flags of RequestName.
     pub(super) owners: Vec<(PeerId, u32)>,
 }
@@ -193,7 +195,7 @@ pub struct PeerV2 {
     pub(super) hello_deadline: Option<Millis>,
     pub(super) fds_deadline: Option<Millis>,
     /// Names that it owns or waits for, in the order of its requests.
-    pub(super) names: Vec<String>,
+    pub(super) names: Vec<NameTextV1>,
     /// Match rules (of a monitor: filters) as canonical text, in the order in which they were added.
     pub(super) rules: Vec<RuleV1>,
     /// Calls that it has to answer: caller, serial, deadline.
@@ -221,7 +223,7 @@ pub struct Unexpressed(pub &'static str);
 /// What of a peer's record a checkpoint keeps in entries of their own: see [`PeerV2`].
 #[derive(Debug, Default)]
 pub(super) struct Lists {
-    pub(super) names: Vec<String>,
+    pub(super) names: Vec<NameTextV1>,
     pub(super) rules: Vec<RuleV1>,
     pub(super) owed: Vec<(PeerId, u32, Option<Millis>)>,
     pub(super) awaited: Vec<(PeerId, u32)>,

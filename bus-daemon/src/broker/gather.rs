@@ -71,6 +71,8 @@ impl Broker {
         let peers = with_stored(peers, stored);
         let (mut broker, mut dropped) =
             Self::restore_placed(global, peers, &shared, agenda, &gathered.names)?;
+        // The entries' texts lie in the checkpoint.
+        broker.note_lent();
         broker.restore_shortage(shortage);
         broker.restore_payers(table, payers);
         broker.resume_shares(shares);

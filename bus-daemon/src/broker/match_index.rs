@@ -23,7 +23,6 @@ mod tests;
 
 use std::sync::Arc;
 
-use bus_wire::MatchRule;
 use bus_wire::match_rule::ArgKind;
 use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashTable};
@@ -40,6 +39,7 @@ use self::search::Search;
 pub(crate) use self::side::{Facts, Side};
 use self::subscribers::Subscribers;
 use super::event::PeerId;
+use super::match_rule::{self, MatchRule};
 
 /// Whose rules match a message.
 ///
@@ -59,6 +59,8 @@ pub(crate) struct MatchIndex {
     /// Rules in the order in which they were added, repeated ones included.
     peers: HashMap<PeerId, HeldRules, FixedState>,
     len: usize,
+    /// The texts of rules in so many slots may lie in a state that was read.
+    lent: usize,
 }
 
 /// What it took to find out who listens.
@@ -110,6 +112,7 @@ impl MatchIndex {
             peers: HashMap::with_hasher(hasher.state()),
             hasher,
             len: 0,
+            lent: 0,
         }
     }
 
@@ -157,9 +160,30 @@ impl MatchIndex {
     /// Where the rule is stored, or will be when it is [added](Self::add).
     pub(super) fn intern(&mut self, rule: impl Into<Arc<MatchRule>>) -> RuleId {
         let rule = rule.into();
-        let hash = self.hasher.rule(&rule);
+        let key = self.hasher.key(&rule, self.scope);
+        let hash = self.hasher.rule(&rule, key.as_ref());
         self.find_hashed(&rule, hash)
-            .unwrap_or_else(|| self.store(rule, hash))
+            .unwrap_or_else(|| self.store(rule, hash, key))
+    }
+
+    /// The texts of all rules that there are may lie in a state that was read.
+    pub(super) fn note_lent(&mut self) {
+        self.lent = self.slots.len();
+    }
+
+    /// Whether all rules have memory of their own.
+    pub(super) fn is_settled(&self) -> bool {
+        self.lent == 0
+    }
+
+    /// Gives so many rules memory of their own; how many more may need it.
+    pub(super) fn settle(&mut self, most: usize) -> usize {
+        let rest = self.lent.saturating_sub(most);
+        for slot in self.slots[rest..self.lent].iter_mut().flatten() {
+            slot.rule = Arc::new(match_rule::settled(&slot.rule));
+        }
+        self.lent = rest;
+        rest
     }
 
     /// Whether a user's peers may have these rules besides those that they have: what the rules of a user may cost the
@@ -169,8 +193,12 @@ impl MatchIndex {
         self.accounts.admits(user, keys.map(|key| self.load(&key)))
     }
 
-    /// There will be so many rules more.
-    pub(super) fn reserve(&mut self, count: usize) {
+    /// There will be so many rules more, all of one peer.
+    pub(super) fn reserve(&mut self, peer: PeerId, count: usize) {
+        if count > 0 {
+            let hasher = self.peers.hasher().clone();
+            self.peers.entry(peer).or_default().reserve(count, &hasher);
+        }
         self.slots.reserve(count);
         let slots = &self.slots;
         self.interned.reserve(count, |id| {
@@ -237,7 +265,8 @@ impl MatchIndex {
     }
 
     fn find(&self, rule: &MatchRule) -> Option<RuleId> {
-        self.find_hashed(rule, self.hasher.rule(rule))
+        let key = self.hasher.key(rule, self.scope);
+        self.find_hashed(rule, self.hasher.rule(rule, key.as_ref()))
     }
 
     fn find_hashed(&self, rule: &MatchRule, hash: u64) -> Option<RuleId> {
@@ -251,8 +280,7 @@ impl MatchIndex {
     }
 
     /// A slot for a rule that is not known yet.
-    fn store(&mut self, rule: Arc<MatchRule>, hash: u64) -> RuleId {
-        let key = self.hasher.key(&rule, self.scope);
+    fn store(&mut self, rule: Arc<MatchRule>, hash: u64, key: Option<Key>) -> RuleId {
         let load = key.as_ref().map_or_else(Load::default, |key| self.load(key));
         let id = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);

@@ -23,8 +23,10 @@ mod gather;
 mod holdings;
 mod invariants;
 mod ledger;
+mod lent;
 mod liveness;
 mod match_index;
+mod match_rule;
 mod monitor;
 mod name;
 mod newcomers;
@@ -70,6 +72,7 @@ pub use frozen::{
 pub use frozen::{NoteV1, PeerNextV1};
 pub use gather::Checkpoint;
 pub use invariants::Violation;
+pub use lent::lending;
 pub use relief::{Memory, Relief, SavedShortage};
 pub use restore::{Dropped, RestoreError};
 pub use snapshot::SharedBodies;

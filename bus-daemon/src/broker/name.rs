@@ -1,17 +1,20 @@
 //! The name table: who owns each well-known name, and who waits for it (specification, "Message Bus Names").
 
+mod ordered;
 mod restore;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
+use smallvec::{SmallVec, smallvec};
 
 use super::Seeded;
 use super::entries::{Entries, Slot};
 use super::event::PeerId;
 use super::holdings::{Holdings, Place};
 use super::invariants::Violation;
+pub(super) use ordered::Ordered;
 
 /// The flags of `RequestName` that are kept with an owner. Unknown bits are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -79,7 +82,7 @@ pub(crate) struct Owner {
 pub(crate) struct Name {
     pub(crate) name: Arc<str>,
     /// The first is the primary owner, the others wait in this order.
-    pub(crate) owners: VecDeque<Owner>,
+    pub(crate) owners: SmallVec<[Owner; 1]>,
     /// Where the name is in the primary owner's list of owned names.
     pub(super) owned_at: Place,
     /// Of its entry.
@@ -91,7 +94,7 @@ pub(crate) struct Name {
 pub(crate) struct NameTable {
     names: HashMap<Arc<str>, Name, Seeded>,
     /// The same names, in alphabetical order, so that a list of them costs no more than its length.
-    in_order: BTreeSet<Arc<str>>,
+    in_order: BTreeSet<Ordered>,
     holdings: Holdings,
     /// The highest count of names so far, unique names among them.
     peak: u32,
@@ -177,7 +180,7 @@ impl NameTable {
 
     /// The primary owner.
     pub(crate) fn owner(&self, name: &str) -> Option<PeerId> {
-        self.names.get(name)?.owners.front().map(|owner| owner.peer)
+        self.names.get(name)?.owners.first().map(|owner| owner.peer)
     }
 
     /// The primary owner and those who wait, in order.
@@ -187,7 +190,7 @@ impl NameTable {
 
     /// Every name in alphabetical order.
     pub(crate) fn listed(&self) -> impl Iterator<Item = &str> {
-        self.in_order.iter().map(|name| &**name)
+        self.in_order.iter().map(|ordered| &**ordered.name())
     }
 
     /// Every name, sorted, so that no hash order shows.
@@ -212,8 +215,8 @@ impl NameTable {
             );
         };
         self.entries.mark(entry.slot);
-        let Some(primary) = entry.owners.front_mut().filter(|primary| primary.peer != peer) else {
-            if let Some(primary) = entry.owners.front_mut() {
+        let Some(primary) = entry.owners.first_mut().filter(|primary| primary.peer != peer) else {
+            if let Some(primary) = entry.owners.first_mut() {
                 primary.flags = flags;
             }
             return (RequestNameReply::AlreadyOwner, None);
@@ -223,7 +226,7 @@ impl NameTable {
             && primary.flags.contains(NameFlags::ALLOW_REPLACEMENT);
         let place = entry.owners.iter().position(|owner| owner.peer == peer);
         if !replaces && flags.contains(NameFlags::DO_NOT_QUEUE) {
-            if let Some(waiting) = place.and_then(|place| entry.owners.remove(place)) {
+            if let Some(waiting) = place.map(|place| entry.owners.remove(place)) {
                 self.holdings.let_go(peer, waiting.held_at);
             }
             return (RequestNameReply::Exists, None);
@@ -240,7 +243,7 @@ impl NameTable {
         if let Some(place) = place {
             entry.owners.remove(place);
         }
-        entry.owners.push_front(owner);
+        entry.owners.insert(0, owner);
         if primary.flags.contains(NameFlags::DO_NOT_QUEUE) {
             entry.owners.remove(1);
             self.holdings.let_go(primary.peer, primary.held_at);
@@ -265,11 +268,11 @@ impl NameTable {
         };
         let entry = Name {
             name: name.clone(),
-            owners: VecDeque::from([owner]),
+            owners: smallvec![owner],
             owned_at: self.holdings.own(peer, &name),
             slot: self.entries.insert(name.clone()),
         };
-        self.in_order.insert(name.clone());
+        self.in_order.insert(Ordered::new(&name));
         self.names.insert(name.clone(), entry);
         OwnerChange {
             name,
@@ -287,14 +290,13 @@ impl NameTable {
             return (ReleaseNameReply::NotOwner, None);
         };
         self.entries.mark(entry.slot);
-        if let Some(owner) = entry.owners.remove(place) {
-            self.holdings.let_go(peer, owner.held_at);
-        }
+        let owner = entry.owners.remove(place);
+        self.holdings.let_go(peer, owner.held_at);
         if place > 0 {
             return (ReleaseNameReply::Released, None);
         }
         self.holdings.disown(peer, entry.owned_at);
-        let new = entry.owners.front().map(|owner| owner.peer);
+        let new = entry.owners.first().map(|owner| owner.peer);
         if let Some(new) = new {
             entry.owned_at = self.holdings.own(new, &entry.name);
         }
@@ -305,8 +307,8 @@ impl NameTable {
         };
         if new.is_none() {
             self.entries.remove(entry.slot);
+            self.in_order.remove(&Ordered::new(&entry.name));
             self.names.remove(name);
-            self.in_order.remove(name);
         }
         (ReleaseNameReply::Released, Some(change))
     }
@@ -321,7 +323,7 @@ impl NameTable {
                 owned_at,
                 slot,
             } = entry;
-            if self.entries.get(*slot) != Some(name) {
+            if self.entries.get(*slot).is_none_or(|other| !is_same(other, name)) {
                 return Err(Violation::new(format!("{name} has another's entry")));
             }
             let are_distinct = owners.len() == 1 || {
@@ -337,11 +339,18 @@ impl NameTable {
                     let text = format!("{peer:?} waits for {name} and is not active");
                     return Err(Violation::new(text));
                 }
-                if self.holdings.held_at(*peer, *held_at) != Some(name) {
+                if self
+                    .holdings
+                    .held_at(*peer, *held_at)
+                    .is_none_or(|other| !is_same(other, name))
+                {
                     let text = format!("{peer:?} does not know that it waits for {name}");
                     return Err(Violation::new(text));
                 }
-                let is_owned = self.holdings.owned_at(*peer, *owned_at) == Some(name);
+                let is_owned = self
+                    .holdings
+                    .owned_at(*peer, *owned_at)
+                    .is_some_and(|other| is_same(other, name));
                 if is_owned != (place == 0) {
                     let text = format!("{peer:?} is wrong about whether it owns {name}");
                     return Err(Violation::new(text));
@@ -353,7 +362,8 @@ impl NameTable {
         let place = |name: &Arc<str>| Arc::as_ptr(name).cast::<u8>();
         let texts: HashSet<*const u8, Seeded> = self.names.values().map(|entry| place(&entry.name)).collect();
         let is_known = |name: &Arc<str>| texts.contains(&place(name)) || self.names.contains_key(name);
-        if self.in_order.len() != self.names.len() || !self.in_order.iter().all(is_known) {
+        let mut in_order = self.in_order.iter().map(Ordered::name);
+        if self.in_order.len() != self.names.len() || !in_order.all(is_known) {
             return Err(Violation::new("the list of all names has others than the table"));
         }
         let (held, owned) = self.holdings.totals();
@@ -365,6 +375,11 @@ impl NameTable {
         }
         Ok(())
     }
+}
+
+/// As a rule both are one in memory: then nothing long has to be compared.
+fn is_same(a: &Arc<str>, b: &Arc<str>) -> bool {
+    Arc::ptr_eq(a, b) || a == b
 }
 
 impl Name {
@@ -382,7 +397,7 @@ impl Name {
                 self.owners.insert(1, owner);
             }
             None if goes_first => self.owners.insert(1, owner),
-            None => self.owners.push_back(owner),
+            None => self.owners.push(owner),
         }
     }
 }
@@ -565,16 +580,21 @@ mod tests {
     #[test]
     fn saved_lists_give_the_order_and_the_queues_the_truth() {
         let mut table = NameTable::new(Seeded::default());
-        for (name, owners) in [("a.a", vec![A, B]), ("b.b", vec![B]), ("c.c", vec![B, A])] {
+        let names = ["c.c", "a.a", "b.b"].map(Arc::<str>::from);
+        for (name, owners) in names.iter().zip([vec![B, A], vec![A, B], vec![B]]) {
             let owners = owners.into_iter().map(|peer| (peer, NameFlags::default(), None));
-            assert!(table.restore_queue(&name.into(), owners));
+            assert!(table.restore_queue(name, owners));
         }
         assert!(!table.restore_queue(&"a.a".into(), [(C, NameFlags::default(), None)]));
         assert!(!table.restore_queue(&"d.d".into(), []));
-        table.restore_order(B, &["c.c", "d.d", "c.c", "a.a"].map(str::to_owned));
-        table.restore_order(A, &["b.b", "c.c"].map(str::to_owned));
-        table.restore_rest();
+        table.restore_order(
+            B,
+            &["c.c", "d.d", "c.c", "a.a"].map(|name| name.to_owned().into()),
+        );
+        table.restore_order(A, &["b.b", "c.c"].map(|name| name.to_owned().into()));
+        table.restore_rest(names.iter().map(Ordered::new).collect());
         table.check(|_| true).unwrap();
+        assert!(table.listed().eq(["a.a", "b.b", "c.c"]));
         assert_eq!(held(&table, A), ["c.c", "a.a"]);
         assert_eq!(held(&table, B), ["c.c", "a.a", "b.b"]);
     }

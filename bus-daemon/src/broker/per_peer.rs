@@ -48,6 +48,11 @@ impl<T> PerPeer<T> {
         slot.take_if(|(user, _)| *user == id).map(|(_, value)| value)
     }
 
+    /// In the order of the index, to be changed.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (PeerId, &mut T)> {
+        self.slots.iter_mut().flatten().map(|(id, value)| (*id, value))
+    }
+
     /// In the order of the index.
     pub(super) fn iter(&self) -> impl Iterator<Item = (PeerId, &T)> {
         self.slots.iter().flatten().map(|(id, value)| (*id, value))

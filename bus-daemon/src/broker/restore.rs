@@ -5,7 +5,7 @@ mod parts;
 
 use std::sync::Arc;
 
-use bus_wire::{Fd, Framer, FramerState, MatchRule, SendQueue, SendQueueState};
+use bus_wire::{Fd, Framer, FramerState, SendQueue, SendQueueState};
 use hashbrown::{HashMap, HashSet};
 use smallvec::SmallVec;
 use thiserror::Error;
@@ -18,12 +18,13 @@ use super::descriptors::Payers;
 use super::disconnect::Disconnect;
 use super::event::{Credentials, PeerId};
 use super::frozen::{
-    AgendaV1, Blob, BrokerState, GlobalV2, IdentityV2, NameEntryV1, NameV1, PeerRecord, PeerV2, PhaseV1,
-    RuleV1, SheddingV1, ThenV1,
+    AgendaV1, Blob, BrokerState, GlobalV2, IdentityV2, NameEntryV1, NameTextV1, NameV1, PeerRecord, PeerV2,
+    PhaseV1, RuleV1, SheddingV1, ThenV1,
 };
 use super::ledger::Charge;
 use super::liveness::Liveness;
-use super::name::NameFlags;
+use super::match_rule::MatchRule;
+use super::name::{NameFlags, Ordered};
 use super::origins::Origins;
 use super::outgoing::Outgoing;
 use super::peer::{Peaks, Peer, Phase, Unique};
@@ -97,6 +98,21 @@ impl Broker {
         agenda: AgendaV1,
     ) -> Result<(Self, Vec<Dropped>), RestoreError> {
         Self::restore_placed(global, peers, shared, agenda, &[])
+    }
+
+    /// The texts of its rules lie in a state that was [lent](super::lending): it is to be [settled](Self::settle_rules).
+    pub fn note_lent(&mut self) {
+        self.subscriptions.note_lent();
+    }
+
+    /// Whether all rules have memory of their own.
+    pub fn is_settled(&self) -> bool {
+        self.subscriptions.is_settled()
+    }
+
+    /// Gives the texts of so many rules memory of their own. True: all have it, and nothing refers to the state any more.
+    pub fn settle_rules(&mut self, most: usize) -> bool {
+        self.subscriptions.settle(most)
     }
 
     /// The same with names whose places in the lists of their owners are known, instead of the lists in the records.
@@ -361,7 +377,9 @@ impl Broker {
             self.deadlines.expect_hello(peer, hello_deadline);
             self.deadlines.expect_fds(peer, fds_deadline);
         }
-        self.subscriptions.reserve(rules.len(), is_monitor);
+        if is_monitor || is_active {
+            self.subscriptions.reserve(id, rules.len(), is_monitor);
+        }
         for rule in rules {
             if is_monitor {
                 self.subscriptions.add_filter(id, uid, rule);
@@ -409,6 +427,7 @@ impl Broker {
     ) -> Vec<(Arc<str>, PeerId)> {
         let mut changed = Vec::new();
         self.names.reserve(names.len());
+        let mut all = Vec::with_capacity(names.len());
         // Those of a checkpoint come in the order of the names.
         let mut places = places.iter();
         for NameV1 { name, owners } in names {
@@ -417,10 +436,10 @@ impl Broker {
                 .filter(|(_, entry)| entry.name == name)
                 .map_or(&[][..], |(_, entry)| &entry.owners);
             let places = places.iter().map(|(_, _, place)| Some(*place));
-            let name: Arc<str> = name.into();
             if bus_wire::WellKnownName::new(&name).is_err() {
                 continue;
             }
+            let name = name.into_shared();
             let mut seen: SmallVec<[PeerId; 2]> = SmallVec::new();
             let mut is_new = |peer: PeerId| {
                 let place = seen.binary_search(&peer);
@@ -434,7 +453,9 @@ impl Broker {
                 .map(|((peer, flags), place)| (peer, NameFlags::from_bits(flags), place))
                 .collect();
             let primary = owners.first().map(|(peer, ..)| *peer);
-            self.names.restore_queue(&name, owners);
+            if self.names.restore_queue(&name, owners) {
+                all.push(Ordered::new(&name));
+            }
             if let Some(before) = before
                 && primary != Some(before)
                 && gone.unique.contains_key(&before)
@@ -445,7 +466,7 @@ impl Broker {
         for (id, lists) in kept {
             self.names.restore_order(*id, &lists.names);
         }
-        self.names.restore_rest();
+        self.names.restore_rest(all);
         changed.sort_unstable();
         changed
     }
@@ -524,7 +545,7 @@ pub(super) fn with_stored(
 
 /// The lists of one record that only make sense together with the other records.
 struct Kept {
-    names: Vec<String>,
+    names: Vec<NameTextV1>,
     owed: Vec<(PeerId, u32, Option<super::Millis>)>,
     awaited: Vec<(PeerId, u32)>,
 }

@@ -246,7 +246,7 @@ impl Broker {
     fn save_lists(&self, id: PeerId) -> Lists {
         let owed = self.calls.owed_by(id).into_iter();
         Lists {
-            names: self.names.held_by(id).map(|name| name.to_string()).collect(),
+            names: self.names.held_by(id).map(Into::into).collect(),
             rules: self.rules_of(id).map(RuleV1::from).collect(),
             owed: owed
                 .map(|((caller, serial), deadline)| (caller, serial, deadline))
@@ -413,7 +413,7 @@ fn save_name(name: &Name) -> NameV1 {
         (*peer, flags.bits())
     });
     NameV1 {
-        name: name.to_string(),
+        name: name.into(),
         owners: owners.collect(),
     }
 }

@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use bus_wire::MatchRule;
-
 use super::Broker;
 use super::agenda::Then;
 use super::entries::{Entries, Slot};
 use super::event::PeerId;
 use super::invariants::Violation;
 use super::match_index::{Effort, Facts, MatchIndex, RuleId, Scope};
+use super::match_rule::MatchRule;
 
 /// Who listens to what.
 ///
@@ -105,13 +104,33 @@ impl Subscriptions {
     }
 
     /// A peer, or a monitor, will have so many rules, or filters.
-    pub(super) fn reserve(&mut self, count: usize, is_monitor: bool) {
+    pub(super) fn reserve(&mut self, peer: PeerId, count: usize, is_monitor: bool) {
         let index = if is_monitor {
             &mut self.monitors
         } else {
             &mut self.matches
         };
-        index.reserve(count);
+        self.entries.reserve(count);
+        index.reserve(peer, count);
+    }
+
+    /// The texts of all rules that there are may lie in a state that was read.
+    pub(super) fn note_lent(&mut self) {
+        for index in [&mut self.matches, &mut self.eavesdroppers, &mut self.monitors] {
+            index.note_lent();
+        }
+    }
+
+    /// Whether no text lies there any more.
+    pub(super) fn is_settled(&self) -> bool {
+        let indexes = [&self.matches, &self.eavesdroppers, &self.monitors];
+        indexes.into_iter().all(MatchIndex::is_settled)
+    }
+
+    /// Gives so many of these rules memory of their own. True: all have.
+    pub(super) fn settle(&mut self, most: usize) -> bool {
+        let indexes = [&mut self.matches, &mut self.eavesdroppers, &mut self.monitors];
+        indexes.into_iter().all(|index| index.settle(most) == 0)
     }
 
     /// Removes one equal match rule from those of a peer. False if the peer has none.

@@ -3,8 +3,7 @@
 //! bincode is no longer maintained (RUSTSEC-2025-0141); behind these two functions it can be replaced with the next
 //! version of the state format.
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 /// No record is longer. 2 GiB: more than the longest queue that a configuration usually allows, with one message more.
 pub const LONGEST: usize = 2 << 30;
@@ -62,13 +61,13 @@ pub fn encode_into(value: &impl Serialize, bytes: &mut impl std::io::Write) -> R
 ///
 /// # Errors
 /// When they are no such value, or something is left over.
-pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, CodecError> {
     let decoded = if bytes.len() <= SHORT {
-        bincode::serde::decode_from_slice(bytes, SHORT_FORMAT)
+        bincode::serde::borrow_decode_from_slice(bytes, SHORT_FORMAT)
     } else if bytes.len() <= LONG {
-        bincode::serde::decode_from_slice(bytes, LONG_FORMAT)
+        bincode::serde::borrow_decode_from_slice(bytes, LONG_FORMAT)
     } else {
-        bincode::serde::decode_from_slice(bytes, FORMAT)
+        bincode::serde::borrow_decode_from_slice(bytes, FORMAT)
     };
     let (value, used) = decoded.map_err(|error| CodecError(error.to_string()))?;
     if used == bytes.len() {

@@ -403,6 +403,17 @@ impl<'a> Records<'a> {
     }
 }
 
+/// As [`load`]. The texts of rules stay in `bytes`: the broker is to be [settled](Broker::settle_rules) before that memory is
+/// free.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_lent(bytes: &Bytes, now: Millis) -> Result<Restored, ImageError> {
+    let mut restored = crate::broker::lending(bytes.clone(), || load(bytes, now))?;
+    restored.broker.note_lent();
+    Ok(restored)
+}
+
 /// Reads an image and continues the broker in it. The beginnings of large messages lie in the store: see
 /// [`Stored::inputs`] and [`Broker::resume_input`]. `now` is the present on the monotonic clock: version 1 counted time
 /// on another clock, and its deadlines are as far from the present as they were.

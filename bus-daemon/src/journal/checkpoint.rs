@@ -64,17 +64,18 @@ struct Version {
 
 impl Version {
     fn checksum(&self, body: &[u8]) -> u32 {
-        let crc = [
+        let fields = [
             self.epoch,
             self.offset,
             self.owner[0],
             self.owner[1],
             u64::from(self.len),
-        ]
-        .iter()
-        .fold(build::id(), |crc, field| {
-            crc32c::crc32c_append(crc, &field.to_ne_bytes())
-        });
+        ];
+        let mut bytes = [0; size_of::<[u64; 5]>()];
+        for (place, field) in bytes.chunks_exact_mut(size_of::<u64>()).zip(fields) {
+            place.copy_from_slice(&field.to_ne_bytes());
+        }
+        let crc = crc32c::crc32c_append(build::id(), &bytes);
         crc32c::crc32c_append(crc, body)
     }
 }
@@ -136,6 +137,8 @@ pub(crate) struct Checkpoints {
     arena: Arena,
     /// Blocks of the checkpoint before, free once the one in the making is complete.
     superseded: Vec<Block>,
+    /// Blocks that are superseded and may still be looked at: see [`end_lending`](Self::end_lending).
+    lent: Option<Vec<Block>>,
     /// Whether there is to be no room, as a test has it.
     #[cfg(test)]
     pub(super) is_full: bool,
@@ -165,6 +168,7 @@ impl Checkpoints {
             digest: 0,
             arena: Arena::new(region, arena_start(unit)),
             superseded: Vec::new(),
+            lent: None,
             unfinished: Vec::new(),
             #[cfg(test)]
             is_full: false,
@@ -299,7 +303,18 @@ impl Checkpoints {
         });
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("checkpoint");
-        for block in std::mem::take(&mut self.superseded) {
+        let superseded = std::mem::take(&mut self.superseded);
+        match &mut self.lent {
+            Some(lent) => lent.extend(superseded),
+            None => superseded
+                .into_iter()
+                .for_each(|block| self.arena.set_free(block)),
+        }
+    }
+
+    /// Nobody looks at the bodies any more that were [read](Self::read): what was superseded meanwhile is free.
+    pub(crate) fn end_lending(&mut self) {
+        for block in self.lent.take().into_iter().flatten() {
             self.arena.set_free(block);
         }
     }
@@ -316,18 +331,21 @@ impl Checkpoints {
 
     /// Reads what a complete checkpoint holds, and goes on from it. Blocks that it does not use are free. `decode` makes a value
     /// of a body as soon as that is known to be whole: then the processor has it at hand, and tens of megabytes later it has not.
+    /// What it makes may refer to the body until [lending ends](Self::end_lending): until then no block of these is used again.
     pub(crate) fn read<T>(
         &mut self,
         commit: &Commit,
-        decode: impl Fn(Table, &[u8]) -> Option<T>,
+        decode: impl Fn(Table, &'static [u8]) -> Option<T>,
     ) -> Vec<Saved<'static, T>> {
         self.epoch = commit.epoch;
         let start = arena_start(self.unit);
         let end = commit.arena_end.clamp(start, self.region.len() as u64);
         self.digest = 0;
         self.unfinished.clear();
-        let mut blocks: Vec<Block> = Vec::new();
-        let mut all = Vec::new();
+        let most: usize = Table::ALL.into_iter().map(|table| self.room(table)).sum();
+        let expected = commit.entries.iter().sum::<u64>().min(most as u64) as usize;
+        let mut blocks: Vec<Block> = Vec::with_capacity(expected);
+        let mut all = Vec::with_capacity(expected);
         // Entries whose other version is half written or damaged.
         let mut unsure: Vec<usize> = Vec::new();
         for (table, used) in Table::ALL.into_iter().zip(commit.entries) {
@@ -363,6 +381,7 @@ impl Checkpoints {
         }
         all.retain(|saved| saved.body.is_none_or(|body| !body.is_empty()));
         self.arena = Arena::reclaim(self.region, start, end, blocks);
+        self.lent = Some(Vec::new());
         all
     }
 
@@ -431,7 +450,7 @@ impl Checkpoints {
             if !is_in_arena {
                 return None;
             }
-            // SAFETY: in the mapping, which is never undone; read before anything is written again.
+            // SAFETY: in the mapping, which is never undone; not written again before lending ends.
             unsafe { std::slice::from_raw_parts(self.region.at(version.offset as usize, len), len) }
         };
         (version.crc == version.checksum(body)).then_some(body)

@@ -15,7 +15,7 @@ use super::log::Position;
 use super::{BacklogV1, Journal};
 use crate::broker::{
     AgendaV1, Blob, Broker, BrokerState, Checkpoint, ConfigV1, Dropped, EntryKind, EntryV1, ErrandOutcome,
-    GlobalV2, HeldV1, PacingV1, Payer, PeerId, PeerRecord, PeerShareV1, SavedShortage, SharesV1,
+    GlobalV2, HeldV1, PacingV1, Payer, PeerId, PeerRecord, PeerShareV1, SavedShortage, SharesV1, lending,
 };
 use crate::handoff::codec;
 
@@ -176,6 +176,9 @@ impl Journal {
         self.waiting
             .flush()
             .map_err(|error| format!("the store: {error}"))?;
+        if broker.is_settled() {
+            self.checkpoints.end_lending();
+        }
         self.checkpoints.commit(self.header, self.log.end());
         if !self.is_reading {
             self.extents.checkpointed(&mut self.waiting);
@@ -416,12 +419,14 @@ impl Journal {
 }
 
 /// What an entry of this table holds, which is not that of a peer or of the bus.
-fn decode_entry(table: Table, body: &[u8]) -> Option<EntryV1> {
+fn decode_entry(table: Table, body: &'static [u8]) -> Option<EntryV1> {
     let is_expected = |entry: &EntryV1| table_of(entry.kind()) == table;
-    (table != Table::Peers)
-        .then(|| codec::decode(body).ok())
-        .flatten()
-        .filter(is_expected)
+    let decoded = match table {
+        Table::Peers => return None,
+        Table::Rules | Table::Names => lending(Bytes::from_static(body), || codec::decode(body)),
+        Table::Calls => codec::decode(body),
+    };
+    decoded.ok().filter(is_expected)
 }
 
 /// An entry and its slot. Peers that one which cannot be read belongs to miss it.

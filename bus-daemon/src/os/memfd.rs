@@ -2,8 +2,9 @@
 
 use std::ffi::CStr;
 use std::io::{Error, Result, Write};
-use std::os::fd::{FromRawFd, IntoRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -14,25 +15,44 @@ pub(crate) fn write(name: &CStr, bytes: &[u8]) -> Result<RawFd> {
     Ok(file.into_raw_fd())
 }
 
-/// A new memfd that is filled bit by bit. It is kept over exec.
-pub(crate) struct Spilled(std::fs::File);
+/// A memfd that is filled bit by bit. It is kept over exec.
+pub(crate) struct Spilled {
+    file: std::fs::File,
+    /// Behind the last byte that was put there.
+    end: u64,
+}
 
 impl Spilled {
     /// With nothing in it.
     pub(crate) fn create(name: &CStr) -> Result<Self> {
-        Ok(Self(std::fs::File::from(memfd_create(name, MFdFlags::empty())?)))
+        Ok(Self::over(memfd_create(name, MFdFlags::empty())?))
+    }
+
+    /// What it holds is written over: its memory is there already, and new memory takes twice as long.
+    pub(crate) fn over(spare: OwnedFd) -> Self {
+        super::descriptor::set_close_on_exec(spare.as_raw_fd(), false);
+        let file = std::fs::File::from(spare);
+        Self { file, end: 0 }
     }
 
     /// Puts bytes there from this offset on.
-    pub(crate) fn put(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         use std::os::unix::fs::FileExt;
-        self.0.write_all_at(bytes, offset)
+        self.file.write_all_at(bytes, offset)?;
+        self.end = self.end.max(offset + bytes.len() as u64);
+        Ok(())
     }
 
-    /// It stays open.
-    pub(crate) fn into_raw_fd(self) -> RawFd {
-        self.0.into_raw_fd()
+    /// Nothing is there but what was put there. It stays open.
+    pub(crate) fn finish(self) -> Result<RawFd> {
+        self.file.set_len(self.end)?;
+        Ok(self.file.into_raw_fd())
     }
+}
+
+/// The same memfd under another number, which is closed by exec and whenever it is let go of.
+pub(crate) fn another(fd: RawFd) -> Result<OwnedFd> {
+    super::descriptor::borrow(fd).try_clone_to_owned()
 }
 
 /// An empty memfd, which is closed by exec.
@@ -97,6 +117,41 @@ pub(crate) fn read(fd: RawFd) -> Result<Mapped> {
 pub(crate) struct Mapped {
     start: NonNull<u8>,
     len: usize,
+}
+
+// SAFETY: nobody changes what is mapped, from whatever thread it is read.
+#[expect(unsafe_code, reason = "a mapping is no thread's own")]
+unsafe impl Send for Mapped {}
+
+// SAFETY: as above.
+#[expect(unsafe_code, reason = "a mapping is no thread's own")]
+unsafe impl Sync for Mapped {}
+
+impl Mapped {
+    /// Pages from one offset to another, both multiples of a page's size, leave this process's memory until they are looked at
+    /// again.
+    #[expect(unsafe_code, reason = "gives memory back")]
+    pub(crate) fn forget(&self, from: usize, to: usize) {
+        let (from, to) = (from.min(self.len), to.min(self.len));
+        // SAFETY: in the mapping, which is private and was not written to: nothing is lost. Failure costs memory only.
+        unsafe {
+            libc::madvise(
+                self.start.as_ptr().add(from).cast(),
+                to - from,
+                libc::MADV_DONTNEED,
+            )
+        };
+    }
+}
+
+/// A mapping that counted slices may keep.
+#[derive(Clone)]
+pub(crate) struct SharedMapping(pub(crate) Arc<Mapped>);
+
+impl AsRef<[u8]> for SharedMapping {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 impl std::ops::Deref for Mapped {

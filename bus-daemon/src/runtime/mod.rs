@@ -26,6 +26,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use bus_wire::Guid;
+use bytes::Bytes;
 
 use crate::broker::{Broker, Identity, ListenerIdentity, Millis, Start, Transport};
 use crate::config::Config;
@@ -35,6 +36,7 @@ use crate::handoff::image;
 use crate::handoff::keeper::KeeperV1;
 use crate::handoff::stored::LAYOUT;
 use crate::journal::Journal;
+use crate::os::memfd::SharedMapping;
 use crate::os::{clock, memory};
 use poll::EpollSet;
 pub(crate) use system::machine_id;
@@ -158,7 +160,9 @@ fn restore(
     crate::fault::in_restore(&record.executable());
     let bytes =
         crate::os::memfd::read(record.image).map_err(|error| format!("cannot read the state: {error}"))?;
-    let mut restored = image::load(&bytes, now()).map_err(|error| error.to_string())?;
+    let lent = SharedMapping(Arc::new(bytes));
+    let bytes = Bytes::from_owner(lent.clone());
+    let mut restored = image::load_lent(&bytes, now()).map_err(|error| error.to_string())?;
     for damage in &restored.damage {
         tracing::error!("the state is damaged: {damage}");
     }
@@ -189,6 +193,7 @@ fn restore(
         .as_ref()
         .is_some_and(|stored| stored.layout != LAYOUT);
     let mut worker = Worker::carried(restored, &lost, journal, record.clone(), inbox);
+    worker.settle_from(lent);
     if is_rewritten {
         // So nobody has to do it again, and the old store can go.
         worker.first_checkpoint()?;

@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::os::fd::RawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
 
 use super::system::{Kernel, is_accepted_socket};
 use crate::broker::{Action, Broker, Dropped, Event, PeerId};
@@ -11,7 +14,7 @@ use crate::handoff::image;
 use crate::handoff::keeper::Listener;
 use crate::journal::{Journal, RareEvent};
 use crate::os::descriptor::{close, is_open, table_size};
-use crate::os::memfd;
+use crate::os::memfd::{self, SharedMapping};
 
 /// The bus as the dead worker left it.
 pub(super) struct Recovered {
@@ -57,7 +60,8 @@ pub(super) fn replay_in_steps(
             journal.rewind(None);
             let bytes =
                 memfd::read(image).map_err(|error| format!("there is no state to go on from: {error}"))?;
-            let mut restored = image::load(&bytes, super::now()).map_err(|error| error.to_string())?;
+            let bytes = Bytes::from_owner(SharedMapping(Arc::new(bytes)));
+            let mut restored = image::load_lent(&bytes, super::now()).map_err(|error| error.to_string())?;
             if let Some(stored) = &restored.worker.stored {
                 journal.go_on_with(stored)?;
                 let lost = journal.resume_inputs(&mut restored.broker, stored);

@@ -7,12 +7,13 @@ mod bytes;
 mod connections;
 mod handover;
 mod passing;
+mod settling;
 mod shortage;
 mod turn;
 
 use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 use bus_wire::{Fd, SendQueue};
 
@@ -31,6 +32,7 @@ use crate::journal::{Journal, RareEvent};
 use connections::Acceptance;
 use handover::FollowUp;
 use passing::Passing;
+use settling::Settling;
 use shortage::Shortage;
 
 /// All that the worker holds.
@@ -69,6 +71,9 @@ pub(crate) struct Worker {
     unsent: Rotation<PeerId>,
     complaints: Complaints,
     shortage: Shortage,
+    settling: Settling,
+    /// The image of the trial that is under way or was passed: the final one is written over it.
+    spare: Option<OwnedFd>,
 }
 
 impl Worker {
@@ -104,6 +109,8 @@ impl Worker {
             told: None,
             dirty: Vec::new(),
             shortage: Shortage::new(journal.cap()),
+            settling: Settling::default(),
+            spare: None,
             unsent: Rotation::default(),
             broker,
             journal,

@@ -315,6 +315,14 @@ fn answers_before_begin_that_nobody_reads_are_limited() {
         assert_eq!(asked, 16 * 1024 / 15 + 1);
         let reason = bus.close_reason(who).unwrap();
         assert!(reason.starts_with("it does not read the answers"), "{reason}");
+        // Nor are more made at once, however many commands a read brings.
+        let who = bus.accept();
+        bus.bytes(who, b"\0AUTH EXTERNAL 31303030\r\n", &[]);
+        bus.bytes(who, &line.repeat(3000), &[]);
+        let reason = bus.close_reason(who).unwrap();
+        let unread = reason.split(|letter: char| !letter.is_ascii_digit());
+        let unread = unread.filter_map(|digits| digits.parse::<usize>().ok()).max();
+        assert!(unread.is_some_and(|unread| unread <= 17 * 1024), "{reason}");
     });
 }
 

@@ -242,9 +242,9 @@ fn paths() {
     ] {
         assert_eq!(path.matches(text), expected, "{text}");
     }
-    let root = PathCondition::Namespace("/".into());
+    let root: PathCondition = PathCondition::Namespace("/".into());
     assert!(root.matches("/") && root.matches("/a/b"));
-    let exact = PathCondition::Exact("/a".into());
+    let exact: PathCondition = PathCondition::Exact("/a".into());
     assert!(exact.matches("/a") && !exact.matches("/a/b"));
 }
 
@@ -303,6 +303,37 @@ fn key_and_value() -> impl Strategy<Value = (String, String)> {
         ("arg0namespace", "[a-z]{1,4}(\\.[a-z]{1,4}){0,2}"),
         ("eavesdrop", "true|false"),
     ]
+}
+
+#[test]
+fn an_apostrophe_is_found_wherever_it_is() {
+    for len in 0..200 {
+        let mut text = "é".repeat(len / 2) + &"x".repeat(len % 2);
+        assert_eq!(find_apostrophe(&text), None);
+        text.push('\'');
+        assert_eq!(find_apostrophe(&text), text.find('\''));
+        text.push_str(&"'y".repeat(70));
+        assert_eq!(find_apostrophe(&text), text.find('\''));
+    }
+}
+
+/// What holds the texts of a rule makes no difference.
+#[test]
+fn texts_are_held_by_reference() {
+    for text in [
+        "",
+        r"type='signal',sender=':1.5',arg0='a'\''b',arg3path='/x/',eavesdrop='true'",
+        "member='M',path_namespace='/a',interface='a.b',destination='c.d',arg0namespace='e'",
+    ] {
+        let rule: MatchRule = text.parse().unwrap();
+        let held =
+            MatchRule::<Cow<'_, str>>::parse_held(text, |value| Cow::Owned(value.into_owned())).unwrap();
+        assert_eq!(held.to_text(), rule.to_text());
+        assert_eq!(held.map(|value| Box::from(&**value)), rule);
+        let mut written = "something".to_owned();
+        held.write_to(&mut written);
+        assert_eq!(written, rule.to_text());
+    }
 }
 
 proptest! {

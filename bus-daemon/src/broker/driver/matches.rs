@@ -1,8 +1,9 @@
 //! Match rules and monitors.
 
-use bus_wire::{MatchRule, MatchRuleError};
+use bus_wire::MatchRuleError;
 
 use super::{Call, Fault};
+use crate::broker::match_rule::MatchRule;
 use crate::broker::{Broker, RuleRefusal};
 
 pub(super) fn add_match(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {

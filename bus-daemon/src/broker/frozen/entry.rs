@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Millis, PeerId, RuleV1};
+use super::{Millis, NameTextV1, PeerId, RuleV1};
 use crate::broker::EntryKind;
 
 /// What has an entry of its own in a checkpoint.
@@ -30,7 +30,7 @@ impl EntryV1 {
 /// A well-known name, with the primary owner and those who wait.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NameEntryV1 {
-    pub(in crate::broker) name: String,
+    pub(in crate::broker) name: NameTextV1,
     /// With the flags of RequestName, and the name's place in the owner's list: later requests have greater ones.
     pub(in crate::broker) owners: Vec<(PeerId, u32, u64)>,
 }

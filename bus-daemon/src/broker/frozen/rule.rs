@@ -3,9 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use bus_wire::{MatchRule, MatchRuleError};
+use bus_wire::MatchRuleError;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::broker::lent;
+use crate::broker::match_rule::{self, MatchRule};
 
 /// Saved as its canonical text, and read back at once: where there are tens of thousands, it costs much to keep all texts
 /// first.
@@ -25,8 +28,7 @@ impl RuleV1 {
     pub(in crate::broker) fn into_rule(self) -> Result<Arc<MatchRule>, MatchRuleError> {
         match self {
             Self::Rule(rule) => Ok(rule),
-            // With apostrophes it is longer as canonical text than as the text that was accepted.
-            Self::Text(text) => MatchRule::parse_any_length(&text).map(Arc::new),
+            Self::Text(text) => match_rule::read(&text.into()).map(Arc::new),
         }
     }
 
@@ -87,15 +89,17 @@ impl<'de> Deserialize<'de> for RuleV1 {
                 formatter.write_str("a match rule")
             }
 
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<RuleV1, E> {
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<RuleV1, E> {
+                let text = lent::text(bytes).ok_or_else(|| E::custom("a match rule that is no text"))?;
                 // One that is no rule costs its peer, and not the record.
-                Ok(MatchRule::parse_any_length(text).map_or_else(
-                    |_| RuleV1::Text(text.to_owned()),
+                Ok(match_rule::read(&text).map_or_else(
+                    |_| RuleV1::Text((*text).to_owned()),
                     |rule| RuleV1::Rule(Arc::new(rule)),
                 ))
             }
         }
-        deserializer.deserialize_str(RuleVisitor)
+        // The bytes of a string, of which it is asked once whether they are one.
+        deserializer.deserialize_bytes(RuleVisitor)
     }
 }
 

@@ -4,8 +4,8 @@ use bus_wire::{Fd, Guid};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Blob, ConfigV1, GlobalV2, IdentityV2, ListenerV1, NameV1, PeerV2, PhaseV1, PieceV1, ReloadV1, RestartV2,
-    RuleV1, TransportV1, UpgradeV1,
+    Blob, ConfigV1, GlobalV2, IdentityV2, ListenerV1, NameTextV1, NameV1, PeerV2, PhaseV1, PieceV1, ReloadV1,
+    RestartV2, RuleV1, TransportV1, UpgradeV1,
 };
 use crate::broker::event::{Millis, PeerId};
 
@@ -256,7 +256,7 @@ impl From<PeerV1> for PeerV2 {
             is_stopped,
             hello_deadline,
             fds_deadline,
-            names,
+            names: names.into_iter().map(NameTextV1::from).collect(),
             rules: rules.into_iter().map(RuleV1::from).collect(),
             owed,
             awaited,

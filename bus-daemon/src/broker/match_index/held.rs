@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 use smallvec::SmallVec;
 
 use super::{Held, RuleId};
@@ -18,7 +19,52 @@ pub(super) struct HeldRules {
     list: SmallVec<[Option<Held>; 2]>,
     len: usize,
     /// Places in the list by the rule, ascending. `None`: they are few.
-    places: Option<HashMap<RuleId, VecDeque<u32>, FixedState>>,
+    places: Option<HashMap<RuleId, Places, FixedState>>,
+}
+
+/// Where a rule is: nearly always the peer has it once.
+#[derive(Debug)]
+enum Places {
+    One(u32),
+    /// Ascending. Never empty, but in passing.
+    Many(VecDeque<u32>),
+}
+
+impl Places {
+    fn push(&mut self, place: u32) {
+        match self {
+            Self::One(first) => *self = Self::Many(VecDeque::from([*first, place])),
+            Self::Many(places) => places.push_back(place),
+        }
+    }
+
+    /// Takes the first out; whether it was the only one.
+    fn take_first(&mut self) -> Option<(u32, bool)> {
+        match self {
+            Self::One(place) => Some((*place, true)),
+            Self::Many(places) => places.pop_front().map(|place| (place, places.is_empty())),
+        }
+    }
+
+    /// Takes the last out; true if it was the only one.
+    fn drop_last(&mut self) -> bool {
+        match self {
+            Self::One(_) => true,
+            Self::Many(places) => {
+                places.pop_back();
+                places.is_empty()
+            }
+        }
+    }
+}
+
+fn note_place(places: &mut HashMap<RuleId, Places, FixedState>, id: RuleId, place: u32) {
+    match places.entry(id) {
+        Entry::Occupied(mut of_rule) => of_rule.get_mut().push(place),
+        Entry::Vacant(vacant) => {
+            vacant.insert(Places::One(place));
+        }
+    }
 }
 
 impl HeldRules {
@@ -37,13 +83,26 @@ impl HeldRules {
         self.list.iter_mut().flatten()
     }
 
+    /// There will be so many more.
+    pub(super) fn reserve(&mut self, count: usize, hasher: &FixedState) {
+        self.list.reserve(count);
+        if self.len + count > FEW {
+            if self.places.is_none() {
+                self.find_places(hasher);
+            }
+            if let Some(places) = &mut self.places {
+                places.reserve(count);
+            }
+        }
+    }
+
     /// Adds one behind the others.
     pub(super) fn push(&mut self, held: Held, hasher: &FixedState) {
         let place = self.list.len() as u32;
         self.list.push(Some(held));
         self.len += 1;
         match &mut self.places {
-            Some(places) => places.entry(held.id).or_default().push_back(place),
+            Some(places) => note_place(places, held.id, place),
             None if self.len > FEW => self.find_places(hasher),
             None => {}
         }
@@ -57,12 +116,11 @@ impl HeldRules {
                 .iter()
                 .position(|held| held.is_some_and(|held| held.id == id))?,
             Some(places) => {
-                let of_rule = places.get_mut(&id)?;
-                let place = of_rule.pop_front()? as usize;
-                if of_rule.is_empty() {
+                let (place, is_only) = places.get_mut(&id)?.take_first()?;
+                if is_only {
                     places.remove(&id);
                 }
-                place
+                place as usize
             }
         };
         let held = self.list.get_mut(place)?.take()?;
@@ -80,12 +138,9 @@ impl HeldRules {
         };
         self.len -= 1;
         if let Some(places) = &mut self.places
-            && let Some(of_rule) = places.get_mut(&held.id)
+            && places.get_mut(&held.id).is_some_and(Places::drop_last)
         {
-            of_rule.pop_back();
-            if of_rule.is_empty() {
-                places.remove(&held.id);
-            }
+            places.remove(&held.id);
         }
         self.close_gaps();
         Some(held)
@@ -107,10 +162,10 @@ impl HeldRules {
     }
 
     fn find_places(&mut self, hasher: &FixedState) {
-        let mut places: HashMap<RuleId, VecDeque<u32>, FixedState> = HashMap::with_hasher(hasher.clone());
+        let mut places = HashMap::with_capacity_and_hasher(self.len, hasher.clone());
         for (place, held) in self.list.iter().enumerate() {
             if let Some(held) = held {
-                places.entry(held.id).or_default().push_back(place as u32);
+                note_place(&mut places, held.id, place as u32);
             }
         }
         self.places = Some(places);

@@ -2,12 +2,13 @@
 
 use std::hash::BuildHasher;
 
+use bus_wire::MessageType;
 use bus_wire::match_rule::{ArgKind, MAX_RULE, PathCondition};
-use bus_wire::{MatchRule, MessageType};
 use foldhash::fast::FixedState;
 use smallvec::SmallVec;
 
 use super::side::is_well_known;
+use crate::broker::match_rule::MatchRule;
 
 /// A set of conditions, or of what a message has to satisfy conditions with.
 ///
@@ -182,8 +183,15 @@ impl Hasher {
         self.state.hash_one(text)
     }
 
-    pub(super) fn rule(&self, rule: &MatchRule) -> u64 {
-        self.state.hash_one(rule)
+    /// Of all that a rule says. `key` is its own: so its texts are hashed once.
+    pub(super) fn rule(&self, rule: &MatchRule, key: Option<&Key>) -> u64 {
+        let Some(key) = key else {
+            return self.state.hash_one(rule);
+        };
+        let message_type = rule.message_type.map_or(0, MessageType::code);
+        let rest = u64::from(message_type) << 1 | u64::from(rule.eavesdrop);
+        let values = fold(fold(key.hash, self.form(key)), rest);
+        key.names.iter().fold(values, |hash, name| fold(hash, *name))
     }
 
     #[inline]

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use bus_wire::MatchRule;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
 use super::form::RuleId;
+use crate::broker::match_rule::MatchRule;
 
 /// The rules by the unique names in their `sender` and `destination`: a unique name is never used again, so they are
 /// dead when it goes.

@@ -1,13 +1,14 @@
 //! The name table as a saved state has it, put back queue by queue.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use hashbrown::hash_map::Entry;
+use smallvec::SmallVec;
 
-use super::{Name, NameFlags, NameTable, Owner};
+use super::{Name, NameFlags, NameTable, Ordered, Owner};
 use crate::broker::entries::Slot;
 use crate::broker::event::PeerId;
+use crate::broker::frozen::NameTextV1;
 use crate::broker::holdings::{Place, UNPLACED};
 use crate::broker::invariants::Violation;
 
@@ -33,11 +34,10 @@ impl NameTable {
                 .filter(|place| holdings.hold_at(peer, name, *place))
                 .unwrap_or(UNPLACED),
         };
-        let owners: VecDeque<Owner> = owners.into_iter().map(owner).collect();
-        let Some(primary) = owners.front() else {
+        let owners: SmallVec<[Owner; 1]> = owners.into_iter().map(owner).collect();
+        let Some(primary) = owners.first() else {
             return false;
         };
-        self.in_order.insert(name.clone());
         vacant.insert(Name {
             name: name.clone(),
             owned_at: self.holdings.own(primary.peer, name),
@@ -50,12 +50,16 @@ impl NameTable {
     /// There will be so many names.
     pub(in crate::broker) fn reserve(&mut self, count: usize) {
         self.names.reserve(count);
+        self.entries.reserve(count);
     }
 
     /// The order in which a peer asked for its names. What the queues do not say is left out.
-    pub(in crate::broker) fn restore_order(&mut self, peer: PeerId, names: &[String]) {
+    pub(in crate::broker) fn restore_order(&mut self, peer: PeerId, names: &[NameTextV1]) {
+        if !names.is_empty() {
+            self.holdings.reserve(peer, names.len());
+        }
         for name in names {
-            let entry = self.names.get_mut(name.as_str());
+            let entry = self.names.get_mut(&**name);
             if let Some(Name { name, owners, .. }) = entry
                 && let Some(owner) = owners.iter_mut().find(|owner| owner.peer == peer)
                 && owner.held_at == UNPLACED
@@ -65,8 +69,18 @@ impl NameTable {
         }
     }
 
-    /// What no saved list named comes last, in the order of the names.
-    pub(in crate::broker) fn restore_rest(&mut self) {
+    /// What no saved list named comes last, in the order of the names. Then the table is complete, with all these names.
+    pub(in crate::broker) fn restore_rest(&mut self, names: Vec<Ordered>) {
+        for (peer, name) in self.holdings.sort() {
+            let owners = self
+                .names
+                .get_mut(&name)
+                .into_iter()
+                .flat_map(|name| &mut name.owners);
+            for owner in owners.filter(|owner| owner.peer == peer) {
+                owner.held_at = UNPLACED;
+            }
+        }
         let is_unplaced = |name: &&mut Name| name.owners.iter().any(|owner| owner.held_at == UNPLACED);
         let mut all: Vec<&mut Name> = self.names.values_mut().filter(is_unplaced).collect();
         all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -75,6 +89,7 @@ impl NameTable {
                 owner.held_at = self.holdings.hold(owner.peer, name);
             }
         }
+        self.in_order = names.into_iter().collect();
     }
 
     /// Goes on from a checkpoint that has room for `len` names and each of those in the table in a slot.

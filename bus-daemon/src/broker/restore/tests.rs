@@ -122,15 +122,15 @@ fn names_belong_to_those_who_are_there() {
         names.push(again);
         for name in ["", ":1.2", "no dots", "a.b\0"] {
             names.push(NameV1 {
-                name: name.to_owned(),
+                name: name.to_owned().into(),
                 owners: vec![(state.peers[NOBODY].id, 0)],
             });
         }
         names.push(NameV1 {
-            name: "n.n".to_owned(),
+            name: "n.n".to_owned().into(),
             owners: vec![(state.peers[NUL].id, 0)],
         });
-        state.peers[NOBODY].names = vec!["x.y".to_owned(), "never.heard".to_owned()];
+        state.peers[NOBODY].names = vec!["x.y".to_owned().into(), "never.heard".to_owned().into()];
         state.peers[OWNER].names.clear();
     });
     assert_eq!(broker.names.owner("x.y"), Some(state().peers[OWNER].id));
@@ -268,10 +268,14 @@ fn what_version_1_saved_is_all_there() {
         assert_eq!(
             (
                 old.sent,
-                &old.names,
+                old.names
+                    .iter()
+                    .cloned()
+                    .map(NameTextV1::from)
+                    .collect::<Vec<_>>(),
                 old.rules.iter().cloned().map(RuleV1::from).collect::<Vec<_>>()
             ),
-            (new.sent, &new.names, new.rules.clone())
+            (new.sent, new.names.clone(), new.rules.clone())
         );
         assert_eq!((&new.groups, &new.label), (&None, &None));
         assert_eq!(new.taken, old.input.0.len() as u64);

@@ -131,6 +131,9 @@ impl Worker {
         let is_noted = is_small && !self.journal.is_incomplete();
         self.held_back = Some(Vec::new());
         self.apply(event);
+        if !self.broker.is_upgrading() {
+            self.spare = None;
+        }
         let closing = self.held_back.take().unwrap_or_default();
         // A replay from the checkpoint before this would read them: the configuration that was in force there, or an
         // outcome that the log does not have.
@@ -211,6 +214,8 @@ impl Worker {
             Errand::TryBinary { binary } => match self.save(Form::OWN, clock::monotonic()) {
                 Ok(image) => {
                     let binary = binary.clone();
+                    // The keeper closes its own.
+                    self.spare = memfd::another(image).ok();
                     (control::Errand::TryBinary { binary, image }, Some(image))
                 }
                 Err(error) => {
@@ -221,6 +226,7 @@ impl Worker {
         };
         let asked = self.record.control.ask_keeper(&Request::Errand { id, errand });
         if let (Err(_), Some(image)) = (&asked, image) {
+            self.spare = None;
             descriptor::close(image);
         }
         asked
@@ -237,6 +243,7 @@ impl Worker {
             },
         );
         self.apply(Event::UpgradeFailed { reason });
+        self.spare = None;
     }
 
     /// The last act of this worker: its state to the keeper, which replaces the process image. Where it cannot be written in the
@@ -278,10 +285,13 @@ impl Worker {
             foreign: self.journal.foreign().to_vec(),
         };
         let (number, mut output) = self.journal.for_image();
-        let mut state = memfd::Spilled::create(c"bus-state")?;
+        let mut state = match self.spare.take() {
+            Some(spare) => memfd::Spilled::over(spare),
+            None => memfd::Spilled::create(c"bus-state")?,
+        };
         image::save_to(&mut state, form, &self.broker, &worker, number, &mut output).map_err(Error::other)?;
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("hand-over");
-        Ok(state.into_raw_fd())
+        state.finish()
     }
 }

@@ -83,7 +83,9 @@ impl Worker {
         if is_look_due {
             self.tidy_up();
         }
+        let is_settling = self.settle();
         has_more
+            || is_settling
             || !is_sent
             || is_writing
             || self.journal.has_chores()

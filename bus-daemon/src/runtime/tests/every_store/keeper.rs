@@ -71,6 +71,8 @@ pub(super) struct Keeper {
     approved: Option<u64>,
     /// The state that the worker has handed over.
     handed: Option<RawFd>,
+    /// The inode of the newest trial's image, which the worker keeps for the final one as long as it may come to that.
+    pub(super) spare: u64,
     /// The inodes of configurations, by the errands that brought them.
     sources: BTreeMap<u64, u64>,
     deaths: Deaths,
@@ -90,6 +92,7 @@ impl Keeper {
             verdict: Verdict::default(),
             approved: None,
             handed: None,
+            spare: 0,
             sources: BTreeMap::new(),
             deaths: Deaths::default(),
             left_out: None,
@@ -135,6 +138,9 @@ impl Keeper {
     /// Hears what the worker asks.
     pub(super) fn listen(&mut self, control: Control, random: &mut Random) -> Result<(), String> {
         while let Some(request) = control.asked().map_err(|error| error.to_string())? {
+            if let Request::Errand { errand, .. } = &request {
+                self.spare = image_of(errand).map_or(self.spare, inode);
+            }
             match request {
                 Request::Exec { image } => {
                     if self.handed.replace(image).is_some() {
@@ -267,6 +273,9 @@ impl Keeper {
             None => false,
         };
         if is_right {
+            if self.approved.is_none() && self.under_way.iter().all(|one| image_of(&one.errand).is_none()) {
+                self.spare = 0;
+            }
             return Ok(());
         }
         Err(format!(

@@ -511,7 +511,7 @@ impl Stage {
         open_fds(MOST_FDS)
             .filter(|fd| !kept.contains(fd) && !self.owned.contains(fd) && !self.sockets.contains_key(fd))
             // The image is closed at a checkpoint by itself, or by the next worker.
-            .filter(|fd| inode(*fd) != self.image_inode)
+            .filter(|fd| ![self.image_inode, self.keeper.spare].contains(&inode(*fd)))
             .collect()
     }
 }
