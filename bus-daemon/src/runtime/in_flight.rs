@@ -267,7 +267,12 @@ mod tests {
             bus.in_flight.forget(user, &mut link);
         }
         assert_eq!((bus.in_flight.total, bus.in_flight.ordinary), (0, 0));
-        assert!(bus.in_flight.users.values().all(|(_, held)| *held == Held::default()));
+        assert!(
+            bus.in_flight
+                .users
+                .values()
+                .all(|(_, held)| *held == Held::default())
+        );
     }
 
     #[test]

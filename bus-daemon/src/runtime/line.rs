@@ -68,8 +68,11 @@ mod tests {
         for (item, place) in places.into_iter().enumerate() {
             line.add(place, (place, item));
         }
-        let mut expected: Vec<(u64, usize)> =
-            places.into_iter().enumerate().map(|(n, place)| (place, n)).collect();
+        let mut expected: Vec<(u64, usize)> = places
+            .into_iter()
+            .enumerate()
+            .map(|(n, place)| (place, n))
+            .collect();
         expected.sort_unstable();
         assert_eq!(std::iter::from_fn(|| line.next()).collect::<Vec<_>>(), expected);
         assert!(line.is_empty());

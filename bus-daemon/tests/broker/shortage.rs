@@ -249,7 +249,10 @@ fn a_slow_reader_that_gets_on_goes_after_all_that_stall() {
     let held = |excess: u64| CAP / 8 * 7 + excess.max(CAP / 8 + 1);
     let excess = waits(&bus, trickle) + waits(&bus, stalled) + waits(&bus, other);
     let relief = relieve(&mut bus, held(excess));
-    assert_eq!(relief.dismiss[..], [trickle, stalled, other].map(|who| bus.peer(who)));
+    assert_eq!(
+        relief.dismiss[..],
+        [trickle, stalled, other].map(|who| bus.peer(who))
+    );
     assert!(bus.is_open(slow));
     assert_eq!(relieve(&mut bus, CAP + MIB).dismiss, [bus.peer(slow)]);
 }

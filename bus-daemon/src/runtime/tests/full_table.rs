@@ -69,7 +69,11 @@ fn as_many_are_let_in_as_there_is_room_for_and_the_others_wait() {
             drop(inside.drain(..leaving));
             work(&mut rig, is_alone);
             let outcomes = rig.outcomes();
-            assert_eq!(outcomes[..leaving], vec![Outcome::Greeted; leaving], "{outcomes:?}");
+            assert_eq!(
+                outcomes[..leaving],
+                vec![Outcome::Greeted; leaving],
+                "{outcomes:?}"
+            );
             let others = &outcomes[leaving..];
             assert_eq!(others, vec![Outcome::Waits; others.len()]);
             inside.extend(rig.clients.drain(..leaving));

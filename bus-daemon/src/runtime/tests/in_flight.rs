@@ -103,7 +103,11 @@ fn readers_that_take_nothing_keep_no_descriptor_from_others_and_lose_none() {
     assert_eq!(rig.worker.in_flight().total(), 0);
     rig.worker.turns();
     rig.worker.tick();
-    assert_eq!(rig.worker.retries_at(), None, "nothing waits, and nothing is tried again");
+    assert_eq!(
+        rig.worker.retries_at(),
+        None,
+        "nothing waits, and nothing is tried again"
+    );
 }
 
 #[test]

@@ -9,9 +9,9 @@ use super::Worker;
 use crate::broker::{Event, PeerId};
 use crate::journal::RareEvent;
 use crate::os::descriptor;
+use crate::runtime::in_flight::Unread;
 use crate::runtime::links::{Link, Socket};
 use crate::runtime::poll::{EpollSet, Source};
-use crate::runtime::in_flight::Unread;
 use crate::runtime::rotation::{Ready, Rotation, Turn, UserSlot};
 use crate::runtime::system;
 

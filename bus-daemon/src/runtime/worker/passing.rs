@@ -77,7 +77,11 @@ impl Worker {
 
     fn has_room_for(&mut self, peer: PeerId, count: u64) -> bool {
         let link = self.links.get_mut(peer);
-        link.is_none_or(|link| self.passing.in_flight.has_room(link.turn.user(), &link.unread, count))
+        link.is_none_or(|link| {
+            self.passing
+                .in_flight
+                .has_room(link.turn.user(), &link.unread, count)
+        })
     }
 
     /// A peer was passed so many descriptors, with the byte at this offset of its output.
@@ -150,7 +154,11 @@ impl Worker {
         for peer in std::mem::take(&mut self.passing.waiting) {
             gets_on |= self.retry_write(peer);
         }
-        let wait = if gets_on { RETRY } else { (2 * wait).min(LAST_RETRY) };
+        let wait = if gets_on {
+            RETRY
+        } else {
+            (2 * wait).min(LAST_RETRY)
+        };
         self.passing.retry = (self.now.0 + wait, wait);
     }
 
