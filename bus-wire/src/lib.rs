@@ -66,7 +66,7 @@ pub use fixed::Fixed;
 pub use framer::{Framed, Framer, FramerState, LargeMessage};
 pub use guid::Guid;
 pub use header::{Flags, MessageType, message_length};
-pub use match_rule::{Arg, ArgCondition, ArgKind, MatchRule, MatchRuleError, PathCondition};
+pub use match_rule::{Arg, ArgCondition, ArgKind, MatchRule, MatchRuleBuilder, MatchRuleError, PathCondition};
 pub use message::Message;
 pub use names::{
     BusName, ErrorName, InterfaceName, MemberName, NameArg, NameError, ObjectPath, OwnedBusName,

@@ -1,5 +1,7 @@
 //! Match rules (specification, "Match Rules"): the text that AddMatch takes, as a value.
 
+mod builder;
+
 use alloc::borrow::{Cow, ToOwned};
 use alloc::boxed::Box;
 use alloc::format;
@@ -20,8 +22,11 @@ use nom::{
 };
 use thiserror::Error;
 
+pub use builder::MatchRuleBuilder;
+
 use crate::header::MessageType;
 use crate::limits::MAX_NAME;
+use crate::message::Message;
 use crate::names::{BusName, InterfaceName, MemberName, NameError, ObjectPath};
 
 /// The longest rule, in bytes. The specification sets no limit; the reference implementation has this one.
@@ -152,6 +157,48 @@ impl<T> Default for MatchRule<T> {
 }
 
 impl<T: Deref<Target = str>> MatchRule<T> {
+    /// Whether a message satisfies the rule. A sender is compared as a text; where the rule names a well-known one, and the
+    /// message the unique name of its owner, ask [`matches_from`](Self::matches_from). Whom a message is for (`eavesdrop`) is
+    /// the bus's affair, and not looked at.
+    pub fn matches(&self, message: &Message) -> bool {
+        self.matches_from(message, |wanted| message.sender() == Some(wanted))
+    }
+
+    /// As [`matches`](Self::matches), where `is_sender` says whether this name is that of the message's sender.
+    pub fn matches_from(&self, message: &Message, is_sender: impl FnOnce(&str) -> bool) -> bool {
+        let is = |expected: &Option<T>, found: Option<&str>| {
+            expected.as_deref().is_none_or(|expected| found == Some(expected))
+        };
+        self.message_type
+            .is_none_or(|kind| kind == message.message_type())
+            && is(&self.member, message.member())
+            && is(&self.interface, message.interface())
+            && is(&self.destination, message.destination())
+            && self
+                .path
+                .as_ref()
+                .is_none_or(|path| message.path().is_some_and(|found| path.matches(found)))
+            && self.sender.as_deref().is_none_or(is_sender)
+            && self.matches_body(message)
+    }
+
+    fn matches_body(&self, message: &Message) -> bool {
+        let mut body = message.body();
+        let mut at = 0;
+        self.matches_args(|index| {
+            while at < index {
+                body.skip().ok()?;
+                at += 1;
+            }
+            let mut argument = body.clone();
+            match argument.peek()? {
+                b's' => argument.read_str().ok().map(Arg::Str),
+                b'o' => argument.read_object_path().ok().map(Arg::ObjectPath),
+                _ => None,
+            }
+        })
+    }
+
     /// Whether the arguments of a message satisfy the rule. `argument` is asked for one by its index, and says `None`
     /// if it is missing or neither a STRING nor an OBJECT_PATH. Indexes come in ascending order.
     pub fn matches_args<'a>(&self, mut argument: impl FnMut(u8) -> Option<Arg<'a>>) -> bool {

@@ -103,7 +103,12 @@ impl SendQueue {
         let mut fds = fds.into_iter().peekable();
         while let Some((at, fds)) = fds.next_if(|(at, _)| *at < stored) {
             queue.fd_count += fds.len();
-            queue.fds.push_back((at.max(state.sent), fds.into()));
+            let at = at.max(state.sent);
+            match queue.fds.back_mut() {
+                // No write is empty, so all that begin at one place are one.
+                Some((last, waiting)) if *last == at => waiting.extend(fds),
+                _ => queue.fds.push_back((at, fds.into())),
+            }
         }
         for piece in state.pieces {
             let mut bytes = match piece {

@@ -236,6 +236,20 @@ proptest! {
     }
 }
 
+/// Descriptors twice at one place, of bytes that are elsewhere: they go with one write, and none is empty.
+#[test]
+fn descriptors_twice_at_one_place() {
+    let mut queue = SendQueue::restore(bus_wire::SendQueueState {
+        sent: 0,
+        stored: 1,
+        pieces: Vec::new(),
+        fds: vec![(0, vec![Fd(1)]), (0, vec![Fd(2)])],
+    });
+    assert_eq!(queue.next_stored_write(), Some((1, &[Fd(1), Fd(2)][..])));
+    assert_eq!(queue.advance(1).to_vec(), [Fd(1), Fd(2)]);
+    assert!(queue.is_empty());
+}
+
 /// Moves the tail behind the bytes that are elsewhere already; those that were sent before leave a gap.
 fn move_tail(queue: &mut SendQueue, elsewhere: &mut Vec<u8>) {
     elsewhere.resize(queue.stored() as usize, 0);
