@@ -41,7 +41,7 @@ pub use builder::MessageBuilder;
 pub use endian::Endian;
 pub use error::MessageError;
 pub use fd::{Fd, Fds};
-pub use framer::{Framed, Framer, FramerState, LargeMessage};
+pub use framer::{Framed, Framer, FramerState, LargeMessage, NextCall};
 pub use guid::Guid;
 pub use header::{Flags, MessageType, message_length};
 pub use match_rule::{Arg, ArgCondition, ArgKind, MatchRule, MatchRuleError, PathCondition};
