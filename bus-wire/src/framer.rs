@@ -11,7 +11,7 @@ use crate::error::MessageError;
 use crate::fd::{Fd, Fds};
 use crate::header::{Lengths, message_length};
 use crate::limits::{FIXED_HEADER, LARGE_MESSAGE, MAX_MESSAGE};
-use crate::message::Message;
+use crate::message::{Message, called};
 
 /// Cuts a byte stream, with the file descriptors that come with it, into messages.
 ///
@@ -72,6 +72,20 @@ pub struct Framed {
     pub message: Message,
     /// Its file descriptors: exactly as many as its header says.
     pub fds: Fds,
+}
+
+/// What a call that is still in a [`Framer`] calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NextCall<'a> {
+    /// What its header says.
+    Named {
+        /// Whom it goes to.
+        destination: Option<&'a str>,
+        /// The method.
+        member: &'a str,
+    },
+    /// Its header is longer than [`LARGE_MESSAGE`], and was not looked at.
+    Long,
 }
 
 /// How far a large message has arrived.
@@ -222,6 +236,34 @@ impl Framer {
         let (beginning, known) = self.beginning();
         let length = self.length(&beginning[..known]).ok().flatten()?;
         (beginning[TYPE] == SIGNAL && length <= self.partial_bytes()).then_some(length)
+    }
+
+    /// Of the message that [`next`](Self::next) returns, if that is a call whose header is valid: what it calls.
+    pub fn next_call(&mut self) -> Option<NextCall<'_>> {
+        /// Which type a call is (specification, "Message Format").
+        const CALL: u8 = 1;
+        if self.failed.is_some() {
+            return None;
+        }
+        let (beginning, known) = self.beginning();
+        let lengths = Lengths::read(&beginning[..known]).ok().flatten()?;
+        if beginning[1] != CALL || lengths.total() > self.partial_bytes() {
+            return None;
+        }
+        if lengths.header() > LARGE_MESSAGE {
+            return Some(NextCall::Long);
+        }
+        // As `next` does it.
+        if !self.partial.is_empty() && self.partial.as_slice().len() < lengths.total() {
+            self.fill(lengths.total());
+        }
+        let bytes = if self.partial.is_empty() {
+            &*self.chunk
+        } else {
+            self.partial.as_slice()
+        };
+        let (destination, member) = called(bytes, lengths)?;
+        Some(NextCall::Named { destination, member })
     }
 
     /// The first bytes that are held, and how many they are.

@@ -63,7 +63,7 @@ pub use endian::Endian;
 pub use error::MessageError;
 pub use fd::{Fd, FdIndex, Fds};
 pub use fixed::Fixed;
-pub use framer::{Framed, Framer, FramerState, LargeMessage};
+pub use framer::{Framed, Framer, FramerState, LargeMessage, NextCall};
 pub use guid::Guid;
 pub use header::{Flags, MessageType, message_length};
 pub use match_rule::{Arg, ArgCondition, ArgKind, MatchRule, MatchRuleBuilder, MatchRuleError, PathCondition};

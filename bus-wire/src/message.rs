@@ -299,6 +299,21 @@ impl fmt::Debug for Message {
 const LOCAL_PATH: &[u8] = b"/org/freedesktop/DBus/Local";
 const LOCAL_INTERFACE: &[u8] = b"org.freedesktop.DBus.Local";
 
+/// Whom the call that these bytes begin with goes to, and which method it calls. `None`: its header is not valid.
+pub(crate) fn called(bytes: &[u8], lengths: Lengths) -> Option<(Option<&str>, &str)> {
+    let header = match lengths.endian {
+        Endian::Little => parse_header::<false, false>(bytes, lengths),
+        Endian::Big => parse_header::<true, false>(bytes, lengths),
+    };
+    let header = header.ok()?;
+    let text = |span: Span| {
+        let start = span.start as usize;
+        let text = bytes.get(start..start + span.length as usize)?;
+        std::str::from_utf8(text).ok().filter(|_| start > 0)
+    };
+    Some((text(header.destination), text(header.member)?))
+}
+
 /// The header, and if it is `WHOLE` the body against its signature; otherwise there may be nothing of the body yet.
 pub(crate) fn parse_header<const BIG: bool, const WHOLE: bool>(
     bytes: &[u8],

@@ -137,7 +137,7 @@ impl Broker {
             }
             if peer.is_waiting {
                 self.outgoing.ask(Action::StopReading(id));
-            } else if !peer.is_stopped && !self.shortage.is_unread(id) {
+            } else if !peer.is_unread() && !self.shortage.is_unread(id) {
                 self.outgoing.ask(Action::ResumeReading(id));
             }
         }

@@ -10,6 +10,7 @@
     unreachable_pub
 )]
 
+mod announcements;
 mod bus;
 mod calls;
 mod connecting;

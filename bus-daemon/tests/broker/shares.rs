@@ -7,14 +7,14 @@ use bus_wire::MessageBuilder;
 use crate::bus::{Bus, UID, Who, check_with, config};
 
 /// Users that are not the bus's own.
-const READER: u32 = 2001;
-const FLOODER: u32 = 2002;
-const OTHER: u32 = 2003;
+pub const READER: u32 = 2001;
+pub const FLOODER: u32 = 2002;
+pub const OTHER: u32 = 2003;
 
 const LIMIT: u64 = 1_000_000;
 
 /// A bus for all users, on which [`LIMIT`] bytes may wait for a peer.
-fn shared() -> Config {
+pub fn shared() -> Config {
     let mut config = Config {
         connect: Connect::Anyone,
         ..config()
@@ -27,11 +27,11 @@ fn bus() -> Bus {
     Bus::new(shared(), false)
 }
 
-fn connect_as(bus: &mut Bus, uid: u32) -> Who {
+pub fn connect_as(bus: &mut Bus, uid: u32) -> Who {
     connect_with(bus, uid, "")
 }
 
-fn connect_with(bus: &mut Bus, uid: u32, line: &str) -> Who {
+pub fn connect_with(bus: &mut Bus, uid: u32, line: &str) -> Who {
     let who = bus.accept_as(Credentials {
         uid: Some(uid),
         gid: Some(uid),
@@ -54,18 +54,18 @@ fn connect_with(bus: &mut Bus, uid: u32, line: &str) -> Who {
 }
 
 /// A reader of all signals `S`.
-fn subscriber(bus: &mut Bus, uid: u32) -> Who {
+pub fn subscriber(bus: &mut Bus, uid: u32) -> Who {
     let who = connect_as(bus, uid);
     bus.add_match(who, "member='S'");
     who
 }
 
-fn waits(bus: &Bus, who: Who) -> u64 {
+pub fn waits(bus: &Bus, who: Who) -> u64 {
     bus.queued()[&who]
 }
 
 /// Sends a signal that is exactly so long once its sender (of six letters, as `:1.123`) is in it.
-fn send(bus: &mut Bus, who: Who, to: Option<&str>, bytes: u64) {
+pub fn send(bus: &mut Bus, who: Who, to: Option<&str>, bytes: u64) {
     let text = "x".repeat(bytes as usize);
     let signal = |length: usize| {
         let signal = MessageBuilder::signal("/", "a.b", "S").body(|w| {
@@ -82,11 +82,11 @@ fn send(bus: &mut Bus, who: Who, to: Option<&str>, bytes: u64) {
 }
 
 /// How many bytes a message may have that a party with a cell of this length may send to one of so many.
-fn largest(cell: u64, parties: u64, queued: u64) -> u64 {
+pub fn largest(cell: u64, parties: u64, queued: u64) -> u64 {
     (LIMIT - queued + cell) / (parties + 1) - cell
 }
 
-fn is_held(bus: &Bus, who: Who) -> bool {
+pub fn is_held(bus: &Bus, who: Who) -> bool {
     bus.broker.is_paced(bus.peer(who))
 }
 
@@ -172,7 +172,7 @@ fn peers_of_one_user_are_parties_of_their_own() {
 }
 
 /// Microseconds that so many bytes take a live reader, of which each of so many parties has a part.
-fn reading_time(bytes: u64, parties: u64) -> u64 {
+pub fn reading_time(bytes: u64, parties: u64) -> u64 {
     bytes * parties * 1000 / (4 * 1024 * 1024 / 1000)
 }
 

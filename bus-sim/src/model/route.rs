@@ -273,7 +273,12 @@ impl Model {
     }
 
     /// A message of the driver to one peer, with copies for monitors.
-    pub(super) fn say(&mut self, to: PeerId, mut letter: Letter) -> Check {
+    pub(super) fn say(&mut self, to: PeerId, letter: Letter) -> Check {
+        self.say_of(None, to, letter)
+    }
+
+    /// The same where it tells of what another peer did, which makes it wait.
+    pub(super) fn say_of(&mut self, cause: Option<PeerId>, to: PeerId, mut letter: Letter) -> Check {
         let Some(peer) = self.peers.get(&to) else {
             return Ok(());
         };
@@ -288,16 +293,22 @@ impl Model {
             None,
         )?;
         if self.may_put(to)? {
-            self.put(to, &letter)?;
+            self.origin = cause.filter(|cause| *cause != to);
+            let put = self.put(to, &letter);
+            self.origin = None;
+            put?;
         }
         Ok(())
     }
 
-    /// A signal of the driver to all who have a rule for it.
-    pub(super) fn broadcast(&mut self, letter: &Letter) -> Check {
+    /// A signal of the driver to all who have a rule for it, of what a peer did.
+    pub(super) fn broadcast(&mut self, cause: PeerId, letter: &Letter) -> Check {
         let driver = [DRIVER.to_owned()];
         self.copy(Rules::Monitoring, letter, &driver, &[], None, None)?;
-        self.copy(Rules::Plain, letter, &driver, &[], None, None)
+        self.origin = Some(cause);
+        let copied = self.copy(Rules::Plain, letter, &driver, &[], None, None);
+        self.origin = None;
+        copied
     }
 
     /// Whether a peer may be sent a copy or an answer; one that does not read is given up.

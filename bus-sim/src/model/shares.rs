@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use bus_daemon::broker::PeerId;
 
-use super::{Check, Model, Peer, Trouble, wrong};
+use super::{Check, Model, Peer, Phase, Trouble, wrong};
 
 /// Milliseconds that no wait takes: clients send little.
 const LONGEST: u64 = 60_000;
@@ -154,6 +154,9 @@ impl Model {
         for (_, id) in ready {
             if let Some(peer) = self.peers.get_mut(&id) {
                 peer.paced = None;
+                if matches!(peer.phase, Phase::Authenticating | Phase::Greeting) {
+                    peer.hello_deadline = Some(self.now + self.limits.auth_timeout);
+                }
                 self.proceed(id)?;
             }
         }
