@@ -1,8 +1,9 @@
 //! Messages out of a byte stream.
 
-use std::collections::VecDeque;
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 
-use ::serde::{Deserialize, Serialize};
 use bytes::{Bytes, BytesMut};
 
 use crate::arrival::Arrival;
@@ -83,7 +84,8 @@ pub struct LargeMessage {
 }
 
 /// What a [`Framer`] holds, to be saved.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct FramerState {
     /// Bytes that arrived and are not a whole message yet.
     pub partial: Bytes,
@@ -134,7 +136,7 @@ impl Framer {
         if self.chunk.is_empty() {
             self.chunk = chunk;
         } else {
-            let rest = std::mem::take(&mut self.chunk);
+            let rest = core::mem::take(&mut self.chunk);
             let partial = self.partial.owned();
             partial.extend_from_slice(&rest);
             self.chunk = chunk;
@@ -255,7 +257,7 @@ impl Framer {
 
     /// Hands out all file descriptors that are held: the stream has ended.
     pub fn take_fds(&mut self) -> Vec<Fd> {
-        std::mem::take(&mut self.fds)
+        core::mem::take(&mut self.fds)
             .into_iter()
             .map(|arrived| arrived.fd)
             .collect()

@@ -1,7 +1,12 @@
 //! Match rules (specification, "Match Rules"): the text that AddMatch takes, as a value.
 
-use std::fmt;
-use std::str::FromStr;
+use alloc::borrow::ToOwned;
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use core::str::FromStr;
 
 use nom::{
     IResult, Parser,
@@ -12,7 +17,6 @@ use nom::{
     error::{Error, ErrorKind},
     multi::fold_many0,
 };
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::header::MessageType;
@@ -28,7 +32,8 @@ pub const MAX_ARGUMENT: u8 = 63;
 /// A match rule. Everything that is `None` or empty matches any message; the rule `""` matches all.
 ///
 /// Two rules are equal if they mean the same, however they were written.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct MatchRule {
     /// `type`: one of the four that the specification knows.
@@ -51,7 +56,8 @@ pub struct MatchRule {
 }
 
 /// What the path of a message must be.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum PathCondition {
     /// `path`: this.
     Exact(Box<str>),
@@ -71,7 +77,8 @@ impl PathCondition {
 }
 
 /// A condition on one argument in the body of a message.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ArgCondition {
     /// Which argument, 0 to [`MAX_ARGUMENT`].
     pub index: u8,
@@ -82,7 +89,8 @@ pub struct ArgCondition {
 }
 
 /// How an argument is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum ArgKind {
     /// `argN`: a STRING that is equal.
     Equals,

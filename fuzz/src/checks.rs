@@ -2,9 +2,10 @@
 
 use std::fmt;
 
+use bus_wire::serde_body::from_body;
 use bus_wire::{
     Address, AddressList, Arg, BodyReader, Endian, Fd, Framer, MatchRule, Mechanism, Message, ReadError,
-    SaslConfig, SaslDone, SaslError, SaslServer, from_body, stitch_header,
+    SaslConfig, SaslDone, SaslError, SaslServer, stitch_header,
 };
 use bytes::Bytes;
 use serde::de::{Deserialize, Deserializer, EnumAccess, MapAccess, SeqAccess, Visitor};
