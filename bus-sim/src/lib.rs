@@ -29,6 +29,7 @@ mod random;
 mod restart;
 mod rule;
 mod sabotage;
+pub mod session;
 mod shortage;
 mod store;
 mod world;

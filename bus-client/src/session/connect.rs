@@ -331,12 +331,7 @@ impl Session {
             return;
         }
         let same_bus = link.same_bus;
-        if let Some(until) = self.settle.deadline()
-            && !same_bus
-        {
-            // The window is open from when calls can be made.
-            self.settle.extend(until.max(self.now + self.config.settle));
-        }
+        self.settle.open(self.now + self.config.settle);
         let was_up = self.was_up;
         self.up();
         if was_up {

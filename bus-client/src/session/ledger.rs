@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bus_wire::MatchRule;
 
 use super::event::StreamId;
+use super::requests::DRIVER;
 
 /// A rule of the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,6 +17,8 @@ pub(super) struct RuleId(u64);
 pub(super) struct Ledger {
     rules: BTreeMap<RuleId, Entry>,
     by_text: BTreeMap<Box<str>, RuleId>,
+    /// Rules whose sender is a well-known name.
+    by_sender: BTreeMap<Box<str>, BTreeSet<RuleId>>,
     /// Which rules could match a signal with this member; those that name none are under the empty text.
     by_member: BTreeMap<Box<str>, BTreeSet<RuleId>>,
     streams: BTreeMap<StreamId, Stream>,
@@ -31,6 +34,8 @@ pub(super) struct Entry {
     /// How often the session itself wants it.
     internal: u32,
     pub(super) phase: Phase,
+    /// The bus has it, and whose signals it is about is known: nothing is missed.
+    is_certain: bool,
 }
 
 /// What the bus knows of a rule, on this link.
@@ -92,7 +97,7 @@ impl Ledger {
             if entry.phase == Phase::Refused {
                 entry.phase = Phase::Absent;
             }
-            if entry.phase == Phase::Active {
+            if entry.is_certain {
                 standing = Standing::Ready;
             }
         }
@@ -135,6 +140,9 @@ impl Ledger {
         self.next += 1;
         let member = rule.member.clone().unwrap_or_default();
         self.by_member.entry(member).or_default().insert(id);
+        if let Some(sender) = followed(&rule) {
+            self.by_sender.entry(sender.into()).or_default().insert(id);
+        }
         self.by_text.insert(text.clone(), id);
         let entry = Entry {
             rule,
@@ -142,6 +150,7 @@ impl Ledger {
             streams: BTreeSet::new(),
             internal: 0,
             phase: Phase::Absent,
+            is_certain: false,
         };
         self.rules.insert(id, entry);
         id
@@ -165,13 +174,11 @@ impl Ledger {
     fn forget(&mut self, rule: RuleId) {
         if let Some(entry) = self.rules.remove(&rule) {
             self.by_text.remove(&entry.text);
-            let member = entry.rule.member.unwrap_or_default();
-            if let Some(rules) = self.by_member.get_mut(&member) {
-                rules.remove(&rule);
-                if rules.is_empty() {
-                    self.by_member.remove(&member);
-                }
+            if let Some(sender) = followed(&entry.rule) {
+                remove(&mut self.by_sender, sender, rule);
             }
+            let member = entry.rule.member.as_deref().unwrap_or_default();
+            remove(&mut self.by_member, member, rule);
         }
     }
 
@@ -188,37 +195,52 @@ impl Ledger {
         };
         if due {
             entry.phase = phase;
+            entry.is_certain = false;
             return Some(entry.rule.to_text());
         }
         self.wanted(id);
         None
     }
 
-    /// The bus has answered. Streams that are ready now, each with whether it has missed something; and what is to be asked
-    /// next.
-    pub(super) fn done(&mut self, change: Change, refused: bool) -> (Vec<(StreamId, bool)>, Option<Change>) {
+    /// The bus has answered. What is to be asked next.
+    pub(super) fn done(&mut self, change: Change, refused: bool) -> Option<Change> {
         let (Change::Add(id) | Change::Remove(id)) = change;
-        let Some(entry) = self.rules.get_mut(&id) else {
-            return (Vec::new(), None);
-        };
+        let entry = self.rules.get_mut(&id)?;
         entry.phase = match (change, refused) {
             (Change::Add(_), false) => Phase::Active,
             (Change::Add(_), true) => Phase::Refused,
             (Change::Remove(_), _) => Phase::Absent,
         };
+        entry.is_certain = false;
+        self.wanted(id)
+    }
+
+    /// Whose signals a rule is about is known, if it names somebody. Streams that are ready now, each with whether it has missed
+    /// something.
+    pub(super) fn certain(&mut self, rule: RuleId) -> Vec<(StreamId, bool)> {
         let mut ready = Vec::new();
-        if entry.phase == Phase::Active {
-            for id in &entry.streams {
-                if let Some(stream) = self.streams.get_mut(id) {
-                    let missed = stream.standing == Standing::Missed;
-                    if stream.standing != Standing::Ready {
-                        ready.push((*id, missed));
-                    }
-                    stream.standing = Standing::Ready;
-                }
+        let Some(entry) = self.rules.get_mut(&rule) else {
+            return ready;
+        };
+        if entry.phase != Phase::Active {
+            return ready;
+        }
+        entry.is_certain = true;
+        for id in &entry.streams {
+            if let Some(stream) = self.streams.get_mut(id)
+                && stream.standing != Standing::Ready
+            {
+                ready.push((*id, stream.standing == Standing::Missed));
+                stream.standing = Standing::Ready;
             }
         }
-        (ready, self.wanted(id))
+        ready
+    }
+
+    /// The rules about signals of this well-known name.
+    pub(super) fn from(&self, sender: &str) -> Vec<RuleId> {
+        let rules = self.by_sender.get(sender).into_iter().flatten();
+        rules.copied().collect()
     }
 
     /// The link is gone, and with it what the bus knew.
@@ -233,6 +255,7 @@ impl Ledger {
             .iter_mut()
             .filter_map(|(id, entry)| {
                 entry.phase = Phase::Absent;
+                entry.is_certain = false;
                 (!entry.is_wanted()).then_some(*id)
             })
             .collect();
@@ -251,6 +274,7 @@ impl Ledger {
     pub(super) fn all_ready(&mut self) -> Vec<(StreamId, bool)> {
         for entry in self.rules.values_mut() {
             entry.phase = Phase::Active;
+            entry.is_certain = true;
         }
         let not_ready = self
             .streams
@@ -278,7 +302,7 @@ impl Ledger {
                 continue;
             };
             // Where the bus has not taken the rule, nothing is promised, and the note of what was missed comes first.
-            if entry.phase == Phase::Active && !entry.streams.is_empty() && matches(&entry.rule) {
+            if entry.is_certain && matches(&entry.rule) {
                 found.extend(entry.streams.iter().copied());
                 rules += 1;
             }
@@ -340,6 +364,21 @@ impl Ledger {
     }
 }
 
+/// The sender of a rule, where signals come under another name, which its owner has.
+pub(super) fn followed(rule: &MatchRule) -> Option<&str> {
+    let sender = rule.sender.as_deref()?;
+    (!sender.starts_with(':') && sender != DRIVER).then_some(sender)
+}
+
+fn remove(index: &mut BTreeMap<Box<str>, BTreeSet<RuleId>>, key: &str, rule: RuleId) {
+    if let Some(rules) = index.get_mut(key) {
+        rules.remove(&rule);
+        if rules.is_empty() {
+            index.remove(key);
+        }
+    }
+}
+
 impl Entry {
     fn is_wanted(&self) -> bool {
         self.internal > 0 || !self.streams.is_empty()
@@ -354,6 +393,13 @@ mod tests {
         text.parse().unwrap()
     }
 
+    /// The bus takes the rule.
+    fn done(ledger: &mut Ledger, change: Change) -> Vec<(StreamId, bool)> {
+        let (Change::Add(rule) | Change::Remove(rule)) = change;
+        assert_eq!(ledger.done(change, false), None);
+        ledger.certain(rule)
+    }
+
     #[test]
     fn a_rule_that_many_want_is_asked_for_once_and_removed_with_the_last() {
         let mut ledger = Ledger::default();
@@ -363,7 +409,7 @@ mod tests {
         assert_eq!(ledger.begin(add).as_deref(), Some("member='M'"));
         assert_eq!(ledger.subscribe(StreamId(2), rule("member=M")), (false, None));
         assert_eq!(
-            ledger.done(add, false).0,
+            done(&mut ledger, add),
             [(StreamId(1), false), (StreamId(2), false)]
         );
         assert_eq!(ledger.subscribe(StreamId(3), rule("member=M")), (true, None));
@@ -374,7 +420,7 @@ mod tests {
         assert!(ledger.begin(remove).is_some());
         // Wanted again before the bus has answered: nothing is said before it has.
         assert_eq!(ledger.subscribe(StreamId(4), rule("member=M")), (false, None));
-        assert_eq!(ledger.done(remove, false), (Vec::new(), Some(add)));
+        assert_eq!(ledger.done(remove, false), Some(add));
     }
 
     #[test]
@@ -382,7 +428,7 @@ mod tests {
         let mut ledger = Ledger::default();
         let add = ledger.subscribe(StreamId(1), rule("member='M'")).1.unwrap();
         ledger.begin(add);
-        ledger.done(add, false);
+        done(&mut ledger, add);
         let late = ledger.subscribe(StreamId(2), rule("member='N'")).1.unwrap();
         ledger.begin(late);
         ledger.lost();
@@ -390,7 +436,7 @@ mod tests {
             assert!(ledger.begin(change).is_some());
             let missed = change == add;
             let stream = StreamId(if missed { 1 } else { 2 });
-            assert_eq!(ledger.done(change, false).0, [(stream, missed)]);
+            assert_eq!(done(&mut ledger, change), [(stream, missed)]);
         }
     }
 

@@ -163,6 +163,13 @@ impl Names {
         }
     }
 
+    /// Whether it is known for certain who owns it, or that nobody does.
+    pub(super) fn is_known(&self, name: &str) -> bool {
+        self.table
+            .get(name)
+            .is_some_and(|watched| matches!(watched.owner, Owner::Now(_)))
+    }
+
     /// All names.
     pub(super) fn all(&self) -> Vec<Box<str>> {
         self.table.keys().cloned().collect()

@@ -9,7 +9,7 @@ use super::event::{
     Action, CallId, CallOptions, Missed, NameFlags, NameId, NameState, Outcome, Outgoing, Refusal, StreamId,
     WatchId, WhileDown,
 };
-use super::ledger::{Change, RuleId};
+use super::ledger::{Change, RuleId, followed};
 use super::link::Stage;
 use super::own_names::Ask;
 use super::requests::{Asked, DRIVER, Request, call_driver};
@@ -17,16 +17,15 @@ use super::{Phase, Session};
 
 impl Session {
     pub(super) fn subscribe(&mut self, stream: StreamId, rule: MatchRule) {
-        let sender = rule.sender.clone();
-        if let Some(name) = &sender
+        if let Some(name) = &rule.sender
             && self.epochs.is_stale(name, None)
         {
             let missed = Missed::Epoch;
             self.actions.push(Action::Missed { stream, missed });
             return self.actions.push(Action::StreamEnded(stream));
         }
-        if let Some(name) = sender.filter(|name| self.is_followed(name)) {
-            self.watch_use(&name);
+        if let Some(name) = followed(&rule).filter(|_| self.has_bus()) {
+            self.watch_use(name);
         }
         let (ready, change) = self.ledger.subscribe(stream, rule);
         if !self.has_bus() {
@@ -46,15 +45,10 @@ impl Session {
     pub(super) fn unsubscribe(&mut self, stream: StreamId) {
         if let Some((rule, change)) = self.ledger.unsubscribe(stream) {
             self.ask_about_rule(change);
-            if let Some(name) = rule.sender.filter(|name| self.is_followed(name)) {
-                self.unwatch_use(&name);
+            if let Some(name) = followed(&rule).filter(|_| self.has_bus()) {
+                self.unwatch_use(name);
             }
         }
-    }
-
-    /// Whether signals of this sender come under another name, which its owner has.
-    fn is_followed(&self, sender: &str) -> bool {
-        self.has_bus() && !sender.starts_with(':') && sender != DRIVER
     }
 
     fn ask_about_rule(&mut self, change: Option<Change>) {
@@ -254,11 +248,8 @@ impl Session {
                 .map(|entry| (refusal(&entry.rule.to_text(), message), entry.streams.clone())),
             _ => None,
         };
-        let same_bus = matches!(&self.phase, Phase::Linked(link) if link.same_bus);
-        let (ready, next) = self.ledger.done(change, refusal.is_some());
-        for (stream, missed) in ready {
-            self.ready(stream, missed, same_bus);
-        }
+        let next = self.ledger.done(change, refusal.is_some());
+        self.certain(rule);
         if let Some((refusal, streams)) = refusal {
             for stream in streams {
                 let missed = Missed::Refused(refusal.clone());
@@ -269,6 +260,21 @@ impl Session {
             }
         }
         self.ask_about_rule(next);
+    }
+
+    /// If it is known whose signals a rule is about, its streams miss none from now on.
+    fn certain(&mut self, rule: RuleId) {
+        let sender = self.ledger.get(rule).map(|entry| followed(&entry.rule));
+        if sender
+            .flatten()
+            .is_some_and(|sender| !self.names.is_known(sender))
+        {
+            return;
+        }
+        let same_bus = matches!(&self.phase, Phase::Linked(link) if link.same_bus);
+        for (stream, missed) in self.ledger.certain(rule) {
+            self.ready(stream, missed, same_bus);
+        }
     }
 
     fn answered_name(&mut self, ask: Ask, name: &str, in_replay: bool, message: &Message) {
@@ -299,12 +305,18 @@ impl Session {
     }
 
     pub(super) fn learn(&mut self, name: &str, owner: Option<&str>) {
+        let was_known = self.names.is_known(name);
         let news = self.names.learn(name, owner, self.epochs.number());
         for (watch, change) in news.changes {
             self.actions.push(Action::OwnerChanged { watch, change });
         }
         for call in news.ended {
             self.end(call, Outcome::Done);
+        }
+        if !was_known {
+            for rule in self.ledger.from(name) {
+                self.certain(rule);
+            }
         }
         if owner.is_some() {
             self.settled(name);

@@ -12,6 +12,10 @@ const REMEMBERED: usize = 1024;
 #[derive(Debug, Default)]
 pub(super) struct Settle {
     until: Option<Duration>,
+    /// There was no link with which calls can be made since [`begin`](Self::begin): the window is not open yet.
+    is_unopened: bool,
+    /// Where the link was lost in the window: when it ends, if the bus stays the same.
+    paused: Option<Duration>,
     /// Names that were owned before and are not yet known to be owned now; empty while there is no window.
     expected: BTreeSet<Box<str>>,
     /// Calls that wait for such names, in order. Each name here is watched.
@@ -31,9 +35,22 @@ impl Settle {
 
     /// Another bus has come. Names that were known to be owned, besides those that have answered.
     pub(super) fn begin(&mut self, until: Duration, watched: Vec<Box<str>>) {
-        self.expected = std::mem::take(&mut self.owned);
+        // Whoever had no time to come back on the last bus is expected on this one.
+        self.expected.extend(std::mem::take(&mut self.owned));
         self.expected.extend(watched);
         self.until = Some(until);
+        self.is_unopened = true;
+        self.paused = None;
+    }
+
+    /// Calls can be made: the window of a bus that has come is open until then, and that of one that stayed goes on.
+    pub(super) fn open(&mut self, until: Duration) {
+        if let Some(paused) = self.paused.take() {
+            self.until = Some(paused);
+        }
+        if self.until.is_some() && std::mem::take(&mut self.is_unopened) {
+            self.until = Some(until);
+        }
     }
 
     /// Whether a call to this name is to wait.
@@ -66,22 +83,17 @@ impl Settle {
         self.waiting.remove(name)
     }
 
-    /// The window is open until then.
-    pub(super) fn extend(&mut self, until: Duration) {
-        self.until = Some(until);
-    }
-
     pub(super) fn deadline(&self) -> Option<Duration> {
         self.until
     }
 
     /// The window is over, or the link is gone: names that were watched, and the calls that waited for them.
     pub(super) fn end(&mut self, lost: bool) -> BTreeMap<Box<str>, BTreeSet<CallId>> {
-        self.until = None;
-        let expected = std::mem::take(&mut self.expected);
+        let until = self.until.take();
         if lost {
-            // Whoever had no time to come back is expected on the next bus still.
-            self.owned.extend(expected);
+            self.paused = self.paused.or(until);
+        } else {
+            self.expected.clear();
         }
         std::mem::take(&mut self.waiting)
     }
