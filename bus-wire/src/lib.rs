@@ -66,7 +66,9 @@ pub use fixed::Fixed;
 pub use framer::{Framed, Framer, FramerState, LargeMessage, NextCall};
 pub use guid::Guid;
 pub use header::{Flags, MessageType, message_length};
-pub use match_rule::{Arg, ArgCondition, ArgKind, MatchRule, MatchRuleBuilder, MatchRuleError, PathCondition};
+pub use match_rule::{
+    Arg, ArgCondition, ArgKind, MatchRule, MatchRuleBuilder, MatchRuleError, PathCondition,
+};
 pub use message::Message;
 pub use names::{
     BusName, ErrorName, InterfaceName, MemberName, NameArg, NameError, ObjectPath, OwnedBusName,

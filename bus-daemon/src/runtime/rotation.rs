@@ -20,6 +20,8 @@ use std::collections::BTreeMap;
 use super::line::Line;
 use crate::broker::{Millis, PeerId};
 
+/// Turns that are short after more than one user was served in one of them.
+const SHORT_TURNS: u32 = 64;
 /// A debt is forgotten in the second of such spans of time after the one in which it was made.
 const SPAN_MILLIS: u64 = 128;
 
@@ -135,6 +137,10 @@ pub(crate) struct Rotation<T> {
     span: u64,
     /// Users, by uid; `None` for peers of whom no uid is known.
     slots: BTreeMap<Option<u32>, u32>,
+    /// Who was served last, connections that were accepted aside.
+    last: u32,
+    /// So many turns are short yet, because users alternate.
+    short: u32,
 }
 
 impl<T: Ord + Copy> Default for Rotation<T> {
@@ -146,6 +152,8 @@ impl<T: Ord + Copy> Default for Rotation<T> {
             current: None,
             span: 0,
             slots: BTreeMap::new(),
+            last: UserSlot::ACCEPTING.0,
+            short: 0,
         }
     }
 }
@@ -192,6 +200,7 @@ impl<T: Ord + Copy> Rotation<T> {
     pub(crate) fn next(&mut self) -> Option<T> {
         let (user, beginning) = self.order.next()?;
         self.clock = self.clock.max(beginning);
+        self.note_served(user);
         let participant = self.participants.get_mut(user as usize)?;
         let (ready, beginning) = participant.ready.next()?;
         participant.clock = participant.clock.max(beginning);
@@ -223,6 +232,24 @@ impl<T: Ord + Copy> Rotation<T> {
             let (place, beginning) = participant.served.place(self.clock, self.span);
             self.order.add(place, (current.user, beginning));
         }
+    }
+
+    fn note_served(&mut self, user: u32) {
+        if user == self.last || user == UserSlot::ACCEPTING.0 {
+            return;
+        }
+        if self.last != UserSlot::ACCEPTING.0 {
+            self.short = SHORT_TURNS;
+        }
+        self.last = user;
+    }
+
+    /// Another turn begins. True: of late users alternated, so it is to be a short one; whoever comes up in it waits for its
+    /// end, and a user that is alone with its peers makes nobody else wait by a long one, which costs less.
+    pub(crate) fn begin_turn(&mut self) -> bool {
+        let is_short = self.short > 0;
+        self.short = self.short.saturating_sub(1);
+        is_short
     }
 
     /// Whether nobody waits to be served.

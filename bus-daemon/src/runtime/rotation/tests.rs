@@ -241,3 +241,28 @@ fn a_debt_is_forgotten_after_a_while() {
         }
     }
 }
+
+#[test]
+fn turns_are_short_while_users_alternate_and_no_longer() {
+    let mut bus = Bus::default();
+    for index in 0..4 {
+        bus.connect(1, index);
+    }
+    bus.connect(2, 10);
+    let turn = |bus: &mut Bus, peers: &[u32]| {
+        for index in peers {
+            bus.add(peer(*index));
+        }
+        while bus.serve(|_| (1, false)).is_some() {}
+        bus.rotation.begin_turn()
+    };
+    // One user's peers, however many, are served in long turns.
+    for _ in 0..10 {
+        assert!(!turn(&mut bus, &[0, 1, 2, 3]));
+    }
+    assert!(turn(&mut bus, &[0, 10]));
+    assert!(turn(&mut bus, &[1, 2]));
+    let long_again = (0..200).position(|_| !turn(&mut bus, &[0, 1]));
+    assert!(long_again.is_some_and(|turns| turns < 70), "{long_again:?}");
+    assert!(!turn(&mut bus, &[3]));
+}

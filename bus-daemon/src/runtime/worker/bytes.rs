@@ -15,6 +15,8 @@ const HUNG_UP: u32 = (libc::EPOLLHUP | libc::EPOLLERR) as u32;
 
 /// Bytes sent in one turn, a write counted as 16 KiB: at most 256 peers.
 const SENDS: u64 = 4 << 20;
+/// The same where users alternate.
+const SHORT_SENDS: u64 = 512 << 10;
 /// Bytes sent to one peer before others come: a reader on another processor may take all that is written to it.
 const SEND: u64 = 1 << 20;
 /// What a write costs besides its bytes.
@@ -162,8 +164,13 @@ impl Worker {
     /// Writes to some of them: a message for thousands does not hold up the turn. True: there are more.
     pub(super) fn send_some(&mut self) -> bool {
         self.collect_unsent();
+        let most = if self.unsent.begin_turn() {
+            SHORT_SENDS
+        } else {
+            SENDS
+        };
         let mut sent = 0;
-        while sent < SENDS {
+        while sent < most {
             let Some(peer) = self.unsent.next() else {
                 return false;
             };

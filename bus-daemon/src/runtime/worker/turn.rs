@@ -31,6 +31,8 @@ const LATE: u64 = 250;
 const AGAIN: u64 = 100;
 /// Work of one turn, in the units of [`Broker::work`](crate::broker::Broker::work), and one more for whoever is served.
 const WORK: u64 = 512;
+/// Of a turn that is [short](crate::runtime::rotation::Rotation::begin_turn).
+const SHORT_WORK: u64 = 64;
 /// What it is to accept a connection: questions to the kernel.
 const ACCEPT: u64 = 4;
 
@@ -178,8 +180,13 @@ impl Worker {
 
     /// Serves the rotation until the turn's work is used up. How much that was.
     fn serve(&mut self) -> u64 {
+        let most = if self.rotation.begin_turn() {
+            SHORT_WORK
+        } else {
+            WORK
+        };
         let mut served = 0;
-        while served < WORK
+        while served < most
             && let Some(ready) = self.rotation.next()
         {
             let begin = self.broker.work();
