@@ -6,7 +6,7 @@ use crate::endian::Endian;
 use crate::ty::Type;
 
 /// A number whose arrays can be read at once: [`BodyReader::fixed_array`](crate::BodyReader::fixed_array).
-pub trait Fixed: Type + Copy + sealed::Fixed {}
+pub trait Fixed: Type + Copy + sealed::Fixed + 'static {}
 
 mod sealed {
     use super::{Cow, Endian};

@@ -2,8 +2,8 @@
 //!
 //! - [`Message`]: one message, validated completely and once, with its header fields as offsets into the received
 //!   bytes. [`MessageBuilder`] makes one, [`stitch_header`] puts the sender into one that is forwarded.
-//! - [`Encode`] and [`Decode`]: a body as Rust types, with [`Type`] for its signature, which the compiler computes;
-//!   [`Value`]: a value of any type.
+//! - [`Encode`](trait@Encode) and [`Decode`](trait@Decode): a body as Rust types, with [`Type`](trait@Type) for its
+//!   signature, which the compiler computes; [`Value`]: a value of any type.
 //! - [`BodyReader`] and [`BodyWriter`]: a body value by value; `serde_body`: a body as a Rust type through serde.
 //! - [`Framer`]: messages out of a byte stream; [`SendQueue`]: a byte stream out of messages.
 //! - [`sasl`], [`match_rule`], [`address`]: the texts of the protocol.
@@ -16,6 +16,7 @@
 //! | feature | default | what it brings |
 //! |---|---|---|
 //! | `std` | yes | [`SendQueue::next_write`], hash maps, the fastest UTF-8 check that the processor has |
+//! | `derive` | no | `#[derive(Type, Encode, Decode)]`, as described at [`bus_wire_derive`](https://docs.rs/bus-wire-derive) |
 //! | `serde` | no | `Serialize` and `Deserialize` for what can be saved, and the module `serde_body` |
 
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
@@ -31,6 +32,7 @@ mod arrival;
 pub mod body;
 pub mod builder;
 pub mod decode;
+mod derived;
 pub mod encode;
 mod endian;
 pub mod error;
@@ -53,6 +55,14 @@ mod stitch;
 mod tuples;
 pub mod ty;
 pub mod value;
+
+#[cfg(feature = "derive")]
+pub use bus_wire_derive::{Decode, Encode, Type};
+
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::derived::*;
+}
 
 pub use address::{Address, AddressError, AddressList};
 pub use body::{ArrayReader, BodyReader, BodyWriter, ReadError};

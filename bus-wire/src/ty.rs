@@ -118,6 +118,26 @@ pub trait Type {
 ///
 /// assert_eq!(signature_of::<HashMap<String, (u8, Vec<i64>)>>().as_str(), "a{s(yax)}");
 /// ```
+///
+/// A container as the key of a dict, `()` in another type, 33 arrays within each other:
+/// ```compile_fail
+/// const KEY: bus_wire::Signature<'static> = bus_wire::signature_of::<std::collections::BTreeMap<(u8, u8), u8>>();
+/// ```
+/// ```compile_fail
+/// const UNIT: bus_wire::Signature<'static> = bus_wire::signature_of::<Vec<()>>();
+/// ```
+/// ```compile_fail
+/// type Deep<T> = Vec<Vec<Vec<Vec<Vec<Vec<Vec<Vec<T>>>>>>>>;
+/// const DEEP: bus_wire::Signature<'static> = bus_wire::signature_of::<Deep<Deep<Deep<Deep<Vec<u8>>>>>>();
+/// ```
+/// ```
+/// type Deep<T> = Vec<Vec<Vec<Vec<Vec<Vec<Vec<Vec<T>>>>>>>>;
+/// const DEEP: bus_wire::Signature<'static> = bus_wire::signature_of::<Deep<Deep<Deep<Deep<u8>>>>>();
+/// ```
+/// An `Option` that is no field of a dict:
+/// ```compile_fail
+/// bus_wire::signature_of::<Option<u8>>();
+/// ```
 #[inline]
 pub const fn signature_of<T: Type + ?Sized>() -> Signature<'static> {
     Of::<T>::SIGNATURE

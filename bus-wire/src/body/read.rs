@@ -1,11 +1,15 @@
 //! Reading a body value by value.
 
+mod array;
+
 use alloc::borrow::Cow;
 use alloc::string::String;
 
 use crate::endian::Endian;
 use crate::fixed::Fixed;
 use crate::signature::{alignment, fixed_size, type_end};
+
+pub use array::ArrayReader;
 
 /// Why a value cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -276,8 +280,8 @@ impl<'a> BodyReader<'a> {
                 found,
             });
         }
-        let elements = self.enter_array()?.reader;
-        Ok(&elements.bytes[elements.at..])
+        let elements = self.enter_array()?;
+        Ok(elements.rest())
     }
 
     /// An array of numbers, all at once: borrowed from the message where they lie there as this machine has them, copied
@@ -297,7 +301,7 @@ impl<'a> BodyReader<'a> {
     /// ```
     pub fn fixed_array<T: Fixed>(&mut self) -> Result<Cow<'a, [T]>, ReadError> {
         let elements = self.enter_array()?;
-        let code = elements.signature.bytes().next();
+        let code = elements.element_signature().bytes().next();
         let expected = T::TY.code();
         if code != Some(expected) {
             return Err(ReadError::Type {
@@ -306,7 +310,7 @@ impl<'a> BodyReader<'a> {
                 found: code.map_or(' ', char::from),
             });
         }
-        let bytes = &elements.bytes[elements.reader.at..];
+        let bytes = elements.rest();
         if !bytes.len().is_multiple_of(size_of::<T>()) {
             return Err(ReadError::Invalid { at: self.at });
         }
@@ -349,12 +353,7 @@ impl<'a> BodyReader<'a> {
             endian: self.endian,
             origin: self.origin,
         };
-        Ok(ArrayReader {
-            bytes: reader.bytes,
-            signature: reader.signature,
-            reader,
-            element_start: None,
-        })
+        Ok(ArrayReader::new(reader))
     }
 
     /// A STRUCT: `fields` reads its values. What it leaves unread is skipped.
@@ -630,61 +629,4 @@ fn is_same(one: &[u8], other: &[u8]) -> bool {
 #[inline]
 fn is_same_text(one: &str, other: &str) -> bool {
     is_same(one.as_bytes(), other.as_bytes())
-}
-
-/// The elements of an array.
-#[derive(Debug, Clone)]
-pub struct ArrayReader<'a> {
-    /// What `reader` reads. The cursor is lent for each element, and may be another one when it comes back.
-    bytes: &'a [u8],
-    signature: &'a str,
-    reader: BodyReader<'a>,
-    /// Where the element begins that is being read.
-    element_start: Option<usize>,
-}
-
-impl<'a> ArrayReader<'a> {
-    /// A cursor at the next element; `None` after the last. What was left unread of the element before is skipped.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
-    #[expect(clippy::should_implement_trait, reason = "the item borrows the reader")]
-    pub fn next(&mut self) -> Result<Option<&mut BodyReader<'a>>, ReadError> {
-        if let Some(start) = self.element_start {
-            self.reader.skip_rest()?;
-            let is_same =
-                is_same(self.reader.bytes, self.bytes) && is_same_text(self.reader.signature, self.signature);
-            let is_read = is_same && self.reader.next == self.signature.len();
-            if self.reader.at == start || !is_read {
-                return Err(ReadError::Invalid { at: start });
-            }
-        }
-        if self.is_empty() {
-            return Ok(None);
-        }
-        self.reader.next = 0;
-        self.element_start = Some(self.reader.at);
-        Ok(Some(&mut self.reader))
-    }
-
-    /// The cursor at the element that [`next`](Self::next) returned last.
-    #[cfg(feature = "serde")]
-    pub(crate) fn element(&mut self) -> &mut BodyReader<'a> {
-        &mut self.reader
-    }
-
-    /// The signature of the elements.
-    pub fn element_signature(&self) -> &'a str {
-        self.signature
-    }
-
-    /// How many bytes of elements are left, with the padding between them.
-    pub fn remaining(&self) -> usize {
-        self.reader.bytes.len().saturating_sub(self.reader.at)
-    }
-
-    /// Whether all elements were read.
-    pub fn is_empty(&self) -> bool {
-        self.reader.at >= self.reader.bytes.len()
-    }
 }

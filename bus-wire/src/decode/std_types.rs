@@ -61,7 +61,7 @@ impl<'m> Decode<'m> for FdIndex {
     }
 }
 
-impl<'m> Decode<'m> for &'m str {
+impl<'m: 'a, 'a> Decode<'m> for &'a str {
     #[inline]
     fn decode(reader: &mut BodyReader<'m>) -> Result<Self, DecodeError> {
         Ok(reader.read_str()?)
@@ -82,21 +82,21 @@ impl<'m> Decode<'m> for Box<str> {
     }
 }
 
-impl<'m> Decode<'m> for Cow<'m, str> {
+impl<'m: 'a, 'a> Decode<'m> for Cow<'a, str> {
     #[inline]
     fn decode(reader: &mut BodyReader<'m>) -> Result<Self, DecodeError> {
         Ok(Cow::Borrowed(reader.read_str()?))
     }
 }
 
-impl<'m> Decode<'m> for &'m [u8] {
+impl<'m: 'a, 'a> Decode<'m> for &'a [u8] {
     #[inline]
     fn decode(reader: &mut BodyReader<'m>) -> Result<Self, DecodeError> {
         Ok(reader.read_byte_slice()?)
     }
 }
 
-impl<'m, T: Fixed> Decode<'m> for Cow<'m, [T]> {
+impl<'m: 'a, 'a, T: Fixed> Decode<'m> for Cow<'a, [T]> {
     #[inline]
     fn decode(reader: &mut BodyReader<'m>) -> Result<Self, DecodeError> {
         Ok(reader.fixed_array()?)
@@ -109,7 +109,7 @@ fn invalid(reader: &BodyReader<'_>, text: &str, reason: impl Display) -> DecodeE
     DecodeError::value(reader, format!("{text:?} is not valid: {reason}"))
 }
 
-impl<'m> Decode<'m> for ObjectPath<'m> {
+impl<'m: 'a, 'a> Decode<'m> for ObjectPath<'a> {
     #[inline]
     fn decode(reader: &mut BodyReader<'m>) -> Result<Self, DecodeError> {
         let text = reader.read_object_path()?;
@@ -120,7 +120,7 @@ impl<'m> Decode<'m> for ObjectPath<'m> {
     }
 }
 
-impl<'m> Decode<'m> for Signature<'m> {
+impl<'m: 'a, 'a> Decode<'m> for Signature<'a> {
     #[inline]
     fn decode(reader: &mut BodyReader<'m>) -> Result<Self, DecodeError> {
         let text = reader.read_signature()?;
@@ -133,7 +133,7 @@ impl<'m> Decode<'m> for Signature<'m> {
 
 macro_rules! name {
     ($($name:ident)+) => {
-        $(impl<'m> Decode<'m> for $name<'m> {
+        $(impl<'m: 'a, 'a> Decode<'m> for $name<'a> {
             #[inline]
             fn decode(reader: &mut BodyReader<'m>) -> Result<Self, DecodeError> {
                 let text = reader.read_str()?;

@@ -22,6 +22,9 @@ pub(super) struct Lines {
     partial: Vec<u8>,
 }
 
+/// How many bytes of the input belong to a line, and the line without its end.
+type Line<'i> = (usize, Cow<'i, [u8]>);
+
 /// No end of line in [`MAX_LINE`] bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TooLong;
@@ -42,7 +45,7 @@ impl Lines {
     }
 
     /// The next line, without its end, and how many bytes of `input` it took. `None`: all were taken, and it is not complete.
-    pub(super) fn take<'i>(&mut self, input: &'i [u8]) -> Result<Option<(usize, Cow<'i, [u8]>)>, TooLong> {
+    pub(super) fn take<'i>(&mut self, input: &'i [u8]) -> Result<Option<Line<'i>>, TooLong> {
         let Some(used) = end_of_line(&self.partial, input) else {
             // The last byte may be the carriage return of the line's end.
             if self.partial.len() + input.len() > MAX_LINE + 1 {
