@@ -27,6 +27,15 @@ pub(crate) const LIMITS_EXCEEDED: &str = "org.freedesktop.DBus.Error.LimitsExcee
 /// `org.freedesktop.DBus.Error.Failed`
 pub(crate) const FAILED: &str = "org.freedesktop.DBus.Error.Failed";
 
+/// Whether a message of the driver asks if there is room for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    /// A peer that has none is condemned: an answer or a signal that is missing would mislead the peer for good.
+    Needed,
+    /// It says that there is none.
+    Granted,
+}
+
 /// Whether the sender of a message waits for an answer (specification, "Message Format", NO_REPLY_EXPECTED).
 pub(crate) fn expects_reply(message: &Message) -> bool {
     message.message_type() == MessageType::MethodCall && !message.flags().contains(Flags::NO_REPLY_EXPECTED)
@@ -127,6 +136,7 @@ impl Broker {
         let built = self.speak(
             caller,
             None,
+            Room::Needed,
             MessageBuilder::method_return(reply_serial).body(body),
         );
         if let Err(error) = built {
@@ -141,7 +151,28 @@ impl Broker {
         let error = MessageBuilder::error(name, reply_serial).body(|w| {
             w.str(&text);
         });
-        if let Err(error) = self.speak(caller, None, error) {
+        let built = self.speak(caller, None, Room::Needed, error);
+        self.warn_if_unbuilt(caller, built);
+    }
+
+    /// Answers a call with an error in the place of a reply for which there is no room. Each open call has one answer, and
+    /// room is left for these: `max_replies_per_connection` bounds them.
+    pub(super) fn send_in_place_of_reply(
+        &mut self,
+        caller: PeerId,
+        reply_serial: u32,
+        name: &str,
+        text: &str,
+    ) {
+        let error = MessageBuilder::error(name, reply_serial).body(|w| {
+            w.str(text);
+        });
+        let built = self.speak(caller, None, Room::Granted, error);
+        self.warn_if_unbuilt(caller, built);
+    }
+
+    fn warn_if_unbuilt(&mut self, caller: PeerId, built: Result<Wait, MessageError>) {
+        if let Err(error) = built {
             self.warn(
                 self.uid(caller),
                 format!("an error reply could not be built: {error}"),
@@ -160,13 +191,14 @@ impl Broker {
     ) -> Wait {
         let signal = MessageBuilder::signal(DRIVER_PATH, DRIVER, member).body(body);
         let cause = cause.filter(|cause| *cause != peer);
-        self.speak(peer, cause, signal).unwrap_or_else(|error| {
-            self.warn(
-                self.uid(peer),
-                format!("the signal {member} could not be built: {error}"),
-            );
-            Wait::default()
-        })
+        self.speak(peer, cause, Room::Needed, signal)
+            .unwrap_or_else(|error| {
+                self.warn(
+                    self.uid(peer),
+                    format!("the signal {member} could not be built: {error}"),
+                );
+                Wait::default()
+            })
     }
 
     /// Sends a signal of the interface `org.freedesktop.DBus` to every peer with a match rule for the signal. `cause` as
@@ -229,6 +261,7 @@ impl Broker {
         &mut self,
         to: PeerId,
         cause: Option<PeerId>,
+        room: Room,
         message: MessageBuilder<'_>,
     ) -> Result<Wait, MessageError> {
         let Some(peer) = self.roster.get(to) else {
@@ -258,7 +291,13 @@ impl Broker {
             {
                 self.capture_own(Addressee::Peer(to), &message);
             }
-            wait = self.push_own(to, cause, &speech);
+            let may_push = match room {
+                Room::Needed => self.may_push(to),
+                Room::Granted => self.roster.get(to).is_some_and(|peer| !peer.is_condemned),
+            };
+            if may_push {
+                wait = self.push_own(to, cause, &speech);
+            }
         }
         if speech.capacity() > KEPT {
             speech = Vec::new();

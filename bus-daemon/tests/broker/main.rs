@@ -23,6 +23,7 @@ mod offsets;
 mod parked;
 mod random;
 mod reloads;
+mod replies;
 mod restarts;
 mod shares;
 mod shortage;

@@ -42,6 +42,11 @@ impl Peer {
         }
     }
 
+    /// What it awaits, and asked for.
+    pub(super) fn own(&self) -> u64 {
+        self.cells.get(&Party::Own).copied().unwrap_or(0)
+    }
+
     /// In whose cell a party's bytes are, or come.
     fn holder(&self, party: Party) -> Party {
         let is_peer = |party: &Party| matches!(party, Party::Peer(_));
