@@ -15,7 +15,7 @@ use super::rotation::UserSlot;
 const PART: u64 = 2;
 /// For the readers of the bus's own user. On a session bus all clients are this user, and each of them can pass a descriptor
 /// only as long as no more of their user's are in flight than it may have open itself: 1,024 as a rule.
-const OWN_MOST: u64 = 512;
+const OWN_MOST: u64 = 768;
 /// Descriptors of one link, and of all, that are taken for unread without asking again.
 const UNASKED: u64 = 32;
 const UNASKED_IN_ALL: u64 = 256;

@@ -15,9 +15,11 @@ use crate::runtime::rotation::UserSlot;
 /// How long to wait before what had no room is tried again, in milliseconds: at first, and at most, if nothing gets on.
 const RETRY: u64 = 20;
 const LAST_RETRY: u64 = 320;
-/// Links that are asked what they have taken where there is no room, and in passing.
+/// Links that are asked what they have taken where there is no room, and in passing; and all that are asked for want of room
+/// until the broker's time goes on, however many want some.
 const ASKED: usize = 64;
 const ASKED_IN_PASSING: usize = 2;
+const MOST_ASKED: usize = 1024;
 /// Sockets that are kept though the peer is gone, because it has left descriptors in them.
 const MOST_LEFT: usize = 64;
 
@@ -26,6 +28,8 @@ pub(super) struct Passing {
     pub(super) in_flight: InFlight,
     /// Links that have not taken all, the one that was asked longest ago first.
     holders: VecDeque<PeerId>,
+    /// How many were asked for want of room, and the time then, in milliseconds.
+    asked: (u64, usize),
     /// Peers whose write is to be tried again: those whose [`Writing`] is `Waiting`.
     waiting: BTreeSet<PeerId>,
     /// When, in milliseconds, and how long was waited for that.
@@ -48,6 +52,7 @@ impl Passing {
         Self {
             in_flight: InFlight::new(descriptor::most_open(), own_uid),
             holders: VecDeque::new(),
+            asked: (0, 0),
             waiting: BTreeSet::new(),
             retry: (0, RETRY),
             left: Vec::new(),
@@ -70,6 +75,12 @@ impl Worker {
         if self.has_room_for(peer, count) {
             return true;
         }
+        let (at, asked) = self.passing.asked;
+        let asked = if at == self.now.0 { asked } else { 0 };
+        if asked >= MOST_ASKED {
+            return false;
+        }
+        self.passing.asked = (self.now.0, asked + ASKED);
         self.ask_holders(ASKED);
         self.ask_those_left();
         self.has_room_for(peer, count)
