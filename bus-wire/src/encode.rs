@@ -38,7 +38,7 @@ pub trait Encode: Type {
 }
 
 /// Appends the body that `value` is to `out`, and returns its signature: see
-/// [`body_signature_of`](crate::body_signature_of). The body must begin at a multiple of 8 in its message; `out` may hold
+/// [`body_signature_of`]. The body must begin at a multiple of 8 in its message; `out` may hold
 /// anything before.
 ///
 /// # Errors

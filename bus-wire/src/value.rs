@@ -101,7 +101,7 @@ impl Value {
     /// The value of a Rust type.
     ///
     /// # Errors
-    /// As [`encode_body`](crate::encode_body).
+    /// As [`encode_body`].
     pub fn of<T: Encode + ?Sized>(value: &T) -> Result<Self, MessageError> {
         let mut bytes = Vec::new();
         // A tuple is a struct here.
