@@ -5,7 +5,7 @@
 
 use super::clock;
 use super::core::{Core, OURS, Todo};
-use super::events::{Event, Events, Stats};
+use super::events::{Counters, Event, Events, Stats};
 use crate::host::Identity;
 use crate::limits::Budget;
 use crate::moment::Moment;
@@ -14,6 +14,7 @@ use crate::resume::{Binding, Nonce, Secret, SessionId};
 use crate::session::{Action, CarrierId, Ending, Grant, Transmit};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
@@ -63,7 +64,7 @@ struct Stream {
     writer: Option<Waker>,
     closer: Option<Waker>,
     events: Events,
-    stats: Stats,
+    counters: Arc<Counters>,
 }
 
 #[derive(Debug, Default)]
@@ -176,7 +177,7 @@ impl State {
                 } => {
                     out.extend_from_slice(&header);
                     if let Some(stream) = self.streams.get_mut(&id) {
-                        stream.stats.sent += length as u64;
+                        stream.counters.sent.fetch_add(length as u64, Relaxed);
                         copy(&stream.replay, offset, length, out);
                     }
                 }
@@ -317,20 +318,21 @@ impl State {
         }
     }
 
-    pub(super) fn stats(&self, id: SessionId) -> Stats {
-        let Some(stream) = self.streams.get(&id) else {
-            return Stats::default();
-        };
+    pub(super) fn counters(&self, id: SessionId) -> Arc<Counters> {
+        self.streams.get(&id).map(|stream| stream.counters.clone()).unwrap_or_default()
+    }
+
+    /// What holds now, beside what was counted.
+    pub(super) fn stats(&self, id: SessionId, counted: Stats) -> Stats {
+        let Some(stream) = self.streams.get(&id) else { return counted };
         let session = self.core.session(id);
         Stats {
             live: session.is_some_and(crate::session::Session::is_live),
-            parked_for: session
-                .and_then(crate::session::Session::parked)
-                .map(|at| clock::now().since(at)),
+            parked_for: session.and_then(crate::session::Session::parked).map(|at| clock::now().since(at)),
             rtt: session.and_then(crate::session::Session::rtt),
             unacked: stream.replay.len(),
             unread: stream.inbox.iter().map(Bytes::len).sum(),
-            ..stream.stats
+            ..counted
         }
     }
 
@@ -459,7 +461,7 @@ impl State {
         };
         match action {
             Action::Deliver { bytes, .. } => {
-                stream.stats.received += bytes.len() as u64;
+                stream.counters.received.fetch_add(bytes.len() as u64, Relaxed);
                 if stream.dropped {
                     stream.read += bytes.len() as u64;
                     let upto = stream.read;
@@ -495,8 +497,8 @@ impl State {
                 }
             }
             Action::Resumed { again, fenced } => {
-                stream.stats.resumptions += 1;
-                stream.stats.again += again;
+                stream.counters.resumptions.fetch_add(1, Relaxed);
+                stream.counters.again.fetch_add(again, Relaxed);
                 stream.events.push(Event::Resumed { again, fenced });
             }
             Action::Ended(ending) => {

@@ -3,6 +3,7 @@
 use crate::moment::Moment;
 use crate::session::Ending;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -55,6 +56,27 @@ pub struct Stats {
     pub unacked: usize,
     /// Bytes that came, and that the program has not read.
     pub unread: usize,
+}
+
+/// Numbers that go on being known when the session is over and forgotten.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) resumptions: AtomicU64,
+    pub(super) received: AtomicU64,
+    pub(super) sent: AtomicU64,
+    pub(super) again: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn stats(&self) -> Stats {
+        Stats {
+            resumptions: self.resumptions.load(Relaxed),
+            received: self.received.load(Relaxed),
+            sent: self.sent.load(Relaxed),
+            again: self.again.load(Relaxed),
+            ..Stats::default()
+        }
+    }
 }
 
 /// Events that wait for the program.

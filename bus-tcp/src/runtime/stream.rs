@@ -1,7 +1,7 @@
 //! A session as a program sees it: a stream.
 
 use super::engine::{Ended, Engine};
-use super::events::{Event, Stats};
+use super::events::{Counters, Event, Stats};
 use crate::moment::Moment;
 use crate::resume::SessionId;
 use crate::session::Ending;
@@ -30,6 +30,7 @@ pub struct Session {
 pub struct Watch {
     engine: Arc<Engine>,
     id: SessionId,
+    counters: Arc<Counters>,
 }
 
 #[derive(Debug)]
@@ -91,11 +92,9 @@ impl From<Ended> for io::Error {
 
 impl Session {
     pub(super) fn new(engine: Arc<Engine>, id: SessionId, peer: Option<Arc<str>>) -> Self {
+        let counters = engine.lock().counters(id);
         Self {
-            handle: Arc::new(Handle {
-                watch: Watch { engine, id },
-                peer,
-            }),
+            handle: Arc::new(Handle { watch: Watch { engine, id, counters }, peer }),
         }
     }
 
@@ -183,13 +182,13 @@ impl Watch {
     /// Its numbers.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.engine.lock().stats(self.id)
+        self.engine.lock().stats(self.id, self.counters.stats())
     }
 }
 
 impl AsyncRead for Session {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Watch { engine, id } = self.watch_ref();
+        let Watch { engine, id, .. } = self.watch_ref();
         let mut first = true;
         // As much as there is.
         while buf.remaining() > 0 {
@@ -208,7 +207,7 @@ impl AsyncRead for Session {
 
 impl AsyncWrite for Session {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let Watch { engine, id } = self.watch_ref();
+        let Watch { engine, id, .. } = self.watch_ref();
         Poll::Ready(Ok(ready!(engine.lock().poll_write(*id, cx, bytes))?))
     }
 
@@ -218,7 +217,7 @@ impl AsyncWrite for Session {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Watch { engine, id } = self.watch_ref();
+        let Watch { engine, id, .. } = self.watch_ref();
         Poll::Ready(Ok(ready!(engine.lock().poll_close(*id, cx))?))
     }
 }
