@@ -44,6 +44,8 @@ pub(crate) struct Lease {
     open: VecDeque<(u64, Moment)>,
     /// An end of the sent stream, and when its last byte was first sent.
     mark: Option<(u64, Moment)>,
+    /// How long the last answer took.
+    rtt: Option<Duration>,
     /// When the newest thing that was answered was sent. Clients only; None: nothing yet.
     proven: Option<Moment>,
 }
@@ -57,6 +59,7 @@ impl Lease {
             number: 0,
             open: VecDeque::new(),
             mark: None,
+            rtt: None,
             proven: None,
         }
     }
@@ -116,17 +119,23 @@ impl Lease {
     }
 
     /// The other side answered PING `number`. False if there was no such PING.
-    pub(crate) fn answered(&mut self, number: u64) -> bool {
+    pub(crate) fn answered(&mut self, now: Moment, number: u64) -> bool {
         while let Some(&(open, sent)) = self.open.front() {
             if open > number {
                 break;
             }
             self.open.pop_front();
             if open == number {
+                self.rtt = Some(now.since(sent));
                 self.prove(sent);
             }
         }
         number <= self.number
+    }
+
+    /// How long the last answer to a PING took.
+    pub(crate) fn rtt(&self) -> Option<Duration> {
+        self.rtt
     }
 
     /// Bytes up to `end` are sent for the first time on this carrier.
@@ -187,12 +196,12 @@ mod tests {
         let first = lease.ping(at(20), &Terms::DEFAULT, &mut spread).unwrap();
         let second = lease.ping(at(30), &Terms::DEFAULT, &mut spread).unwrap();
         assert_eq!(lease.valid_until(&Terms::DEFAULT), Some(at(9) + term));
-        assert!(lease.answered(first));
+        assert!(lease.answered(at(31), first));
         assert_eq!(lease.valid_until(&Terms::DEFAULT), Some(at(20) + term));
-        assert!(lease.answered(second));
-        assert!(lease.answered(first), "an answer that is late");
+        assert!(lease.answered(at(31), second));
+        assert!(lease.answered(at(31), first), "an answer that is late");
         assert_eq!(lease.valid_until(&Terms::DEFAULT), Some(at(30) + term));
-        assert!(!lease.answered(second + 1));
+        assert!(!lease.answered(at(31), second + 1));
     }
 
     #[test]

@@ -252,6 +252,21 @@ impl Host {
         self.sessions.get(&id).map(|hosted| &hosted.session)
     }
 
+    /// Whose a session is.
+    #[must_use]
+    pub fn owner(&self, id: SessionId) -> Option<&Identity> {
+        self.sessions.get(&id).map(|hosted| &hosted.owner)
+    }
+
+    /// The session that a carrier belongs to.
+    #[must_use]
+    pub fn session_on(&self, carrier: CarrierId) -> Option<SessionId> {
+        match self.carriers.get(&carrier) {
+            Some(&Stage::Attached(id)) => Some(id),
+            Some(Stage::Greeting(_) | Stage::AskedNew { .. } | Stage::Leaving { .. }) | None => None,
+        }
+    }
+
     /// This side's stream of a session has bytes up to `end`.
     pub fn produced(&mut self, id: SessionId, end: u64) {
         self.with(id, |session| session.produced(end));

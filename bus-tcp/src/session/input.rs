@@ -78,7 +78,7 @@ impl Session {
                 }
             }
             Frame::Ping(number) => self.due.pong = Some(number),
-            Frame::Pong(number) if self.lease.answered(number) => {}
+            Frame::Pong(number) if self.lease.answered(now, number) => {}
             Frame::Gone { reason, offset } => self.gone(reason, offset),
             Frame::Retry { after, address } if matches!(self.role, Role::Client(_)) => {
                 self.retry(now, after, address, carrier);

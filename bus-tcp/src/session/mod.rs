@@ -189,6 +189,24 @@ impl Session {
         self.outgoing.credit
     }
 
+    /// Whether this side's stream has ended, and the session has not.
+    #[must_use]
+    pub fn is_finishing(&self) -> bool {
+        self.ending().is_none() && self.outgoing.ending != outgoing::StreamEnd::Open
+    }
+
+    /// Whether [`transmit`](Self::transmit) has an acknowledgement to send.
+    #[must_use]
+    pub fn ack_is_due(&self, now: Moment) -> bool {
+        self.is_live() && (self.incoming.ack_due || self.incoming.ack_at().is_some_and(|at| at <= now))
+    }
+
+    /// How long the other side took to answer the last PING. Clients only.
+    #[must_use]
+    pub fn rtt(&self) -> Option<std::time::Duration> {
+        self.lease.rtt()
+    }
+
     /// At most so many bytes go in one DATA frame: on slow links, where the other side has only whole TLS records.
     pub fn set_record(&mut self, most: usize) {
         self.record = most.clamp(1, MAX_DATA);

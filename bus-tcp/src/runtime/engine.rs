@@ -1,0 +1,598 @@
+//! What a client's tasks, or a host's, share: the state machine, and the bytes that it does not have.
+//!
+//! Each carrier has a task ([`line`](super::line)), there is one for the timer, and a client has one that connects. The
+//! [`Session`](super::Session) that a program holds reads and writes here. Nobody waits while the lock is held.
+
+use super::clock;
+use super::core::{Core, OURS, Todo};
+use super::events::{Counters, Event, Events, Stats};
+use crate::host::Identity;
+use crate::limits::Budget;
+use crate::moment::Moment;
+use crate::replay::Replay;
+use crate::resume::{Binding, Nonce, Secret, SessionId};
+use crate::session::{Action, CarrierId, Ending, Grant, Transmit};
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
+
+/// Bytes that a session keeps at most for the other side to acknowledge; then its writer waits.
+pub const REPLAY: usize = 1 << 20;
+/// The same for all sessions of a host.
+pub const BUDGET: u64 = 256 << 20;
+
+#[derive(Debug)]
+pub(super) struct Engine {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) core: Core,
+    streams: BTreeMap<SessionId, Stream>,
+    lines: BTreeMap<CarrierId, Line>,
+    next_carrier: u64,
+    budget: Budget,
+    /// A writer waits for room in the budget, which others have.
+    starved: bool,
+    manual_commit: bool,
+    /// New sessions that nobody has taken; None: a client, or nobody takes any more.
+    opened: Option<VecDeque<SessionId>>,
+    accept_waker: Option<Waker>,
+    dial: Option<Option<String>>,
+    dial_waker: Option<Waker>,
+    timer_waker: Option<Waker>,
+    armed: Option<Moment>,
+    /// The state was taken out, or the program is done: all tasks end.
+    pub(super) stopped: bool,
+    pub(super) troubles: super::troubles::Troubles,
+}
+
+/// What a session's owner has of it.
+#[derive(Debug, Default)]
+struct Stream {
+    replay: Replay,
+    inbox: VecDeque<Bytes>,
+    /// Offset behind the last byte that was read.
+    read: u64,
+    finished: bool,
+    ending: Option<Ending>,
+    dropped: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+    closer: Option<Waker>,
+    events: Events,
+    counters: Arc<Counters>,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    waker: Option<Waker>,
+    close: Option<bool>,
+}
+
+impl Engine {
+    pub(super) fn new(core: Core, manual_commit: bool, budget: u64) -> Arc<Self> {
+        let host = matches!(core, Core::Host(_));
+        let mut state = State {
+            core,
+            streams: BTreeMap::new(),
+            lines: BTreeMap::new(),
+            next_carrier: 0,
+            budget: Budget::new(budget),
+            starved: false,
+            manual_commit,
+            opened: host.then(VecDeque::new),
+            accept_waker: None,
+            dial: None,
+            dial_waker: None,
+            timer_waker: None,
+            armed: None,
+            stopped: false,
+            troubles: super::troubles::Troubles::default(),
+        };
+        if !host {
+            state.streams.insert(OURS, Stream::default());
+        }
+        Arc::new(Self {
+            state: Mutex::new(state),
+        })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // Whoever panicked held it between two whole steps or not at all; the state machine itself does not panic.
+        self.state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// A carrier: a number for it, and the state machine's first word on it.
+    pub(super) fn attach(&mut self, who: Option<Identity>, binding: Option<Binding>) -> CarrierId {
+        self.next_carrier += 1;
+        let carrier = CarrierId(self.next_carrier);
+        self.lines.insert(carrier, Line::default());
+        self.core
+            .attach(clock::now(), carrier, who, binding, Nonce(random()));
+        self.carry_on();
+        carrier
+    }
+
+    pub(super) fn connect_failed(&mut self) {
+        if let Core::Client(session) = &mut self.core {
+            session.connect_failed(clock::now());
+        }
+        self.carry_on();
+    }
+
+    pub(super) fn received(&mut self, carrier: CarrierId, bytes: &[u8]) {
+        if self.stopped {
+            return;
+        }
+        self.core
+            .received(clock::now(), carrier, Bytes::copy_from_slice(bytes));
+        self.carry_on();
+        self.wake_line(carrier);
+    }
+
+    pub(super) fn carrier_lost(&mut self, carrier: CarrierId) {
+        self.lines.remove(&carrier);
+        self.core.carrier_lost(clock::now(), carrier);
+        self.carry_on();
+        self.stop_if_over();
+    }
+
+    /// Whether the carrier has to be closed, after what was taken for it is written or at once.
+    pub(super) fn closing(&mut self, carrier: CarrierId, cx: &Context<'_>) -> Option<bool> {
+        if self.stopped {
+            return Some(false);
+        }
+        match self.lines.get_mut(&carrier) {
+            Some(line) => {
+                line.waker = Some(cx.waker().clone());
+                line.close
+            }
+            None => Some(false),
+        }
+    }
+
+    /// Adds to `out` what the carrier can take, up to about `room` bytes.
+    pub(super) fn fill(&mut self, carrier: CarrierId, out: &mut Vec<u8>, room: usize) {
+        if self.stopped {
+            return;
+        }
+        let now = clock::now();
+        while out.len() < room
+            && let Some((id, transmit)) = self.core.transmit(now, carrier)
+        {
+            match transmit {
+                Transmit::Control(bytes) => out.extend_from_slice(&bytes),
+                Transmit::Data {
+                    header,
+                    offset,
+                    length,
+                } => {
+                    out.extend_from_slice(&header);
+                    if let Some(stream) = self.streams.get_mut(&id) {
+                        stream.counters.sent.fetch_add(length as u64, Relaxed);
+                        copy(&stream.replay, offset, length, out);
+                    }
+                }
+            }
+        }
+        self.carry_on();
+    }
+
+    /// Time has passed. When there is something to do next.
+    pub(super) fn poll_timer(&mut self, cx: &Context<'_>) -> Option<Moment> {
+        let now = clock::now();
+        if self.core.deadline().is_some_and(|at| at <= now) {
+            self.core.tick(now);
+            self.carry_on();
+            if let Core::Client(session) = &self.core
+                && let Some(carrier) = session.carrier()
+            {
+                self.wake_line(carrier);
+            }
+        }
+        self.timer_waker = Some(cx.waker().clone());
+        self.armed = self.core.deadline();
+        self.armed
+    }
+
+    /// Where to connect to, when it is time.
+    pub(super) fn poll_dial(&mut self, cx: &Context<'_>) -> Poll<Option<String>> {
+        self.dial_waker = Some(cx.waker().clone());
+        match self.dial.take() {
+            Some(address) => Poll::Ready(address),
+            None => Poll::Pending,
+        }
+    }
+
+    /// A session that is new.
+    pub(super) fn poll_opened(&mut self, cx: &Context<'_>) -> Poll<Option<SessionId>> {
+        if self.stopped {
+            return Poll::Ready(None);
+        }
+        self.accept_waker = Some(cx.waker().clone());
+        match self.opened.as_mut().and_then(VecDeque::pop_front) {
+            Some(id) => Poll::Ready(Some(id)),
+            None => Poll::Pending,
+        }
+    }
+
+    pub(super) fn poll_read(
+        &mut self,
+        id: SessionId,
+        cx: &Context<'_>,
+        room: usize,
+    ) -> Poll<Result<Bytes, Ended>> {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return Poll::Ready(Err(Ended(None)));
+        };
+        if let Some(mut bytes) = stream.inbox.pop_front() {
+            let taken = bytes.split_to(room.min(bytes.len()));
+            if !bytes.is_empty() {
+                stream.inbox.push_front(bytes);
+            }
+            stream.read += taken.len() as u64;
+            let upto = stream.read;
+            if !self.manual_commit {
+                self.commit(id, upto);
+            }
+            return Poll::Ready(Ok(taken));
+        }
+        if stream.finished || stream.ending.is_some_and(|ending| ending.clean()) {
+            return Poll::Ready(Ok(Bytes::new()));
+        }
+        if self.stopped || stream.ending.is_some() {
+            return Poll::Ready(Err(Ended(stream.ending)));
+        }
+        stream.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    pub(super) fn commit(&mut self, id: SessionId, upto: u64) {
+        self.core.committed(clock::now(), id, upto);
+        self.carry_on();
+        self.wake_if_urgent(id);
+    }
+
+    pub(super) fn poll_write(
+        &mut self,
+        id: SessionId,
+        cx: &Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<Result<usize, Ended>> {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return Poll::Ready(Err(Ended(None)));
+        };
+        if self.stopped || stream.ending.is_some() {
+            return Poll::Ready(Err(Ended(stream.ending)));
+        }
+        let room = REPLAY.saturating_sub(stream.replay.len()).min(bytes.len());
+        let full = room == 0 && !bytes.is_empty();
+        if full || !self.budget.charge(room as u64) {
+            self.starved |= !full;
+            stream.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        stream.replay.append(&bytes[..room]);
+        let end = stream.replay.end();
+        self.core.produced(id, end);
+        self.wake_session(id);
+        Poll::Ready(Ok(room))
+    }
+
+    /// This side's stream ends; ready when the other side has all of it.
+    pub(super) fn poll_close(&mut self, id: SessionId, cx: &Context<'_>) -> Poll<Result<(), Ended>> {
+        self.core.finish(id);
+        self.wake_session(id);
+        self.carry_on();
+        let acked = self.core.session(id).is_some_and(|session| {
+            let (acked, _, produced) = session.acked_sent_and_produced();
+            acked == produced
+        });
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return Poll::Ready(Err(Ended(None)));
+        };
+        match stream.ending {
+            Some(ending) if ending.taken == Some(ending.produced) => Poll::Ready(Ok(())),
+            Some(ending) => Poll::Ready(Err(Ended(Some(ending)))),
+            None if acked => Poll::Ready(Ok(())),
+            None if self.stopped => Poll::Ready(Err(Ended(None))),
+            None => {
+                stream.closer = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    pub(super) fn poll_event(&mut self, id: SessionId, cx: &Context<'_>) -> Poll<Option<Event>> {
+        match self.streams.get_mut(&id) {
+            Some(stream) => stream.events.poll(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    pub(super) fn counters(&self, id: SessionId) -> Arc<Counters> {
+        self.streams.get(&id).map(|stream| stream.counters.clone()).unwrap_or_default()
+    }
+
+    /// What holds now, beside what was counted.
+    pub(super) fn stats(&self, id: SessionId, counted: Stats) -> Stats {
+        let Some(stream) = self.streams.get(&id) else { return counted };
+        let session = self.core.session(id);
+        Stats {
+            live: session.is_some_and(crate::session::Session::is_live),
+            parked_for: session.and_then(crate::session::Session::parked).map(|at| clock::now().since(at)),
+            rtt: session.and_then(crate::session::Session::rtt),
+            unacked: stream.replay.len(),
+            unread: stream.inbox.iter().map(Bytes::len).sum(),
+            ..counted
+        }
+    }
+
+    /// The program has no use for the session any more. What it had finished goes on by itself.
+    pub(super) fn drop_handle(&mut self, id: SessionId) {
+        if self.stopped {
+            return;
+        }
+        let finishing = self
+            .core
+            .session(id)
+            .is_some_and(crate::session::Session::is_finishing);
+        if !finishing {
+            self.core.abort(id, crate::frame::Reason::Dropped);
+            self.wake_session(id);
+        }
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.dropped = true;
+            // Nobody reads any more, so all that comes is read.
+            let unread: usize = stream.inbox.drain(..).map(|bytes| bytes.len()).sum();
+            stream.read += unread as u64;
+            let upto = stream.read;
+            self.core.committed(clock::now(), id, upto);
+        }
+        self.carry_on();
+        self.forget(id);
+    }
+
+    /// All tasks end, and all who wait are told.
+    pub(super) fn stop(&mut self) {
+        self.stopped = true;
+        for line in self.lines.values_mut() {
+            line.waker.take().into_iter().for_each(Waker::wake);
+        }
+        for stream in self.streams.values_mut() {
+            stream.wake_all();
+        }
+        let tasks = [
+            &mut self.accept_waker,
+            &mut self.dial_waker,
+            &mut self.timer_waker,
+        ];
+        tasks.into_iter().filter_map(Option::take).for_each(Waker::wake);
+    }
+
+    /// Replay and place of a session, to be saved.
+    pub(super) fn saved_stream(&self, id: SessionId) -> crate::replay::SavedReplay {
+        self.streams
+            .get(&id)
+            .map(|stream| stream.replay.save())
+            .unwrap_or_default()
+    }
+
+    pub(super) fn restore_stream(&mut self, id: SessionId, replay: &crate::replay::SavedReplay) {
+        let replay = Replay::restore(replay);
+        let read = self
+            .core
+            .session(id)
+            .map_or(0, |session| session.received_and_committed().1);
+        let _ = self.budget.charge(replay.len() as u64);
+        self.streams.insert(
+            id,
+            Stream {
+                replay,
+                read,
+                ..Stream::default()
+            },
+        );
+        if let Some(opened) = &mut self.opened {
+            opened.push_back(id);
+        }
+        self.carry_on();
+    }
+
+    /// Does what the state machine asks for.
+    pub(super) fn carry_on(&mut self) {
+        while let Some(todo) = self.core.todo() {
+            match todo {
+                Todo::Session(id, action) => self.act(id, action),
+                Todo::Dial(address) => {
+                    self.dial = Some(address);
+                    self.dial_waker.take().into_iter().for_each(Waker::wake);
+                }
+                Todo::AskNew(carrier) => {
+                    let grant = Grant {
+                        session: SessionId(random()),
+                        secret: Secret(random()),
+                    };
+                    if let Core::Host(host) = &mut self.core {
+                        host.grant(clock::now(), carrier, grant);
+                    }
+                    self.wake_line(carrier);
+                }
+                Todo::AskResume(carrier) => {
+                    if let Core::Host(host) = &mut self.core {
+                        host.grant_resume(clock::now(), carrier);
+                    }
+                    self.wake_line(carrier);
+                }
+                Todo::Writable(carrier) => self.wake_line(carrier),
+                Todo::Close(carrier, flush) => {
+                    if let Some(line) = self.lines.get_mut(&carrier) {
+                        line.close = Some(flush);
+                        line.waker.take().into_iter().for_each(Waker::wake);
+                    }
+                }
+                Todo::Trouble(who, trouble) => {
+                    self.troubles.turned_away(clock::now(), who.as_deref(), &trouble)
+                }
+            }
+        }
+        let next = self.core.deadline();
+        if next.is_some_and(|next| self.armed.is_none_or(|armed| next < armed)) {
+            self.timer_waker.take().into_iter().for_each(Waker::wake);
+        }
+    }
+
+    fn act(&mut self, id: SessionId, action: Action) {
+        if let (Action::Opened, Some(opened)) = (&action, &mut self.opened) {
+            self.streams.insert(id, Stream::default());
+            opened.push_back(id);
+            self.accept_waker.take().into_iter().for_each(Waker::wake);
+        }
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        match action {
+            Action::Deliver { bytes, .. } => {
+                stream.counters.received.fetch_add(bytes.len() as u64, Relaxed);
+                if stream.dropped {
+                    stream.read += bytes.len() as u64;
+                    let upto = stream.read;
+                    self.core.committed(clock::now(), id, upto);
+                } else {
+                    stream.inbox.push_back(bytes);
+                    stream.reader.take().into_iter().for_each(Waker::wake);
+                }
+            }
+            Action::Acked { upto } => {
+                let before = stream.replay.len();
+                stream.replay.forget(upto);
+                let after = stream.replay.len();
+                self.budget.refund((before - after) as u64);
+                let starved = std::mem::take(&mut self.starved);
+                stream.writer.take().into_iter().for_each(Waker::wake);
+                stream.closer.take().into_iter().for_each(Waker::wake);
+                if starved {
+                    self.wake_writers();
+                }
+            }
+            Action::Finished { .. } => {
+                stream.finished = true;
+                stream.reader.take().into_iter().for_each(Waker::wake);
+            }
+            Action::Opened => stream.events.push(Event::Opened),
+            Action::Parked { at } => stream.events.push(Event::Parked { at }),
+            Action::Fenced => {
+                stream.events.push(Event::Fenced);
+                // Nobody is left who could hear how it ends.
+                if stream.dropped {
+                    self.core.abort(id, crate::frame::Reason::Dropped);
+                }
+            }
+            Action::Resumed { again, fenced } => {
+                stream.counters.resumptions.fetch_add(1, Relaxed);
+                stream.counters.again.fetch_add(again, Relaxed);
+                stream.events.push(Event::Resumed { again, fenced });
+            }
+            Action::Ended(ending) => {
+                stream.ending = Some(ending);
+                stream.events.push(if ending.clean() {
+                    Event::Ended
+                } else {
+                    Event::Lost(ending)
+                });
+                self.budget.refund(stream.replay.len() as u64);
+                stream.replay = Replay::new(stream.replay.end());
+                stream.wake_all();
+                self.wake_writers();
+                self.forget(id);
+            }
+            Action::Connect { .. } | Action::Close { .. } => {}
+        }
+    }
+
+    /// A session that is over, and that nobody holds any more.
+    fn forget(&mut self, id: SessionId) {
+        let over = |stream: &Stream| stream.dropped && stream.ending.is_some();
+        if self.streams.get(&id).is_some_and(over) {
+            self.streams.remove(&id);
+            self.stop_if_over();
+        }
+    }
+
+    /// A client's only session is over, and its last word is said.
+    fn stop_if_over(&mut self) {
+        if self.opened.is_none() && self.streams.is_empty() && self.lines.is_empty() {
+            self.stop();
+        }
+    }
+
+    fn wake_writers(&mut self) {
+        for stream in self.streams.values_mut() {
+            stream.writer.take().into_iter().for_each(Waker::wake);
+        }
+    }
+
+    fn wake_line(&mut self, carrier: CarrierId) {
+        if let Some(line) = self.lines.get_mut(&carrier) {
+            line.waker.take().into_iter().for_each(Waker::wake);
+        }
+    }
+
+    fn wake_session(&mut self, id: SessionId) {
+        if let Some(carrier) = self.core.session(id).and_then(crate::session::Session::carrier) {
+            self.wake_line(carrier);
+        }
+    }
+
+    /// A commit may have made an acknowledgement due at once.
+    fn wake_if_urgent(&mut self, id: SessionId) {
+        if self
+            .core
+            .session(id)
+            .is_some_and(|session| session.ack_is_due(clock::now()))
+        {
+            self.wake_session(id);
+        }
+    }
+}
+
+impl Stream {
+    fn wake_all(&mut self) {
+        let waiting = [&mut self.reader, &mut self.writer, &mut self.closer];
+        waiting.into_iter().filter_map(Option::take).for_each(Waker::wake);
+        self.events.wake();
+    }
+}
+
+/// The session is over. None: it was taken away with its state, or its listener is gone.
+#[derive(Debug)]
+pub(super) struct Ended(pub(super) Option<Ending>);
+
+fn copy(replay: &Replay, offset: u64, length: usize, out: &mut Vec<u8>) {
+    let end = offset + length as u64;
+    let mut at = offset;
+    while at < end {
+        let run = replay.run(at);
+        let run = &run[..run.len().min(usize::try_from(end - at).unwrap_or(usize::MAX))];
+        // The replay has all that is produced and not acknowledged.
+        assert!(!run.is_empty(), "bytes from {at} on are gone");
+        out.extend_from_slice(run);
+        at += run.len() as u64;
+    }
+}
+
+/// Secret bytes.
+pub(super) fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    #[allow(clippy::expect_used)] // Without randomness nothing here is safe.
+    getrandom::fill(&mut bytes).expect("random numbers from the system");
+    bytes
+}

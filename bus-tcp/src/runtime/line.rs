@@ -1,0 +1,141 @@
+//! The task of one carrier: what comes goes to the state machine, and what that has to say goes out.
+
+use super::engine::Engine;
+use crate::carrier::BoxCarrier;
+use crate::session::CarrierId;
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+/// Bytes that are read or written at once.
+const CHUNK: usize = 64 * 1024;
+/// How long the other side may take to close after the last word.
+const LINGER: Duration = Duration::from_secs(1);
+/// Reads in a row, before the others have their turn.
+const TURN: usize = 8;
+
+thread_local! {
+    /// Read into by one task at a time: a session that is idle has no buffer.
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; CHUNK]);
+}
+
+struct Line {
+    carrier: CarrierId,
+    io: BoxCarrier,
+    out: Vec<u8>,
+    written: usize,
+    flushed: bool,
+}
+
+/// Carries until the carrier is lost or closed.
+pub(super) async fn carry(engine: Arc<Engine>, carrier: CarrierId, io: BoxCarrier) {
+    let mut line = Line {
+        carrier,
+        io,
+        out: Vec::new(),
+        written: 0,
+        flushed: true,
+    };
+    let ended = poll_fn(|cx| line.poll(&engine, cx)).await;
+    engine.lock().carrier_lost(carrier);
+    match ended {
+        Ok(true) => line.linger().await,
+        Ok(false) => {}
+        Err(error) => tracing::debug!(carrier = carrier.0, %error, "carrier lost"),
+    }
+}
+
+impl Line {
+    fn poll(&mut self, engine: &Engine, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let closing = engine.lock().closing(self.carrier, cx);
+        if closing == Some(false) {
+            return Poll::Ready(Ok(false));
+        }
+        if closing.is_none() && self.poll_input(engine, cx)?.is_ready() {
+            return Poll::Ready(Ok(false));
+        }
+        // What came may have closed it.
+        let closing = engine.lock().closing(self.carrier, cx);
+        if closing == Some(false) {
+            return Poll::Ready(Ok(false));
+        }
+        let written = self.poll_output(engine, cx)?;
+        if engine.lock().closing(self.carrier, cx).is_some() && written.is_ready() {
+            return Pin::new(&mut self.io).poll_shutdown(cx).map_ok(|()| true);
+        }
+        Poll::Pending
+    }
+
+    /// Bytes that come and are not read would take back, with RST, what was just sent.
+    async fn linger(&mut self) {
+        let rest = async {
+            let mut buf = vec![0; 4096];
+            while self.io.read(&mut buf).await.is_ok_and(|count| count > 0) {}
+        };
+        let _ = tokio::time::timeout(LINGER, rest).await;
+    }
+
+    /// Ready when the other side has closed.
+    fn poll_input(&mut self, engine: &Engine, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        for _ in 0..TURN {
+            let count = SCRATCH.with_borrow_mut(|scratch| {
+                let mut buf = ReadBuf::new(scratch);
+                match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
+                    Poll::Ready(Ok(())) => {
+                        let bytes = buf.filled();
+                        if !bytes.is_empty() {
+                            engine.lock().received(self.carrier, bytes);
+                        }
+                        Poll::Ready(Ok(bytes.len()))
+                    }
+                    Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                    Poll::Pending => Poll::Pending,
+                }
+            });
+            match count {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(())),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Ready when there is nothing more to write.
+    fn poll_output(&mut self, engine: &Engine, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if self.written == self.out.len() {
+                self.out.clear();
+                self.written = 0;
+                engine.lock().fill(self.carrier, &mut self.out, CHUNK);
+                if self.out.is_empty() {
+                    break;
+                }
+            }
+            match Pin::new(&mut self.io).poll_write(cx, &self.out[self.written..]) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(count)) => {
+                    self.written += count;
+                    self.flushed = false;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        self.out = Vec::new();
+        if !self.flushed {
+            match Pin::new(&mut self.io).poll_flush(cx) {
+                Poll::Ready(Ok(())) => self.flushed = true,
+                other => return other,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}

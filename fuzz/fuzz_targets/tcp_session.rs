@@ -1,0 +1,4 @@
+//! See `bus_fuzz::tcp::tcp_session`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bus_fuzz::tcp::tcp_session(data));
