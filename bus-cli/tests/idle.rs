@@ -96,11 +96,12 @@ fn after_a_full_table(rounds: u32) {
             let socket = knock(&bus);
             match outcome(&socket, Deadline::after(AT_ONCE * 2)) {
                 Outcome::Greeted => inside.push(socket),
-                Outcome::TurnedAway | Outcome::Waits => outside.push(socket),
+                Outcome::Waits => outside.push(socket),
+                Outcome::TurnedAway => panic!("round {round}: turned away instead of left waiting"),
             }
             assert!(inside.len() < room, "the table is never full");
         }
-        // Several at once, more than are turned away in one turn, and fewer than there will be room for.
+        // Several at once, and fewer than there will be room for.
         let more = random.below(1 + inside.len() as u64 / 2);
         outside.extend((0..more).map(|_| knock(&bus)));
         std::thread::sleep(random.duration(Duration::ZERO..Duration::from_millis(20)));
@@ -110,11 +111,11 @@ fn after_a_full_table(rounds: u32) {
         inside.drain(..leaving.min(inside.len()));
         let relieved = Deadline::after(AT_ONCE);
         for socket in outside {
-            // Some may have been turned away while the table was full; nobody waits now.
             match outcome(&socket, relieved) {
                 Outcome::Greeted => inside.push(socket),
-                Outcome::TurnedAway => {}
-                Outcome::Waits => slow.push(format!("round {round}: still waits after there was room")),
+                other @ (Outcome::TurnedAway | Outcome::Waits) => {
+                    slow.push(format!("round {round}: after there was room: {other:?}"));
+                }
             }
         }
         let is_noticed = observer.listen_until(relieved, |observer| observer.departures() >= gone);

@@ -361,6 +361,17 @@ impl Group {
         None
     }
 
+    /// Sets its limit, or takes it away.
+    fn limit(&self, limit: Option<u64>) {
+        let limits = [("memory.limit_in_bytes", "-1"), ("memory.max", "max")];
+        let is_set = limits.iter().any(|(file, none)| {
+            let text = limit.map_or((*none).to_owned(), |limit| limit.to_string());
+            let file = self.0.join(file);
+            file.exists() && std::fs::write(file, text).is_ok()
+        });
+        assert!(is_set, "the limit of a group can be changed");
+    }
+
     /// A shell's script that executes its arguments in it.
     fn entrance(&self) -> String {
         format!(
@@ -494,6 +505,36 @@ fn in_a_control_group_the_bus_sheds_load_instead_of_being_killed() {
     eprintln!("at most {} MiB in the group", peak / MIB);
     assert!(peak < 300 * MIB, "{peak}");
     assert_eq!(group.kills(), 0);
+}
+
+#[test]
+fn a_limit_that_a_control_group_is_given_later_is_heeded() {
+    let _alone = alone();
+    let Some(group) = Group::create(400 * MIB) else {
+        eprintln!("skipped: no control group can be made");
+        return;
+    };
+    group.limit(None);
+    let enter = group.entrance();
+    let bus = Bus::start_under(&["sh", "-c", &enter, "sh"]);
+    let mut control = bus.caller();
+    let cap = |control: &mut Caller| stat(control, &key("MemoryCap"));
+    let before = cap(&mut control);
+    if before <= 100 * MIB {
+        eprintln!("skipped: this machine has no more memory than the group");
+        return;
+    }
+    let bystander = Bystander::start(&bus, Duration::from_millis(1));
+    for limit in [400, 800] {
+        group.limit(Some(limit * MIB));
+        let deadline = Deadline::after(Duration::from_secs(30));
+        while cap(&mut control) != (limit / 4 * MIB).min(before) {
+            assert!(!deadline.passed(), "the cap is {}", cap(&mut control));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    bystander.finish();
+    assert_eq!(recoveries(&mut control), 0, "a worker was killed");
 }
 
 /// Somebody else in the group takes most of it: the bus may hold what is left, and gives way before the kernel kills.

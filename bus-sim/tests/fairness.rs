@@ -16,7 +16,7 @@ use bus_daemon::broker::{
     Transport,
 };
 use bus_daemon::config::{Config, Connect, Limits, Traffic};
-use bus_wire::{Fd, Framer, Guid, Message, MessageBuilder, MessageType};
+use bus_wire::{Fd, Flags, Framer, Guid, Message, MessageBuilder, MessageType};
 use bytes::Bytes;
 
 /// Bytes that may wait for a peer, and that a socket holds in either direction.
@@ -67,6 +67,8 @@ enum Part {
     Agent,
     /// Sends as much as it can: broadcasts, unicast to everybody.
     Flooder,
+    /// Asks for names and gives them back, and does nothing else.
+    Namer,
     /// Hears all, and says little.
     Listener,
 }
@@ -143,8 +145,14 @@ impl World {
         world.connect(87, Part::Authority, 5_000_000);
         for uid in [1001, 1002, 1003] {
             for _ in 0..=world.random.below(3) {
-                let part =
-                    [Part::Agent, Part::Flooder, Part::Listener, Part::Agent][world.random.below(4) as usize];
+                let parts = [
+                    Part::Agent,
+                    Part::Flooder,
+                    Part::Listener,
+                    Part::Namer,
+                    Part::Agent,
+                ];
+                let part = parts[world.random.below(5) as usize];
                 // Just fast enough, or much faster.
                 let rate = [4_400_000, 6_000_000, 40_000_000][world.random.below(3) as usize];
                 world.connect(uid, part, rate);
@@ -271,7 +279,11 @@ impl World {
         let part = self.clients[index].part;
         let others = self.clients.len() as u64;
         let busy = self.clients[index].to_write.len() > 20;
-        let rounds = if part == Part::Flooder { 12 } else { 1 };
+        let rounds = match part {
+            Part::Flooder => 12,
+            Part::Namer => 60,
+            _ => 1,
+        };
         for _ in 0..rounds {
             if busy {
                 return;
@@ -283,6 +295,7 @@ impl World {
                 (Part::Flooder, _) => self.say(index, Some(&to), length),
                 (Part::Agent, 0..3) => self.ask(index, if self.random.0 & 1 == 0 { ":1.0" } else { ":1.1" }),
                 (Part::Authority, 1..4) => self.ask(index, &to),
+                (Part::Namer, n) => self.claim(index, n % 2 == 0),
                 _ => {}
             }
         }
@@ -297,6 +310,23 @@ impl World {
             Some(to) => signal.destination(to),
             None => signal,
         });
+        self.clients[index].to_write.push_back(bytes);
+    }
+
+    /// Asks for a long name, or gives it back; nobody answers that.
+    fn claim(&mut self, index: usize, asks: bool) {
+        let member = if asks { "RequestName" } else { "ReleaseName" };
+        let name = format!("a{index}.{}", "b".repeat(240));
+        let call = MessageBuilder::method_call("/org/freedesktop/DBus", member)
+            .destination("org.freedesktop.DBus")
+            .flags(Flags::NO_REPLY_EXPECTED)
+            .body(|w| {
+                w.str(&name);
+                if asks {
+                    w.u32(0);
+                }
+            });
+        let bytes = self.clients[index].next(call);
         self.clients[index].to_write.push_back(bytes);
     }
 
@@ -460,8 +490,8 @@ fn run(seed: u64, rounds: u64) -> Sum {
         world.round(true);
     }
     for (index, client) in world.clients.iter().enumerate() {
-        // A flooder that writes all the time does not read: it may go.
-        if client.part == Part::Flooder {
+        // One that writes all the time does not read: it may go.
+        if matches!(client.part, Part::Flooder | Part::Namer) {
             continue;
         }
         assert!(

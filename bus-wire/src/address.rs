@@ -1,10 +1,12 @@
 //! Server addresses (specification, "Server Addresses"): `unix:path=/run/bus;tcp:host=localhost,port=0`.
 
-use std::fmt;
-use std::str::FromStr;
+use alloc::borrow::ToOwned;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use core::str::FromStr;
 
 use nom::{IResult, Parser, bytes::complete::take_while};
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::guid::Guid;
@@ -12,7 +14,8 @@ use crate::guid::Guid;
 /// One address: a transport with its options.
 ///
 /// Any transport and any key is accepted; who listens or connects judges them.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Address {
     transport: String,
     options: Vec<(String, Vec<u8>)>,
@@ -84,7 +87,7 @@ impl Address {
 
     /// The value of an option where it is UTF-8.
     pub fn get_str(&self, key: &str) -> Option<&str> {
-        self.get(key).and_then(|value| std::str::from_utf8(value).ok())
+        self.get(key).and_then(|value| core::str::from_utf8(value).ok())
     }
 
     /// The option `guid`, where it is one (specification, "UUIDs").
@@ -124,7 +127,8 @@ impl FromStr for Address {
 }
 
 /// Addresses separated by semicolons, in the order in which they are to be tried. Never empty.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct AddressList(Vec<Address>);
 
 impl AddressList {

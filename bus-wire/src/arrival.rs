@@ -1,5 +1,7 @@
 //! A message that is parsed while it arrives.
 
+use alloc::boxed::Box;
+
 use bytes::Bytes;
 
 use crate::body::progress::Progress;

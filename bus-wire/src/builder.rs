@@ -1,14 +1,18 @@
 //! Making messages.
 
+use alloc::vec::Vec;
+
 use crate::body::BodyWriter;
 use crate::body::validate::validate_body;
+use crate::encode::{Encode, encode_body};
 use crate::endian::Endian;
 use crate::error::MessageError;
-use crate::header::{Flags, Lengths, MessageType, field};
+use crate::header::{Flags, MessageType, field};
 use crate::limits::{FIXED_HEADER, MAX_ARRAY, MAX_MESSAGE};
-use crate::names::{self, NameError};
+use crate::names::{self, BusName, ErrorName, InterfaceName, MemberName, NameArg, NameError, ObjectPath};
 use crate::serial::Serial;
 use crate::signature;
+use crate::ty::body_signature_of;
 
 /// Makes one message. In little endian unless [told otherwise](Self::endian), with the serial 1 unless
 /// [given](Self::serial).
@@ -35,12 +39,12 @@ pub struct MessageBuilder<'a> {
     serial: u32,
     reply_serial: Option<u32>,
     unix_fds: u32,
-    path: Option<&'a str>,
-    interface: Option<&'a str>,
-    member: Option<&'a str>,
-    error_name: Option<&'a str>,
-    destination: Option<&'a str>,
-    sender: Option<&'a str>,
+    path: Option<NameArg<'a, ObjectPath<'a>>>,
+    interface: Option<NameArg<'a, InterfaceName<'a>>>,
+    member: Option<NameArg<'a, MemberName<'a>>>,
+    error_name: Option<NameArg<'a, ErrorName<'a>>>,
+    destination: Option<NameArg<'a, BusName<'a>>>,
+    sender: Option<NameArg<'a, BusName<'a>>>,
     body: Body<'a>,
 }
 
@@ -53,10 +57,13 @@ enum Body<'a> {
 
 impl<'a> MessageBuilder<'a> {
     /// A call of `member` on the object at `path`.
-    pub fn method_call(path: &'a str, member: &'a str) -> Self {
+    pub fn method_call(
+        path: impl Into<NameArg<'a, ObjectPath<'a>>>,
+        member: impl Into<NameArg<'a, MemberName<'a>>>,
+    ) -> Self {
         Self {
-            path: Some(path),
-            member: Some(member),
+            path: Some(path.into()),
+            member: Some(member.into()),
             ..Self::new(MessageType::MethodCall)
         }
     }
@@ -70,22 +77,26 @@ impl<'a> MessageBuilder<'a> {
     }
 
     /// The answer to a call that had the serial `reply_serial`, and failed.
-    pub fn error(name: &'a str, reply_serial: impl Into<u32>) -> Self {
+    pub fn error(name: impl Into<NameArg<'a, ErrorName<'a>>>, reply_serial: impl Into<u32>) -> Self {
         let reply_serial = Some(reply_serial.into());
         Self {
-            error_name: Some(name),
+            error_name: Some(name.into()),
             reply_serial,
             ..Self::new(MessageType::Error)
         }
     }
 
     /// A signal `member` of the object at `path`.
-    pub fn signal(path: &'a str, interface: &'a str, member: &'a str) -> Self {
+    pub fn signal(
+        path: impl Into<NameArg<'a, ObjectPath<'a>>>,
+        interface: impl Into<NameArg<'a, InterfaceName<'a>>>,
+        member: impl Into<NameArg<'a, MemberName<'a>>>,
+    ) -> Self {
         let message = Self::new(MessageType::Signal);
         Self {
-            path: Some(path),
-            interface: Some(interface),
-            member: Some(member),
+            path: Some(path.into()),
+            interface: Some(interface.into()),
+            member: Some(member.into()),
             ..message
         }
     }
@@ -109,20 +120,20 @@ impl<'a> MessageBuilder<'a> {
     }
 
     /// The interface of the method or signal.
-    pub fn interface(mut self, interface: &'a str) -> Self {
-        self.interface = Some(interface);
+    pub fn interface(mut self, interface: impl Into<NameArg<'a, InterfaceName<'a>>>) -> Self {
+        self.interface = Some(interface.into());
         self
     }
 
     /// Whom it goes to.
-    pub fn destination(mut self, destination: &'a str) -> Self {
-        self.destination = Some(destination);
+    pub fn destination(mut self, destination: impl Into<NameArg<'a, BusName<'a>>>) -> Self {
+        self.destination = Some(destination.into());
         self
     }
 
     /// Whom it comes from; only a bus sets it.
-    pub fn sender(mut self, sender: &'a str) -> Self {
-        self.sender = Some(sender);
+    pub fn sender(mut self, sender: impl Into<NameArg<'a, BusName<'a>>>) -> Self {
+        self.sender = Some(sender.into());
         self
     }
 
@@ -190,9 +201,54 @@ impl<'a> MessageBuilder<'a> {
         result
     }
 
+    /// The message's bytes, with the body that `body` is: a tuple stands for the arguments, any other type for the only one.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build), and those of [`encode_body`](crate::encode_body).
+    ///
+    /// ```
+    /// # use bus_wire::{MessageBuilder, Message};
+    /// let bytes = MessageBuilder::method_call("/a", "Add").encode(&("two", 2u32))?;
+    /// assert_eq!(Message::parse(bytes.into())?.signature(), "su");
+    /// # Ok::<(), bus_wire::MessageError>(())
+    /// ```
+    pub fn encode<T: Encode + ?Sized>(self, body: &T) -> Result<Vec<u8>, MessageError> {
+        let mut out = Vec::new();
+        self.encode_into(body, &mut out)?;
+        Ok(out)
+    }
+
+    /// As [`encode`](Self::encode), behind what `out` holds: with a buffer that is used again, no memory is asked for.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode); `out` is as before then.
+    pub fn encode_into<T: Encode + ?Sized>(self, body: &T, out: &mut Vec<u8>) -> Result<(), MessageError> {
+        let start = out.len();
+        let result = self.write_typed(body, out, start);
+        if result.is_err() {
+            out.truncate(start);
+        }
+        result
+    }
+
+    #[inline]
+    fn write_typed<T: Encode + ?Sized>(
+        &self,
+        body: &T,
+        out: &mut Vec<u8>,
+        start: usize,
+    ) -> Result<(), MessageError> {
+        let mut header = self.write_header(out, start, body_signature_of::<T>().as_str(), 0)?;
+        header.finish_fields()?;
+        let body_start = header.out.len();
+        encode_body(body, self.endian, header.out)?;
+        let length = header.out.len() - body_start;
+        header.finish_body(length)
+    }
+
     fn write(&mut self, out: &mut Vec<u8>, start: usize) -> Result<(), MessageError> {
         let (written, parts);
-        let (signature, body) = match std::mem::replace(&mut self.body, Body::None) {
+        let (signature, body) = match core::mem::replace(&mut self.body, Body::None) {
             Body::None => ("", &[][..]),
             Body::Written(writer) => {
                 self.endian = writer.endian();
@@ -205,18 +261,33 @@ impl<'a> MessageBuilder<'a> {
                 parts
             }
         };
+        let mut header = self.write_header(out, start, signature, body.len())?;
+        header.finish_fields()?;
+        header.out.extend_from_slice(body);
+        header.finish_body(body.len())
+    }
+
+    /// The header up to its last field.
+    #[inline]
+    fn write_header<'o>(
+        &self,
+        out: &'o mut Vec<u8>,
+        start: usize,
+        signature: &str,
+        body_length: usize,
+    ) -> Result<HeaderWriter<'o>, MessageError> {
         let serial = Serial::new(self.serial).ok_or(MessageError::SerialZero { at: 8 })?;
         let mut header = HeaderWriter {
             out,
             start,
             endian: self.endian,
         };
-        header.out.reserve(FIXED_HEADER + 256 + body.len());
+        header.out.reserve(FIXED_HEADER + 256 + body_length);
         let flag = self.endian.flag();
         header
             .out
             .extend_from_slice(&[flag, self.message_type.code(), self.flags.bits(), 1]);
-        header.u32(body.len() as u32);
+        header.u32(0);
         header.u32(serial.get());
         header.u32(0);
         header.name(field::PATH, self.path, "PATH", names::check_object_path)?;
@@ -258,7 +329,7 @@ impl<'a> MessageBuilder<'a> {
             header.u32(self.unix_fds);
         }
         header.name(field::SENDER, self.sender, "SENDER", names::check_bus_name)?;
-        header.finish(body)
+        Ok(header)
     }
 
     fn check_parts(&self, signature: &str, bytes: &[u8]) -> Result<(), MessageError> {
@@ -295,23 +366,33 @@ impl HeaderWriter<'_> {
     }
 
     #[inline]
-    fn name(
+    fn name<N>(
         &mut self,
         code: u8,
-        name: Option<&str>,
+        name: Option<NameArg<'_, N>>,
         what: &'static str,
         check: impl FnOnce(&[u8]) -> Result<(), NameError>,
     ) -> Result<(), MessageError> {
-        let Some(name) = name else { return Ok(()) };
+        let Some(NameArg {
+            text: name,
+            is_checked,
+            ..
+        }) = name
+        else {
+            return Ok(());
+        };
         let at = self.field(code, if code == field::PATH { b'o' } else { b's' });
-        check(name.as_bytes()).map_err(|cause| MessageError::Name { at, what, cause })?;
+        if !is_checked {
+            check(name.as_bytes()).map_err(|cause| MessageError::Name { at, what, cause })?;
+        }
         self.u32(name.len() as u32);
         self.out.extend_from_slice(name.as_bytes());
         self.out.push(0);
         Ok(())
     }
 
-    fn finish(mut self, body: &[u8]) -> Result<(), MessageError> {
+    /// Behind the last field.
+    fn finish_fields(&mut self) -> Result<(), MessageError> {
         let fields = self.out.len() - self.start - FIXED_HEADER;
         if fields > MAX_ARRAY {
             return Err(MessageError::ArrayTooLong {
@@ -319,22 +400,27 @@ impl HeaderWriter<'_> {
                 length: fields,
             });
         }
-        let length = Lengths {
-            endian: self.endian,
-            fields,
-            body: body.len(),
-        }
-        .total();
+        self.set(12, fields);
+        self.pad();
+        Ok(())
+    }
+
+    /// Behind the body, of this length.
+    fn finish_body(&mut self, body: usize) -> Result<(), MessageError> {
+        let length = self.out.len() - self.start;
         if length > MAX_MESSAGE {
             return Err(MessageError::TooLong {
                 length,
                 limit: MAX_MESSAGE,
             });
         }
-        let at = self.start + 12;
-        self.out[at..at + 4].copy_from_slice(&self.endian.u32_bytes(fields as u32));
-        self.pad();
-        self.out.extend_from_slice(body);
+        self.set(4, body);
         Ok(())
+    }
+
+    /// A length in the fixed part of the header.
+    fn set(&mut self, at: usize, length: usize) {
+        let at = self.start + at;
+        self.out[at..at + 4].copy_from_slice(&self.endian.u32_bytes(length as u32));
     }
 }

@@ -1,9 +1,8 @@
 //! The byte order of a message.
 
-use serde::{Deserialize, Serialize};
-
 /// The byte order that a message is written in: its first byte (specification, "Message Format").
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Endian {
     /// `l`.
     Little,

@@ -1,5 +1,7 @@
 //! What can be wrong with a message.
 
+use alloc::string::String;
+
 use crate::names::NameError;
 use crate::signature::SignatureError;
 

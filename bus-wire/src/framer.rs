@@ -1,8 +1,9 @@
 //! Messages out of a byte stream.
 
-use std::collections::VecDeque;
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 
-use ::serde::{Deserialize, Serialize};
 use bytes::{Bytes, BytesMut};
 
 use crate::arrival::Arrival;
@@ -10,7 +11,7 @@ use crate::error::MessageError;
 use crate::fd::{Fd, Fds};
 use crate::header::{Lengths, message_length};
 use crate::limits::{FIXED_HEADER, LARGE_MESSAGE, MAX_MESSAGE};
-use crate::message::Message;
+use crate::message::{Message, called};
 
 /// Cuts a byte stream, with the file descriptors that come with it, into messages.
 ///
@@ -73,6 +74,20 @@ pub struct Framed {
     pub fds: Fds,
 }
 
+/// What a call that is still in a [`Framer`] calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NextCall<'a> {
+    /// What its header says.
+    Named {
+        /// Whom it goes to.
+        destination: Option<&'a str>,
+        /// The method.
+        member: &'a str,
+    },
+    /// Its header is longer than [`LARGE_MESSAGE`], and was not looked at.
+    Long,
+}
+
 /// How far a large message has arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LargeMessage {
@@ -83,7 +98,8 @@ pub struct LargeMessage {
 }
 
 /// What a [`Framer`] holds, to be saved.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct FramerState {
     /// Bytes that arrived and are not a whole message yet.
     pub partial: Bytes,
@@ -134,7 +150,7 @@ impl Framer {
         if self.chunk.is_empty() {
             self.chunk = chunk;
         } else {
-            let rest = std::mem::take(&mut self.chunk);
+            let rest = core::mem::take(&mut self.chunk);
             let partial = self.partial.owned();
             partial.extend_from_slice(&rest);
             self.chunk = chunk;
@@ -222,6 +238,34 @@ impl Framer {
         (beginning[TYPE] == SIGNAL && length <= self.partial_bytes()).then_some(length)
     }
 
+    /// Of the message that [`next`](Self::next) returns, if that is a call whose header is valid: what it calls.
+    pub fn next_call(&mut self) -> Option<NextCall<'_>> {
+        /// Which type a call is (specification, "Message Format").
+        const CALL: u8 = 1;
+        if self.failed.is_some() {
+            return None;
+        }
+        let (beginning, known) = self.beginning();
+        let lengths = Lengths::read(&beginning[..known]).ok().flatten()?;
+        if beginning[1] != CALL || lengths.total() > self.partial_bytes() {
+            return None;
+        }
+        if lengths.header() > LARGE_MESSAGE {
+            return Some(NextCall::Long);
+        }
+        // As `next` does it.
+        if !self.partial.is_empty() && self.partial.as_slice().len() < lengths.total() {
+            self.fill(lengths.total());
+        }
+        let bytes = if self.partial.is_empty() {
+            &*self.chunk
+        } else {
+            self.partial.as_slice()
+        };
+        let (destination, member) = called(bytes, lengths)?;
+        Some(NextCall::Named { destination, member })
+    }
+
     /// The first bytes that are held, and how many they are.
     fn beginning(&self) -> ([u8; FIXED_HEADER], usize) {
         let mut beginning = [0; FIXED_HEADER];
@@ -255,7 +299,7 @@ impl Framer {
 
     /// Hands out all file descriptors that are held: the stream has ended.
     pub fn take_fds(&mut self) -> Vec<Fd> {
-        std::mem::take(&mut self.fds)
+        core::mem::take(&mut self.fds)
             .into_iter()
             .map(|arrived| arrived.fd)
             .collect()

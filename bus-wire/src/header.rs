@@ -1,15 +1,14 @@
 //! The fixed part of a message's header.
 
-use std::fmt;
-
-use serde::{Deserialize, Serialize};
+use core::fmt;
 
 use crate::endian::Endian;
 use crate::error::MessageError;
 use crate::limits::{FIXED_HEADER, MAX_ARRAY, MAX_MESSAGE};
 
 /// What a message is for (specification, "Message Format").
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum MessageType {
     /// Asks for a reply.
     MethodCall,
@@ -54,7 +53,8 @@ impl MessageType {
 }
 
 /// The flags of a message; bits that this version does not know are kept (specification, "Message Format").
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Flags(u8);
 
 impl Flags {
@@ -89,7 +89,7 @@ impl Flags {
     }
 }
 
-impl std::ops::BitOr for Flags {
+impl core::ops::BitOr for Flags {
     type Output = Self;
 
     fn bitor(self, other: Self) -> Self {

@@ -1,9 +1,15 @@
 //! Match rules (specification, "Match Rules"): the text that AddMatch takes, as a value.
 
-use std::borrow::Cow;
-use std::fmt;
-use std::ops::Deref;
-use std::str::FromStr;
+mod builder;
+
+use alloc::borrow::{Cow, ToOwned};
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use core::ops::Deref;
+use core::str::FromStr;
 
 use nom::{
     IResult, Parser,
@@ -14,11 +20,13 @@ use nom::{
     error::{Error, ErrorKind},
     multi::fold_many0,
 };
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+pub use builder::MatchRuleBuilder;
 
 use crate::header::MessageType;
 use crate::limits::MAX_NAME;
+use crate::message::Message;
 use crate::names::{BusName, InterfaceName, MemberName, NameError, ObjectPath};
 
 /// The longest rule, in bytes. The specification sets no limit; the reference implementation has this one.
@@ -30,7 +38,8 @@ pub const MAX_ARGUMENT: u8 = 63;
 /// A match rule. Everything that is `None` or empty matches any message; the rule `""` matches all.
 ///
 /// Two rules are equal if they mean the same, however they were written. `T` is what holds each text.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct MatchRule<T = Box<str>> {
     /// `type`: one of the four that the specification knows.
@@ -53,7 +62,8 @@ pub struct MatchRule<T = Box<str>> {
 }
 
 /// What the path of a message must be.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum PathCondition<T = Box<str>> {
     /// `path`: this.
     Exact(T),
@@ -73,7 +83,8 @@ impl<T: Deref<Target = str>> PathCondition<T> {
 }
 
 /// A condition on one argument in the body of a message.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ArgCondition<T = Box<str>> {
     /// Which argument, 0 to [`MAX_ARGUMENT`].
     pub index: u8,
@@ -84,7 +95,8 @@ pub struct ArgCondition<T = Box<str>> {
 }
 
 /// How an argument is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum ArgKind {
     /// `argN`: a STRING that is equal.
     Equals,
@@ -145,6 +157,48 @@ impl<T> Default for MatchRule<T> {
 }
 
 impl<T: Deref<Target = str>> MatchRule<T> {
+    /// Whether a message satisfies the rule. A sender is compared as a text; where the rule names a well-known one, and the
+    /// message the unique name of its owner, ask [`matches_from`](Self::matches_from). Whom a message is for (`eavesdrop`) is
+    /// the bus's affair, and not looked at.
+    pub fn matches(&self, message: &Message) -> bool {
+        self.matches_from(message, |wanted| message.sender() == Some(wanted))
+    }
+
+    /// As [`matches`](Self::matches), where `is_sender` says whether this name is that of the message's sender.
+    pub fn matches_from(&self, message: &Message, is_sender: impl FnOnce(&str) -> bool) -> bool {
+        let is = |expected: &Option<T>, found: Option<&str>| {
+            expected.as_deref().is_none_or(|expected| found == Some(expected))
+        };
+        self.message_type
+            .is_none_or(|kind| kind == message.message_type())
+            && is(&self.member, message.member())
+            && is(&self.interface, message.interface())
+            && is(&self.destination, message.destination())
+            && self
+                .path
+                .as_ref()
+                .is_none_or(|path| message.path().is_some_and(|found| path.matches(found)))
+            && self.sender.as_deref().is_none_or(is_sender)
+            && self.matches_body(message)
+    }
+
+    fn matches_body(&self, message: &Message) -> bool {
+        let mut body = message.body();
+        let mut at = 0;
+        self.matches_args(|index| {
+            while at < index {
+                body.skip().ok()?;
+                at += 1;
+            }
+            let mut argument = body.clone();
+            match argument.peek()? {
+                b's' => argument.read_str().ok().map(Arg::Str),
+                b'o' => argument.read_object_path().ok().map(Arg::ObjectPath),
+                _ => None,
+            }
+        })
+    }
+
     /// Whether the arguments of a message satisfy the rule. `argument` is asked for one by its index, and says `None`
     /// if it is missing or neither a STRING nor an OBJECT_PATH. Indexes come in ascending order.
     pub fn matches_args<'a>(&self, mut argument: impl FnMut(u8) -> Option<Arg<'a>>) -> bool {

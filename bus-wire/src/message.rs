@@ -1,6 +1,6 @@
 //! A received message.
 
-use std::fmt;
+use core::fmt;
 
 use bytes::Bytes;
 
@@ -10,7 +10,7 @@ use crate::endian::Endian;
 use crate::error::MessageError;
 use crate::header::{Flags, Lengths, MessageType, field};
 use crate::limits::FIXED_HEADER;
-use crate::names;
+use crate::names::{self, BusName, ErrorName, InterfaceName, MemberName, ObjectPath};
 use crate::serial::Serial;
 use crate::signature;
 
@@ -174,6 +174,36 @@ impl Message {
         self.text(self.header.sender)
     }
 
+    /// [`path`](Self::path) as a checked name.
+    pub fn object_path(&self) -> Option<ObjectPath<'_>> {
+        self.path().map(ObjectPath::checked)
+    }
+
+    /// [`interface`](Self::interface) as a checked name.
+    pub fn interface_name(&self) -> Option<InterfaceName<'_>> {
+        self.interface().map(InterfaceName::checked)
+    }
+
+    /// [`member`](Self::member) as a checked name.
+    pub fn member_name(&self) -> Option<MemberName<'_>> {
+        self.member().map(MemberName::checked)
+    }
+
+    /// [`error_name`](Self::error_name) as a checked name.
+    pub fn error(&self) -> Option<ErrorName<'_>> {
+        self.error_name().map(ErrorName::checked)
+    }
+
+    /// [`destination`](Self::destination) as a checked name.
+    pub fn destination_name(&self) -> Option<BusName<'_>> {
+        self.destination().map(BusName::checked)
+    }
+
+    /// [`sender`](Self::sender) as a checked name.
+    pub fn sender_name(&self) -> Option<BusName<'_>> {
+        self.sender().map(BusName::checked)
+    }
+
     /// The types of the body; empty where there is none.
     pub fn signature(&self) -> &str {
         self.text(self.header.signature).unwrap_or("")
@@ -201,7 +231,7 @@ impl Message {
 
     /// Reads the body value by value.
     pub fn body(&self) -> BodyReader<'_> {
-        BodyReader::new(self.body_bytes(), self.signature(), self.header.endian)
+        BodyReader::validated(self.body_bytes(), self.signature(), self.header.endian)
     }
 
     /// Whether there are header fields that a bus does not pass on: unknown ones, or a sender.
@@ -214,13 +244,20 @@ impl Message {
         self.header.fields_end as usize
     }
 
+    #[inline]
+    #[expect(
+        unsafe_code,
+        reason = "all texts of a message are validated once, when it arrives"
+    )]
     fn text(&self, span: Span) -> Option<&str> {
         if span.start == 0 {
             return None;
         }
         let start = span.start as usize;
-        // All texts of a header are ASCII: they were checked when the message was parsed.
-        std::str::from_utf8(&self.bytes[start..start + span.length as usize]).ok()
+        let text = &self.bytes[start..start + span.length as usize];
+        // SAFETY: all texts of a header, which are names, a path and a signature, were found to be ASCII when the message was
+        // parsed, and its bytes cannot have changed since.
+        Some(unsafe { core::str::from_utf8_unchecked(text) })
     }
 }
 
@@ -261,6 +298,21 @@ impl fmt::Debug for Message {
 
 const LOCAL_PATH: &[u8] = b"/org/freedesktop/DBus/Local";
 const LOCAL_INTERFACE: &[u8] = b"org.freedesktop.DBus.Local";
+
+/// Whom the call that these bytes begin with goes to, and which method it calls. `None`: its header is not valid.
+pub(crate) fn called(bytes: &[u8], lengths: Lengths) -> Option<(Option<&str>, &str)> {
+    let header = match lengths.endian {
+        Endian::Little => parse_header::<false, false>(bytes, lengths),
+        Endian::Big => parse_header::<true, false>(bytes, lengths),
+    };
+    let header = header.ok()?;
+    let text = |span: Span| {
+        let start = span.start as usize;
+        let text = bytes.get(start..start + span.length as usize)?;
+        std::str::from_utf8(text).ok().filter(|_| start > 0)
+    };
+    Some((text(header.destination), text(header.member)?))
+}
 
 /// The header, and if it is `WHOLE` the body against its signature; otherwise there may be nothing of the body yet.
 pub(crate) fn parse_header<const BIG: bool, const WHOLE: bool>(

@@ -1,8 +1,18 @@
 //! Names and object paths, validated once (specification, "Valid Names" and "Valid Object Paths").
 //!
-//! All borrow the text that they name, and are as cheap to copy as a `&str`.
+//! Each comes in two forms: `ObjectPath` borrows its text, [`OwnedObjectPath`] owns it. Neither is ever checked again.
 
-use std::fmt;
+mod check;
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use core::fmt;
+use core::marker::PhantomData;
+
+pub(crate) use check::{
+    PathSoFar, check_bus_name, check_interface, check_member, check_object_path, check_unique_name,
+    check_well_known_name,
+};
 
 use crate::limits::MAX_NAME;
 
@@ -47,176 +57,40 @@ pub enum NameError {
     WrongKind,
 }
 
-const DIGIT: u8 = 1;
-const LETTER: u8 = 2; // and underscore
-const DASH: u8 = 4;
-
-/// The class of each byte; separators and all that is never allowed have none.
-static CLASS: [u8; 256] = {
-    let mut table = [0; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        table[byte] = match byte as u8 {
-            b'0'..=b'9' => DIGIT,
-            b'a'..=b'z' | b'A'..=b'Z' | b'_' => LETTER,
-            b'-' => DASH,
-            _ => 0,
-        };
-        byte += 1;
-    }
-    table
-};
-
-#[inline]
-fn length(text: &[u8]) -> Result<(), NameError> {
-    match text.len() {
-        0 => Err(NameError::Empty),
-        1..=MAX_NAME => Ok(()),
-        length => Err(NameError::TooLong { length }),
-    }
+/// A name that a message is to have: one that was checked and is not checked again, or a text that is checked when the message
+/// is made. `N` is the type of the checked name.
+#[derive(Debug, Clone, Copy)]
+pub struct NameArg<'a, N> {
+    pub(crate) text: &'a str,
+    pub(crate) is_checked: bool,
+    kind: PhantomData<fn() -> N>,
 }
 
-/// Elements parted by dots, from `start` on; `first` and `rest` are the classes allowed in an element.
-#[inline]
-fn dotted(text: &[u8], start: usize, first: u8, rest: u8) -> Result<(), NameError> {
-    let mut allowed = first;
-    let mut dots = 0;
-    for (at, &byte) in text.iter().enumerate().skip(start) {
-        if CLASS[byte as usize] & allowed != 0 {
-            allowed = rest;
-        } else if byte == b'.' && at > start && text[at - 1] != b'.' {
-            allowed = first;
-            dots += 1;
-        } else if byte == b'.' {
-            return Err(NameError::EmptyElement { at });
-        } else {
-            return Err(NameError::Byte { byte, at });
-        }
-    }
-    match text.last() {
-        _ if text.len() == start => Err(NameError::EmptyElement { at: start }),
-        Some(b'.') => Err(NameError::EmptyElement { at: text.len() }),
-        _ if dots == 0 => Err(NameError::OneElement),
-        _ => Ok(()),
-    }
-}
-
-#[inline]
-pub(crate) fn check_object_path(text: &[u8]) -> Result<(), NameError> {
-    match text {
-        [] => return Err(NameError::Empty),
-        [b'/'] => return Ok(()),
-        [b'/', ..] => {}
-        _ => return Err(NameError::NotAbsolute),
-    }
-    let mut after_slash = true;
-    for (at, &byte) in text.iter().enumerate().skip(1) {
-        if CLASS[byte as usize] & (DIGIT | LETTER) != 0 {
-            after_slash = false;
-        } else if byte != b'/' {
-            return Err(NameError::Byte { byte, at });
-        } else if after_slash {
-            return Err(NameError::EmptyElement { at });
-        } else {
-            after_slash = true;
-        }
-    }
-    if after_slash {
-        Err(NameError::EmptyElement { at: text.len() })
-    } else {
-        Ok(())
-    }
-}
-
-/// The beginning of an object path: all of it gets the verdict of [`check_object_path`].
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct PathSoFar {
-    length: usize,
-    after_slash: bool,
-}
-
-impl PathSoFar {
-    /// With the bytes that follow.
-    pub(crate) fn extended(self, bytes: &[u8]) -> Result<Self, NameError> {
-        let mut after_slash = self.after_slash;
-        for (index, &byte) in bytes.iter().enumerate() {
-            let at = self.length + index;
-            if at == 0 && byte != b'/' {
-                return Err(NameError::NotAbsolute);
-            } else if CLASS[byte as usize] & (DIGIT | LETTER) != 0 {
-                after_slash = false;
-            } else if byte != b'/' {
-                return Err(NameError::Byte { byte, at });
-            } else if after_slash {
-                return Err(NameError::EmptyElement { at });
-            } else {
-                after_slash = true;
-            }
-        }
-        let length = self.length + bytes.len();
-        Ok(Self { length, after_slash })
-    }
-
-    /// Nothing follows.
-    pub(crate) fn finish(self) -> Result<(), NameError> {
-        match self.length {
-            0 => Err(NameError::Empty),
-            1 => Ok(()),
-            at if self.after_slash => Err(NameError::EmptyElement { at }),
-            _ => Ok(()),
+impl<'a, N> NameArg<'a, N> {
+    const fn checked(text: &'a str) -> Self {
+        Self {
+            text,
+            is_checked: true,
+            kind: PhantomData,
         }
     }
 }
 
-#[inline]
-pub(crate) fn check_interface(text: &[u8]) -> Result<(), NameError> {
-    length(text)?;
-    dotted(text, 0, LETTER, LETTER | DIGIT)
-}
-
-#[inline]
-pub(crate) fn check_member(text: &[u8]) -> Result<(), NameError> {
-    length(text)?;
-    let mut allowed = LETTER;
-    for (at, &byte) in text.iter().enumerate() {
-        if CLASS[byte as usize] & allowed == 0 {
-            return Err(NameError::Byte { byte, at });
+impl<'a, N, T: AsRef<str> + ?Sized> From<&'a T> for NameArg<'a, N> {
+    fn from(text: &'a T) -> Self {
+        Self {
+            text: text.as_ref(),
+            is_checked: false,
+            kind: PhantomData,
         }
-        allowed = LETTER | DIGIT;
     }
-    Ok(())
-}
-
-#[inline]
-pub(crate) fn check_bus_name(text: &[u8]) -> Result<(), NameError> {
-    if text.first() == Some(&b':') {
-        check_unique_name(text)
-    } else {
-        check_well_known_name(text)
-    }
-}
-
-#[inline]
-fn check_unique_name(text: &[u8]) -> Result<(), NameError> {
-    length(text)?;
-    if text[0] != b':' {
-        return Err(NameError::WrongKind);
-    }
-    dotted(text, 1, LETTER | DIGIT | DASH, LETTER | DIGIT | DASH)
-}
-
-#[inline]
-fn check_well_known_name(text: &[u8]) -> Result<(), NameError> {
-    length(text)?;
-    if text[0] == b':' {
-        return Err(NameError::WrongKind);
-    }
-    dotted(text, 0, LETTER | DASH, LETTER | DIGIT | DASH)
 }
 
 macro_rules! name {
-    ($(#[$doc:meta])* $name:ident, $check:expr) => {
+    ($(#[$doc:meta])* $name:ident, $owned:ident, $check:expr) => {
         $(#[$doc])*
+        ///
+        /// Borrowed, and as cheap to copy as a `&str`.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name<'a>(&'a str);
 
@@ -225,17 +99,43 @@ macro_rules! name {
             ///
             /// # Errors
             /// What is wrong with it, and where.
-            pub fn new(text: &'a str) -> Result<Self, NameError> {
-                $check(text.as_bytes()).map(|()| Self(text))
+            pub const fn new(text: &'a str) -> Result<Self, NameError> {
+                match $check(text.as_bytes()) {
+                    Ok(()) => Ok(Self(text)),
+                    Err(error) => Err(error),
+                }
+            }
+
+            /// Of a text that is part of the program: in a `const`, the compiler checks it.
+            ///
+            /// # Panics
+            /// The text is not valid; in a `const`, this is an error of compilation.
+            pub const fn from_static(text: &'static str) -> $name<'static> {
+                match $check(text.as_bytes()) {
+                    Ok(()) => $name(text),
+                    Err(_) => panic!(concat!("not a valid ", stringify!($name))),
+                }
+            }
+
+            /// Of a text that was checked before.
+            #[inline]
+            #[allow(dead_code, reason = "not needed for names of every kind")]
+            pub(crate) const fn checked(text: &'a str) -> Self {
+                Self(text)
             }
 
             /// The text.
             pub const fn as_str(self) -> &'a str {
                 self.0
             }
+
+            /// A copy that owns its text; it is not checked again.
+            pub fn into_owned(self) -> $owned {
+                $owned(self.0.into())
+            }
         }
 
-        impl std::ops::Deref for $name<'_> {
+        impl core::ops::Deref for $name<'_> {
             type Target = str;
 
             fn deref(&self) -> &str {
@@ -262,42 +162,137 @@ macro_rules! name {
                 name.0
             }
         }
+
+        impl<'a> From<&'a $owned> for $name<'a> {
+            fn from(name: &'a $owned) -> Self {
+                name.as_borrowed()
+            }
+        }
+
+        impl<'a> From<$name<'a>> for NameArg<'a, $name<'a>> {
+            fn from(name: $name<'a>) -> Self {
+                Self::checked(name.0)
+            }
+        }
+
+        impl<'a> From<&'a $owned> for NameArg<'a, $name<'a>> {
+            fn from(name: &'a $owned) -> Self {
+                Self::checked(&name.0)
+            }
+        }
+
+        #[doc = concat!("A [`", stringify!($name), "`] that owns its text.")]
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+        #[cfg_attr(feature = "serde", serde(into = "String", try_from = "String"))]
+        pub struct $owned(Box<str>);
+
+        impl $owned {
+            /// Checks the text.
+            ///
+            /// # Errors
+            /// What is wrong with it, and where.
+            pub fn new(text: impl Into<Box<str>>) -> Result<Self, NameError> {
+                let text = text.into();
+                $name::new(&text)?;
+                Ok(Self(text))
+            }
+
+            /// Borrowed; it is not checked again.
+            pub fn as_borrowed(&self) -> $name<'_> {
+                $name(&self.0)
+            }
+
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl core::ops::Deref for $owned {
+            type Target = str;
+
+            fn deref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $owned {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl From<$name<'_>> for $owned {
+            fn from(name: $name<'_>) -> Self {
+                name.into_owned()
+            }
+        }
+
+        impl TryFrom<String> for $owned {
+            type Error = NameError;
+
+            fn try_from(text: String) -> Result<Self, NameError> {
+                Self::new(text)
+            }
+        }
+
+        impl TryFrom<&str> for $owned {
+            type Error = NameError;
+
+            fn try_from(text: &str) -> Result<Self, NameError> {
+                Self::new(text)
+            }
+        }
+
+        impl From<$owned> for String {
+            fn from(name: $owned) -> Self {
+                name.0.into()
+            }
+        }
     };
 }
 
 name!(
     /// The path of an object, such as `/org/freedesktop/DBus` (specification, "Valid Object Paths").
     ObjectPath,
+    OwnedObjectPath,
     check_object_path
 );
 name!(
     /// The name of an interface, such as `org.freedesktop.DBus.Peer` (specification, "Interface names").
     InterfaceName,
+    OwnedInterfaceName,
     check_interface
 );
 name!(
     /// The name of a method or signal, such as `Ping` (specification, "Member names").
     MemberName,
+    OwnedMemberName,
     check_member
 );
 name!(
     /// The name of an error, such as `org.freedesktop.DBus.Error.Failed` (specification, "Error names").
     ErrorName,
+    OwnedErrorName,
     check_interface
 );
 name!(
     /// The name of a connection, unique or well-known (specification, "Bus names").
     BusName,
+    OwnedBusName,
     check_bus_name
 );
 name!(
     /// The name that the bus gives to a connection, such as `:1.42` (specification, "Bus names").
     UniqueName,
+    OwnedUniqueName,
     check_unique_name
 );
 name!(
     /// The name that a connection asked for, such as `org.freedesktop.Notifications` (specification, "Bus names").
     WellKnownName,
+    OwnedWellKnownName,
     check_well_known_name
 );
 
@@ -305,6 +300,18 @@ impl BusName<'_> {
     /// Whether it begins with a colon.
     pub fn is_unique(self) -> bool {
         self.0.starts_with(':')
+    }
+}
+
+impl<'a> From<UniqueName<'a>> for NameArg<'a, BusName<'a>> {
+    fn from(name: UniqueName<'a>) -> Self {
+        Self::checked(name.0)
+    }
+}
+
+impl<'a> From<WellKnownName<'a>> for NameArg<'a, BusName<'a>> {
+    fn from(name: WellKnownName<'a>) -> Self {
+        Self::checked(name.0)
     }
 }
 
@@ -316,6 +323,18 @@ impl<'a> From<UniqueName<'a>> for BusName<'a> {
 
 impl<'a> From<WellKnownName<'a>> for BusName<'a> {
     fn from(name: WellKnownName<'a>) -> Self {
+        Self(name.0)
+    }
+}
+
+impl From<OwnedUniqueName> for OwnedBusName {
+    fn from(name: OwnedUniqueName) -> Self {
+        Self(name.0)
+    }
+}
+
+impl From<OwnedWellKnownName> for OwnedBusName {
+    fn from(name: OwnedWellKnownName) -> Self {
         Self(name.0)
     }
 }
@@ -399,6 +418,18 @@ mod tests {
         check(WellKnownName::new, &known, &unique);
         assert!(BusName::new(":1.1").unwrap().is_unique());
         assert!(!BusName::new("a.b").unwrap().is_unique());
+    }
+
+    #[test]
+    fn constants_and_owned_names() {
+        const PATH: ObjectPath<'static> = ObjectPath::from_static("/org/freedesktop/DBus");
+        const UNIQUE: UniqueName<'static> = UniqueName::from_static(":1.42");
+        let owned = PATH.into_owned();
+        assert_eq!(owned.as_borrowed(), PATH);
+        assert_eq!(OwnedObjectPath::new(PATH.as_str()), Ok(owned.clone()));
+        assert_eq!(String::from(owned), PATH.as_str());
+        assert_eq!(OwnedObjectPath::new("a"), Err(NameError::NotAbsolute));
+        assert!(OwnedBusName::from(UNIQUE.into_owned()).as_borrowed().is_unique());
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! A byte stream out of messages.
 
-use std::collections::VecDeque;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+#[cfg(feature = "std")]
 use std::io::IoSlice;
 
-use ::serde::{Deserialize, Serialize};
 use bytes::Bytes;
 
 use crate::fd::{Fd, Fds};
@@ -59,7 +60,8 @@ pub enum TailPiece<'a> {
 }
 
 /// What a [`SendQueue`] holds, to be saved.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SendQueueState {
     /// Absolute position of the first byte that was not sent.
     pub sent: u64,
@@ -72,7 +74,8 @@ pub struct SendQueueState {
 }
 
 /// Bytes of a [`SendQueueState`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum PieceState {
     /// Of this queue alone.
     Inline(Vec<u8>),
@@ -100,7 +103,12 @@ impl SendQueue {
         let mut fds = fds.into_iter().peekable();
         while let Some((at, fds)) = fds.next_if(|(at, _)| *at < stored) {
             queue.fd_count += fds.len();
-            queue.fds.push_back((at.max(state.sent), fds.into()));
+            let at = at.max(state.sent);
+            match queue.fds.back_mut() {
+                // No write is empty, so all that begin at one place are one.
+                Some((last, waiting)) if *last == at => waiting.extend(fds),
+                _ => queue.fds.push_back((at, fds.into())),
+            }
         }
         for piece in state.pieces {
             let mut bytes = match piece {
@@ -192,7 +200,7 @@ impl SendQueue {
     pub fn tail(&self) -> impl Iterator<Item = TailPiece<'_>> {
         let mut head = self.head;
         self.pieces.iter().map(move |piece| {
-            let sent = std::mem::take(&mut head);
+            let sent = core::mem::take(&mut head);
             match piece {
                 Piece::Buffer(bytes) => TailPiece::Inline(&bytes[sent..]),
                 Piece::Shared(bytes) => TailPiece::Shared { bytes, sent },
@@ -226,6 +234,16 @@ impl SendQueue {
         }
         let (fds, limit) = self.next_fds();
         Some((limit.min(self.stored) - self.sent, fds))
+    }
+
+    /// How many file descriptors go with the next byte.
+    #[inline]
+    pub fn next_fd_count(&self) -> usize {
+        if self.fds.is_empty() {
+            0
+        } else {
+            self.next_fds().0.len()
+        }
     }
 
     /// The file descriptors that go with the next byte, and the position of the next ones, or else the end.
@@ -291,23 +309,36 @@ impl SendQueue {
     /// Adds to `iov` the slices of one write, at most `max_iov`, and returns the file descriptors that go with its first
     /// byte. The write ends before the next byte that has file descriptors of its own. There are none while bytes that come
     /// first are kept elsewhere: see [`next_stored_write`](Self::next_stored_write).
+    #[cfg(feature = "std")]
     pub fn next_write<'a>(&'a self, iov: &mut impl Extend<IoSlice<'a>>, max_iov: usize) -> &'a [Fd] {
-        if self.stored > self.sent {
-            return &[];
-        }
-        let (fds, limit) = self.next_fds();
+        let (slices, fds) = self.slices(max_iov);
+        iov.extend(slices.map(IoSlice::new));
+        fds
+    }
+
+    /// As [`next_write`](Self::next_write), for who writes without an operating system.
+    pub fn next_slices<'a>(&'a self, slices: &mut impl Extend<&'a [u8]>, max: usize) -> &'a [Fd] {
+        let (next, fds) = self.slices(max);
+        slices.extend(next);
+        fds
+    }
+
+    #[inline]
+    fn slices(&self, max: usize) -> (impl Iterator<Item = &[u8]>, &[Fd]) {
+        let is_here = self.stored <= self.sent;
+        let (fds, limit) = if is_here { self.next_fds() } else { (&[][..], 0) };
         let mut at = self.sent;
         let mut skip = self.head;
-        iov.extend(self.pieces.iter().take(max_iov).map_while(|piece| {
+        let slices = self.pieces.iter().take(max).map_while(move |piece| {
             let slice = &piece.as_slice()[skip..];
             skip = 0;
             // Pieces do not go across the limit.
-            (at < limit).then(|| {
+            (is_here && at < limit).then(|| {
                 at += slice.len() as u64;
-                IoSlice::new(slice)
+                slice
             })
-        }));
-        fds
+        });
+        (slices, fds)
     }
 
     /// The next `n` bytes were sent (not more than are queued). Returns the file descriptors that went with them, and so

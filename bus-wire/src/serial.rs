@@ -1,12 +1,11 @@
 //! The serial of a message.
 
-use std::fmt;
-use std::num::NonZeroU32;
-
-use serde::{Deserialize, Serialize};
+use core::fmt;
+use core::num::NonZeroU32;
 
 /// The serial of a message, chosen by its sender; never zero (specification, "Message Format").
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Serial(NonZeroU32);
 
 impl Serial {

@@ -1,6 +1,8 @@
 //! The types of values, written as text (specification, "Type System" and "Valid Signatures").
 
-use std::fmt;
+use alloc::boxed::Box;
+use alloc::string::String;
+use core::fmt;
 
 use crate::limits::{MAX_ARRAY_DEPTH, MAX_SIGNATURE, MAX_STRUCT_DEPTH};
 
@@ -80,15 +82,26 @@ impl<'a> Signature<'a> {
         check_single(text.as_bytes()).map(|()| Self(text))
     }
 
+    /// Of a text that was checked before.
+    #[inline]
+    pub(crate) const fn checked(text: &'a str) -> Self {
+        Self(text)
+    }
+
     /// The text.
     pub const fn as_str(self) -> &'a str {
         self.0
     }
 
+    /// A copy that owns its text; it is not checked again.
+    pub fn into_owned(self) -> OwnedSignature {
+        OwnedSignature(self.0.into())
+    }
+
     /// Its complete types, one after the other.
     pub fn types(self) -> impl Iterator<Item = Signature<'a>> {
         let mut rest = self.0;
-        std::iter::from_fn(move || {
+        core::iter::from_fn(move || {
             if rest.is_empty() {
                 return None;
             }
@@ -96,6 +109,60 @@ impl<'a> Signature<'a> {
             rest = others;
             Some(Signature(first))
         })
+    }
+}
+
+/// A [`Signature`] that owns its text.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(into = "String", try_from = "String"))]
+pub struct OwnedSignature(Box<str>);
+
+impl OwnedSignature {
+    /// Checks the text.
+    ///
+    /// # Errors
+    /// What is wrong with it, and where.
+    pub fn new(text: impl Into<Box<str>>) -> Result<Self, SignatureError> {
+        let text = text.into();
+        Signature::new(&text)?;
+        Ok(Self(text))
+    }
+
+    /// Borrowed; it is not checked again.
+    pub fn as_borrowed(&self) -> Signature<'_> {
+        Signature(&self.0)
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for OwnedSignature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<Signature<'_>> for OwnedSignature {
+    fn from(signature: Signature<'_>) -> Self {
+        signature.into_owned()
+    }
+}
+
+impl TryFrom<String> for OwnedSignature {
+    type Error = SignatureError;
+
+    fn try_from(text: String) -> Result<Self, SignatureError> {
+        Self::new(text)
+    }
+}
+
+impl From<OwnedSignature> for String {
+    fn from(signature: OwnedSignature) -> Self {
+        signature.0.into()
     }
 }
 

@@ -1,5 +1,8 @@
 //! The header under which a bus forwards a message.
 
+use alloc::vec;
+use alloc::vec::Vec;
+
 use bytes::Bytes;
 use smallvec::SmallVec;
 

@@ -50,6 +50,11 @@ fn sasl() {
 }
 
 #[test]
+fn sasl_client() {
+    replay("sasl_client", checks::sasl_client);
+}
+
+#[test]
 fn address() {
     replay("address", checks::address);
 }

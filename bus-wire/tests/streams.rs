@@ -6,7 +6,7 @@ use std::io::IoSlice;
 
 use bus_wire::limits::LARGE_MESSAGE;
 use bus_wire::{
-    Fd, Framed, Framer, LargeMessage, Message, MessageBuilder, MessageError, SendQueue, TailPiece,
+    Fd, Framed, Framer, LargeMessage, Message, MessageBuilder, MessageError, NextCall, SendQueue, TailPiece,
 };
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -236,6 +236,20 @@ proptest! {
     }
 }
 
+/// Descriptors twice at one place, of bytes that are elsewhere: they go with one write, and none is empty.
+#[test]
+fn descriptors_twice_at_one_place() {
+    let mut queue = SendQueue::restore(bus_wire::SendQueueState {
+        sent: 0,
+        stored: 1,
+        pieces: Vec::new(),
+        fds: vec![(0, vec![Fd(1)]), (0, vec![Fd(2)])],
+    });
+    assert_eq!(queue.next_stored_write(), Some((1, &[Fd(1), Fd(2)][..])));
+    assert_eq!(queue.advance(1).to_vec(), [Fd(1), Fd(2)]);
+    assert!(queue.is_empty());
+}
+
 /// Moves the tail behind the bytes that are elsewhere already; those that were sent before leave a gap.
 fn move_tail(queue: &mut SendQueue, elsewhere: &mut Vec<u8>) {
     elsewhere.resize(queue.stored() as usize, 0);
@@ -248,6 +262,71 @@ fn move_tail(queue: &mut SendQueue, elsewhere: &mut Vec<u8>) {
     queue.set_stored();
     assert!(queue.is_tail_empty());
     assert_eq!(queue.stored(), elsewhere.len() as u64);
+}
+
+/// To look at what comes next takes nothing, wherever its bytes were cut, and whatever follows.
+#[test]
+fn what_is_called_next_is_told_before_it_is_taken() {
+    let call = |path: &str, member: &str, body: usize| {
+        let call = MessageBuilder::method_call(path, member)
+            .destination("a.b")
+            .serial(1_u32);
+        let call = call.body(|w| {
+            w.byte_slice(&vec![1; body]);
+        });
+        Bytes::from(call.build().unwrap())
+    };
+    let long = format!("/{}", "a".repeat(LARGE_MESSAGE));
+    let calls = [
+        ("Do", call("/a", "Do", 3)),
+        ("Large", call("/a", "Large", 2 * LARGE_MESSAGE)),
+        ("", call(&long, "Long", 0)),
+    ];
+    for (member, bytes) in calls {
+        let stream = [&bytes, &message(2, 9, 0)[..]].concat();
+        for cut in [
+            0,
+            1,
+            15,
+            16,
+            17,
+            40,
+            bytes.len() - 1,
+            bytes.len(),
+            bytes.len() + 3,
+        ] {
+            let mut framer = Framer::new(MAX);
+            framer.push(Bytes::copy_from_slice(&stream[..cut]), []);
+            assert_eq!(framer.next_call().is_some(), cut >= bytes.len(), "{member} {cut}");
+            if cut < bytes.len() {
+                assert!(framer.next().unwrap().is_none());
+            }
+            framer.push(Bytes::copy_from_slice(&stream[cut..]), []);
+            let expected = match member {
+                "" => NextCall::Long,
+                member => NextCall::Named {
+                    destination: Some("a.b"),
+                    member,
+                },
+            };
+            for _ in 0..2 {
+                assert_eq!(framer.next_call(), Some(expected), "{member} {cut}");
+            }
+            let serials = summary(&drain(&mut framer).unwrap());
+            assert_eq!(serials.len(), 2, "{member} {cut}");
+            assert_eq!(framer.next_call(), None);
+        }
+    }
+    let mut framer = Framer::new(MAX);
+    framer.push(message(1, 9, 0).into(), []);
+    assert_eq!(framer.next_call(), None);
+    // One whose header is not valid is for `next` to refuse.
+    let mut bytes = call("/a", "Do", 3).to_vec();
+    bytes[20] = 0;
+    framer = Framer::new(MAX);
+    framer.push(bytes.into(), []);
+    assert_eq!(framer.next_call(), None);
+    assert!(framer.next().is_err());
 }
 
 #[test]

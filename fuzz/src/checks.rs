@@ -1,10 +1,15 @@
 //! One function per target: it takes any bytes and panics where the code under test breaks a promise.
 
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
+use bus_wire::serde_body::from_body;
 use bus_wire::{
-    Address, AddressList, Arg, BodyReader, Endian, Fd, Framer, MatchRule, Mechanism, Message, ReadError,
-    SaslConfig, SaslDone, SaslError, SaslServer, from_body, stitch_header,
+    Address, AddressList, Arg, BodyReader, BodyWriter, ClientMechanism, Decode, Endian, Fd, Framer,
+    MatchRule, Mechanism, Message, MessageBuilder, MessageError, ObjectPath, OwnedBusName, ReadError,
+    SaslClient, SaslClientConfig, SaslClientDone, SaslClientError, SaslClientEvent, SaslConfig, SaslDone,
+    SaslError, SaslServer, Signature, Value, Variant, stitch_header,
 };
 use bytes::Bytes;
 use serde::de::{Deserialize, Deserializer, EnumAccess, MapAccess, SeqAccess, Visitor};
@@ -60,6 +65,7 @@ pub fn body(data: &[u8]) {
         let _ = walk(&mut BodyReader::new(body, signature, endian), DEPTH);
         let mut reader = BodyReader::new(body, signature, endian);
         while reader.skip().is_ok() {}
+        typed(&|| BodyReader::new(body, signature, endian));
     }
     if let Ok(message) = Message::parse(reply(endian, signature, body).into()) {
         check_body(&message);
@@ -117,6 +123,32 @@ pub fn sasl(data: &[u8]) {
     }
 }
 
+/// The client's side of an authentication. First byte: what the client wants, and how the server's text is cut; that must
+/// make no difference.
+pub fn sasl_client(data: &[u8]) {
+    let Some((&first, input)) = data.split_first() else {
+        return;
+    };
+    let all = [
+        ClientMechanism::External((first & 1 == 0).then_some(1000)),
+        ClientMechanism::Cookie("me".into()),
+        ClientMechanism::Anonymous("fuzz".into()),
+    ];
+    let count = usize::from(first & 6) / 2;
+    let client = SaslClient::new(SaslClientConfig {
+        mechanisms: all[..count.max(1)].to_vec(),
+        fds: first & 8 == 0,
+        pipeline: first & 16 == 0,
+    });
+    let whole = ask(client.clone(), input, input.len().max(1));
+    let cut = ask(client, input, usize::from(first >> 5) + 1);
+    assert_eq!(whole, cut);
+    if let Ok(Some(done)) = whole.1 {
+        assert!(all[..count.max(1)].contains(&done.mechanism));
+        assert!(!done.fds || first & 8 == 0);
+    }
+}
+
 /// Addresses: what is accepted has a written form, which means the same.
 pub fn address(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
@@ -150,6 +182,51 @@ fn check_body(message: &Message) {
     }
     assert_eq!(reader.position(), message.body_bytes().len());
     from_body::<Arguments>(message).expect("a valid body can be deserialised");
+    typed(&|| message.body());
+    written_again(message);
+}
+
+/// Whatever the body is, reading it as one of these comes to an end.
+fn typed<'a>(reader: &dyn Fn() -> BodyReader<'a>) {
+    type Objects<'a> = HashMap<ObjectPath<'a>, HashMap<&'a str, HashMap<String, Value>>>;
+    let _ = Value::decode(&mut reader());
+    let _ = <(Value, String, Vec<bool>)>::decode(&mut reader());
+    let _ = <Vec<(u8, OwnedBusName, [u16; 2])>>::decode(&mut reader());
+    let _ = <Cow<'_, [u64]>>::decode(&mut reader());
+    let _ = <Vec<(Signature<'_>, BTreeMap<u8, Variant<Vec<Variant<i32>>>>)>>::decode(&mut reader());
+    let _ = Objects::decode(&mut reader());
+}
+
+/// The values of a body have one way only to be written.
+fn written_again(message: &Message) {
+    let values = message.values().expect("a valid body is made of values");
+    let body = |body: &mut BodyWriter| values.iter().for_each(|value| value.write(body));
+    let builder = || MessageBuilder::method_return(1u32).endian(message.endian());
+    let again = builder().body(body).build().expect("values can be written");
+    let again = Message::parse(again.into()).expect("what is written is valid");
+    assert_eq!(again.signature(), message.signature());
+    assert_eq!(again.body_bytes(), message.body_bytes());
+    // The other writer; here they are in an array of variants.
+    match builder().encode(&values) {
+        Ok(bytes) => {
+            let wrapped = Message::parse(bytes.into()).expect("what is written is valid");
+            let unwrapped: Vec<Value> = wrapped.decode().expect("it was written as this");
+            let body = |body: &mut BodyWriter| unwrapped.iter().for_each(|value| value.write(body));
+            let again = builder().body(body).build().expect("values can be written");
+            let again = Message::parse(again.into()).expect("what is written is valid");
+            assert_eq!(again.body_bytes(), message.body_bytes());
+        }
+        // The array, and a signature that is one type.
+        Err(error) => assert!(
+            matches!(
+                error,
+                MessageError::TooDeep { .. }
+                    | MessageError::TooLong { .. }
+                    | MessageError::ArrayTooLong { .. }
+            ),
+            "{error}"
+        ),
+    }
 }
 
 /// The framer finds the same message, wherever its bytes are cut.
@@ -250,6 +327,38 @@ fn authenticate(
         }
     }
     (output, taken, Ok(None))
+}
+
+/// What the client said, and how it ended.
+fn ask(
+    mut client: SaslClient,
+    input: &[u8],
+    size: usize,
+) -> (Vec<u8>, Result<Option<SaslClientDone>, SaslClientError>) {
+    let cookies = bus_wire::sasl::cookie::cookies;
+    let mut output = Vec::new();
+    if let Err(error) = client.start(&mut output) {
+        return (output, Err(error));
+    }
+    for mut piece in input.chunks(size) {
+        while !piece.is_empty() {
+            let step = match client.feed(piece, &mut output) {
+                Ok(step) => step,
+                Err(error) => return (output, Err(error)),
+            };
+            piece = &piece[step.consumed..];
+            match step.event {
+                Some(SaslClientEvent::Done(done)) => return (output, Ok(Some(done))),
+                Some(SaslClientEvent::Cookie(challenge)) => {
+                    let cookie = cookies(b"7 1700000000 c0ffee\n").find(|cookie| cookie.id == challenge.id);
+                    let answered = client.cookie(cookie.as_ref(), [7; 16], &mut output);
+                    answered.expect("it was asked for");
+                }
+                Some(_) | None => {}
+            }
+        }
+    }
+    (output, Ok(None))
 }
 
 /// All values of a body, which are thrown away.

@@ -251,12 +251,18 @@ fn fifty_hostile_peers_and_kills_and_upgrades_cost_the_innocent_nothing() {
     });
 }
 
+/// How long a campaign takes: ten minutes, or as many seconds as `BUS_HOSTILE_SECONDS` says.
+fn campaign_time() -> Duration {
+    let seconds = std::env::var("BUS_HOSTILE_SECONDS").map_or(600, |seconds| seconds.parse().unwrap());
+    Duration::from_secs(seconds)
+}
+
 /// `cargo test --release -p bus-cli --test hostile -- --ignored --nocapture`
 #[test]
 #[ignore = "takes ten minutes"]
 fn ten_minutes_of_fifty_hostile_peers() {
     campaign(&Plan {
-        time: Duration::from_secs(600),
+        time: campaign_time(),
         foes: 50,
         kills_every: None,
         upgrades_every: None,
@@ -268,7 +274,7 @@ fn ten_minutes_of_fifty_hostile_peers() {
 #[ignore = "takes ten minutes"]
 fn ten_minutes_of_fifty_hostile_peers_with_a_kill_each_second_and_an_upgrade_every_ten() {
     campaign(&Plan {
-        time: Duration::from_secs(600),
+        time: campaign_time(),
         foes: 50,
         kills_every: Some(Duration::from_secs(1)),
         upgrades_every: Some(Duration::from_secs(10)),

@@ -6,6 +6,9 @@ use crate::support::bystander::Bystander;
 use crate::support::process::{strike, worker_pid};
 use crate::support::raw::{Raw, call};
 use crate::support::{Bus, RESTART, binary, recoveries, upgrade, wait_until};
+use crate::user::{ALICE, Cpu, MALLORY, as_user, may_be_others};
+use crate::{public, public_configuration, within};
+use bus_load::clock;
 use bus_wire::MessageBuilder;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
@@ -73,6 +76,12 @@ impl Scene {
         }
     }
 }
+
+/// Executes the daemon, or rather a copy that anybody may execute, as a user without privileges and with a small table.
+const UNPRIVILEGED: &str = r#"
+    chmod 777 "$XDG_RUNTIME_DIR" && cp "$1" "$XDG_RUNTIME_DIR/daemon" && shift &&
+    exec setpriv --reuid=12009 --regid=12009 --clear-groups prlimit --nofile=1024 "$XDG_RUNTIME_DIR/daemon" "$@"
+"#;
 
 /// Passes a descriptor from one to another. How many arrive.
 fn pass(from: &mut Raw, to: &mut Raw) -> usize {
@@ -154,4 +163,50 @@ fn a_table_that_somebody_fills_stops_neither_a_recovery_nor_an_upgrade() {
     );
     let (_, _stalled_again) = scene.fill();
     scene.expect_all();
+}
+
+/// The kernel lets no user without privileges have more descriptors in flight than it may have open: those that the bus has
+/// passed on and nobody has read are the bus's.
+#[test]
+fn readers_that_take_no_descriptor_keep_none_from_others() {
+    if !may_be_others() {
+        return;
+    }
+    let _alone = alone();
+    let bus = public(Bus::start_by_script(UNPRIVILEGED, &public_configuration("")));
+    let socket = bus.socket();
+    let foes = as_user(MALLORY, Cpu::Last, move || {
+        let stalled: Vec<Foe> = (0..30).map(|_| Foe::connect(&socket).unwrap()).collect();
+        let mut passed = 0;
+        for foe in &stalled {
+            let mut sender = Foe::connect(&socket).unwrap();
+            let message = signal(Some(&foe.unique), 10, 16);
+            let fds: [RawFd; 16] = [sender.stream.as_raw_fd(); 16];
+            for _ in 0..60 {
+                if sender.send_fds(&message, &fds).is_none() || sender.settle().is_none() {
+                    break;
+                }
+                passed += fds.len();
+            }
+        }
+        (stalled, passed)
+    });
+    let (stalled, passed) = foes.join().unwrap();
+    eprintln!("{passed} descriptors for readers that do not read");
+    assert!(passed > 300, "{passed}");
+    let bus = std::sync::Arc::new(bus);
+    let innocent = as_user(ALICE, Cpu::First, {
+        let bus = bus.clone();
+        move || {
+            let (mut one, mut other) = (Raw::ready(&bus), Raw::ready(&bus));
+            for _ in 0..50 {
+                let begun = clock::now();
+                assert_eq!(pass(&mut one, &mut other), 1);
+                let waited = clock::now() - begun;
+                assert!(waited <= within(Duration::from_millis(100)), "{waited:?}");
+            }
+        }
+    });
+    innocent.join().expect("the innocent can pass descriptors");
+    drop(stalled);
 }

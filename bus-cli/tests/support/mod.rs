@@ -131,6 +131,14 @@ impl Bus {
         Bus::start_command(directory(), command)
     }
 
+    /// As [`start_with`](Self::start_with), by a shell's script, whose arguments are what is to be executed. The bus's directory
+    /// is `$XDG_RUNTIME_DIR` there.
+    pub fn start_by_script(script: &str, configuration: &str) -> Bus {
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "sh"]).arg(binary()).arg("daemon");
+        Bus::start_configured(command, configuration)
+    }
+
     /// Starts the binary under test with this standard error and environment. [`Bus::log`] is empty.
     pub fn start_with_stderr(stderr: impl Into<Stdio>, environment: &[(&str, &str)]) -> Bus {
         let directory = directory();

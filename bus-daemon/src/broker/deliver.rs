@@ -78,33 +78,32 @@ pub(super) fn is_waiting_long(out: &SendQueue) -> bool {
 }
 
 impl Broker {
-    /// Queues a message of the driver. A peer whose queue is full already is condemned: an answer or a signal that is
-    /// missing would mislead the peer for good.
-    pub(super) fn push_own(&mut self, to: PeerId, bytes: &[u8]) {
+    /// Queues a message of the driver. `cause` is who makes it wait, if it is not the peer itself; returns how long that one is
+    /// to wait for it.
+    pub(super) fn push_own(&mut self, to: PeerId, cause: Option<PeerId>, bytes: &[u8]) -> Wait {
         // What the bus says itself was put together first, value by value.
         self.outgoing.note_work(bytes.len() as u64 / 1024);
-        if self.may_push(to) {
-            self.push_with(to, Fds::new(), None, |out| {
-                if bytes.len() >= SHARED {
-                    out.push_shared(Bytes::copy_from_slice(bytes));
-                } else {
-                    out.push(bytes);
-                }
-            });
-        }
+        self.push_with(to, Fds::new(), cause, |out| {
+            if bytes.len() >= SHARED {
+                out.push_shared(Bytes::copy_from_slice(bytes));
+            } else {
+                out.push(bytes);
+            }
+        })
     }
 
-    /// The same of a message that goes to many.
-    pub(super) fn push_own_copy(&mut self, to: PeerId, message: &Message) {
-        if self.may_push(to) {
-            self.push_with(to, Fds::new(), None, |out| {
-                if is_waiting_long(out) {
-                    out.push_kept(message.to_bytes());
-                } else {
-                    out.push_shared(message.to_bytes());
-                }
-            });
+    /// The same of a message that goes to many. A peer whose queue is full already is condemned.
+    pub(super) fn push_own_copy(&mut self, to: PeerId, cause: Option<PeerId>, message: &Message) -> Wait {
+        if !self.may_push(to) {
+            return Wait::default();
         }
+        self.push_with(to, Fds::new(), cause, |out| {
+            if is_waiting_long(out) {
+                out.push_kept(message.to_bytes());
+            } else {
+                out.push_shared(message.to_bytes());
+            }
+        })
     }
 
     /// Queues a forwarded message, with the descriptors that are its own.

@@ -103,9 +103,6 @@ pub(crate) enum Excess {
     /// The bus is short of memory, and it does not read, or does not come to the end of its message.
     #[error("memory is short, and {0} bytes are held for it")]
     Memory(u64),
-    /// The same, for a reply.
-    #[error("it does not read the replies to its calls")]
-    UnreadReply,
     /// Its share of the table of descriptors: so many are too many.
     #[error("{0} file descriptors more are beyond the share of the table that it, or its user, may have")]
     Descriptors(u64),

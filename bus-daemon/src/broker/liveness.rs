@@ -7,6 +7,8 @@
 /// A receiver is live that within so many awake milliseconds drained all that waited, or this many bytes in each.
 pub(super) const LIVE: u64 = 5000;
 pub(super) const LIVE_RATE: u64 = 4 * 1024 * 1024 / 1000;
+/// Who will have read all that waits within so many milliseconds is slow, and not stalled.
+const SLOW: u64 = 60_000;
 /// More than this between two ticks is no time in which a peer could have read: the bus stood still, or was idle.
 const AWAKE: u64 = 1000;
 
@@ -73,6 +75,16 @@ impl Liveness {
         awake.now() - self.since < within || sent - from >= LIVE_RATE.saturating_mul(awake.now() - at)
     }
 
+    /// Whether the peer, which may not be live, has read something of late, and will have read the `queued` bytes that wait
+    /// within [`SLOW`] at that rate.
+    pub(super) fn gets_on(&self, awake: AwakeTime, sent: u64, queued: u64) -> bool {
+        let (at, from) = self.marks[0];
+        // Whoever reads all the time has a mark not older than half of it.
+        let is_reading = awake.now().saturating_sub(self.marks[1].0) < LIVE + LIVE / 2;
+        let read = sent.saturating_sub(from).saturating_mul(SLOW);
+        is_reading && read >= queued.saturating_mul(awake.now().saturating_sub(at))
+    }
+
     /// Whether it can be that of a peer that was sent so much.
     pub(super) fn is_sound(&self, awake: AwakeTime, sent: u64) -> bool {
         let [first, second] = self.marks;
@@ -84,6 +96,27 @@ impl Liveness {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_reads_slowly_gets_on_and_who_reads_next_to_nothing_does_not() {
+        let mut awake = AwakeTime::default();
+        let mut slow = Liveness::default();
+        let mut sent = 0;
+        slow.begin(awake, sent);
+        for _ in 0..100 {
+            awake.note_time(100);
+            sent += 50_000;
+            slow.note_sent(awake, sent);
+        }
+        assert!(!slow.is_live(awake, sent, LIVE));
+        // Half a megabyte in each second.
+        assert!(slow.gets_on(awake, sent, 25_000_000));
+        assert!(!slow.gets_on(awake, sent, 35_000_000));
+        for _ in 0..80 {
+            awake.note_time(100);
+        }
+        assert!(!slow.gets_on(awake, sent, 1_000_000), "it reads no more");
+    }
 
     #[test]
     fn a_damaged_time_overflows_nowhere() {

@@ -57,7 +57,7 @@ impl Broker {
         let mut receivers = std::mem::take(&mut self.scratch.receivers);
         self.collect(Audience::Monitors, None, addressee, message, &mut receivers);
         for receiver in receivers.drain(..) {
-            self.push_own_copy(receiver, message);
+            self.push_own_copy(receiver, None, message);
         }
         self.scratch.receivers = receivers;
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Broker;
 use super::event::PeerId;
 use super::name::{NameFlags, OwnerChange, ReleaseNameReply, RequestNameReply};
+use super::pacing::Wait;
 use super::peer::Unique;
 
 impl Broker {
@@ -29,7 +30,7 @@ impl Broker {
             peer.peaks.names = peer.peaks.names.max(held);
         }
         if let Some(change) = &change {
-            self.announce(change);
+            self.announce(change, id);
         }
         self.names.note_peak(self.roster.unique_count());
         Some(reply)
@@ -42,13 +43,14 @@ impl Broker {
             self.roster.mark_changed(id);
         }
         if let Some(change) = &change {
-            self.announce(change);
+            self.announce(change, id);
         }
         reply
     }
 
-    /// NameLost to the old owner, NameOwnerChanged to all, NameAcquired to the new one: in the order of dbus-daemon.
-    fn announce(&mut self, change: &OwnerChange) {
+    /// NameLost to the old owner, NameOwnerChanged to all, NameAcquired to the new one: in the order of dbus-daemon. Whose
+    /// doing it is makes these wait, as its own broadcasts.
+    fn announce(&mut self, change: &OwnerChange, cause: PeerId) {
         let unique_name = |id: Option<PeerId>, broker: &Self| -> Arc<str> {
             let unique = id.and_then(|id| broker.roster.get(id)?.unique.as_ref());
             unique.map_or_else(|| "".into(), |unique| unique.name.clone())
@@ -57,43 +59,60 @@ impl Broker {
         let new = unique_name(change.new, self);
         if let Some(id) = change.old {
             self.roster.mark_changed(id);
-            self.send_signal_to(id, "NameLost", |w| {
-                w.str(&change.name);
-            });
         }
-        self.broadcast_driver_signal("NameOwnerChanged", |w| {
-            w.str(&change.name);
-            w.str(&old);
-            w.str(&new);
-        });
-        if let Some(id) = change.new {
-            self.send_signal_to(id, "NameAcquired", |w| {
-                w.str(&change.name);
-            });
-        }
+        let told = Announcement {
+            name: &change.name,
+            old: (&old, change.old),
+            new: (&new, change.new),
+        };
+        self.tell(&told, cause);
     }
 
     /// The same for a unique name, which comes with Hello and goes with its peer.
     pub(super) fn announce_unique(&mut self, id: PeerId, unique: &Unique, is_acquired: bool) {
         let (old, new) = if is_acquired {
-            ("", &*unique.name)
+            (("", None), (&*unique.name, Some(id)))
         } else {
-            (&*unique.name, "")
+            ((&*unique.name, Some(id)), ("", None))
         };
-        if !is_acquired {
-            self.send_signal_to(id, "NameLost", |w| {
-                w.str(&unique.name);
+        let told = Announcement {
+            name: &unique.name,
+            old,
+            new,
+        };
+        self.tell(&told, id);
+    }
+
+    fn tell(&mut self, told: &Announcement<'_>, cause: PeerId) {
+        let Announcement {
+            name,
+            old: (old, loser),
+            new: (new, winner),
+        } = *told;
+        let by = Some(cause);
+        let mut wait = Wait::default();
+        if let Some(id) = loser {
+            wait = self.send_signal_to(id, "NameLost", by, |w| {
+                w.str(name);
             });
         }
-        self.broadcast_driver_signal("NameOwnerChanged", |w| {
-            w.str(&unique.name);
+        wait = wait.and(self.broadcast_driver_signal("NameOwnerChanged", by, |w| {
+            w.str(name);
             w.str(old);
             w.str(new);
-        });
-        if is_acquired {
-            self.send_signal_to(id, "NameAcquired", |w| {
-                w.str(&unique.name);
-            });
+        }));
+        if let Some(id) = winner {
+            wait = wait.and(self.send_signal_to(id, "NameAcquired", by, |w| {
+                w.str(name);
+            }));
         }
+        self.note_broadcast(cause, wait);
     }
+}
+
+/// Who lost a name, and who got it: how each is called, and who that is.
+struct Announcement<'a> {
+    name: &'a str,
+    old: (&'a str, Option<PeerId>),
+    new: (&'a str, Option<PeerId>),
 }

@@ -4,8 +4,12 @@
 //! advances the *clock* of its party by the time in which that receiver reads it at the least. A signal of a party whose
 //! clock is ahead of the present waits, in the framer of its sender, which is not read from meanwhile. Where several peers
 //! of a party wait, each has reserved a time of its own, so that each of them waits once and not for ever.
+//!
+//! What the driver says of names is a broadcast of the peer whose doing it is. So calls that have such signals wait too.
 
 use std::collections::BTreeMap;
+
+use bus_wire::{Framer, NextCall};
 
 use super::agenda::Agenda;
 use super::deadline::Deadline;
@@ -15,12 +19,18 @@ use super::invariants::Violation;
 use super::liveness::{AwakeTime, LIVE, Liveness};
 use super::peer::Peer;
 use super::shares::{Cells, Party, reading_time};
-use super::{Action, Broker};
+use super::{Action, Broker, DRIVER};
 
 /// A party may be so many microseconds ahead: to wait for less would wake the bus for every message.
 const AHEAD: u64 = 10_000;
-/// What a peer that waits reserves at the least, in bytes: then it goes on with more than one small message.
-const RESERVED: u64 = 64 * 1024;
+/// A peer that waits reserves the time for its message, and for so many bytes at the least: so often a party's small messages
+/// wake the bus.
+const RESERVED: u64 = 1024;
+/// No call waits longer, in microseconds: its caller waits too, and many give up after 25 seconds. What is still missing
+/// then its party's other messages wait for.
+const LONGEST_CALL: u64 = 5_000_000;
+/// Methods of the driver after which it has something to tell others.
+const TOLD_TO_ALL: [&str; 3] = ["Hello", "RequestName", "ReleaseName"];
 /// No clock is further ahead, and no wait longer, in microseconds: a day. So whatever was made is restored.
 const LONGEST: u64 = 86_400_000_000;
 
@@ -139,7 +149,7 @@ impl Broker {
         receiver.cells.of(party) > 0 && !receiver.cells.is_within_share(party, message, free)
     }
 
-    /// A broadcast was queued for all.
+    /// A broadcast, or what the driver says of a peer's doing, was queued for all.
     pub(super) fn note_broadcast(&mut self, id: PeerId, wait: Wait) {
         if wait.is_none() && !self.pacing.is_on() {
             return;
@@ -163,29 +173,30 @@ impl Broker {
     /// Whether the next message of a peer has to wait. If so, it is not read from until the time has come.
     #[cold]
     pub(super) fn is_held(&mut self, id: PeerId) -> bool {
-        let Some(peer) = self.roster.get(id) else {
+        let now = micros(self.deadlines.now());
+        // What its framer has is not changed by being looked at.
+        let Some(peer) = self.roster.at_mut(id.index).filter(|peer| peer.id == id) else {
             return false;
         };
         if peer.credit > 0 || peer.agenda.puts_off_input() {
             return false;
         }
-        let Some(length) = peer.framer.next_signal() else {
+        let parties = [Party::User(peer.credentials.uid), Party::Peer(id)];
+        let latest = parties.map(|party| self.pacing.clock(party)).into_iter().max();
+        let Some(latest) = latest.filter(|latest| *latest > now + AHEAD) else {
             return false;
         };
-        let now = micros(self.deadlines.now());
-        let parties = [Party::User(peer.credentials.uid), Party::Peer(id)];
-        let clock = parties.map(|party| self.pacing.clock(party));
-        let latest = clock[0].max(clock[1]);
-        if latest <= now + AHEAD {
+        let Some(next) = Broadcast::next_of(&mut peer.framer) else {
             return false;
-        }
-        let reserved = reading_time(RESERVED.max(length as u64), 1);
+        };
+        let reserved = reading_time(RESERVED.max(next.length), 1);
+        let until = latest.min(now.saturating_add(next.longest));
         for party in parties {
             if self.pacing.clock(party) > now {
                 self.pacing.advance(party, now, reserved);
             }
         }
-        self.hold(id, Millis(latest.div_ceil(1000)), reserved);
+        self.hold(id, Millis(until.div_ceil(1000)), reserved);
         true
     }
 
@@ -198,6 +209,8 @@ impl Broker {
         peer.agenda = Agenda::Paced { until };
         // Its message is complete. Routing expects what is behind it again, once the wait is over.
         self.deadlines.expect_fds(peer, None);
+        // Nor is a Hello that is there overdue.
+        self.deadlines.expect_hello(peer, None);
         self.deadlines.change(Deadline::Paced(id), None, Some(until));
         if is_read {
             self.outgoing.ask(Action::StopReading(id));
@@ -210,6 +223,10 @@ impl Broker {
             return;
         };
         if matches!(peer.agenda, Agenda::Paced { .. }) {
+            if peer.is_incomplete() {
+                let until = self.deadlines.later(self.config.limits.auth_timeout);
+                self.deadlines.expect_hello(peer, Some(until));
+            }
             self.put_off_input(id);
             if self.may_read(id) {
                 self.outgoing.ask(Action::ResumeReading(id));
@@ -323,6 +340,38 @@ impl Broker {
         self.roster
             .iter()
             .try_for_each(|peer| peer.cells.check(peer.out.len()))
+    }
+}
+
+/// What comes next from a peer, if that is told to all.
+struct Broadcast {
+    /// Bytes that are told, as far as that is known.
+    length: u64,
+    /// How long it waits at the most, in microseconds.
+    longest: u64,
+}
+
+impl Broadcast {
+    fn next_of(framer: &mut Framer) -> Option<Self> {
+        if let Some(length) = framer.next_signal() {
+            return Some(Self {
+                length: length as u64,
+                longest: LONGEST,
+            });
+        }
+        let is_told = match framer.next_call()? {
+            NextCall::Named {
+                destination: Some(DRIVER),
+                member,
+            } => TOLD_TO_ALL.contains(&member),
+            NextCall::Named { .. } => false,
+            // So that a name that nobody reads is no way around it.
+            NextCall::Long => true,
+        };
+        is_told.then_some(Self {
+            length: 0,
+            longest: LONGEST_CALL,
+        })
     }
 }
 

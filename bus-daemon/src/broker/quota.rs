@@ -9,7 +9,7 @@ use super::descriptors::Payer;
 use super::disconnect::Excess;
 use super::event::PeerId;
 use super::peer::Peer;
-use super::shares::counted_from;
+use super::shares::{Party, counted_from};
 use super::{Action, Broker};
 
 /// Counts of the whole bus, for `org.freedesktop.DBus.Debug.Stats`.
@@ -58,6 +58,21 @@ pub(super) fn is_to_be_stopped(peer: &Peer, limit: u64) -> bool {
     !peer.is_stopped && peer.out.len() > stop_reading_above(limit)
 }
 
+/// Whether one of the two parts of a long queue is longer than the limit by itself.
+#[cold]
+fn is_part_full(peer: &Peer, limit: u64) -> bool {
+    let own = peer.cells.of(Party::Own);
+    own > limit || peer.out.len() - own > limit
+}
+
+/// Whether what a peer awaits would be more, with a reply, than that beside which it is still read. The rest of its limit is
+/// for what tells it that there is no room.
+#[cold]
+fn exceeds_own(peer: &Peer, reply: u64, limit: u64) -> bool {
+    let own = peer.cells.of(Party::Own);
+    own > 0 && own.saturating_add(reply) > stop_reading_above(limit)
+}
+
 impl Broker {
     /// The counts at this moment.
     pub(crate) fn stats(&self) -> Stats {
@@ -85,11 +100,24 @@ impl Broker {
         }
     }
 
-    /// Whether a queue is too long for another message. One message may pass the limit, as in dbus-daemon.
+    /// Whether a queue is too long for another message: with what the peer awaits, or with what others make wait, each by
+    /// itself. So neither takes the other's room. One message may pass the limit, as in dbus-daemon.
+    #[inline]
     pub(super) fn is_full(&self, peer: &Peer) -> bool {
-        let limits = &self.config.limits;
-        peer.out.len() > limits.max_outgoing_bytes
-            || peer.out.queued_fds() as u64 > limits.max_outgoing_unix_fds
+        let limit = self.config.limits.max_outgoing_bytes;
+        peer.out.len() > limit && is_part_full(peer, limit) || self.is_full_of_fds(peer)
+    }
+
+    /// Whether more descriptors wait for a peer than may.
+    fn is_full_of_fds(&self, peer: &Peer) -> bool {
+        peer.out.queued_fds() as u64 > self.config.limits.max_outgoing_unix_fds
+    }
+
+    /// Whether there is no room for a reply that a peer awaits. Where it awaits nothing else one passes, whatever its length.
+    pub(super) fn is_full_of_replies(&self, peer: &Peer, reply: u64) -> bool {
+        let limit = self.config.limits.max_outgoing_bytes;
+        let has_replies = peer.out.len() > counted_from(limit);
+        has_replies && exceeds_own(peer, reply, limit) || self.is_full_of_fds(peer)
     }
 
     /// Stops and resumes reading from a peer that does not read: its own calls would fill its queue with answers.
@@ -137,7 +165,7 @@ impl Broker {
             }
             if peer.is_waiting {
                 self.outgoing.ask(Action::StopReading(id));
-            } else if !peer.is_stopped && !self.shortage.is_unread(id) {
+            } else if !peer.is_unread() && !self.shortage.is_unread(id) {
                 self.outgoing.ask(Action::ResumeReading(id));
             }
         }

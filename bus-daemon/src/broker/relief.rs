@@ -12,7 +12,8 @@
 //!          |   read for a while)      |   largest first        |   unfinished messages      |
 //! ```
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -92,6 +93,25 @@ pub struct Relief {
     pub hold_back: Vec<PeerId>,
     /// Who is disconnected.
     pub dismiss: Vec<PeerId>,
+}
+
+/// Who is disconnected, in what order, and each once.
+#[derive(Debug, Default)]
+struct Dismissal {
+    order: Vec<PeerId>,
+    all: BTreeSet<PeerId>,
+}
+
+impl Dismissal {
+    fn add(&mut self, id: PeerId) {
+        if self.all.insert(id) {
+            self.order.push(id);
+        }
+    }
+
+    fn contains(&self, id: PeerId) -> bool {
+        self.all.contains(&id)
+    }
 }
 
 /// A peer that sent most of what waits.
@@ -179,17 +199,22 @@ struct Share {
 impl Broker {
     /// What is to be done about the memory that is held. `None`: nothing.
     pub fn relief(&self, memory: Memory) -> Option<Relief> {
-        let mut relief = Relief {
-            hold_back: Vec::new(),
-            dismiss: self.too_large(memory.cap),
-        };
+        let mut hold_back = Vec::new();
+        let mut dismissal = Dismissal::default();
+        self.too_large(memory.cap)
+            .into_iter()
+            .for_each(|id| dismissal.add(id));
         if memory.is_short() {
-            relief.hold_back = self.sent_most(memory);
+            hold_back = self.sent_most(memory);
             if memory.held > memory.cap {
-                self.give_up(memory, &mut relief.dismiss);
+                self.give_up(memory, &mut dismissal);
             }
         }
-        relief.hold_back.retain(|id| !relief.dismiss.contains(id));
+        hold_back.retain(|id| !dismissal.contains(*id));
+        let relief = Relief {
+            hold_back,
+            dismiss: dismissal.order,
+        };
         (relief != Relief::default()).then_some(relief)
     }
 
@@ -234,7 +259,7 @@ impl Broker {
         }
         let is_over = memory.held > memory.cap;
         let most = users.values().max().copied().unwrap_or(0);
-        shares.sort_unstable_by_key(|share| (std::cmp::Reverse(share.bytes), share.id));
+        shares.sort_unstable_by_key(|share| (Reverse(share.bytes), share.id));
         // Much beside what others sent.
         let least = LEAST.max(shares.first().map_or(0, |share| share.bytes / 32));
         let mut taken: BTreeMap<Option<u32>, u64> = BTreeMap::new();
@@ -264,31 +289,34 @@ impl Broker {
         }
     }
 
-    /// Adds to `dismiss` peers that make the bus hold much, on the best ground there is, the largest first, until enough is
-    /// free.
-    fn give_up(&self, memory: Memory, dismiss: &mut Vec<PeerId>) {
+    /// Dismisses peers that make the bus hold much, on the best ground there is, until enough is free: the largest first, but
+    /// those who get on, slowly as it may be, after all that do not.
+    fn give_up(&self, memory: Memory, dismissal: &mut Dismissal) {
         let excess = memory.held - memory.near();
         let mut freed = 0;
         for ground in memory.grounds() {
-            let mut all: Vec<(u64, PeerId)> = self
+            let mut all: Vec<(bool, Reverse<u64>, PeerId)> = self
                 .roster
                 .iter()
-                .filter(|peer| !dismiss.contains(&peer.id))
-                .map(|peer| (self.holding(peer, *ground, memory), peer.id))
-                .filter(|(bytes, _)| *bytes >= LEAST)
+                .filter(|peer| !dismissal.contains(peer.id))
+                .map(|peer| {
+                    let bytes = self.holding(peer, *ground, memory);
+                    (self.gets_on(peer, *ground), Reverse(bytes), peer.id)
+                })
+                .filter(|(_, bytes, _)| bytes.0 >= LEAST)
                 .collect();
-            all.sort_unstable_by_key(|(bytes, id)| (std::cmp::Reverse(*bytes), *id));
             // Who holds next to nothing of it goes only if nobody holds much.
-            let large = all.partition_point(|(bytes, _)| *bytes >= excess / 128);
-            if large > 0 || freed > 0 {
-                all.truncate(large);
+            let is_much = |bytes: u64| bytes >= excess / 128;
+            if freed > 0 || all.iter().any(|(_, bytes, _)| is_much(bytes.0)) {
+                all.retain(|(_, bytes, _)| is_much(bytes.0));
             }
-            for (bytes, id) in all {
+            all.sort_unstable();
+            for (_, Reverse(bytes), id) in all {
                 if freed >= excess {
                     return;
                 }
                 freed += bytes;
-                dismiss.push(id);
+                dismissal.add(id);
             }
         }
     }
@@ -315,6 +343,14 @@ impl Broker {
             Ground::Unfinished => charge.input,
             Ground::Large => charge.queued + charge.input,
         }
+    }
+
+    /// Whether a peer that is slow will have read all before long, as a monitor that is not as fast as the bus.
+    fn gets_on(&self, peer: &Peer, ground: Ground) -> bool {
+        ground == Ground::Stalled
+            && peer
+                .reading
+                .gets_on(self.awake, peer.out.sent(), peer.charge.queued)
     }
 
     /// Does what [`relief`](Self::relief) said.

@@ -220,7 +220,8 @@ impl Broker {
         }
         self.regulate_accepting();
         if services_changed {
-            self.broadcast_driver_signal("ActivatableServicesChanged", |_| {});
+            // Nobody's doing: what the files say was changed.
+            self.broadcast_driver_signal("ActivatableServicesChanged", None, |_| {});
         }
     }
 }

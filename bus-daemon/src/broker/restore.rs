@@ -510,19 +510,19 @@ impl Broker {
             let new = owner
                 .and_then(|id| self.roster.get(id))
                 .map(|peer| peer.unique_name().to_owned());
-            self.broadcast_driver_signal("NameOwnerChanged", |w| {
+            self.broadcast_driver_signal("NameOwnerChanged", None, |w| {
                 w.str(&name);
                 w.str(&old.name);
                 w.str(new.as_deref().unwrap_or_default());
             });
             if let Some(owner) = owner {
-                self.send_signal_to(owner, "NameAcquired", |w| {
+                self.send_signal_to(owner, "NameAcquired", None, |w| {
                     w.str(&name);
                 });
             }
         }
         for unique in &gone.in_order {
-            self.broadcast_driver_signal("NameOwnerChanged", |w| {
+            self.broadcast_driver_signal("NameOwnerChanged", None, |w| {
                 w.str(&unique.name);
                 w.str(&unique.name);
                 w.str("");

@@ -354,18 +354,15 @@ impl Broker {
             verdict = Err(SERIAL_IN_USE);
         }
         if let Err((name, text)) = verdict {
-            if text == TOO_MANY_FDS && !super::speak::expects_reply(message) {
+            if text == TOO_MANY_FDS && !is_awaited && !super::speak::expects_reply(message) {
                 // Nothing would tell it.
                 self.condemn(payer, Excess::Descriptors(fds.len() as u64).into());
             }
             self.close_fds(fds);
-            if is_awaited && name == LIMITS_EXCEEDED {
-                // The caller would wait for ever for the answer that it asked for.
-                self.condemn(to, Excess::UnreadReply.into());
-            } else if let Some(serial) = replies_to {
-                // Here too the caller would wait for ever; the call is answered with the reason.
+            if let Some(serial) = replies_to {
+                // The caller would wait for ever; the call is answered with the reason.
                 if is_awaited {
-                    self.send_late_error(to, serial.get(), name, text);
+                    self.send_in_place_of_reply(to, serial.get(), name, text);
                 }
             } else {
                 self.send_driver_error(id, message, name, text);
@@ -415,7 +412,11 @@ impl Broker {
         let expects_reply = super::speak::expects_reply(message);
         let limit = self.config.limits.max_replies_per_connection;
         let has_too_many = expects_reply && self.calls.awaited_count(id) as u64 >= limit;
-        let is_full = self.is_full(receiver) || (!is_awaited && self.is_beyond(receiver, id, transit.len()));
+        let is_full = if is_awaited {
+            self.is_full_of_replies(receiver, transit.len())
+        } else {
+            self.is_full(receiver) || self.is_beyond(receiver, id, transit.len())
+        };
         if (has_too_many || is_full) && expects_reply && self.calls.is_open(to, id, message.serial().get()) {
             return Err(SERIAL_IN_USE);
         }

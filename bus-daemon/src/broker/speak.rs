@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::deliver::Transit;
 use super::event::{Fds, PeerId};
 use super::monitor::Addressee;
+use super::pacing::Wait;
 use super::subscriptions::Audience;
 use super::{Broker, DRIVER, System};
 
@@ -25,6 +26,15 @@ pub(crate) const LIMITS_EXCEEDED: &str = "org.freedesktop.DBus.Error.LimitsExcee
 
 /// `org.freedesktop.DBus.Error.Failed`
 pub(crate) const FAILED: &str = "org.freedesktop.DBus.Error.Failed";
+
+/// Whether a message of the driver asks if there is room for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    /// A peer that has none is condemned: an answer or a signal that is missing would mislead the peer for good.
+    Needed,
+    /// It says that there is none.
+    Granted,
+}
 
 /// Whether the sender of a message waits for an answer (specification, "Message Format", NO_REPLY_EXPECTED).
 pub(crate) fn expects_reply(message: &Message) -> bool {
@@ -123,7 +133,12 @@ impl Broker {
         reply_serial: u32,
         body: impl FnOnce(&mut BodyWriter),
     ) {
-        let built = self.speak(caller, MessageBuilder::method_return(reply_serial).body(body));
+        let built = self.speak(
+            caller,
+            None,
+            Room::Needed,
+            MessageBuilder::method_return(reply_serial).body(body),
+        );
         if let Err(error) = built {
             self.send_late_error(caller, reply_serial, LIMITS_EXCEEDED, &error.to_string());
         }
@@ -136,7 +151,28 @@ impl Broker {
         let error = MessageBuilder::error(name, reply_serial).body(|w| {
             w.str(&text);
         });
-        if let Err(error) = self.speak(caller, error) {
+        let built = self.speak(caller, None, Room::Needed, error);
+        self.warn_if_unbuilt(caller, built);
+    }
+
+    /// Answers a call with an error in the place of a reply for which there is no room. Each open call has one answer, and
+    /// room is left for these: `max_replies_per_connection` bounds them.
+    pub(super) fn send_in_place_of_reply(
+        &mut self,
+        caller: PeerId,
+        reply_serial: u32,
+        name: &str,
+        text: &str,
+    ) {
+        let error = MessageBuilder::error(name, reply_serial).body(|w| {
+            w.str(text);
+        });
+        let built = self.speak(caller, None, Room::Granted, error);
+        self.warn_if_unbuilt(caller, built);
+    }
+
+    fn warn_if_unbuilt(&mut self, caller: PeerId, built: Result<Wait, MessageError>) {
+        if let Err(error) = built {
             self.warn(
                 self.uid(caller),
                 format!("an error reply could not be built: {error}"),
@@ -144,34 +180,52 @@ impl Broker {
         }
     }
 
-    /// Sends a signal of the interface `org.freedesktop.DBus` to one peer.
-    pub(crate) fn send_signal_to(&mut self, peer: PeerId, member: &str, body: impl FnOnce(&mut BodyWriter)) {
+    /// Sends a signal of the interface `org.freedesktop.DBus` to one peer. `cause` is whose doing it tells of, if it is a
+    /// peer's: that one makes it wait, unless it is told of its own. How long it is to wait for that.
+    pub(super) fn send_signal_to(
+        &mut self,
+        peer: PeerId,
+        member: &str,
+        cause: Option<PeerId>,
+        body: impl FnOnce(&mut BodyWriter),
+    ) -> Wait {
         let signal = MessageBuilder::signal(DRIVER_PATH, DRIVER, member).body(body);
-        if let Err(error) = self.speak(peer, signal) {
-            self.warn(
-                self.uid(peer),
-                format!("the signal {member} could not be built: {error}"),
-            );
-        }
+        let cause = cause.filter(|cause| *cause != peer);
+        self.speak(peer, cause, Room::Needed, signal)
+            .unwrap_or_else(|error| {
+                self.warn(
+                    self.uid(peer),
+                    format!("the signal {member} could not be built: {error}"),
+                );
+                Wait::default()
+            })
     }
 
-    /// Sends a signal of the interface `org.freedesktop.DBus` to every peer with a match rule for the signal.
-    pub(crate) fn broadcast_driver_signal(&mut self, member: &str, body: impl FnOnce(&mut BodyWriter)) {
-        self.broadcast_signal(DRIVER, member, body);
+    /// Sends a signal of the interface `org.freedesktop.DBus` to every peer with a match rule for the signal. `cause` as
+    /// above.
+    pub(super) fn broadcast_driver_signal(
+        &mut self,
+        member: &str,
+        cause: Option<PeerId>,
+        body: impl FnOnce(&mut BodyWriter),
+    ) -> Wait {
+        self.broadcast_signal(DRIVER, member, cause, body)
     }
 
-    /// Sends a signal of any interface of the driver to every peer with a match rule for the signal.
-    pub(crate) fn broadcast_signal(
+    /// Sends a signal of any interface of the driver to every peer with a match rule for the signal. `cause` as above.
+    pub(super) fn broadcast_signal(
         &mut self,
         interface: &str,
         member: &str,
+        cause: Option<PeerId>,
         body: impl FnOnce(&mut BodyWriter),
-    ) {
+    ) -> Wait {
+        let mut wait = Wait::default();
         let serial = self.outgoing.next_serial();
         if self.subscriptions.is_empty(Audience::Subscribers)
             && self.subscriptions.is_empty(Audience::Monitors)
         {
-            return;
+            return wait;
         }
         let built = MessageBuilder::signal(DRIVER_PATH, interface, member)
             .sender(DRIVER)
@@ -192,18 +246,26 @@ impl Broker {
                     &mut receivers,
                 );
                 for receiver in receivers.drain(..) {
-                    self.push_own_copy(receiver, &message);
+                    wait = wait.and(self.push_own_copy(receiver, cause, &message));
                 }
                 self.scratch.receivers = receivers;
             }
             Err(error) => self.warn(None, format!("the signal {member} could not be built: {error}")),
         }
+        wait
     }
 
-    /// Completes a message for one peer and queues it, with copies for the monitors.
-    fn speak(&mut self, to: PeerId, message: MessageBuilder<'_>) -> Result<(), MessageError> {
+    /// Completes a message for one peer and queues it, with copies for the monitors. Who else makes it wait, if anybody does,
+    /// is `cause`: how long that peer is to wait for it.
+    fn speak(
+        &mut self,
+        to: PeerId,
+        cause: Option<PeerId>,
+        room: Room,
+        message: MessageBuilder<'_>,
+    ) -> Result<Wait, MessageError> {
         let Some(peer) = self.roster.get(to) else {
-            return Ok(());
+            return Ok(Wait::default());
         };
         let destination = match &peer.unique {
             Some(unique) => unique.name.clone(),
@@ -212,8 +274,9 @@ impl Broker {
         let serial = self.outgoing.next_serial();
         if peer.is_condemned && self.subscriptions.is_empty(Audience::Monitors) {
             // Nobody would hear it: what a peer that leaves is told of its own names.
-            return Ok(());
+            return Ok(Wait::default());
         }
+        let mut wait = Wait::default();
         let mut speech = std::mem::take(&mut self.scratch.speech);
         speech.clear();
         let built = message
@@ -228,12 +291,18 @@ impl Broker {
             {
                 self.capture_own(Addressee::Peer(to), &message);
             }
-            self.push_own(to, &speech);
+            let may_push = match room {
+                Room::Needed => self.may_push(to),
+                Room::Granted => self.roster.get(to).is_some_and(|peer| !peer.is_condemned),
+            };
+            if may_push {
+                wait = self.push_own(to, cause, &speech);
+            }
         }
         if speech.capacity() > KEPT {
             speech = Vec::new();
         }
         self.scratch.speech = speech;
-        built
+        built.map(|()| wait)
     }
 }

@@ -10,8 +10,7 @@ use super::Journal;
 use super::header::HEADER_LEN;
 #[cfg(test)]
 use super::header::{Commit, Header};
-use super::log::Fields;
-use super::record::Kind;
+use super::record::{Fields, Kind};
 use super::replay::Remains;
 use super::store::{Medium, Memfd};
 use crate::broker::PeerId;

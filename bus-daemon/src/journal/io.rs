@@ -16,8 +16,7 @@ use smallvec::SmallVec;
 
 use super::extent::is_many;
 use super::header::{CONTROL, InFlight, MAX_FDS};
-use super::log::Fields;
-use super::record::Kind;
+use super::record::{Fields, Kind};
 use super::store::{ExtentPlace, StoreError};
 use super::{Extent, Journal};
 use crate::broker::{Fds, PeerId};

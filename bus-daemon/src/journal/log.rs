@@ -12,7 +12,7 @@ use bus_wire::Fd;
 use bytes::Bytes;
 
 use super::header::{HEADER_LEN, Header, MAX_FDS};
-use super::record::{Kind, RECORD_HEADER, RecordHeader};
+use super::record::{Fields, Kind, RECORD_HEADER, RecordHeader};
 use super::view::{Lookers, view};
 use crate::os::region::Region;
 
@@ -57,28 +57,6 @@ pub(crate) struct Position {
     pub(crate) segment: u32,
     /// Its offset there.
     pub(crate) offset: u32,
-}
-
-/// What a record tells besides its data and descriptors: fields of its [header](RecordHeader).
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Fields {
-    pub(crate) peer: u64,
-    pub(crate) number: u64,
-    pub(crate) extent: u64,
-    pub(crate) filled: u32,
-    pub(crate) class: u8,
-    pub(crate) lost_fds: bool,
-}
-
-impl Fields {
-    /// Those that most records have.
-    pub(crate) fn new(peer: u64, number: u64) -> Self {
-        Self {
-            peer,
-            number,
-            ..Self::default()
-        }
-    }
 }
 
 /// A record read back.
@@ -322,6 +300,12 @@ impl Log {
         if self.offset + RECORD_HEADER + READ_TAIL > SEGMENT {
             self.next_segment();
         }
+        if fds.is_empty() {
+            // The header is all of it, as of everything that is sent.
+            let mut record = fields.record(kind, self.sequence, 0, 0);
+            record.hash = record.hash_with(self.header.salt(), &[], &[]);
+            return self.put(record, kind);
+        }
         self.publish(kind, fields, 0, fds);
     }
 
@@ -341,39 +325,25 @@ impl Log {
     pub(crate) const MOST_DATA: usize = SEGMENT - RECORD_HEADER - READ_TAIL - 64;
 
     fn publish(&mut self, kind: Kind, fields: Fields, data_len: usize, fds: &[Fd]) {
-        let Fields {
-            peer,
-            number,
-            extent,
-            filled,
-            class,
-            lost_fds,
-        } = fields;
         let fds = &fds[..fds.len().min(MAX_FDS)];
-        let mut record = RecordHeader {
-            sequence: self.sequence,
-            peer,
-            number,
-            extent,
-            data_len: data_len as u32,
-            fds: fds.len() as u8,
-            lost_fds: u8::from(lost_fds),
-            kind: kind as u8,
-            class,
-            filled,
-            crc: 0,
-        };
+        let mut record = fields.record(kind, self.sequence, data_len, fds.len());
         let fds_at = self.offset + record.fds_at();
         for (index, fd) in fds.iter().enumerate() {
             let place = self.place(fds_at + 4 * index, 4);
             // SAFETY: `place` is 4 writable bytes at a multiple of 4.
             unsafe { place.cast::<i32>().write(fd.0) };
         }
-        record.crc = record.checksum(
+        record.hash = record.hash_with(
             self.header.salt(),
             self.bytes(self.current, self.offset + RECORD_HEADER, data_len),
             self.bytes(self.current, fds_at, 4 * fds.len()),
         );
+        self.put(record, kind);
+    }
+
+    /// A record whose data and descriptors stand in their places counts from here on.
+    #[inline]
+    fn put(&mut self, record: RecordHeader, kind: Kind) {
         let place = self.place(self.offset, RECORD_HEADER);
         // SAFETY: room for a header at a multiple of 8.
         unsafe { record.write_to(place) };
@@ -510,7 +480,7 @@ impl Log {
             4 * usize::from(header.fds),
         );
         let salt = self.header.salt();
-        (header.checksum(salt, data, fds) == header.crc).then_some(header)
+        (header.hash_with(salt, data, fds) == header.hash).then_some(header)
     }
 
     /// Reads the next record and goes behind it. `Err`: what stands there is not what was written.

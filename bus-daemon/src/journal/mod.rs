@@ -52,14 +52,14 @@ pub(crate) use extent::Extent;
 use extent::{ExtentPool, ExtentRange};
 use header::Header;
 pub(crate) use io::Read;
+use log::Log;
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use log::Position;
-use log::{Fields, Log};
 use manifest::Manifest;
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use mirror::{Mirror, Sabotage};
 pub(crate) use outcome::{failed_outcome, outcome_in, small_outcome};
-use record::Kind;
+use record::{Fields, Kind};
 pub(crate) use replay::{Recorded, Remains, UnitAtWork};
 pub(crate) use store::BacklogV1;
 use store::ExtentPlace;

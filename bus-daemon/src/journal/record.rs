@@ -2,6 +2,10 @@
 
 #![allow(unsafe_code, reason = "reads and writes headers in mapped memory")]
 
+use std::hash::{BuildHasher, Hasher};
+
+use foldhash::fast::FixedState;
+
 /// What kind of event a record tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -35,6 +39,45 @@ impl Kind {
     }
 }
 
+/// What a record tells besides its data and descriptors: fields of its header.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Fields {
+    pub(crate) peer: u64,
+    pub(crate) number: u64,
+    pub(crate) extent: u64,
+    pub(crate) filled: u32,
+    pub(crate) class: u8,
+    pub(crate) lost_fds: bool,
+}
+
+impl Fields {
+    /// Those that most records have.
+    pub(crate) fn new(peer: u64, number: u64) -> Self {
+        Self {
+            peer,
+            number,
+            ..Self::default()
+        }
+    }
+    /// The header of such a record, as yet without its hash.
+    #[inline]
+    pub(crate) fn record(self, kind: Kind, sequence: u64, data_len: usize, fds: usize) -> RecordHeader {
+        RecordHeader {
+            sequence,
+            peer: self.peer,
+            number: self.number,
+            extent: self.extent,
+            data_len: data_len as u32,
+            fds: fds as u8,
+            lost_fds: u8::from(self.lost_fds),
+            kind: kind as u8,
+            class: self.class,
+            filled: self.filled,
+            hash: 0,
+        }
+    }
+}
+
 /// Stands before each record, at a multiple of 8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
@@ -60,17 +103,19 @@ pub(crate) struct RecordHeader {
     pub(crate) class: u8,
     /// `ReceivedLarge`: bytes of the message that have arrived.
     pub(crate) filled: u32,
-    /// CRC-32C of the fields above, and of the data where it is at most [`CHECKED_DATA`] bytes, and of the descriptors.
-    pub(crate) crc: u32,
+    /// Of the fields above, and of the data where it is at most [`HASHED_DATA`] bytes, and of the descriptors. No more than one
+    /// build ever sees it, whose number is in the salt: it may be any function that finds damage, and small records are so
+    /// many that a CRC is felt.
+    pub(crate) hash: u32,
 }
 
 /// Bytes of a [`RecordHeader`].
 pub(crate) const RECORD_HEADER: usize = size_of::<RecordHeader>();
 const _: () = assert!(RECORD_HEADER == 48);
 
-/// Data up to this length is under the checksum. Beyond it a checksum would cost more than the read itself; what such
-/// data is made of is checked by the framer again.
-pub(crate) const CHECKED_DATA: usize = 4096;
+/// Data up to this length is under the hash. Beyond it the hash would cost more than the read itself; what such data is
+/// made of is checked by the framer again.
+pub(crate) const HASHED_DATA: usize = 4096;
 
 impl RecordHeader {
     /// Where the descriptors begin, counted from the header.
@@ -83,31 +128,29 @@ impl RecordHeader {
         (self.fds_at() + 4 * self.fds as usize).next_multiple_of(8)
     }
 
-    /// The checksum that belongs into `crc`. `salt` is the journal's own.
-    pub(crate) fn checksum(&self, salt: u32, data: &[u8], fds: &[u8]) -> u32 {
-        /// Aligned and of whole words, for which there is one instruction each.
-        #[repr(align(8))]
-        struct Words([u8; 48]);
-        let Words(fields) = &mut Words([0; 48]);
-        fields[..8].copy_from_slice(&self.sequence.to_ne_bytes());
-        fields[8..16].copy_from_slice(&self.peer.to_ne_bytes());
-        fields[16..24].copy_from_slice(&self.number.to_ne_bytes());
-        fields[24..32].copy_from_slice(&self.extent.to_ne_bytes());
-        fields[32..36].copy_from_slice(&self.data_len.to_ne_bytes());
-        fields[36] = self.fds;
-        fields[37] = self.lost_fds;
-        fields[38] = self.kind;
-        fields[39] = self.class;
-        fields[40..44].copy_from_slice(&self.filled.to_ne_bytes());
-        let mut crc = crc32c::crc32c_append(salt, fields);
-        if data.len() <= CHECKED_DATA {
-            crc = crc32c::crc32c_append(crc, data);
+    /// What belongs into `hash`. `salt` is the journal's own.
+    #[inline]
+    pub(crate) fn hash_with(&self, salt: u32, data: &[u8], fds: &[u8]) -> u32 {
+        let mut hasher = FixedState::with_seed(u64::from(salt)).build_hasher();
+        for field in [self.sequence, self.peer, self.number, self.extent] {
+            hasher.write_u64(field);
         }
-        if fds.is_empty() {
-            crc
-        } else {
-            crc32c::crc32c_append(crc, fds)
+        hasher.write_u32(self.data_len);
+        hasher.write_u32(self.filled);
+        hasher.write_u32(u32::from_le_bytes([
+            self.fds,
+            self.lost_fds,
+            self.kind,
+            self.class,
+        ]));
+        if !data.is_empty() && data.len() <= HASHED_DATA {
+            hasher.write(data);
         }
+        if !fds.is_empty() {
+            hasher.write(fds);
+        }
+        let hash = hasher.finish();
+        (hash >> 32) as u32 ^ hash as u32
     }
 
     /// Writes it at `place`.

@@ -23,6 +23,8 @@ const STEP: usize = 4096;
 const NEEDLESS: u64 = 4 << 20;
 /// Indexes of peers are smaller.
 const MOST_PEERS: u32 = 1 << 22;
+/// Checkpoints between two counts of everything, at most.
+const MOST_LEFT_OUT: u32 = 1024;
 /// Bytes for which a checkpoint is wanted however much is held.
 const MOST_NEEDLESS: u64 = 32 << 20;
 
@@ -43,6 +45,30 @@ pub(super) struct Waiting {
     released: u64,
     /// Bytes that the store may take.
     limit: u64,
+    recounts: Recounts,
+}
+
+/// How often everything is counted once more for damage: at once, and then after twice as many checkpoints each time, so that
+/// damage that comes again and again, or that counting cannot mend, does not cost each checkpoint a walk over all that waits.
+#[derive(Debug, Default)]
+struct Recounts {
+    /// Checkpoints that are left out before the next.
+    left_out: u32,
+    /// How many were left out before the last.
+    waited: u32,
+}
+
+impl Recounts {
+    /// A checkpoint is complete, and there is something to be counted: whether it is.
+    fn is_time(&mut self) -> bool {
+        if self.left_out > 0 {
+            self.left_out -= 1;
+            return false;
+        }
+        self.waited = (2 * self.waited).clamp(1, MOST_LEFT_OUT);
+        self.left_out = self.waited;
+        true
+    }
 }
 
 impl Waiting {
@@ -68,6 +94,7 @@ impl Waiting {
             has_chores: false,
             released: 0,
             limit: u64::MAX,
+            recounts: Recounts::default(),
         }
     }
 
@@ -222,7 +249,7 @@ impl Waiting {
     /// A checkpoint is complete: what no backlog reaches any more is free. `extents` are those that this process holds.
     pub(super) fn committed(&mut self, extents: &ExtentPool) {
         self.store.committed();
-        if self.store.has_lost_items() {
+        if self.store.has_lost_items() && self.recounts.is_time() {
             self.recount(extents);
         }
         self.shared = Vec::new();

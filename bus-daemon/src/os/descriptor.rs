@@ -59,6 +59,26 @@ pub(crate) fn replace(number: RawFd, fd: RawFd) -> Result<()> {
     }
 }
 
+/// Another number, which is closed on exec, for what this one is; `None` where there is none.
+pub(crate) fn duplicate(fd: RawFd) -> Option<RawFd> {
+    // SAFETY: makes a new descriptor, or fails.
+    let number = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    (number >= 0).then_some(number)
+}
+
+/// How much of what was sent by a socket nobody has read, at least as much as there are bytes of it: the kernel counts what it
+/// takes to keep it. A socket that cannot tell has nothing of that kind.
+pub(crate) fn unread_output(socket: RawFd) -> u64 {
+    let mut unread: libc::c_int = 0;
+    // SAFETY: writes one number.
+    let result = unsafe { libc::ioctl(socket, libc::TIOCOUTQ, &raw mut unread) };
+    if result == 0 {
+        u64::try_from(unread).unwrap_or(0)
+    } else {
+        0
+    }
+}
+
 /// The descriptor for a call that wants it borrowed. It must be open for as long.
 pub(crate) fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
     // SAFETY: the caller's promise; numbers in use are never -1.

@@ -6,7 +6,8 @@ use std::os::fd::RawFd;
 
 use bus_wire::Fd;
 
-use super::rotation::UserSlot;
+use super::in_flight::Unread;
+use super::rotation::{Turn, UserSlot};
 use crate::broker::PeerId;
 use crate::journal::Extent;
 
@@ -23,7 +24,7 @@ pub(crate) struct Socket {
 ///
 /// ```text
 /// Open ──the socket is full──> Blocked ──it is writable──> Open
-/// Open ──no room for descriptors in flight──> Waiting ──a tick──> Open
+/// Open ──no room for descriptors in flight──> Waiting ──some time, or something is read from it──> Open
 /// any  ──an error for good──> Broken
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +33,7 @@ pub(crate) enum Writing {
     Open,
     /// The socket is full: wait until it is writable.
     Blocked,
-    /// The kernel has no room for more descriptors of this user in flight: try again at a tick.
+    /// There is no room for more descriptors in flight, in its share or in the kernel: try again before long.
     Waiting,
     /// A write failed for good: what is queued has nowhere to go. The read side tells of the end.
     Broken,
@@ -46,8 +47,10 @@ pub(crate) struct Link {
     pub(crate) peer: PeerId,
     /// `None`: the peer is parked, and what is for it waits.
     pub(crate) socket: Option<Socket>,
-    /// Whose turn it shares.
-    pub(crate) user: UserSlot,
+    /// Its part in the turns of its user, in which it is read.
+    pub(crate) turn: Turn,
+    /// And in those in which it is written to.
+    pub(crate) sending: Turn,
     /// Bytes of its stream that were read.
     pub(crate) taken: u64,
     pub(crate) writing: Writing,
@@ -62,6 +65,8 @@ pub(crate) struct Link {
     /// Where a large message under way goes.
     pub(crate) large: Option<Extent>,
     pub(crate) behind_fds: BehindFds,
+    /// Descriptors in its buffer that it was passed and has not taken.
+    pub(crate) unread: Unread,
 }
 
 /// Whether a link is read again at once where a read has ended for its descriptors: that saves a turn where more is there,
@@ -104,7 +109,8 @@ impl Link {
         Self {
             peer,
             socket,
-            user,
+            turn: Turn::of(user),
+            sending: Turn::of(user),
             taken: 0,
             writing: Writing::Open,
             stopped: false,
@@ -113,6 +119,7 @@ impl Link {
             is_unsent: false,
             large: None,
             behind_fds: BehindFds::default(),
+            unread: Unread::default(),
         }
     }
 
@@ -214,6 +221,7 @@ impl Links {
 
 #[cfg(test)]
 mod tests {
+    use super::super::rotation::Rotation;
     use super::*;
 
     #[test]
@@ -241,10 +249,11 @@ mod tests {
     #[test]
     fn the_smallest_index_is_used_again_by_another_generation() {
         let mut links = Links::after(7);
+        let user = Rotation::<()>::default().user(None);
         let ids: Vec<PeerId> = (0..4)
             .map(|_| {
                 let id = links.next_id();
-                links.insert(Link::new(id, None, UserSlot::ACCEPTING));
+                links.insert(Link::new(id, None, user));
                 id
             })
             .collect();
@@ -253,21 +262,22 @@ mod tests {
         assert!(links.remove(ids[1]).is_none());
         let again = links.next_id();
         assert_eq!((again.index, again.generation), (1, 12));
-        links.insert(Link::new(again, None, UserSlot::ACCEPTING));
+        links.insert(Link::new(again, None, user));
         assert!(links.get_mut(ids[1]).is_none() && links.get_mut(again).is_some());
     }
 
     #[test]
     fn indexes_between_those_of_another_process_are_used() {
         let mut links = Links::after(9);
+        let user = Rotation::<()>::default().user(None);
         for index in [5, 2] {
             let peer = PeerId { index, generation: 3 };
-            links.insert(Link::new(peer, None, UserSlot::ACCEPTING));
+            links.insert(Link::new(peer, None, user));
         }
         links.settle();
         let mut next = || {
             let id = links.next_id();
-            links.insert(Link::new(id, None, UserSlot::ACCEPTING));
+            links.insert(Link::new(id, None, user));
             id.index
         };
         assert_eq!([next(), next(), next(), next(), next()], [0, 1, 3, 4, 6]);

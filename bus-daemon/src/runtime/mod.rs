@@ -6,7 +6,9 @@ pub(crate) mod bench;
 mod complaints;
 #[cfg(any(test, feature = "test-hooks"))]
 pub(crate) mod fuzz;
+mod in_flight;
 mod last_word;
+mod line;
 mod links;
 mod poll;
 pub(crate) mod process;

@@ -6,9 +6,12 @@ mod damaged_store;
 mod entries;
 #[cfg(target_arch = "x86_64")]
 mod every_store;
+mod full_table;
 mod heard;
+mod in_flight;
 mod lost_fds;
 mod short;
+mod sparse;
 mod told;
 
 use std::io::{ErrorKind, Read, Write};

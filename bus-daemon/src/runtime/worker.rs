@@ -6,6 +6,7 @@
 mod bytes;
 mod connections;
 mod handover;
+mod passing;
 mod settling;
 mod shortage;
 mod turn;
@@ -14,13 +15,14 @@ use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{OwnedFd, RawFd};
 
-use bus_wire::Fd;
+use bus_wire::{Fd, SendQueue};
 
 use super::complaints::Complaints;
+use super::in_flight::Unread;
 use super::links::{Link, Links, STEP, Writing};
 use super::poll::{EpollSet, Source};
 use super::recover::Recovered;
-use super::rotation::Rotation;
+use super::rotation::{Ready, Rotation, UserSlot};
 use super::system::Kernel;
 use crate::broker::{Action, Broker, Dropped, Event, Millis, PeerId, Start};
 use crate::control::Inbox;
@@ -29,6 +31,7 @@ use crate::handoff::keeper::KeeperV1;
 use crate::journal::{Journal, RareEvent};
 use connections::Acceptance;
 use handover::FollowUp;
+use passing::Passing;
 use settling::Settling;
 use shortage::Shortage;
 
@@ -37,13 +40,12 @@ pub(crate) struct Worker {
     broker: Broker,
     journal: Journal,
     links: Links,
-    rotation: Rotation,
+    rotation: Rotation<Ready>,
     epoll: EpollSet,
     record: KeeperV1,
     now: Millis,
     acceptance: Acceptance,
-    /// Peers whose write is to be tried again at a tick: those whose [`Writing`] is `Waiting`.
-    waiting: Vec<PeerId>,
+    passing: Passing,
     /// Peers whose streams cannot be proved: to be closed.
     lost: Vec<PeerId>,
     /// The memfd of the store that another process image had, which may still have to go on with it.
@@ -66,7 +68,7 @@ pub(crate) struct Worker {
     told: Option<bool>,
     dirty: Vec<PeerId>,
     /// Peers that got something and were not written to yet: those whose link says so, each once.
-    unsent: VecDeque<PeerId>,
+    unsent: Rotation<PeerId>,
     complaints: Complaints,
     shortage: Shortage,
     settling: Settling,
@@ -93,7 +95,7 @@ impl Worker {
             now: super::now(),
             acceptance: Acceptance::new(broker.may_accept()),
             complaints: Complaints::default(),
-            waiting: Vec::new(),
+            passing: Passing::new(),
             lost: Vec::new(),
             carried_store: None,
             no_checkpoint_before: 0,
@@ -106,10 +108,10 @@ impl Worker {
             ready: Vec::new(),
             told: None,
             dirty: Vec::new(),
-            shortage: Shortage::default(),
+            shortage: Shortage::new(journal.cap()),
             settling: Settling::default(),
             spare: None,
-            unsent: VecDeque::new(),
+            unsent: Rotation::default(),
             broker,
             journal,
         };
@@ -192,16 +194,25 @@ impl Worker {
                 tracing::error!("peer {}: its socket is not known", peer.index);
                 self.lost.push(peer);
             }
-            let user = self.rotation.user(self.broker.uid(peer));
-            let mut link = Link::new(peer, socket, user);
+            let mut link = Link::new(peer, socket, self.user(self.broker.uid(peer)));
             link.stopped = !self.broker.may_read(peer);
             link.taken = self.broker.taken(peer);
+            link.unread = Unread::after(self.broker.send_queue(peer).map_or(0, SendQueue::sent));
             self.links.insert(link);
             if self.broker.wants_step(peer) {
                 self.note_ready(peer, STEP);
             }
         }
         self.links.settle();
+    }
+
+    /// The slot of a user, which is the same for reading and for writing.
+    fn user(&mut self, uid: Option<u32>) -> UserSlot {
+        let user = self.rotation.user(uid);
+        let same = self.unsent.user(uid);
+        debug_assert_eq!(user, same);
+        self.passing.in_flight.know(user, uid);
+        user
     }
 
     /// A worker over what a dead one left, and the connections that it had accepted and not noted.

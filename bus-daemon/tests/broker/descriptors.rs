@@ -2,7 +2,7 @@
 
 use bus_daemon::broker::{Action, Credentials, Event};
 use bus_daemon::config::{Config, Connect};
-use bus_wire::{Flags, MessageBuilder};
+use bus_wire::{Flags, Message, MessageBuilder};
 
 use crate::bus::{Bus, UID, check, config};
 
@@ -140,19 +140,27 @@ fn descriptors_of_an_answer_are_charged_to_who_awaits_it() {
     check(|bus| {
         limit(bus, LIMIT);
         let (service, mallory, alice) = (bus.connect(), bus.connect(), bus.connect());
-        let mut answered = 0;
-        while bus.is_open(mallory) {
-            assert!(answered < TABLE);
+        for _ in 0..TABLE / 8 {
             let serial = bus.call(mallory, ":1.0", "Open");
             let fds: Vec<_> = (0..8).map(|_| bus.descriptors.make()).collect();
             let reply = MessageBuilder::method_return(serial).destination(":1.1");
             bus.send_with_fds(service, reply, &fds);
-            answered += 8;
         }
-        assert_eq!(answered - 8, (TABLE - 3) / 2 / 8 * 8);
+        assert!(bus.is_open(mallory));
         pass(bus, service, ":1.2", 16, true);
         assert_eq!(bus.read(alice).len(), 1);
         assert!(bus.is_open(service) && bus.is_open(alice));
+        // Beyond its share the bus answers, and each call has an answer.
+        let got = bus.read_messages(mallory);
+        let passed: usize = got.iter().map(|(_, fds)| *fds).sum();
+        assert_eq!(passed, (TABLE - 3) / 2 / 8 * 8);
+        let is_refused = |message: &Message| {
+            message
+                .error_name()
+                .is_some_and(|name| name.ends_with("LimitsExceeded"))
+        };
+        let refused = got.iter().filter(|(message, _)| is_refused(message)).count();
+        assert_eq!((got.len(), refused), (TABLE / 8, TABLE / 8 - passed / 8));
     });
 }
 

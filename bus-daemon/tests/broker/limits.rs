@@ -85,13 +85,18 @@ fn calls_to_a_slow_peer_are_refused() {
 }
 
 #[test]
-fn a_caller_that_does_not_read_replies_is_disconnected() {
+fn a_reply_passes_however_full_the_queue_is_of_what_others_sent() {
     check_with(&small(), |bus| {
         let (caller, callee) = (bus.connect(), bus.connect());
         let serial = bus.call(caller, ":1.1", "M");
         fill(bus, caller, ":1.0");
         bus.reply(callee, ":1.0", serial);
-        assert!(!bus.is_open(caller) && bus.is_open(callee));
+        assert!(bus.is_open(caller) && bus.is_open(callee));
+        let got = bus.read(caller);
+        assert_eq!(
+            got.last().unwrap(),
+            &format!("return () from :1.1 to :1.0 re {serial}")
+        );
     });
 }
 

@@ -10,6 +10,7 @@
     unreachable_pub
 )]
 
+mod announcements;
 mod bus;
 mod calls;
 mod connecting;
@@ -22,6 +23,7 @@ mod offsets;
 mod parked;
 mod random;
 mod reloads;
+mod replies;
 mod restarts;
 mod shares;
 mod shortage;

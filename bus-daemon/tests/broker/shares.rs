@@ -7,14 +7,14 @@ use bus_wire::MessageBuilder;
 use crate::bus::{Bus, UID, Who, check_with, config};
 
 /// Users that are not the bus's own.
-const READER: u32 = 2001;
-const FLOODER: u32 = 2002;
-const OTHER: u32 = 2003;
+pub const READER: u32 = 2001;
+pub const FLOODER: u32 = 2002;
+pub const OTHER: u32 = 2003;
 
 const LIMIT: u64 = 1_000_000;
 
 /// A bus for all users, on which [`LIMIT`] bytes may wait for a peer.
-fn shared() -> Config {
+pub fn shared() -> Config {
     let mut config = Config {
         connect: Connect::Anyone,
         ..config()
@@ -27,11 +27,11 @@ fn bus() -> Bus {
     Bus::new(shared(), false)
 }
 
-fn connect_as(bus: &mut Bus, uid: u32) -> Who {
+pub fn connect_as(bus: &mut Bus, uid: u32) -> Who {
     connect_with(bus, uid, "")
 }
 
-fn connect_with(bus: &mut Bus, uid: u32, line: &str) -> Who {
+pub fn connect_with(bus: &mut Bus, uid: u32, line: &str) -> Who {
     let who = bus.accept_as(Credentials {
         uid: Some(uid),
         gid: Some(uid),
@@ -54,18 +54,18 @@ fn connect_with(bus: &mut Bus, uid: u32, line: &str) -> Who {
 }
 
 /// A reader of all signals `S`.
-fn subscriber(bus: &mut Bus, uid: u32) -> Who {
+pub fn subscriber(bus: &mut Bus, uid: u32) -> Who {
     let who = connect_as(bus, uid);
     bus.add_match(who, "member='S'");
     who
 }
 
-fn waits(bus: &Bus, who: Who) -> u64 {
+pub fn waits(bus: &Bus, who: Who) -> u64 {
     bus.queued()[&who]
 }
 
 /// Sends a signal that is exactly so long once its sender (of six letters, as `:1.123`) is in it.
-fn send(bus: &mut Bus, who: Who, to: Option<&str>, bytes: u64) {
+pub fn send(bus: &mut Bus, who: Who, to: Option<&str>, bytes: u64) {
     let text = "x".repeat(bytes as usize);
     let signal = |length: usize| {
         let signal = MessageBuilder::signal("/", "a.b", "S").body(|w| {
@@ -82,11 +82,11 @@ fn send(bus: &mut Bus, who: Who, to: Option<&str>, bytes: u64) {
 }
 
 /// How many bytes a message may have that a party with a cell of this length may send to one of so many.
-fn largest(cell: u64, parties: u64, queued: u64) -> u64 {
+pub fn largest(cell: u64, parties: u64, queued: u64) -> u64 {
     (LIMIT - queued + cell) / (parties + 1) - cell
 }
 
-fn is_held(bus: &Bus, who: Who) -> bool {
+pub fn is_held(bus: &Bus, who: Who) -> bool {
     bus.broker.is_paced(bus.peer(who))
 }
 
@@ -172,7 +172,7 @@ fn peers_of_one_user_are_parties_of_their_own() {
 }
 
 /// Microseconds that so many bytes take a live reader, of which each of so many parties has a part.
-fn reading_time(bytes: u64, parties: u64) -> u64 {
+pub fn reading_time(bytes: u64, parties: u64) -> u64 {
     bytes * parties * 1000 / (4 * 1024 * 1024 / 1000)
 }
 
@@ -201,9 +201,15 @@ fn a_broadcast_beyond_the_share_makes_its_sender_wait_as_long_as_it_is_read() {
         bus.wait(1);
         assert!(!is_held(bus, flooder) && waits(bus, slow) == 600_000);
         assert_eq!(bus.asked(), [Action::ResumeReading(bus.peer(flooder))]);
-        // It had reserved the time for 64 KiB, of which 50,000 bytes were used.
+        // It had reserved the time for these bytes, so that it waits again: from the time that its wait was for.
         send(bus, flooder, None, 15_000);
+        assert!(is_held(bus, flooder) && waits(bus, slow) == 600_000);
+        assert_eq!(bus.broker.next_deadline().unwrap().0, 50 + 24);
+        bus.wait(12);
         assert!(!is_held(bus, flooder) && waits(bus, slow) == 615_000);
+        // 3.6 ms are no wait.
+        send(bus, flooder, None, 500);
+        assert!(!is_held(bus, flooder) && waits(bus, slow) == 615_500);
         assert_eq!(bus.broker.next_deadline(), None);
     });
 }
@@ -469,12 +475,12 @@ fn peers_of_a_user_wait_one_after_the_other() {
             send(bus, flooders[0], None, 50_000);
         }
         for who in &flooders {
-            send(bus, *who, None, 1000);
+            send(bus, *who, None, 20_000);
             assert!(is_held(bus, *who));
         }
         let mut left = Vec::new();
         let mut now = 0;
-        let each = reading_time(65_536, 1);
+        let each = reading_time(20_000, 1);
         for n in 0..5 {
             let due = (11_921 + n * each).div_ceil(1000);
             bus.wait(due - 1 - now);
@@ -484,9 +490,29 @@ fn peers_of_a_user_wait_one_after_the_other() {
             left.push(flooders.iter().filter(|who| is_held(bus, **who)).count());
         }
         assert_eq!(left, [5, 4, 4, 3, 3, 2, 2, 1, 1, 0]);
-        assert_eq!(waits(bus, slow), 555_000);
+        assert_eq!(waits(bus, slow), 650_000);
         assert_eq!(bus.broker.next_deadline(), None);
     });
+}
+
+/// Small signals one by one are slowed down to what is promised, and no further: a wait takes as long as what is sent.
+#[test]
+fn small_signals_one_by_one_come_down_to_the_floor_and_not_below() {
+    let mut bus = bus();
+    let slow = subscriber(&mut bus, READER);
+    let flooder = connect_as(&mut bus, FLOODER);
+    send(&mut bus, flooder, None, 500_000);
+    let mut sent = 0;
+    for _ in 0..1000 {
+        while !is_held(&bus, flooder) {
+            send(&mut bus, flooder, None, 1000);
+            sent += 1000;
+        }
+        bus.wait(1);
+        // As fast as it is sent to, so that it has half of the queue all the time.
+        bus.take(slow, waits(&bus, slow).saturating_sub(500_000));
+    }
+    assert!(sent > 4_194_000 * 9 / 10 && sent < 4_194_000 * 11 / 10, "{sent}");
 }
 
 #[test]

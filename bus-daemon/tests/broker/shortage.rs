@@ -225,6 +225,39 @@ fn beyond_the_cap_receivers_that_are_not_live_go_the_largest_first() {
 }
 
 #[test]
+fn a_slow_reader_that_gets_on_goes_after_all_that_stall() {
+    let mut bus = bus();
+    let sender = bus.connect();
+    let [slow, stalled, trickle, other]: [Who; 4] = std::array::from_fn(|_| bus.connect());
+    for who in [slow, trickle] {
+        bus.add_match(who, "member='S'");
+    }
+    for (to, bytes) in [(":1.2", 3_000_000), (":1.4", 2_000_000)] {
+        flood(&mut bus, sender, Some(to), bytes);
+    }
+    for _ in 0..20 {
+        flood(&mut bus, sender, None, 500_000);
+    }
+    // Half a megabyte in each second, of ten, and next to nothing.
+    for _ in 0..80 {
+        bus.wait(100);
+        bus.take(slow, 50_000);
+        bus.take(trickle, 10);
+    }
+    assert!(waits(&bus, slow) > waits(&bus, stalled) && waits(&bus, trickle) > waits(&bus, slow));
+    // All of these are needed, and the slow one with them only when nobody else is left.
+    let held = |excess: u64| CAP / 8 * 7 + excess.max(CAP / 8 + 1);
+    let excess = waits(&bus, trickle) + waits(&bus, stalled) + waits(&bus, other);
+    let relief = relieve(&mut bus, held(excess));
+    assert_eq!(
+        relief.dismiss[..],
+        [trickle, stalled, other].map(|who| bus.peer(who))
+    );
+    assert!(bus.is_open(slow));
+    assert_eq!(relieve(&mut bus, CAP + MIB).dismiss, [bus.peer(slow)]);
+}
+
+#[test]
 fn time_in_which_the_bus_stood_still_makes_nobody_less_live() {
     let mut bus = bus();
     let (sender, slow) = (bus.connect(), bus.connect());

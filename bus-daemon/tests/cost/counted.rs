@@ -10,6 +10,11 @@ pub type Counts = Vec<u64>;
 
 /// `None`: callgrind is not there, which is said.
 pub fn count(size: Size) -> Option<Counts> {
+    count_in("measured", "cost::rig::measured_operation", size)
+}
+
+/// Of what is done in calls of `function` by the test `test`, which is left out unless it is asked for.
+pub fn count_in(test: &str, function: &str, size: Size) -> Option<Counts> {
     if !is_installed() {
         assert!(
             std::env::var("BUS_TEST_PEERS").as_deref() != Ok("require"),
@@ -20,13 +25,15 @@ pub fn count(size: Size) -> Option<Counts> {
     }
     let directory = tempfile::tempdir().unwrap();
     let out = directory.path().join("out");
+    let name = function.rsplit("::").next().unwrap();
     let output = Command::new("valgrind")
         // Of two options with the same pattern callgrind heeds one.
-        .args(["--tool=callgrind", "--toggle-collect=*measured_operation*"])
-        .arg("--dump-after=cost::rig::measured_operation*")
+        .arg("--tool=callgrind")
+        .arg(format!("--toggle-collect=*{name}*"))
+        .arg(format!("--dump-after={function}*"))
         .arg(format!("--callgrind-out-file={}", out.display()))
         .arg(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "measured", "--test-threads=1"])
+        .args(["--ignored", "--exact", test, "--test-threads=1"])
         .envs(size.environment())
         .stdin(Stdio::null())
         .output()

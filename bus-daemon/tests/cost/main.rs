@@ -5,6 +5,7 @@
 
 mod counted;
 mod operations;
+mod relief;
 mod rig;
 #[path = "../support/mod.rs"]
 mod support;

@@ -160,7 +160,10 @@ impl Model {
         self.give_slots();
         let name = format!(":1.{number}");
         self.answer(id, call, vec![Value::Str(name.clone())])?;
-        self.broadcast(&Letter::driver_signal("NameOwnerChanged", &[&name, "", &name]))?;
+        self.broadcast(
+            id,
+            &Letter::driver_signal("NameOwnerChanged", &[&name, "", &name]),
+        )?;
         self.say(id, Letter::driver_signal("NameAcquired", &[&name]))
     }
 

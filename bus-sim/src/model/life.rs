@@ -132,7 +132,7 @@ impl Model {
             return Ok(());
         };
         if held_at < u64::MAX {
-            peer.fds_deadline = None;
+            (peer.fds_deadline, peer.hello_deadline) = (None, None);
             return Ok(());
         }
         if let Some(piece) = peer.stream.front()

@@ -28,7 +28,7 @@ impl Model {
         let Some((owner, owner_flags)) = queue.front().copied() else {
             queue.push_back((id, flags));
             self.hold(id, name);
-            self.announce(name, None, Some(id))?;
+            self.announce(id, name, None, Some(id))?;
             return Ok(Some(1));
         };
         if owner == id {
@@ -49,7 +49,7 @@ impl Model {
             if owner_flags & DO_NOT_QUEUE != 0 {
                 self.unhold(owner, name);
             }
-            self.announce(name, Some(owner), Some(id))?;
+            self.announce(id, name, Some(owner), Some(id))?;
             return Ok(Some(1));
         }
         if flags & DO_NOT_QUEUE != 0 {
@@ -81,7 +81,7 @@ impl Model {
         }
         self.unhold(id, name);
         if place == 0 {
-            self.announce(name, Some(id), next)?;
+            self.announce(id, name, Some(id), next)?;
         }
         Ok(1)
     }
@@ -97,7 +97,10 @@ impl Model {
         peer.is_reachable = false;
         let name = peer.name();
         self.say(id, Letter::driver_signal("NameLost", &[&name]))?;
-        self.broadcast(&Letter::driver_signal("NameOwnerChanged", &[&name, &name, ""]))?;
+        self.broadcast(
+            id,
+            &Letter::driver_signal("NameOwnerChanged", &[&name, &name, ""]),
+        )?;
         // Nobody is called that ever again. A monitor also sees what is sent to nobody.
         for peer in self
             .peers
@@ -125,7 +128,7 @@ impl Model {
         }
     }
 
-    fn announce(&mut self, name: &str, old: Option<PeerId>, new: Option<PeerId>) -> Check {
+    fn announce(&mut self, cause: PeerId, name: &str, old: Option<PeerId>, new: Option<PeerId>) -> Check {
         let unique = |id: Option<PeerId>| {
             let peer = id.and_then(|id| self.peers.get(&id));
             peer.map(super::Peer::name).unwrap_or_default()
@@ -134,11 +137,11 @@ impl Model {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let changed = Letter::driver_signal("NameOwnerChanged", &words);
         if let Some(old) = old {
-            self.say(old, Letter::driver_signal("NameLost", &[name]))?;
+            self.say_of(Some(cause), old, Letter::driver_signal("NameLost", &[name]))?;
         }
-        self.broadcast(&changed)?;
+        self.broadcast(cause, &changed)?;
         if let Some(new) = new {
-            self.say(new, Letter::driver_signal("NameAcquired", &[name]))?;
+            self.say_of(Some(cause), new, Letter::driver_signal("NameAcquired", &[name]))?;
         }
         Ok(())
     }

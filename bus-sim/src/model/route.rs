@@ -118,11 +118,9 @@ impl Model {
             }
         }
         if let Some(error) = self.refusal(id, to, letter)? {
-            if letter.is_reply() && error == "LimitsExceeded" {
-                self.condemn(to);
-            } else if let Some(serial) = letter.reply_serial {
+            if let Some(serial) = letter.reply_serial {
                 self.close_call(id, to, serial);
-                self.say(to, Letter::driver_error(serial, error))?;
+                self.say_in_place(to, Letter::driver_error(serial, error))?;
             } else if letter.expects_reply() {
                 self.say(id, Letter::driver_error(letter.serial, error))?;
             }
@@ -169,10 +167,27 @@ impl Model {
                 return Ok(Some("LimitsExceeded"));
             }
         }
-        let is_refused = self.is_full(to)?
-            || (!letter.is_reply()
-                && self.is_beyond_share(id, to, letter.encode(Some(&letter.sender))?.len() as u64)?);
+        let length = letter.encode(Some(&letter.sender))?.len() as u64;
+        let is_refused = if letter.is_reply() {
+            self.is_full_of_replies(to, length)?
+        } else {
+            self.is_full(to)? || self.is_beyond_share(id, to, length)?
+        };
         Ok(is_refused.then_some("LimitsExceeded"))
+    }
+
+    /// Whether what a peer awaits leaves no room for a reply.
+    fn is_full_of_replies(&self, id: PeerId, reply: u64) -> Check<bool> {
+        let Some(peer) = self.peers.get(&id) else {
+            return Ok(false);
+        };
+        let limit = self.limits.max_outgoing_bytes;
+        let own = peer.own();
+        if own > 0 && peer.is_uncertain {
+            return Err(Trouble::Unknowable);
+        }
+        Ok((own > 0 && own + reply > limit - limit / 8)
+            || peer.queued_fds > self.limits.max_outgoing_unix_fds)
     }
 
     fn is_full(&self, id: PeerId) -> Check<bool> {
@@ -180,10 +195,13 @@ impl Model {
             return Ok(false);
         };
         let limit = self.limits.max_outgoing_bytes;
-        if peer.is_uncertain && peer.queued.abs_diff(limit) < DOUBT {
+        let own = peer.own();
+        let parts = [own, peer.queued - own];
+        if peer.is_uncertain && parts.iter().any(|part| part.abs_diff(limit) < DOUBT) {
             return Err(Trouble::Unknowable);
         }
-        Ok(peer.queued > limit || peer.queued_fds > self.limits.max_outgoing_unix_fds)
+        let is_full = parts.iter().any(|part| *part > limit);
+        Ok(is_full || peer.queued_fds > self.limits.max_outgoing_unix_fds)
     }
 
     fn may_eavesdrop(&self) -> bool {
@@ -272,8 +290,22 @@ impl Model {
             .collect()
     }
 
+    /// An error in the place of a reply for which there is no room.
+    fn say_in_place(&mut self, to: PeerId, letter: Letter) -> Check {
+        self.say_with(None, to, letter, true)
+    }
+
     /// A message of the driver to one peer, with copies for monitors.
-    pub(super) fn say(&mut self, to: PeerId, mut letter: Letter) -> Check {
+    pub(super) fn say(&mut self, to: PeerId, letter: Letter) -> Check {
+        self.say_of(None, to, letter)
+    }
+
+    /// The same where it tells of what another peer did, which makes it wait.
+    pub(super) fn say_of(&mut self, cause: Option<PeerId>, to: PeerId, letter: Letter) -> Check {
+        self.say_with(cause, to, letter, false)
+    }
+
+    fn say_with(&mut self, cause: Option<PeerId>, to: PeerId, mut letter: Letter, has_room: bool) -> Check {
         let Some(peer) = self.peers.get(&to) else {
             return Ok(());
         };
@@ -287,17 +319,28 @@ impl Model {
             None,
             None,
         )?;
-        if self.may_put(to)? {
-            self.put(to, &letter)?;
+        let may_put = if has_room {
+            self.peers.get(&to).is_some_and(|peer| !peer.is_condemned)
+        } else {
+            self.may_put(to)?
+        };
+        if may_put {
+            self.origin = cause.filter(|cause| *cause != to);
+            let put = self.put(to, &letter);
+            self.origin = None;
+            put?;
         }
         Ok(())
     }
 
-    /// A signal of the driver to all who have a rule for it.
-    pub(super) fn broadcast(&mut self, letter: &Letter) -> Check {
+    /// A signal of the driver to all who have a rule for it, of what a peer did.
+    pub(super) fn broadcast(&mut self, cause: PeerId, letter: &Letter) -> Check {
         let driver = [DRIVER.to_owned()];
         self.copy(Rules::Monitoring, letter, &driver, &[], None, None)?;
-        self.copy(Rules::Plain, letter, &driver, &[], None, None)
+        self.origin = Some(cause);
+        let copied = self.copy(Rules::Plain, letter, &driver, &[], None, None);
+        self.origin = None;
+        copied
     }
 
     /// Whether a peer may be sent a copy or an answer; one that does not read is given up.

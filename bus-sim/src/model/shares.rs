@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use bus_daemon::broker::PeerId;
 
-use super::{Check, Model, Peer, Trouble, wrong};
+use super::{Check, Model, Peer, Phase, Trouble, wrong};
 
 /// Milliseconds that no wait takes: clients send little.
 const LONGEST: u64 = 60_000;
@@ -40,6 +40,11 @@ impl Peer {
         if self.queued > (limit / 8).min(16 * 1024) || !self.cells.is_empty() {
             *self.cells.entry(self.holder(party)).or_insert(0) += bytes;
         }
+    }
+
+    /// What it awaits, and asked for.
+    pub(super) fn own(&self) -> u64 {
+        self.cells.get(&Party::Own).copied().unwrap_or(0)
     }
 
     /// In whose cell a party's bytes are, or come.
@@ -154,6 +159,9 @@ impl Model {
         for (_, id) in ready {
             if let Some(peer) = self.peers.get_mut(&id) {
                 peer.paced = None;
+                if matches!(peer.phase, Phase::Authenticating | Phase::Greeting) {
+                    peer.hello_deadline = Some(self.now + self.limits.auth_timeout);
+                }
                 self.proceed(id)?;
             }
         }

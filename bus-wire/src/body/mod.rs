@@ -7,4 +7,5 @@ mod write;
 
 pub use read::{ArrayReader, BodyReader, ReadError};
 pub use write::BodyWriter;
+#[cfg(feature = "serde")]
 pub(crate) use write::OpenArray;

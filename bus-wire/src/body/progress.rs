@@ -3,6 +3,8 @@
 mod program;
 mod text;
 
+use alloc::vec::Vec;
+
 use crate::error::MessageError;
 use crate::limits::{MAX_ARRAY, MAX_DEPTH};
 use crate::names;
@@ -178,7 +180,7 @@ impl<'a, const BIG: bool> Walk<'a, BIG> {
     /// Into an array or variant, from which it goes on at `back`.
     #[inline]
     fn enter(&mut self, back: usize, kept: usize, inside: Place) {
-        let outside = std::mem::replace(&mut self.place, inside);
+        let outside = core::mem::replace(&mut self.place, inside);
         self.levels.push(Level {
             depth: outside.depth,
             limit: outside.limit as u32,

@@ -1,7 +1,15 @@
 //! Reading a body value by value.
 
+mod array;
+
+use alloc::borrow::Cow;
+use alloc::string::String;
+
 use crate::endian::Endian;
+use crate::fixed::Fixed;
 use crate::signature::{alignment, fixed_size, type_end};
+
+pub use array::ArrayReader;
 
 /// Why a value cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,6 +49,10 @@ pub enum ReadError {
 ///
 /// A value can be read only as the type that the signature says. The cursor never leaves the bytes it was given,
 /// whatever they are.
+///
+/// The body of a [`Message`](crate::Message) was validated, and no text in it is validated again. What this rests on: `at`
+/// and `next` always are at the same value. They move together, and what sets one of them alone (the next element of an
+/// array, the end of a variant) makes sure that it still has the cursor that it has lent.
 #[derive(Debug, Clone)]
 pub struct BodyReader<'a> {
     /// From the first byte of the body, so that positions are offsets for alignment.
@@ -50,6 +62,16 @@ pub struct BodyReader<'a> {
     /// Position in the signature.
     next: usize,
     endian: Endian,
+    origin: Origin,
+}
+
+/// What is known of the bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// They are values of the signature.
+    Validated,
+    /// Nothing.
+    Unknown,
 }
 
 impl<'a> BodyReader<'a> {
@@ -63,7 +85,38 @@ impl<'a> BodyReader<'a> {
             signature,
             next: 0,
             endian,
+            origin: Origin::Unknown,
         }
+    }
+
+    /// Reads the body of a message, all of which was validated.
+    #[inline]
+    pub(crate) fn validated(bytes: &'a [u8], signature: &'a str, endian: Endian) -> Self {
+        Self {
+            bytes,
+            at: 0,
+            signature,
+            next: 0,
+            endian,
+            origin: Origin::Validated,
+        }
+    }
+
+    /// Whether the bytes are known to be values of the signature.
+    #[inline]
+    pub(crate) fn is_validated(&self) -> bool {
+        self.origin == Origin::Validated
+    }
+
+    /// The signature from the next value on, with what closes the structs that are open.
+    #[inline]
+    pub(crate) fn rest_of_signature(&self) -> &'a str {
+        self.signature.get(self.next..).unwrap_or_default()
+    }
+
+    /// The byte order of the values.
+    pub fn endian(&self) -> Endian {
+        self.endian
     }
 
     /// The signature of the values that are left in this body, struct or variant.
@@ -227,8 +280,41 @@ impl<'a> BodyReader<'a> {
                 found,
             });
         }
-        let elements = self.enter_array()?.reader;
-        Ok(&elements.bytes[elements.at..])
+        let elements = self.enter_array()?;
+        Ok(elements.rest())
+    }
+
+    /// An array of numbers, all at once: borrowed from the message where they lie there as this machine has them, copied
+    /// where they are in another byte order, or begin at an address that they may not have in memory (as they do in most
+    /// messages that arrived behind another).
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    ///
+    /// ```
+    /// # use std::borrow::Cow;
+    /// # use bus_wire::{BodyReader, Endian};
+    /// let body = [0, 0, 0, 4, 0, 1, 0, 2];
+    /// let numbers: Cow<'_, [u16]> = BodyReader::new(&body, "aq", Endian::Big).fixed_array()?;
+    /// assert_eq!(*numbers, [1, 2]);
+    /// # Ok::<(), bus_wire::ReadError>(())
+    /// ```
+    pub fn fixed_array<T: Fixed>(&mut self) -> Result<Cow<'a, [T]>, ReadError> {
+        let elements = self.enter_array()?;
+        let code = elements.element_signature().bytes().next();
+        let expected = T::TY.code();
+        if code != Some(expected) {
+            return Err(ReadError::Type {
+                at: self.at,
+                expected: expected.into(),
+                found: code.map_or(' ', char::from),
+            });
+        }
+        let bytes = elements.rest();
+        if !bytes.len().is_multiple_of(size_of::<T>()) {
+            return Err(ReadError::Invalid { at: self.at });
+        }
+        Ok(T::array(bytes, self.endian))
     }
 
     /// An array: `each` is called once for each element, to read it.
@@ -265,11 +351,9 @@ impl<'a> BodyReader<'a> {
             signature: &self.signature[element..self.next],
             next: 0,
             endian: self.endian,
+            origin: self.origin,
         };
-        Ok(ArrayReader {
-            reader,
-            element_start: None,
-        })
+        Ok(ArrayReader::new(reader))
     }
 
     /// A STRUCT: `fields` reads its values. What it leaves unread is skipped.
@@ -309,17 +393,46 @@ impl<'a> BodyReader<'a> {
         &mut self,
         value: impl FnOnce(&mut BodyReader<'a>) -> Result<T, ReadError>,
     ) -> Result<T, ReadError> {
+        let outside = self.enter_variant_here()?;
+        let result = value(self);
+        self.leave_variant(&outside, result.is_ok())?;
+        result
+    }
+
+    /// Into a variant; what is returned is needed to leave it.
+    #[inline]
+    pub(crate) fn enter_variant_here(&mut self) -> Result<Outside<'a>, ReadError> {
         self.expect(b'v')?;
         let inner = self.signature_text()?;
-        let signature = std::mem::replace(&mut self.signature, inner);
-        let next = std::mem::replace(&mut self.next, 0);
-        let result = value(self).and_then(|value| {
-            self.skip_rest()?;
-            Ok(value)
-        });
-        self.signature = signature;
-        self.next = next;
-        result
+        let outside = Outside {
+            bytes: self.bytes,
+            inner,
+            signature: self.signature,
+            next: self.next,
+        };
+        self.signature = inner;
+        self.next = 0;
+        Ok(outside)
+    }
+
+    /// To the end of the variant that was entered. If its value was `read`, what was left unread is skipped; if not, nothing
+    /// more can be read.
+    #[inline]
+    pub(crate) fn leave_variant(&mut self, outside: &Outside<'a>, read: bool) -> Result<(), ReadError> {
+        let at = self.at;
+        let is_same = is_same(self.bytes, outside.bytes) && is_same_text(self.signature, outside.inner);
+        let is_read = read && is_same && self.skip_rest().is_ok() && self.next == self.signature.len();
+        if !is_read {
+            *self = Self::new(&[], "", self.endian);
+            return if read {
+                Err(ReadError::Invalid { at })
+            } else {
+                Ok(())
+            };
+        }
+        self.signature = outside.signature;
+        self.next = outside.next;
+        Ok(())
     }
 
     /// A VARIANT, whose value is then read from what is returned; this cursor is after the variant already.
@@ -389,12 +502,14 @@ impl<'a> BodyReader<'a> {
     }
 
     /// Into a struct or dict entry: `code` is its opening parenthesis.
+    #[inline]
     pub(crate) fn enter(&mut self, code: u8) -> Result<(), ReadError> {
         self.expect(code)?;
         self.align(8)
     }
 
     /// To the end of the struct or dict entry that was entered.
+    #[inline]
     pub(crate) fn leave(&mut self) -> Result<(), ReadError> {
         self.skip_rest()?;
         self.next = (self.next + 1).min(self.signature.len());
@@ -461,7 +576,24 @@ impl<'a> BodyReader<'a> {
     #[inline]
     fn string(&mut self) -> Result<&'a str, ReadError> {
         let text = self.string_bytes()?;
-        simdutf8::basic::from_utf8(text).map_err(|_| ReadError::Invalid { at: self.at })
+        self.validated_text(text)
+    }
+
+    /// The text of a string, an object path or a signature.
+    #[inline]
+    #[expect(
+        unsafe_code,
+        reason = "all texts of a message are validated once, when it arrives"
+    )]
+    fn validated_text(&self, text: &'a [u8]) -> Result<&'a str, ReadError> {
+        match self.origin {
+            // SAFETY: it is the text of a value that the signature says to be here, in a body of which each such text was
+            // found to be UTF-8 and which cannot have changed since.
+            Origin::Validated => Ok(unsafe { core::str::from_utf8_unchecked(text) }),
+            Origin::Unknown => {
+                simdutf8::basic::from_utf8(text).map_err(|_| ReadError::Invalid { at: self.at })
+            }
+        }
     }
 
     #[inline]
@@ -469,55 +601,32 @@ impl<'a> BodyReader<'a> {
         let length = self.take(1)?[0] as usize;
         let text = self.take(length)?;
         self.take(1)?;
-        match std::str::from_utf8(text) {
-            // Everything that follows indexes the signature by bytes.
-            Ok(text) if text.is_ascii() => Ok(text),
-            _ => Err(ReadError::Invalid { at: self.at }),
+        let text = self.validated_text(text)?;
+        // Everything that follows indexes the signature by bytes.
+        if self.origin == Origin::Validated || text.is_ascii() {
+            Ok(text)
+        } else {
+            Err(ReadError::Invalid { at: self.at })
         }
     }
 }
 
-/// The elements of an array.
-#[derive(Debug, Clone)]
-pub struct ArrayReader<'a> {
-    reader: BodyReader<'a>,
-    /// Where the element begins that is being read.
-    element_start: Option<usize>,
+/// What a cursor is to be set to at the end of a variant.
+#[derive(Debug)]
+pub(crate) struct Outside<'a> {
+    bytes: &'a [u8],
+    /// The signature of the variant.
+    inner: &'a str,
+    signature: &'a str,
+    next: usize,
 }
 
-impl<'a> ArrayReader<'a> {
-    /// A cursor at the next element; `None` after the last. What was left unread of the element before is skipped.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
-    #[expect(clippy::should_implement_trait, reason = "the item borrows the reader")]
-    pub fn next(&mut self) -> Result<Option<&mut BodyReader<'a>>, ReadError> {
-        if let Some(start) = self.element_start {
-            self.reader.skip_rest()?;
-            if self.reader.at == start {
-                return Err(ReadError::Invalid { at: start });
-            }
-        }
-        if self.is_empty() {
-            return Ok(None);
-        }
-        self.reader.next = 0;
-        self.element_start = Some(self.reader.at);
-        Ok(Some(&mut self.reader))
-    }
+#[inline]
+fn is_same(one: &[u8], other: &[u8]) -> bool {
+    core::ptr::eq(one, other)
+}
 
-    /// The cursor at the element that [`next`](Self::next) returned last.
-    pub(crate) fn element(&mut self) -> &mut BodyReader<'a> {
-        &mut self.reader
-    }
-
-    /// The signature of the elements.
-    pub fn element_signature(&self) -> &'a str {
-        self.reader.signature
-    }
-
-    /// Whether all elements were read.
-    pub fn is_empty(&self) -> bool {
-        self.reader.at >= self.reader.bytes.len()
-    }
+#[inline]
+fn is_same_text(one: &str, other: &str) -> bool {
+    is_same(one.as_bytes(), other.as_bytes())
 }

@@ -293,6 +293,81 @@ fn arguments() {
     check_arg("", None, true);
 }
 
+fn signal() -> crate::MessageBuilder<'static> {
+    crate::MessageBuilder::signal("/a/b", "a.b", "Changed").sender(":1.7")
+}
+
+#[test]
+fn messages() {
+    let path = crate::ObjectPath::from_static("/p/q");
+    let bytes = signal().encode(&(1u8, "x.y", (2u32, "no"), path, "last"));
+    let message = Message::parse(bytes.unwrap().into()).unwrap();
+    for (rule, expected) in [
+        ("", true),
+        ("type='signal'", true),
+        ("type='error'", false),
+        ("interface='a.b',member='Changed',path='/a/b'", true),
+        ("interface='a.c'", false),
+        ("member='Other'", false),
+        ("path='/a'", false),
+        ("path_namespace='/a'", true),
+        ("path_namespace='/a/b/c'", false),
+        ("destination=':1.1'", false),
+        ("sender=':1.7'", true),
+        ("sender=':1.8'", false),
+        ("sender='well.known'", false),
+        ("arg1='x.y',arg3path='/p/',arg4='last'", true),
+        ("arg1='x.y',arg4='first'", false),
+        ("arg0='\u{1}'", false),
+        ("arg1='x'", false),
+        ("arg2='no'", false),
+        ("arg3='/p/q'", false),
+        ("arg5=''", false),
+        ("arg63='last'", false),
+    ] {
+        let rule: MatchRule = rule.parse().unwrap();
+        assert_eq!(rule.matches(&message), expected, "{rule}");
+    }
+    let well_known: MatchRule = "sender='well.known',arg4='last'".parse().unwrap();
+    assert!(well_known.matches_from(&message, |name| name == "well.known"));
+    assert!(!well_known.matches_from(&message, |_| false));
+    let first: MatchRule = "arg0namespace='x'".parse().unwrap();
+    let bytes = signal().encode(&"x.y").unwrap();
+    assert!(first.matches(&Message::parse(bytes.into()).unwrap()) && !first.matches(&message));
+}
+
+#[test]
+fn built() {
+    let rule = MatchRule::signals()
+        .sender(crate::UniqueName::from_static(":1.7"))
+        .interface("a.b")
+        .member("Changed")
+        .path_namespace("/a")
+        .destination(":1.8")
+        .arg(3, "it's")
+        .arg_path(1, "/p/")
+        .arg0_namespace("x")
+        .build()
+        .unwrap();
+    assert_eq!(rule.to_string().parse::<MatchRule>(), Ok(rule.clone()));
+    let written = r"type='signal',sender=':1.7',interface='a.b',member='Changed',path_namespace='/a',destination=':1.8',arg3='it'\''s',arg1path='/p/',arg0namespace='x'";
+    assert_eq!(written.parse::<MatchRule>(), Ok(rule));
+    let bad = [
+        MatchRule::builder().interface("a").build(),
+        MatchRule::builder().path("a").build(),
+        MatchRule::builder().arg(64, "a").build(),
+        MatchRule::builder().arg(0, "a").arg_path(0, "/").build(),
+        MatchRule::builder().arg(0, "a\0").build(),
+        MatchRule::builder().arg0_namespace("a..b").build(),
+        MatchRule::builder().message_type(MessageType::Unknown(5)).build(),
+    ];
+    assert!(bad.iter().all(Result::is_err), "{bad:?}");
+    assert!(matches!(
+        MatchRule::builder().member("a.b").arg(64, "").build(),
+        Err(MatchRuleError::Name { .. })
+    ));
+}
+
 fn key_and_value() -> impl Strategy<Value = (String, String)> {
     prop_oneof![
         ("type", "signal|error"),

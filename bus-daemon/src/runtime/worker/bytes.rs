@@ -15,6 +15,8 @@ const HUNG_UP: u32 = (libc::EPOLLHUP | libc::EPOLLERR) as u32;
 
 /// Bytes sent in one turn, a write counted as 16 KiB: at most 256 peers.
 const SENDS: u64 = 4 << 20;
+/// The same where users alternate.
+const SHORT_SENDS: u64 = 512 << 10;
 /// Bytes sent to one peer before others come: a reader on another processor may take all that is written to it.
 const SEND: u64 = 1 << 20;
 /// What a write costs besides its bytes.
@@ -162,23 +164,39 @@ impl Worker {
     /// Writes to some of them: a message for thousands does not hold up the turn. True: there are more.
     pub(super) fn send_some(&mut self) -> bool {
         self.collect_unsent();
+        let most = if self.unsent.begin_turn() {
+            SHORT_SENDS
+        } else {
+            SENDS
+        };
         let mut sent = 0;
-        while sent < SENDS {
-            let Some(peer) = self.unsent.pop_front() else {
+        while sent < most {
+            let Some(peer) = self.unsent.next() else {
                 return false;
             };
-            let Some(link) = self.links.get_mut(peer) else {
-                continue;
-            };
-            link.is_unsent = false;
-            // A socket that is full tells when it has room again; to try would cost a read of what is stored.
-            if link.writing != Writing::Blocked {
-                sent += WRITE + self.write(peer);
-            }
+            sent += self.send(peer);
         }
         // What was sent may have brought about more.
         self.collect_unsent();
         !self.unsent.is_empty()
+    }
+
+    /// Writes to a peer whose turn it is. Bytes, a write counted as so many.
+    fn send(&mut self, peer: PeerId) -> u64 {
+        let Some(link) = self.links.get_mut(peer) else {
+            self.unsent.done(None, 0);
+            return 0;
+        };
+        link.is_unsent = false;
+        // A socket that is full tells when it has room again; to try would cost a read of what is stored.
+        let sent = if link.writing == Writing::Blocked {
+            0
+        } else {
+            WRITE + self.write(peer)
+        };
+        let turn = self.links.get_mut(peer).map(|link| &mut link.sending);
+        self.unsent.done(turn, sent);
+        sent
     }
 
     /// Puts the peers that got something behind those that still wait to be written to, each once.
@@ -198,7 +216,7 @@ impl Worker {
             && !link.is_unsent
         {
             link.is_unsent = true;
-            self.unsent.push_back(peer);
+            self.unsent.add(&mut link.sending, peer);
         }
     }
 
@@ -218,10 +236,20 @@ impl Worker {
                 self.send_later(peer);
                 break;
             }
-            let sent = queue.sent();
+            let (sent, passed) = (queue.sent(), queue.next_fd_count() as u64);
+            if passed > 0 && !self.may_pass(peer, passed) {
+                writing = Writing::Waiting;
+                break;
+            }
+            let Some(queue) = self.broker.send_queue(peer) else {
+                break;
+            };
             match self.journal.send(socket.number, peer, queue) {
                 Ok(written) => {
                     if written.upto > sent {
+                        if passed > 0 {
+                            self.note_passed(peer, sent, passed);
+                        }
                         let upto = written.upto;
                         bytes += upto - sent;
                         self.apply(Event::Sent { peer, upto });
@@ -238,7 +266,6 @@ impl Worker {
                     // Too many descriptors of this user are in flight: theirs to take, and only this peer waits. Or what
                     // waits for the peer cannot be read now.
                     writing = Writing::Waiting;
-                    self.waiting.push(peer);
                     break;
                 }
                 Err(error) if error.kind() == ErrorKind::InvalidData => {
@@ -255,6 +282,9 @@ impl Worker {
             }
         }
         self.set_writing(peer, writing);
+        if writing == Writing::Waiting {
+            self.wait_for_room(peer);
+        }
         self.note_sent(bytes);
         bytes
     }

@@ -1,7 +1,7 @@
 //! Connections as they come and go.
 
 use std::io::Error;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 
 use nix::sys::socket::MsgFlags;
 
@@ -9,13 +9,14 @@ use super::Worker;
 use crate::broker::{Event, PeerId};
 use crate::journal::RareEvent;
 use crate::os::descriptor;
+use crate::runtime::in_flight::Unread;
 use crate::runtime::links::{Link, Socket};
 use crate::runtime::poll::{EpollSet, Source};
-use crate::runtime::rotation::{Ready, UserSlot};
+use crate::runtime::rotation::{Ready, Rotation, Turn, UserSlot};
 use crate::runtime::system;
 
 /// Connections accepted from one listener at its turn.
-pub(super) const ACCEPTS: usize = 32;
+const ACCEPTS: u64 = 32;
 
 /// Descriptors of keeper and worker themselves: memfds, epoll sets, sockets of their own.
 const OWN: u64 = 64;
@@ -28,22 +29,25 @@ const LAST_WAIT: u64 = 1000;
 ///
 /// ```text
 /// Open ──peers hold all they may of the table of descriptors──> Paused ──one of these is closed──> Open
-/// Open, Paused ──the table of descriptors is full, and nobody can be turned away──> (the same, full)
+/// Open, Paused ──the system has no descriptor to give──> (the same, full)
 ///      ──a descriptor of the state is closed, or some time has passed──> (the same)
 /// ```
+///
+/// As many connections are accepted as there is room for. The others stay in the listener's queue until there is more: a
+/// change of what is [waited for](Self::interest) makes the epoll set look at the listeners again, so that what has been there
+/// all the time is told of without another connection.
 pub(super) struct Acceptance {
     gate: Gate,
-    /// There is no descriptor left, not even one to turn a client away with.
+    /// The system has no descriptor to give.
     is_full: bool,
     /// When accepting is tried again if nothing else happens, in milliseconds: at longer and longer intervals, and only where
     /// the system, or something that peers are not charged for, has filled the table. Where peers have, the broker has
     /// closed the gate, and opens it when one of theirs is closed.
     again: u64,
     wait: u64,
-    /// A descriptor kept open to be given up when the table is full.
-    reserve: Option<OwnedFd>,
-    /// Listeners in the rotation.
+    /// Listeners in the rotation, and their part in it.
     ready: Vec<u32>,
+    turn: Turn,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,23 +63,27 @@ impl Acceptance {
             is_full: false,
             again: 0,
             wait: FIRST_WAIT,
-            reserve: reserve(),
             ready: Vec::new(),
+            turn: Turn::accepting(),
         }
     }
 
-    /// When accepting is to be tried again, in milliseconds, if not even a client that is turned away can be accepted.
+    /// When accepting is to be tried again, in milliseconds, if the system accepts nothing now.
     pub(super) fn again(&self) -> Option<u64> {
         self.is_full.then_some(self.again)
     }
 
-    /// A listener has connections. True: it is not in the rotation yet.
-    pub(super) fn note_ready(&mut self, listener: u32) -> bool {
-        let is_new = !self.ready.contains(&listener);
-        if is_new {
+    /// A listener has connections.
+    pub(super) fn note_ready(&mut self, listener: u32, rotation: &mut Rotation<Ready>) {
+        if !self.ready.contains(&listener) {
             self.ready.push(listener);
+            rotation.add(&mut self.turn, Ready::Listener(listener));
         }
-        is_new
+    }
+
+    /// Connections were accepted at the listeners' turn, which was so much work.
+    pub(super) fn served(&mut self, rotation: &mut Rotation<Ready>, work: u64) {
+        rotation.done(Some(&mut self.turn), work);
     }
 
     /// What to wait for from listeners.
@@ -88,16 +96,9 @@ impl Acceptance {
     }
 }
 
-/// Any descriptor will do; this kind needs no file system.
-fn reserve() -> Option<OwnedFd> {
-    nix::sys::eventfd::EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_CLOEXEC)
-        .ok()
-        .map(OwnedFd::from)
-}
-
 impl Worker {
-    /// Accepts what waits at a listener, up to a bound; the rest is for its next turn.
-    pub(super) fn accept(&mut self, index: u32) {
+    /// Accepts what waits at a listener, up to a bound; the rest is for its next turn. How many that were.
+    pub(super) fn accept(&mut self, index: u32) -> u64 {
         self.acceptance.ready.retain(|ready| *ready != index);
         let listener = self
             .record
@@ -105,32 +106,37 @@ impl Worker {
             .get(index as usize)
             .map(|listener| listener.fd);
         let Some(listener) = listener.filter(|_| self.acceptance.interest() != 0) else {
-            return;
+            return 0;
         };
-        for _ in 0..ACCEPTS {
+        for accepted in 0..ACCEPTS {
             match accept(listener) {
                 Ok(socket) => {
                     self.acceptance.wait = FIRST_WAIT;
                     self.welcome(socket, index);
+                    if self.acceptance.interest() == 0 {
+                        // It was the last that there was room for.
+                        return accepted + 1;
+                    }
                 }
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EMFILE | libc::ENFILE) => {
-                        if !self.turn_away(listener) {
-                            return self.accept_later();
-                        }
+                        let text = format_args!("connections wait: the table of open files is full");
+                        self.complaints.warn(None, text);
+                        self.accept_later();
+                        return accepted;
                     }
                     Some(libc::ECONNABORTED | libc::EINTR) => {}
-                    Some(libc::EAGAIN) => return,
+                    Some(libc::EAGAIN) => return accepted,
                     _ => {
                         self.complaints.warn(None, format_args!("accept: {error}"));
-                        return self.accept_later();
+                        self.accept_later();
+                        return accepted;
                     }
                 },
             }
         }
-        if self.acceptance.note_ready(index) {
-            self.rotation.add(UserSlot::ACCEPTING, Ready::Listener(index));
-        }
+        self.acceptance.note_ready(index, &mut self.rotation);
+        ACCEPTS
     }
 
     pub(super) fn welcome(&mut self, number: RawFd, listener: u32) {
@@ -143,7 +149,7 @@ impl Worker {
         };
         let peer = self.links.next_id();
         let source = Source::Peer(peer.to_u64());
-        let user = self.rotation.user(attested.credentials.uid);
+        let user = self.user(attested.credentials.uid);
         let link = Link::new(peer, Some(Socket { handle, number }), user);
         if let Err(error) = self.epoll.add(number, source, link.interest()) {
             let text = format_args!("cannot wait for a new connection: {error}");
@@ -168,25 +174,6 @@ impl Worker {
         });
     }
 
-    /// The descriptor table is full: turns one connection away, so that its client knows. False: not even that can be
-    /// done now.
-    fn turn_away(&mut self, listener: RawFd) -> bool {
-        drop(self.acceptance.reserve.take());
-        let accepted = accept(listener);
-        let is_accepted = accepted.is_ok();
-        if let Ok(socket) = accepted {
-            let uid = system::attested(socket).credentials.uid;
-            descriptor::close(socket);
-            let text = format_args!("a connection was turned away: the table of open files is full");
-            self.complaints.warn(uid, text);
-        }
-        self.acceptance.reserve = reserve();
-        if self.acceptance.reserve.is_none() {
-            self.accept_later();
-        }
-        is_accepted && !self.acceptance.is_full
-    }
-
     /// The system accepts nothing now, though connections wait: tried again later, since nothing tells when it would.
     fn accept_later(&mut self) {
         self.acceptance.is_full = true;
@@ -197,8 +184,7 @@ impl Worker {
 
     /// There may be room in the descriptor table again.
     pub(super) fn accept_again(&mut self) {
-        self.acceptance.reserve = self.acceptance.reserve.take().or_else(reserve);
-        if self.acceptance.is_full && self.acceptance.reserve.is_some() {
+        if self.acceptance.is_full {
             self.acceptance.is_full = false;
             self.wait_for_connections();
         }
@@ -207,7 +193,10 @@ impl Worker {
     /// Tells the broker how large the table of descriptors is.
     pub(super) fn limit_descriptors(&mut self) {
         let most = descriptor::most_open();
-        let limit = most - (OWN + self.record.listeners.len() as u64).min(most / 4);
+        self.set_descriptor_limit(most - (OWN + self.record.listeners.len() as u64).min(most / 4));
+    }
+
+    pub(in crate::runtime) fn set_descriptor_limit(&mut self, limit: u64) {
         self.journal.note(None, &RareEvent::DescriptorLimit { limit });
         self.apply(Event::DescriptorLimit { limit });
     }
@@ -218,11 +207,19 @@ impl Worker {
         };
         self.journal.note_gone(peer);
         self.note_gone();
-        if let Some(extent) = link.large {
+        let Link {
+            large,
+            socket,
+            is_shut,
+            turn,
+            unread,
+            ..
+        } = *link;
+        if let Some(extent) = large {
             self.journal.give_back(extent);
         }
-        if let Some(socket) = link.socket {
-            self.close_socket(socket, link.is_shut);
+        if let Some(socket) = socket {
+            self.close_socket(peer, turn.user(), socket, is_shut, unread);
         }
     }
 
@@ -232,20 +229,33 @@ impl Worker {
             return self.close_descriptor(handle);
         };
         let (large, is_shut) = (link.large.take(), link.is_shut);
-        let socket = link.socket.take();
+        let (socket, user) = (link.socket.take(), link.turn.user());
+        let unread = std::mem::take(&mut link.unread);
         if let Some(extent) = large {
             self.journal.give_back(extent);
         }
         match socket {
-            Some(socket) => self.close_socket(socket, is_shut),
+            Some(socket) => self.close_socket(peer, user, socket, is_shut, unread),
             None => self.close_descriptor(handle),
         }
     }
 
-    /// `is_shut`: the kernel said that both directions are.
-    fn close_socket(&mut self, socket: Socket, is_shut: bool) {
+    /// `is_shut`: the kernel said that both directions are. `unread`: what lies in its buffer.
+    fn close_socket(
+        &mut self,
+        peer: PeerId,
+        user: UserSlot,
+        socket: Socket,
+        is_shut: bool,
+        mut unread: Unread,
+    ) {
         let Socket { handle, number } = socket;
         self.epoll.remove(number);
+        if is_shut {
+            self.passing.in_flight.forget(user, &mut unread);
+        } else {
+            self.leave_unread(peer, user, socket, unread);
+        }
         if !is_shut {
             // A duplicate of the descriptor elsewhere must not hide the end from the peer.
             let _ = nix::sys::socket::shutdown(number, nix::sys::socket::Shutdown::Both);

@@ -38,6 +38,8 @@ const STEPS: usize = 32;
 /// Milliseconds between two looks at the control group, unless what is in memory grows by this part of the cap.
 const GAUGE: u64 = 100;
 const GROWTH_PART: u64 = 16;
+/// Milliseconds after which it is looked again which control groups have a limit, and what it is, if there is anything to do.
+const SEARCH: u64 = 5000;
 /// What is to be left of a control group's limit: a part of it, and not more than that.
 const RESERVE_PART: u64 = 8;
 const RESERVE: u64 = 64 << 20;
@@ -65,15 +67,19 @@ pub(super) struct Shortage {
     stuck: u64,
     /// Control groups with a limit, in which this process's memory counts; once they were looked for.
     groups: Option<Vec<Limited>>,
+    /// When they were last looked for, in milliseconds, since a limit may be set at any time.
+    searched: u64,
+    /// What the system grants the bus, as it was last asked; `u64::MAX`: nobody wants to know.
+    granted: u64,
     /// When it was last asked how much is left of these, in milliseconds, and what was in memory then.
     gauged: Option<(u64, u64)>,
     /// What the bus may hold, as far as they have room for it.
     room: Option<u64>,
 }
 
-impl Default for Shortage {
-    /// A worker may have been given a lot: it looks in its first turn.
-    fn default() -> Self {
+impl Shortage {
+    /// Of a worker that may hold so much. It may have been given a lot: it looks in its first turn.
+    pub(super) fn new(granted: u64) -> Self {
         Self {
             judged: (0, 0),
             is_large_begun: false,
@@ -85,6 +91,8 @@ impl Default for Shortage {
             unlooked: UNLOOKED,
             stuck: 0,
             groups: None,
+            searched: 0,
+            granted,
             gauged: None,
             room: None,
         }
@@ -102,7 +110,8 @@ impl Worker {
 
     /// Asks how much is left of the limits of control groups, if it is time, and gives back what is idle where that is little.
     fn gauge(&mut self) {
-        if self.shortage.groups.as_ref().is_some_and(Vec::is_empty) {
+        let is_searched = self.now.0 < self.shortage.searched + SEARCH;
+        if is_searched && self.shortage.groups.as_ref().is_some_and(Vec::is_empty) {
             return;
         }
         let resident = self.journal.store_resident() + self.broker.held_outside();
@@ -116,10 +125,25 @@ impl Worker {
             return;
         }
         self.shortage.gauged = Some((self.now.0, resident));
-        let groups = self.shortage.groups.take();
-        let groups = groups.unwrap_or_else(|| control_group::limited(&control_group::own()));
+        let groups = self.shortage.groups.take().filter(|_| is_searched);
+        let groups = groups.unwrap_or_else(|| self.search());
         self.lower_cap(&groups);
         self.shortage.groups = Some(groups);
+    }
+
+    /// Looks which control groups have a limit now. Where it is another than before, the bus may hold another part of it.
+    fn search(&mut self) -> Vec<Limited> {
+        self.shortage.searched = self.now.0;
+        let before = self.shortage.granted;
+        if before != u64::MAX {
+            let granted = memory::cap();
+            if granted != before {
+                tracing::info!("the bus may hold {granted} bytes now, and not {before}");
+                self.shortage.granted = granted;
+                self.journal.set_cap(granted);
+            }
+        }
+        control_group::limited(&control_group::own())
     }
 
     /// Lowers the cap where these groups have little left, and gives back what is idle first.

@@ -16,9 +16,9 @@
 use super::Worker;
 use crate::broker::{Event, Millis};
 use crate::journal::RareEvent;
-use crate::runtime::links::{STEP, Writing};
+use crate::runtime::links::STEP;
 use crate::runtime::poll::Source;
-use crate::runtime::rotation::{Ready, UserSlot};
+use crate::runtime::rotation::Ready;
 
 /// The broker's time goes on in steps of at least this many milliseconds.
 const TICK: u64 = 20;
@@ -31,17 +31,22 @@ const LATE: u64 = 250;
 const AGAIN: u64 = 100;
 /// Work of one turn, in the units of [`Broker::work`](crate::broker::Broker::work), and one more for whoever is served.
 const WORK: u64 = 512;
+/// Of a turn that is [short](crate::runtime::rotation::Rotation::begin_turn).
+const SHORT_WORK: u64 = 64;
+/// What it is to accept a connection: questions to the kernel.
+const ACCEPT: u64 = 4;
 
 impl Worker {
     /// When the next tick is due; `None` = not by itself.
     pub(crate) fn next_tick(&self) -> Option<Millis> {
-        let is_retrying =
-            !self.waiting.is_empty() || !self.follow_ups.is_empty() || self.journal.is_incomplete();
+        let is_retrying = !self.follow_ups.is_empty() || self.journal.is_incomplete();
         let retry = is_retrying.then_some(Millis(self.now.0 + RETRY));
+        let write = self.passing.retry().map(Millis);
         let look = self.next_look().map(Millis);
         let accept = self.acceptance.again().map(Millis);
         let deadline = self.broker.next_deadline();
-        deadline.into_iter().chain(retry).chain(look).chain(accept).min()
+        let all = deadline.into_iter().chain(retry).chain(write).chain(look);
+        all.chain(accept).min()
     }
 
     /// Takes turns until nothing is left to do, and the epoll set has nothing to tell.
@@ -100,22 +105,22 @@ impl Worker {
     pub(crate) fn tick(&mut self) {
         let now = crate::runtime::now();
         let deadline = self.broker.next_deadline();
-        let looks = [deadline.map(|at| at.0), self.next_look(), self.acceptance.again()];
+        let looks = [
+            deadline.map(|at| at.0),
+            self.next_look(),
+            self.acceptance.again(),
+            self.passing.retry(),
+        ];
         let is_due = looks.into_iter().flatten().any(|at| at <= now.0);
         if now.0 < self.now.0 + TICK && !is_due {
             return;
         }
         self.now = now;
+        self.rotation.note_time(now);
+        self.unsent.note_time(now);
         self.journal.note_tick(now.0);
         self.apply(Event::Tick { now });
-        for peer in std::mem::take(&mut self.waiting) {
-            if let Some(link) = self.links.get_mut(peer)
-                && link.writing == Writing::Waiting
-            {
-                link.writing = Writing::Open;
-                self.write(peer);
-            }
-        }
+        self.retry_writes();
         if self.acceptance.again().is_some_and(|again| now.0 >= again) {
             self.accept_again();
         }
@@ -151,9 +156,7 @@ impl Worker {
             match source {
                 Source::Control => self.listen_to_keeper(),
                 Source::Listener(index) => {
-                    if self.acceptance.note_ready(index) {
-                        self.rotation.add(UserSlot::ACCEPTING, Ready::Listener(index));
-                    }
+                    self.acceptance.note_ready(index, &mut self.rotation);
                 }
                 Source::Peer(id) => self.note_ready(crate::broker::PeerId::from_u64(id), events),
             }
@@ -166,59 +169,77 @@ impl Worker {
     pub(super) fn note_ready(&mut self, peer: crate::broker::PeerId, events: u32) {
         if let Some(link) = self.links.get_mut(peer) {
             if link.ready == 0 && events != 0 {
-                self.rotation.add(link.user, Ready::Peer(peer));
+                self.rotation.add(&mut link.turn, Ready::Peer(peer));
             }
             link.ready |= events;
             link.is_shut |= events & libc::EPOLLHUP as u32 != 0;
+        } else {
+            self.note_left(peer);
         }
     }
 
     /// Serves the rotation until the turn's work is used up. How much that was.
     fn serve(&mut self) -> u64 {
-        let begin = self.broker.work();
-        let end = begin + WORK;
-        // What the broker does not count: reads that complete no message, and connections.
+        let most = if self.rotation.begin_turn() {
+            SHORT_WORK
+        } else {
+            WORK
+        };
         let mut served = 0;
-        while self.broker.work() + served < end
+        while served < most
             && let Some(ready) = self.rotation.next()
         {
+            let begin = self.broker.work();
+            // What the broker does not count: reads that complete no message, writes, and connections.
             served += match ready {
                 Ready::Peer(peer) => {
-                    let before = self.taken(peer);
-                    self.serve_peer(peer);
+                    let taken = self.taken(peer);
+                    let written = self.serve_peer(peer);
                     // Bytes of a large message are validated when they are read, which takes the longest of all.
-                    1 + self.taken(peer).saturating_sub(before) / 2048
+                    let taken = self.taken(peer).saturating_sub(taken);
+                    let work = 1 + (taken + written) / 2048 + self.broker.work() - begin;
+                    let turn = self.links.get_mut(peer).map(|link| &mut link.turn);
+                    self.rotation.done(turn, work);
+                    work
                 }
                 Ready::Listener(index) => {
-                    self.accept(index);
-                    super::connections::ACCEPTS as u64
+                    let work = 1 + ACCEPT * self.accept(index) + self.broker.work() - begin;
+                    self.acceptance.served(&mut self.rotation, work);
+                    work
                 }
             };
         }
-        self.broker.work() - begin + served
+        served
     }
 
     fn taken(&mut self, peer: crate::broker::PeerId) -> u64 {
         self.links.get_mut(peer).map_or(0, |link| link.taken)
     }
 
-    /// One read from a peer, or a step of its agenda, and the writes that it has room for again.
-    fn serve_peer(&mut self, peer: crate::broker::PeerId) {
+    /// One read from a peer, or a step of its agenda, and the writes that it has room for again: how many bytes these were.
+    fn serve_peer(&mut self, peer: crate::broker::PeerId) -> u64 {
         let Some(link) = self.links.get_mut(peer) else {
-            return;
+            return 0;
         };
         let events = std::mem::take(&mut link.ready);
-        if events & libc::EPOLLOUT as u32 != 0 {
-            self.write(peer);
-        }
+        let written = if events & libc::EPOLLOUT as u32 != 0 {
+            self.write(peer)
+        } else {
+            0
+        };
         let input = events & !(libc::EPOLLOUT as u32 | STEP);
         if events & STEP != 0 {
             self.step(peer);
             // What it has sent since is read when its agenda is done.
             self.note_ready(peer, input);
-        } else if input != 0 && self.read(peer, input) {
-            self.note_ready(peer, input);
+        } else if input != 0 {
+            if self.read(peer, input) {
+                self.note_ready(peer, input);
+            }
+            // Whoever sends something may have read something.
+            self.retry_write(peer);
         }
+        written
     }
 
     /// Goes on with a peer's agenda.

@@ -1,5 +1,7 @@
 //! A signature as it is walked through.
 
+use alloc::vec::Vec;
+
 use smallvec::SmallVec;
 
 use crate::signature::fixed_size;

@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use bus_wire::serde::to_body_in;
-use bus_wire::{Endian, Message, MessageBuilder, Variant, from_body};
+use bus_wire::serde_body::{Variant, from_body, to_body_in};
+use bus_wire::{Endian, Message, MessageBuilder};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 

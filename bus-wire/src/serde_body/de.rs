@@ -1,15 +1,17 @@
 //! From a body to a Rust type.
 
-use std::fmt::Display;
+use alloc::format;
+use alloc::string::ToString;
+use core::fmt::Display;
 
-use ::serde::de::value::{BorrowedStrDeserializer, StrDeserializer, U32Deserializer};
-use ::serde::de::{
+use serde::de::value::{BorrowedStrDeserializer, StrDeserializer, U32Deserializer};
+use serde::de::{
     self, Deserialize, DeserializeSeed, EnumAccess, IntoDeserializer, MapAccess, SeqAccess, Visitor,
 };
-use ::serde::forward_to_deserialize_any;
+use serde::forward_to_deserialize_any;
 
 use crate::body::{ArrayReader, BodyReader, ReadError};
-use crate::serde::VARIANT;
+use crate::serde_body::VARIANT;
 
 /// All of a body.
 pub(super) fn read_body<'a, T: Deserialize<'a>>(mut reader: BodyReader<'a>) -> Result<T, ReadError> {

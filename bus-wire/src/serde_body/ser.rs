@@ -1,15 +1,16 @@
 //! From a Rust type to a body.
 
-use std::fmt::Display;
+use alloc::string::ToString;
+use core::fmt::Display;
 
-use ::serde::ser::{
+use serde::ser::{
     self, Error as _, Impossible, Serialize, SerializeMap, SerializeSeq, SerializeStruct, SerializeTuple,
     SerializeTupleStruct,
 };
 
 use crate::body::{BodyWriter, OpenArray};
 use crate::error::MessageError;
-use crate::serde::VARIANT;
+use crate::serde_body::VARIANT;
 use crate::signature::type_end;
 
 /// The signature is that which the writer was declared with.

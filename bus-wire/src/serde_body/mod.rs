@@ -18,8 +18,11 @@
 mod de;
 mod ser;
 
-use ::serde::de::{self as serde_de, Deserialize, SeqAccess};
-use ::serde::ser::{Serialize, SerializeTupleStruct};
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::de::{self as serde_de, Deserialize, SeqAccess};
+use serde::ser::{Serialize, SerializeTupleStruct};
 
 use crate::body::{BodyWriter, ReadError};
 use crate::endian::Endian;
@@ -76,7 +79,7 @@ pub fn from_body<'a, T: Deserialize<'a>>(message: &'a Message) -> Result<T, Read
 }
 
 impl<T: Serialize, S: AsRef<str>> Serialize for Variant<T, S> {
-    fn serialize<Z: ::serde::Serializer>(&self, serializer: Z) -> Result<Z::Ok, Z::Error> {
+    fn serialize<Z: serde::Serializer>(&self, serializer: Z) -> Result<Z::Ok, Z::Error> {
         let mut fields = serializer.serialize_tuple_struct(VARIANT, 2)?;
         fields.serialize_field(self.signature.as_ref())?;
         fields.serialize_field(&self.value)?;
@@ -85,13 +88,13 @@ impl<T: Serialize, S: AsRef<str>> Serialize for Variant<T, S> {
 }
 
 impl<'de, T: Deserialize<'de>, S: Deserialize<'de>> Deserialize<'de> for Variant<T, S> {
-    fn deserialize<D: ::serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor<T, S>(std::marker::PhantomData<(T, S)>);
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor<T, S>(core::marker::PhantomData<(T, S)>);
 
         impl<'de, T: Deserialize<'de>, S: Deserialize<'de>> serde_de::Visitor<'de> for Visitor<T, S> {
             type Value = Variant<T, S>;
 
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            fn expecting(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
                 f.write_str("a variant")
             }
 
@@ -103,6 +106,6 @@ impl<'de, T: Deserialize<'de>, S: Deserialize<'de>> Deserialize<'de> for Variant
             }
         }
 
-        deserializer.deserialize_tuple_struct(VARIANT, 2, Visitor(std::marker::PhantomData))
+        deserializer.deserialize_tuple_struct(VARIANT, 2, Visitor(core::marker::PhantomData))
     }
 }
