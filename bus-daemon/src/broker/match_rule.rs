@@ -112,7 +112,7 @@ mod tests {
     fn a_rule_that_refers_to_its_text_is_as_one_that_does_not() {
         for text in [
             "",
-            "type='signal',interface='a.b',path='/é',sender=':1.2',arg0='',arg3path='/x/'",
+            "type='signal',interface='a.b',path='/x',sender=':1.2',arg0='é',arg3path='/x/'",
             r"path_namespace='/a',eavesdrop='true',arg0='a'\''b',arg1='é'",
         ] {
             let own: MatchRule = text.parse().unwrap();
