@@ -372,6 +372,7 @@ impl<T: Deref<Target = str>> MatchRule<T> {
             rest = skip_blanks(after);
         }
         draft.rule.args.sort_by_key(|condition| condition.index);
+        draft.rule.args.shrink_to_fit();
         Ok(draft.rule)
     }
 
@@ -586,11 +587,14 @@ fn skip_blanks(input: &str) -> &str {
     input.trim_start_matches(is_blank)
 }
 
+/// What follows, a key, and its value.
+type Pair<'a> = (&'a str, &'a str, Cow<'a, str>);
+
 /// `key = value`, up to and with the comma behind it. Blanks may stand around a key; behind `=` they are the value's.
 ///
 /// `None` where the key is empty. The specification does not say what that means; for the reference implementation the
 /// rule ends there, whatever follows.
-fn pair(input: &str) -> Result<Option<(&str, &str, Cow<'_, str>)>, MatchRuleError> {
+fn pair(input: &str) -> Result<Option<Pair<'_>>, MatchRuleError> {
     let (key, rest) = input.split_at(input.find(|c| c == '=' || is_blank(c)).unwrap_or(input.len()));
     let rest = skip_blanks(rest)
         .strip_prefix('=')

@@ -166,6 +166,11 @@ impl MatchIndex {
             .unwrap_or_else(|| self.store(rule, hash, key))
     }
 
+    /// The rule that is stored and equals this one.
+    pub(super) fn stored(&self, rule: &MatchRule) -> Option<&Arc<MatchRule>> {
+        self.rule(self.find(rule)?)
+    }
+
     /// The texts of all rules that there are may lie in a state that was read.
     pub(super) fn note_lent(&mut self) {
         self.lent = self.slots.len();
@@ -176,11 +181,16 @@ impl MatchIndex {
         self.lent == 0
     }
 
-    /// Gives so many rules memory of their own; how many more may need it.
-    pub(super) fn settle(&mut self, most: usize) -> usize {
+    /// Gives so many rules memory of their own, unless `shared` has some of them already; how many more may need it.
+    pub(super) fn settle(
+        &mut self,
+        most: usize,
+        shared: impl Fn(&MatchRule) -> Option<Arc<MatchRule>>,
+    ) -> usize {
         let rest = self.lent.saturating_sub(most);
         for slot in self.slots[rest..self.lent].iter_mut().flatten() {
-            slot.rule = Arc::new(match_rule::settled(&slot.rule));
+            let shared = shared(&slot.rule);
+            slot.rule = shared.unwrap_or_else(|| Arc::new(match_rule::settled(&slot.rule)));
         }
         self.lent = rest;
         rest

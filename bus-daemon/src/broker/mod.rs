@@ -73,6 +73,7 @@ pub use frozen::{NoteV1, PeerNextV1};
 pub use gather::Checkpoint;
 pub use invariants::Violation;
 pub use lent::lending;
+pub use match_rule::Text as RuleText;
 pub use relief::{Memory, Relief, SavedShortage};
 pub use restore::{Dropped, RestoreError};
 pub use snapshot::SharedBodies;

@@ -129,8 +129,16 @@ impl Subscriptions {
 
     /// Gives so many of these rules memory of their own. True: all have.
     pub(super) fn settle(&mut self, most: usize) -> bool {
-        let indexes = [&mut self.matches, &mut self.eavesdroppers, &mut self.monitors];
-        indexes.into_iter().all(|index| index.settle(most) == 0)
+        let Self {
+            matches,
+            eavesdroppers,
+            monitors,
+            ..
+        } = self;
+        // Whatever eavesdrops is among the others, too.
+        matches.settle(most, |_| None) == 0
+            && eavesdroppers.settle(most, |rule| matches.stored(rule).cloned()) == 0
+            && monitors.settle(most, |_| None) == 0
     }
 
     /// Removes one equal match rule from those of a peer. False if the peer has none.

@@ -28,7 +28,7 @@ impl RuleV1 {
     pub(in crate::broker) fn into_rule(self) -> Result<Arc<MatchRule>, MatchRuleError> {
         match self {
             Self::Rule(rule) => Ok(rule),
-            Self::Text(text) => match_rule::read(&text.into()).map(Arc::new),
+            Self::Text(text) => match_rule::read(text.into()).map(Arc::new),
         }
     }
 
@@ -92,7 +92,7 @@ impl<'de> Deserialize<'de> for RuleV1 {
             fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<RuleV1, E> {
                 let text = lent::text(bytes).ok_or_else(|| E::custom("a match rule that is no text"))?;
                 // One that is no rule costs its peer, and not the record.
-                Ok(match_rule::read(&text).map_or_else(
+                Ok(match_rule::read(text.clone()).map_or_else(
                     |_| RuleV1::Text((*text).to_owned()),
                     |rule| RuleV1::Rule(Arc::new(rule)),
                 ))

@@ -4,20 +4,19 @@ use std::cell::RefCell;
 
 use bus_wire::match_rule::{Arg, MAX_ARGUMENT};
 use bus_wire::{BodyReader, Message};
-use bytestring::ByteString;
 use smallvec::SmallVec;
 
 use super::side::{Facts, Side};
-use crate::broker::match_rule::MatchRule;
+use crate::broker::match_rule::{MatchRule, Text};
 
 /// Whether the rule matches.
 pub(super) fn matches(rule: &MatchRule, facts: &Facts<'_>, body: &Body<'_>) -> bool {
     let message = facts.message;
-    let same = |expected: &Option<ByteString>, found: Option<&str>| match expected {
+    let same = |expected: &Option<Text>, found: Option<&str>| match expected {
         Some(expected) => found == Some(expected),
         None => true,
     };
-    let is_one_of = |expected: &Option<ByteString>, side: &Side<'_>| match expected {
+    let is_one_of = |expected: &Option<Text>, side: &Side<'_>| match expected {
         Some(expected) => side.has(expected),
         None => true,
     };
