@@ -108,10 +108,14 @@ impl Broker {
 
     /// Queues a forwarded message, with the descriptors that are its own.
     pub(super) fn push(&mut self, to: PeerId, transit: Transit<'_>, fds: Fds) {
+        if !fds.is_empty() {
+            let payer = self.roster.get(transit.origin.unwrap_or(to));
+            self.charge_fds(to, payer.map_or(Payer::UNKNOWN, Payer::of), fds.len());
+        }
         self.push_with(to, fds, transit.origin, |out| transit.push_to(out));
     }
 
-    /// How long it makes the sender of a broadcast wait.
+    /// The same; somebody is charged for the descriptors already. How long it makes the sender of a broadcast wait.
     fn push_with(
         &mut self,
         to: PeerId,
@@ -119,10 +123,6 @@ impl Broker {
         origin: Option<PeerId>,
         push: impl FnOnce(&mut SendQueue),
     ) -> Wait {
-        if !fds.is_empty() {
-            let payer = origin.unwrap_or(to);
-            self.charge_fds(to, payer, fds.len());
-        }
         let Some(peer) = self.roster.get_mut(to) else {
             self.close_fds(fds);
             return Wait::default();
@@ -155,8 +155,7 @@ impl Broker {
     }
 
     /// Descriptors begin to wait for a peer; another one may be charged for them.
-    fn charge_fds(&mut self, to: PeerId, payer: PeerId, count: usize) {
-        let payer = self.roster.get(payer).map_or(Payer::UNKNOWN, Payer::of);
+    fn charge_fds(&mut self, to: PeerId, payer: Payer, count: usize) {
         if let Some(peer) = self.roster.get_mut(to) {
             peer.payers.push(payer, count as u64);
             self.descriptors.hold(payer, count as u64);
@@ -164,8 +163,8 @@ impl Broker {
     }
 
     /// Queues copies of a forwarded message for many. A receiver that takes no descriptors does not get a message that
-    /// has some; one whose queue is full is condemned. Where there is no room for the descriptors, whoever is charged for
-    /// them is condemned: the sender, or the receiver of what it asked for.
+    /// has some; one whose queue is full is condemned. Where there is no room for the descriptors, see
+    /// [`duplicates_for`](Self::duplicates_for).
     pub(super) fn push_copies(
         &mut self,
         receivers: &[PeerId],
@@ -193,27 +192,45 @@ impl Broker {
         }
     }
 
-    /// Descriptors for one more receiver of a message that has some. `None`: the receiver does not get it.
+    /// Descriptors for one more receiver of a message that has some, which somebody is charged for. `None`: the receiver does
+    /// not get it. Where there is no room, a receiver that asked for what is others' is condemned, and a sender of the same
+    /// user; otherwise nobody is, and only this receiver misses it.
     fn duplicates_for(
         &mut self,
-        receiver: PeerId,
+        id: PeerId,
         origin: Option<PeerId>,
         fds: &[Fd],
         system: &mut dyn System,
     ) -> Option<Fds> {
-        if !self.roster.get(receiver).is_some_and(|peer| peer.takes_fds) {
+        let receiver = self.roster.get(id).filter(|peer| peer.takes_fds)?;
+        if self.is_full_of_fds(receiver) {
+            match origin {
+                Some(_) => self.note_congested(id),
+                None => self.condemn(id, Excess::Unread(receiver.out.len()).into()),
+            }
             return None;
         }
-        let payer = origin.unwrap_or(receiver);
-        if !self.has_room_for_fds(payer, fds.len()) {
-            self.condemn(payer, Excess::Descriptors(fds.len() as u64).into());
+        let sender = origin.and_then(|origin| self.roster.get(origin));
+        let payer = sender.map_or(Payer::of(receiver), |sender| Payer::of_copy(sender, receiver));
+        let blamed = origin.unwrap_or(id);
+        if !self.descriptors.has_room(payer, fds.len() as u64) {
+            if payer.is_host() {
+                self.note_congested(id);
+            } else {
+                self.condemn(blamed, Excess::Descriptors(fds.len() as u64).into());
+            }
             return None;
         }
-        let copies = self.duplicate(fds, system);
-        if copies.is_none() {
-            self.condemn(payer, Disconnect::NoDescriptorsLeft);
-        }
-        copies
+        let Some(copies) = self.duplicate(fds, system) else {
+            if payer.is_host() {
+                self.note_congested(id);
+            } else {
+                self.condemn(blamed, Disconnect::NoDescriptorsLeft);
+            }
+            return None;
+        };
+        self.charge_fds(id, payer, fds.len());
+        Some(copies)
     }
 
     /// A descriptor of its own for one more receiver, for each of these; all or none.

@@ -15,26 +15,56 @@ const IN_PASSING: u64 = 288;
 /// Who is charged for descriptors that wait in a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Payer {
-    /// Who sent them; the receiver, of what it asked for.
-    pub(super) peer: PeerId,
-    /// Its user, who is charged even when the peer is gone.
-    pub(super) uid: Option<u32>,
+    /// Who has a share of what the user may hold.
+    part: Part,
+    /// The user, who is charged even when the peer is gone.
+    uid: Option<u32>,
+}
+
+/// Among whom it is divided what a user may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+enum Part {
+    /// Who of the user's peers sent them; the receiver, of what it asked for.
+    Peer(PeerId),
+    /// Another user, all of whose peers' broadcasts to peers of this one have one share.
+    Guest(Option<u32>),
 }
 
 impl Payer {
     /// Nobody in particular: after an upgrade it is not known who sent what waits.
     pub(super) const UNKNOWN: Self = Self {
-        peer: PeerId {
+        part: Part::Peer(PeerId {
             index: u32::MAX,
             generation: 0,
-        },
+        }),
         uid: None,
     };
 
     pub(super) fn of(peer: &Peer) -> Self {
         Self {
-            peer: peer.id,
+            part: Part::Peer(peer.id),
             uid: peer.credentials.uid,
+        }
+    }
+
+    /// Of the copy of a broadcast: its sender, within its own user; to another user's peer that user, who can have as many
+    /// subscribers as it likes, and let them not read.
+    pub(super) fn of_copy(sender: &Peer, receiver: &Peer) -> Self {
+        let (from, to) = (sender.credentials.uid, receiver.credentials.uid);
+        if from == to {
+            return Self::of(sender);
+        }
+        Self {
+            part: Part::Guest(from),
+            uid: to,
+        }
+    }
+
+    /// Whether it is another user than the sender's who is charged.
+    pub(super) fn is_host(self) -> bool {
+        match self.part {
+            Part::Guest(_) => true,
+            Part::Peer(_) => false,
         }
     }
 }

@@ -105,11 +105,11 @@ impl Broker {
     #[inline]
     pub(super) fn is_full(&self, peer: &Peer) -> bool {
         let limit = self.config.limits.max_outgoing_bytes;
-        peer.out.len() > limit && is_part_full(peer, limit) || self.is_full_of_fds(peer)
+        peer.out.len() > limit && is_part_full(peer, limit)
     }
 
-    /// Whether more descriptors wait for a peer than may.
-    fn is_full_of_fds(&self, peer: &Peer) -> bool {
+    /// Whether more descriptors wait for a peer than may: it gets no more of them, and whatever has none.
+    pub(super) fn is_full_of_fds(&self, peer: &Peer) -> bool {
         peer.out.queued_fds() as u64 > self.config.limits.max_outgoing_unix_fds
     }
 
@@ -117,7 +117,7 @@ impl Broker {
     pub(super) fn is_full_of_replies(&self, peer: &Peer, reply: u64) -> bool {
         let limit = self.config.limits.max_outgoing_bytes;
         let has_replies = peer.out.len() > counted_from(limit);
-        has_replies && exceeds_own(peer, reply, limit) || self.is_full_of_fds(peer)
+        has_replies && exceeds_own(peer, reply, limit)
     }
 
     /// Stops and resumes reading from a peer that does not read: its own calls would fill its queue with answers.

@@ -317,13 +317,18 @@ impl Broker {
         }
     }
 
-    /// Whether the sender of a signal may have so many copies of its descriptors wait. A sender that may not is condemned,
-    /// since nothing answers a signal.
+    /// Whether the sender of a signal may have so many copies of its descriptors wait for peers of its user. A sender that may
+    /// not is condemned, since nothing answers a signal. For those of other users see
+    /// [`duplicates_for`](Self::duplicates_for).
     fn may_broadcast(&mut self, id: PeerId, receivers: &[PeerId], fds: &Fds) -> bool {
         if fds.is_empty() {
             return true;
         }
-        let takes = |receiver: &&PeerId| self.roster.get(**receiver).is_some_and(|peer| peer.takes_fds);
+        let uid = self.uid(id);
+        let takes = |receiver: &&PeerId| {
+            let receiver = self.roster.get(**receiver);
+            receiver.is_some_and(|peer| peer.takes_fds && peer.credentials.uid == uid)
+        };
         let copies = receivers.iter().filter(takes).count() * fds.len();
         let may = self.has_room_for_fds(id, copies);
         if !may {
@@ -412,11 +417,12 @@ impl Broker {
         let expects_reply = super::speak::expects_reply(message);
         let limit = self.config.limits.max_replies_per_connection;
         let has_too_many = expects_reply && self.calls.awaited_count(id) as u64 >= limit;
-        let is_full = if is_awaited {
+        let has_no_room = if is_awaited {
             self.is_full_of_replies(receiver, transit.len())
         } else {
             self.is_full(receiver) || self.is_beyond(receiver, id, transit.len())
         };
+        let is_full = has_no_room || (!fds.is_empty() && self.is_full_of_fds(receiver));
         if (has_too_many || is_full) && expects_reply && self.calls.is_open(to, id, message.serial().get()) {
             return Err(SERIAL_IN_USE);
         }
@@ -443,7 +449,7 @@ impl Broker {
     }
 
     /// One line in the log each time that messages for a peer begin to be refused.
-    fn note_congested(&mut self, id: PeerId) {
+    pub(super) fn note_congested(&mut self, id: PeerId) {
         let Some(peer) = self.roster.get_mut(id) else {
             return;
         };

@@ -123,6 +123,71 @@ fn a_signal_to_many_costs_its_sender_and_no_subscriber() {
     });
 }
 
+/// Subscribers of another user that do not read fill what that user may hold, and cost the sender of signals nothing: it
+/// stays, and so do all who read, who get each signal.
+#[test]
+fn subscribers_of_another_user_that_do_not_read_cost_a_sender_nothing() {
+    for is_restarted in [false, true] {
+        let bus = &mut Bus::new(anyone(), is_restarted);
+        limit(bus, LIMIT);
+        let (mallory, alice) = (2001, 2002);
+        let stalled: Vec<usize> = (0..10).map(|_| connect(bus, mallory)).collect();
+        let (sender, own, other) = (connect(bus, alice), connect(bus, alice), connect(bus, 2003));
+        for who in stalled.iter().chain([&own, &other]) {
+            bus.add_match(*who, "interface='a.b'");
+        }
+        let line = "signal S() from :1.10 fds 10";
+        for n in 0..30 {
+            let fds: Vec<_> = (0..10).map(|_| bus.descriptors.make()).collect();
+            bus.send_with_fds(sender, MessageBuilder::signal("/", "a.b", "S"), &fds);
+            assert!(bus.is_open(sender), "after {n}");
+            bus.expect(own, &[line]);
+            bus.expect(other, &[line]);
+        }
+        assert!(stalled.iter().all(|who| bus.is_open(*who)));
+        let warnings = bus.asked();
+        let warnings = warnings
+            .iter()
+            .filter(|action| matches!(action, Action::Warn { .. }));
+        assert!(warnings.count() <= stalled.len());
+        // Users share fifteen sixteenths of the table, and of what is left of its share each sender's user has a half.
+        let held: usize = stalled.iter().map(|who| bus.read_messages(*who).len() * 10).sum();
+        assert!((20..=60).contains(&held), "{held}");
+        // What was read is room again.
+        let fds: Vec<_> = (0..2).map(|_| bus.descriptors.make()).collect();
+        bus.send_with_fds(sender, MessageBuilder::signal("/", "a.b", "S"), &fds);
+        for who in &stalled {
+            bus.expect(*who, &["signal S() from :1.10 fds 2"]);
+        }
+        bus.broker.check_invariants().unwrap();
+    }
+}
+
+/// A flood of descriptors of another user takes a part of what a reader's user may hold, and leaves one for who comes next.
+#[test]
+fn a_flood_of_descriptors_in_signals_leaves_room_for_others_signals() {
+    let bus = &mut Bus::new(anyone(), false);
+    limit(bus, LIMIT);
+    let reader = connect(bus, 2001);
+    let flooders: Vec<usize> = (0..5).map(|_| connect(bus, 2002)).collect();
+    let other = connect(bus, 2003);
+    bus.add_match(reader, "interface='a.b'");
+    let signal = |bus: &mut Bus, who: usize, count: usize| {
+        let fds: Vec<_> = (0..count).map(|_| bus.descriptors.make()).collect();
+        bus.send_with_fds(who, MessageBuilder::signal("/", "a.b", "S"), &fds);
+    };
+    for _ in 0..20 {
+        for who in &flooders {
+            signal(bus, *who, 4);
+            assert!(bus.is_open(*who) && bus.is_open(reader));
+        }
+    }
+    signal(bus, other, 8);
+    let got = bus.read(reader);
+    assert_eq!(got.last().unwrap(), "signal S() from :1.6 fds 8");
+    assert!(got.len() > 5 && got.len() < 40, "{}", got.len());
+}
+
 #[test]
 fn a_descriptor_that_cannot_be_copied_costs_the_sender_of_the_signal() {
     check(|bus| {

@@ -173,7 +173,8 @@ impl Model {
         } else {
             self.is_full(to)? || self.is_beyond_share(id, to, length)?
         };
-        Ok(is_refused.then_some("LimitsExceeded"))
+        let is_full = is_refused || (!letter.files.is_empty() && self.is_full_of_files(to));
+        Ok(is_full.then_some("LimitsExceeded"))
     }
 
     /// Whether what a peer awaits leaves no room for a reply.
@@ -200,8 +201,13 @@ impl Model {
         if peer.is_uncertain && parts.iter().any(|part| part.abs_diff(limit) < DOUBT) {
             return Err(Trouble::Unknowable);
         }
-        let is_full = parts.iter().any(|part| *part > limit);
-        Ok(is_full || peer.queued_fds > self.limits.max_outgoing_unix_fds)
+        Ok(parts.iter().any(|part| *part > limit))
+    }
+
+    /// Whether a peer may not be sent more descriptors.
+    fn is_full_of_files(&self, id: PeerId) -> bool {
+        let peer = self.peers.get(&id);
+        peer.is_some_and(|peer| peer.queued_fds > self.limits.max_outgoing_unix_fds)
     }
 
     fn may_eavesdrop(&self) -> bool {
@@ -245,6 +251,13 @@ impl Model {
             if (!letter.files.is_empty() && !takes_fds) || !self.may_put(id)? {
                 continue;
             }
+            if !letter.files.is_empty() && self.is_full_of_files(id) {
+                // It misses what others broadcast, and goes for what it asked for.
+                if payer.is_none() {
+                    self.condemn(id);
+                }
+                continue;
+            }
             let mut has_all = true;
             for _ in &letter.files {
                 match self.seen.duplicates.pop_front() {
@@ -261,10 +274,11 @@ impl Model {
                     }
                 }
             }
+            let uid = |id: PeerId| self.peers.get(&id).map(|peer| peer.uid);
             if has_all {
                 self.put(id, letter)?;
-            } else {
-                // Whoever is charged for them: a monitor or eavesdropper itself.
+            } else if payer.is_none_or(|sender| uid(sender) == uid(id)) {
+                // Whoever is charged for them: a monitor or eavesdropper itself. Of another user nobody is at fault.
                 self.condemn(payer.unwrap_or(id));
             }
         }
