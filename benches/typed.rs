@@ -297,8 +297,7 @@ fn small(criterion: &mut Criterion) {
         Some(|received| {
             let message = rustbus_message(&received.rustbus);
             message.body.validate().expect("a valid body");
-            let values = message.body.parser().get5().expect("the body is of this type");
-            values
+            message.body.parser().get5().expect("the body is of this type")
         }),
     );
 }

@@ -204,7 +204,7 @@ impl<'a> MessageBuilder<'a> {
     /// The message's bytes, with the body that `body` is: a tuple stands for the arguments, any other type for the only one.
     ///
     /// # Errors
-    /// As [`build`](Self::build), and those of [`encode_body`](crate::encode_body).
+    /// As [`build`](Self::build), and those of [`encode_body`].
     ///
     /// ```
     /// # use bus_wire::{MessageBuilder, Message};

@@ -265,6 +265,26 @@ fn limits() {
     ));
 }
 
+/// Bytes that are no message's, in which anything might be: what is read is valid, and not deeper than a message may be.
+#[test]
+fn what_was_not_validated() {
+    let deep = b"\x01v\0".repeat(100_000);
+    assert!(Value::decode(&mut BodyReader::new(&deep, "v", Endian::Little)).is_err());
+    let structs = [b"\x03(v)\0\0\0\0".repeat(10_000), vec![0; 8]].concat();
+    assert!(Value::decode(&mut BodyReader::new(&structs, "v", Endian::Little)).is_err());
+    for signature in ["a!", "a()", "()", "a{vs}", "(", "a"] {
+        let body = [&[signature.len() as u8], signature.as_bytes(), &[0; 32]].concat();
+        let value = Value::decode(&mut BodyReader::new(&body, "v", Endian::Little));
+        assert!(value.is_err(), "{signature}: {value:?}");
+    }
+    let many: Vec<Vec<(Variant<u8>, (u8,))>> = vec![vec![(Variant(1), (2,)); 200]; 200];
+    assert_eq!(
+        message(&many).decode::<Vec<Vec<(Variant<u8>, (u8,))>>>().unwrap(),
+        many
+    );
+    assert_eq!(message(&many).values().unwrap().len(), 1);
+}
+
 #[test]
 fn containers_hold_one_type() {
     let mixed = Array::try_from(vec![Value::from(1u16), Value::from("a")]).unwrap_err();

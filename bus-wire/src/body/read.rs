@@ -7,6 +7,7 @@ use alloc::string::String;
 
 use crate::endian::Endian;
 use crate::fixed::Fixed;
+use crate::limits::MAX_DEPTH;
 use crate::signature::{alignment, fixed_size, type_end};
 
 pub use array::ArrayReader;
@@ -63,6 +64,8 @@ pub struct BodyReader<'a> {
     next: usize,
     endian: Endian,
     origin: Origin,
+    /// How many containers it is in.
+    depth: u8,
 }
 
 /// What is known of the bytes.
@@ -86,6 +89,7 @@ impl<'a> BodyReader<'a> {
             next: 0,
             endian,
             origin: Origin::Unknown,
+            depth: 0,
         }
     }
 
@@ -99,6 +103,7 @@ impl<'a> BodyReader<'a> {
             next: 0,
             endian,
             origin: Origin::Validated,
+            depth: 0,
         }
     }
 
@@ -338,6 +343,7 @@ impl<'a> BodyReader<'a> {
     /// See [`ReadError`].
     pub fn enter_array(&mut self) -> Result<ArrayReader<'a>, ReadError> {
         self.expect(b'a')?;
+        let depth = self.deeper()?;
         let length = self.endian.u32(self.chunk(4)?) as usize;
         let element = self.next;
         let code = self.signature.as_bytes().get(element).copied().unwrap_or(b'y');
@@ -352,6 +358,7 @@ impl<'a> BodyReader<'a> {
             next: 0,
             endian: self.endian,
             origin: self.origin,
+            depth,
         };
         Ok(ArrayReader::new(reader))
     }
@@ -403,13 +410,16 @@ impl<'a> BodyReader<'a> {
     #[inline]
     pub(crate) fn enter_variant_here(&mut self) -> Result<Outside<'a>, ReadError> {
         self.expect(b'v')?;
+        let depth = self.deeper()?;
         let inner = self.signature_text()?;
         let outside = Outside {
             bytes: self.bytes,
             inner,
             signature: self.signature,
             next: self.next,
+            depth: self.depth,
         };
+        self.depth = depth;
         self.signature = inner;
         self.next = 0;
         Ok(outside)
@@ -432,6 +442,7 @@ impl<'a> BodyReader<'a> {
         }
         self.signature = outside.signature;
         self.next = outside.next;
+        self.depth = outside.depth;
         Ok(())
     }
 
@@ -448,7 +459,7 @@ impl<'a> BodyReader<'a> {
     /// # Errors
     /// See [`ReadError`].
     pub fn skip(&mut self) -> Result<(), ReadError> {
-        self.skip_within(crate::limits::MAX_DEPTH)
+        self.skip_within(MAX_DEPTH)
     }
 
     /// `depth` is how many containers deep it still may go.
@@ -481,7 +492,7 @@ impl<'a> BodyReader<'a> {
                 while self.peek().is_some() {
                     self.skip_within(depth)?;
                 }
-                self.next += 1;
+                self.step_out();
             }
             b'v' => self.read_variant(|reader| reader.skip_within(depth))?,
             code => {
@@ -505,6 +516,7 @@ impl<'a> BodyReader<'a> {
     #[inline]
     pub(crate) fn enter(&mut self, code: u8) -> Result<(), ReadError> {
         self.expect(code)?;
+        self.depth = self.deeper()?;
         self.align(8)
     }
 
@@ -512,8 +524,26 @@ impl<'a> BodyReader<'a> {
     #[inline]
     pub(crate) fn leave(&mut self) -> Result<(), ReadError> {
         self.skip_rest()?;
-        self.next = (self.next + 1).min(self.signature.len());
+        self.step_out();
         Ok(())
+    }
+
+    /// Past the closing parenthesis of a struct or dict entry.
+    #[inline]
+    fn step_out(&mut self) {
+        self.next = (self.next + 1).min(self.signature.len());
+        self.depth = self.depth.saturating_sub(1);
+    }
+
+    /// How many containers are around what is in the container that comes next. Of bytes that were not validated there might
+    /// be any number.
+    #[inline]
+    fn deeper(&self) -> Result<u8, ReadError> {
+        if u32::from(self.depth) < MAX_DEPTH {
+            Ok(self.depth + 1)
+        } else {
+            Err(ReadError::Invalid { at: self.at })
+        }
     }
 
     #[inline]
@@ -619,6 +649,7 @@ pub(crate) struct Outside<'a> {
     inner: &'a str,
     signature: &'a str,
     next: usize,
+    depth: u8,
 }
 
 #[inline]

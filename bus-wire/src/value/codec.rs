@@ -12,7 +12,7 @@ use crate::endian::Endian;
 use crate::error::MessageError;
 use crate::fd::FdIndex;
 use crate::names::ObjectPath;
-use crate::signature::{Signature, alignment};
+use crate::signature::{Signature, alignment, check_single};
 use crate::ty::Ty;
 
 impl Encode for Value {
@@ -132,6 +132,11 @@ pub(super) fn write_to(value: &Value, writer: &mut BodyWriter) {
 
 /// The next value, whatever its type is.
 pub(super) fn read(reader: &mut BodyReader<'_>) -> Result<Value, DecodeError> {
+    // Nothing was checked of bytes that are no message's; that a basic type is one, the match does.
+    if !reader.is_validated() && matches!(reader.peek(), Some(b'a' | b'(')) {
+        let checked = check_single(reader.peek_signature().as_bytes());
+        checked.map_err(|error| DecodeError::value(reader, error))?;
+    }
     Ok(match reader.peek() {
         Some(b'y') => Value::Byte(reader.read_u8()?),
         Some(b'b') => Value::Bool(reader.read_bool()?),

@@ -8,6 +8,7 @@ pub struct ArrayReader<'a> {
     /// What `reader` reads. The cursor is lent for each element, and may be another one when it comes back.
     bytes: &'a [u8],
     signature: &'a str,
+    depth: u8,
     reader: BodyReader<'a>,
     /// Where the element begins that is being read.
     element_start: Option<usize>,
@@ -20,6 +21,7 @@ impl<'a> ArrayReader<'a> {
         Self {
             bytes: reader.bytes,
             signature: reader.signature,
+            depth: reader.depth,
             reader,
             element_start: None,
         }
@@ -50,6 +52,7 @@ impl<'a> ArrayReader<'a> {
             return Ok(None);
         }
         self.reader.next = 0;
+        self.reader.depth = self.depth;
         self.element_start = Some(self.reader.at);
         Ok(Some(&mut self.reader))
     }
