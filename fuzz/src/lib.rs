@@ -3,3 +3,4 @@
 
 pub mod checks;
 pub mod state_image;
+pub mod session;
