@@ -3,4 +3,5 @@
 
 pub mod checks;
 pub mod state_image;
+pub mod session;
 pub mod tcp;

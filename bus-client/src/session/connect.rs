@@ -165,7 +165,9 @@ impl Session {
         });
         let fds = fds.into_iter().chain(replies.flatten()).collect();
         self.close_fds(fds);
-        self.set_state(State::Down);
+        if !matches!(self.phase, Phase::Closed) {
+            self.set_state(State::Down);
+        }
         self.requests.lost();
         self.ledger.lost();
         self.names.lost();
@@ -261,7 +263,8 @@ impl Session {
             return self.lose(LinkError::OtherBus);
         }
         link.patience = Some(self.now + self.config.patience);
-        link.same_bus = self.epochs.enter(agreed.guid);
+        link.guid = agreed.guid;
+        link.same_bus = agreed.guid.is_some() && agreed.guid == self.up_guid;
         self.link += 1;
         if has_bus {
             let serial = link.next_serial(|_| false);
@@ -270,6 +273,7 @@ impl Session {
             return;
         }
         let same_bus = link.same_bus;
+        self.epochs.enter(agreed.guid);
         for (stream, missed) in self.ledger.all_ready() {
             self.ready(stream, missed, same_bus);
         }
@@ -290,17 +294,18 @@ impl Session {
         };
         link.stage = Stage::Replaying;
         link.patience = Some(self.now + self.config.patience);
-        let (same_bus, bare) = (link.same_bus, link.bare);
-        self.epochs.note(&name);
+        let bare = link.bare;
+        // Not before: whoever goes between its OK and this has not been met.
+        let is_known = self.epochs.enter(link.guid);
         let old = self.unique_name.replace(name);
-        let new = self.unique_name.clone();
-        if let (Some(old), Some(new)) = (&old, &new)
-            && old != new
+        // While rules about ourselves still have the old name: somebody else's may be our new one.
+        if !is_known {
+            self.end_epoch(old.as_deref());
+        }
+        if let (Some(old), Some(new)) = (&old, self.unique_name.as_deref())
+            && **old != *new
         {
             self.ledger.rename(old, new);
-        }
-        if !same_bus {
-            self.end_epoch(new.as_deref());
         }
         if !bare {
             self.replay();
@@ -344,6 +349,7 @@ impl Session {
     fn up(&mut self) {
         if let Phase::Linked(link) = &mut self.phase {
             link.stage = Stage::Up(self.now);
+            self.up_guid = link.guid;
             link.patience = None;
         }
         self.was_up = true;

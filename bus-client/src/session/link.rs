@@ -24,7 +24,9 @@ pub(super) struct Link {
     pub(super) patience: Option<Duration>,
     /// Nothing is replayed over it.
     pub(super) bare: bool,
-    /// Whether the bus is the one from before.
+    /// Of the bus at the other end.
+    pub(super) guid: Option<Guid>,
+    /// Whether the bus is that of the last link that was up.
     pub(super) same_bus: bool,
     /// The only bus that is to be at the other end.
     pub(super) expected: Option<Guid>,
@@ -74,6 +76,7 @@ impl Link {
             fds,
             patience: Some(patience),
             bare: false,
+            guid: None,
             same_bus: false,
             expected: None,
         }

@@ -31,7 +31,7 @@ mod submit;
 use std::io::IoSlice;
 use std::time::Duration;
 
-use bus_wire::{Fd, SaslConfig};
+use bus_wire::{Fd, Guid, SaslConfig};
 
 pub use auth::AuthError;
 pub use backoff::BackoffConfig;
@@ -131,6 +131,8 @@ pub struct Session {
     state: State,
     /// Links were up before.
     was_up: bool,
+    /// Of the bus of the last link that was up.
+    up_guid: Option<Guid>,
     /// Counts the attempts to connect.
     attempt: u64,
     /// Counts the links that were up.
@@ -216,6 +218,7 @@ impl Session {
             phase: Phase::New,
             state: State::Down,
             was_up: false,
+            up_guid: None,
             attempt: 0,
             link: 0,
             unique_name: None,
@@ -278,6 +281,11 @@ impl Session {
                 &[]
             }
         }
+    }
+
+    /// Whether there is a link, however far it has come.
+    pub fn is_linked(&self) -> bool {
+        matches!(self.phase, Phase::Linked(_))
     }
 
     /// Whether it can be used.

@@ -55,13 +55,17 @@ impl OwnNames {
             state: NameState::Pending,
             was_asked: false,
         });
-        own.handles.insert(handle);
-        // Whoever asks anew for a name that was not to be had means it, with the flags that he says.
-        if own.phase == Phase::Answered && own.state != NameState::Owned {
-            own.phase = Phase::Absent;
+        // Whoever asks anew for a name that was not to be had, or was given up, means it, with the flags that he says.
+        let is_asked_anew = own.phase == Phase::Answered && own.state != NameState::Owned;
+        if is_asked_anew || own.handles.is_empty() {
             own.was_asked = false;
             own.flags = flags;
+            own.state = NameState::Pending;
         }
+        if is_asked_anew {
+            own.phase = Phase::Absent;
+        }
+        own.handles.insert(handle);
         (own.state.clone(), own.wanted())
     }
 
@@ -127,7 +131,6 @@ impl OwnNames {
             Ask::Release => {
                 own.phase = Phase::Absent;
                 own.state = NameState::Pending;
-                own.was_asked = false;
             }
         }
         let told = (

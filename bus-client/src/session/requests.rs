@@ -65,6 +65,12 @@ impl Requests {
         self.queue.pop_front()
     }
 
+    /// Whether some were not sent yet. What is made after them must not overtake them: a call may bring about the very signal that
+    /// a rule is for.
+    pub(super) fn are_waiting(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
     /// It was sent with this serial.
     pub(super) fn sent(&mut self, serial: Serial, asked: Asked) {
         self.flying.insert(serial.get(), asked);

@@ -83,8 +83,9 @@ impl Settle {
         self.waiting.remove(name)
     }
 
+    /// When the window is over; a bus on which no call can be made yet may take its time.
     pub(super) fn deadline(&self) -> Option<Duration> {
-        self.until
+        self.until.filter(|_| !self.is_unopened)
     }
 
     /// The window is over, or the link is gone: names that were watched, and the calls that waited for them.

@@ -43,7 +43,7 @@ impl Session {
             let name = Box::from(name);
             return self.wait_for_owner(&name, id);
         }
-        let is_full = link.output().len() >= self.config.in_link;
+        let is_full = link.output().len() >= self.config.in_link || self.requests.are_waiting();
         let is_first = self.calls.first_held().is_none_or(|first| id <= first);
         if is_full || !is_first {
             return self.hold(id, true);
@@ -94,6 +94,7 @@ impl Session {
     pub(super) fn send_held(&mut self) {
         while let Some(link) = self.link_that_is_up()
             && link.output().len() < self.config.in_link
+            && !self.requests.are_waiting()
             && let Some(call) = self.calls.first_held()
         {
             self.route(call);

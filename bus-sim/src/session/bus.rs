@@ -108,8 +108,13 @@ impl Bus {
     /// A service goes.
     pub(super) fn go(&mut self, service: &'static str) {
         if let Some(unique) = self.owners.remove(service) {
+            let mut unanswered = Vec::new();
             if let Some(link) = &mut self.link {
-                link.pending.retain(|(_, name, _, _)| *name != service);
+                let gone = link.pending.extract_if(.., |(_, name, _, _)| *name == service);
+                unanswered.extend(gone.filter(|(_, _, _, wants_reply)| *wants_reply));
+            }
+            for (serial, _, _, _) in unanswered {
+                self.error(serial, "org.freedesktop.DBus.Error.NoReply");
             }
             self.owner_changed(service, &format!(":1.{unique}"), "");
         }

@@ -453,7 +453,7 @@ impl World {
     fn happened(&mut self, what: Happened) -> Check {
         let lies = self.options.lies > 0;
         match what {
-            Happened::Ran { call, service } => self.checker.ran(call, service),
+            Happened::Ran { call, service } => self.checker.ran(call, service, lies),
             Happened::ForUnique { call, name } if !lies => {
                 let learnt = self.checker.calls.get(&call).and_then(|call| call.learnt);
                 match learnt {

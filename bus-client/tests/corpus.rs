@@ -1,0 +1,36 @@
+//! The fuzzing corpus of the session core, replayed.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+#[path = "../../fuzz/src/session.rs"]
+mod session;
+
+#[test]
+fn the_corpus_of_sessions() {
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/session");
+    let mut count = 0;
+    for entry in std::fs::read_dir(corpus).unwrap() {
+        session::session(&std::fs::read(entry.unwrap().path()).unwrap());
+        count += 1;
+    }
+    assert!(count > 0);
+}
+
+/// What the fuzzer does, without its guidance: changed inputs of the corpus, from one seed.
+#[test]
+fn sessions_with_a_bus_that_does_anything() {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    for _ in 0..4000 {
+        let length = (random() % 400) as usize;
+        let mut data = vec![0, (random() % 2) as u8, 7, 255, 4, 0];
+        while data.len() < length {
+            data.extend([(random() % 16) as u8, random() as u8]);
+        }
+        session::session(&data);
+    }
+}
