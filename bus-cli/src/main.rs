@@ -1,7 +1,9 @@
 //! The `bus` tool: one binary that is the daemon, inspects it, upgrades it in place and demonstrates it.
 
+mod carry;
 mod connection;
 mod demo;
+mod keygen;
 mod output;
 mod running;
 mod status;
@@ -51,6 +53,18 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
         options: Vec<OsString>,
     },
+    /// Make a key for bus-tcp: addresses: FILE, which only its owner can read, and FILE.pub with what others know it by
+    Keygen {
+        /// The private key; must not exist
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Carry a bus-tcp session over stdin and stdout to a listener on this machine, for `ssh HOST bus carry`
+    Carry {
+        /// The unix socket of the listener
+        #[arg(long, value_name = "PATH")]
+        connect: PathBuf,
+    },
     /// Show what a bus is doing and what it has survived
     Status,
     /// Replace a running bus by another binary, in place; its clients stay connected
@@ -74,6 +88,8 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Demo(options) => demo::run(&options, cli.global.json),
         Command::Daemon { options } => return bus_daemon::main_from(options),
+        Command::Keygen { file } => keygen::run(&file, cli.global.json),
+        Command::Carry { connect } => carry::run(&connect),
         Command::Status => status::run(&cli.global),
         Command::Upgrade { binary, all: false } => upgrade::run(&cli.global, binary.as_deref()),
         Command::Upgrade { binary, all: true } => upgrade::run_all(cli.global.json, binary.as_deref()),

@@ -319,16 +319,23 @@ impl State {
     }
 
     pub(super) fn counters(&self, id: SessionId) -> Arc<Counters> {
-        self.streams.get(&id).map(|stream| stream.counters.clone()).unwrap_or_default()
+        self.streams
+            .get(&id)
+            .map(|stream| stream.counters.clone())
+            .unwrap_or_default()
     }
 
     /// What holds now, beside what was counted.
     pub(super) fn stats(&self, id: SessionId, counted: Stats) -> Stats {
-        let Some(stream) = self.streams.get(&id) else { return counted };
+        let Some(stream) = self.streams.get(&id) else {
+            return counted;
+        };
         let session = self.core.session(id);
         Stats {
             live: session.is_some_and(crate::session::Session::is_live),
-            parked_for: session.and_then(crate::session::Session::parked).map(|at| clock::now().since(at)),
+            parked_for: session
+                .and_then(crate::session::Session::parked)
+                .map(|at| clock::now().since(at)),
             rtt: session.and_then(crate::session::Session::rtt),
             unacked: stream.replay.len(),
             unread: stream.inbox.iter().map(Bytes::len).sum(),

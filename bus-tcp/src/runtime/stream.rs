@@ -18,6 +18,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// `shutdown` ends this side's stream, and returns when the other side has all of it. A session that is dropped before that
 /// is over at once, for both sides; what was not acknowledged may be lost.
 ///
+/// A program that exits as soon as it has read the last byte takes its last acknowledgements along, and the other side learns of
+/// the end when the window is over. Wait until [`Watch::event`] gives None.
+///
 /// Errors of reading and writing are [`SessionLost`] inside an [`io::Error`] of kind `ConnectionAborted`: nothing but the end of
 /// the session is an error.
 #[derive(Debug)]
@@ -94,7 +97,10 @@ impl Session {
     pub(super) fn new(engine: Arc<Engine>, id: SessionId, peer: Option<Arc<str>>) -> Self {
         let counters = engine.lock().counters(id);
         Self {
-            handle: Arc::new(Handle { watch: Watch { engine, id, counters }, peer }),
+            handle: Arc::new(Handle {
+                watch: Watch { engine, id, counters },
+                peer,
+            }),
         }
     }
 
@@ -102,7 +108,7 @@ impl Session {
         &self.handle.watch
     }
 
-    /// Who is at the other end, as the listener's [`Identities`](crate::carrier::Who) have it. None at a client.
+    /// Who is at the other end, as the listener's door knows it: [`Who`](crate::carrier::Who). None at a client.
     #[must_use]
     pub fn peer(&self) -> Option<&str> {
         self.handle.peer.as_deref()

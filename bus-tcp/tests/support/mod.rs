@@ -5,6 +5,7 @@ pub mod proxy;
 
 use bus_tcp::carrier::{Dial, PlainDial, PlainDoor};
 use bus_tcp::limits::{Bounds, Terms};
+use bus_tcp::runtime::Watch;
 use bus_tcp::tls::{Identities, Key, Pin, TlsDial, TlsDoor, provider};
 use bus_tcp::{Event, ListenOptions, Listener, Session, connect};
 use std::net::SocketAddr;
@@ -54,6 +55,14 @@ pub async fn hear(mut from: ReadHalf<Session>, count: u64) {
             at += 1;
         }
     }
+}
+
+/// Waits until both ends know that the session is over: whoever leaves right after the last byte takes acknowledgements along.
+pub async fn over(watch: &Watch) {
+    let over = async { while watch.event().await.is_some() {} };
+    tokio::time::timeout(Duration::from_secs(20), over)
+        .await
+        .expect("the end of the session");
 }
 
 /// Both directions at once, over both ends of a session: each byte is checked.
@@ -124,12 +133,21 @@ impl Rig {
     /// A session through `address`.
     pub async fn session(&self, address: SocketAddr, terms: Terms) -> (Session, Session) {
         let client = connect(self.dial(address, &terms), terms).unwrap();
-        (client, self.listener.accept().await.unwrap())
+        self.both(client).await
+    }
+
+    /// The host's end as well, when the client knows of it: if it did not, it would ask for another one.
+    async fn both(&self, client: Session) -> (Session, Session) {
+        let host = self.listener.accept().await.unwrap();
+        while client.id().is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        (client, host)
     }
 
     pub async fn plain_session(&self, address: SocketAddr, terms: Terms) -> (Session, Session) {
         let client = connect(PlainDial::trusted(address.to_string(), &terms), terms).unwrap();
-        (client, self.listener.accept().await.unwrap())
+        self.both(client).await
     }
 }
 
