@@ -18,10 +18,10 @@ async fn main() -> Result<(), Error> {
         .unwrap_or(10);
     // To be told is not needed: without this the connection comes back just the same.
     let told = |link: Link<'_>| {
-        match link {
-            Link::Lost(error) => println!("the bus is gone: {error}"),
-            Link::Back { same_bus, .. } => println!("the bus is back, the same: {same_bus}"),
-            _ => {}
+        if let Link::Lost(error) = &link {
+            println!("the bus is gone: {error}");
+        } else if let Link::Back { same_bus, .. } = &link {
+            println!("the bus is back, the same: {same_bus}");
         }
         Decision::Replay
     };

@@ -223,10 +223,10 @@ pub(crate) fn read_message(message: Option<Message>) -> Result<Message, Error> {
     let Some(message) = message else {
         return Err(Error::WouldDeadlock);
     };
-    match message.message_type() {
-        MessageType::Error => Err(Error::Remote(Remote::new(message))),
-        _ => Ok(message),
+    if message.message_type() == MessageType::Error {
+        return Err(Error::Remote(Remote::new(message)));
     }
+    Ok(message)
 }
 
 /// There is no reply.

@@ -115,7 +115,7 @@ impl Connection {
             Ok(bytes) => {
                 let parcel = Parcel {
                     bytes,
-                    destination: Some(to.into()).filter(|to: &Box<str>| !to.is_empty()),
+                    destination: (!to.is_empty()).then(|| to.into()),
                     epoch,
                     fds,
                 };

@@ -117,18 +117,18 @@ impl Error {
 
     /// The error that the call was answered with.
     pub fn remote(&self) -> Option<&Remote> {
-        match self {
-            Self::Remote(remote) => Some(remote),
-            _ => None,
+        if let Self::Remote(remote) = self {
+            return Some(remote);
         }
+        None
     }
 
     /// Why it failed on this side.
     pub fn cause(&self) -> Option<&Cause> {
-        match self {
-            Self::Local { cause, .. } => Some(cause),
-            _ => None,
+        if let Self::Local { cause, .. } = self {
+            return Some(cause);
         }
+        None
     }
 
     /// Ends when the bus is there again: true. Or never will be: false.

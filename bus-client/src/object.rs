@@ -224,8 +224,11 @@ impl<'a> To<'a> for MessageBuilder<'a> {
 /// All objects of a connection.
 #[derive(Default)]
 pub(crate) struct Tree {
-    paths: BTreeMap<Box<str>, BTreeMap<Box<str>, (u64, Arc<dyn Interface>)>>,
+    paths: BTreeMap<Box<str>, Interfaces>,
 }
+
+/// Those of one object, by name, each with the number of its export.
+type Interfaces = BTreeMap<Box<str>, (u64, Arc<dyn Interface>)>;
 
 /// Who answers a call.
 pub(crate) enum Target {

@@ -320,13 +320,12 @@ impl<T, N> Queue<T, N> {
 
     pub(crate) fn poll_pop(&self, context: &mut Context<'_>) -> Poll<Popped<T, N>> {
         let mut state = lock(&self.state);
-        match state.0.pop() {
-            Popped::Empty => {
-                state.1 = Some(context.waker().clone());
-                Poll::Pending
-            }
-            popped => Poll::Ready(popped),
+        let popped = state.0.pop();
+        if matches!(popped, Popped::Empty) {
+            state.1 = Some(context.waker().clone());
+            return Poll::Pending;
         }
+        Poll::Ready(popped)
     }
 }
 

@@ -98,13 +98,12 @@ impl<T> Signals<T> {
     /// The next event, if it is there.
     pub fn try_next(&self) -> Option<Event<T>> {
         loop {
-            match self.queue.try_pop() {
-                Popped::Empty | Popped::Ended => return None,
-                popped => {
-                    if let Some(event) = self.event(popped) {
-                        return Some(event);
-                    }
-                }
+            let popped = self.queue.try_pop();
+            if matches!(popped, Popped::Empty | Popped::Ended) {
+                return None;
+            }
+            if let Some(event) = self.event(popped) {
+                return Some(event);
             }
         }
     }

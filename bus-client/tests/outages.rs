@@ -1,5 +1,11 @@
 //! A bus of the reference implementation is killed and started again, over and over, under load.
-#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    missing_docs,
+    unreachable_pub,
+    reason = "a process test: nothing else waits for its clock"
+)]
 
 mod support;
 
@@ -30,7 +36,7 @@ impl Load {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let call = connection.call(COUNTER, "/counter", "com.example.Counter.Run", &id);
         // Some would rather fail than wait.
-        let while_down = if id % 3 == 0 {
+        let while_down = if id.is_multiple_of(3) {
             WhileDown::FailFast
         } else {
             WhileDown::Wait

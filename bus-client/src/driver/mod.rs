@@ -330,11 +330,8 @@ impl Engine {
         let mut actions = std::mem::take(&mut self.actions);
         self.session.handle(self.clock.now(), event, &mut actions);
         // An action may lead to an event, whose actions come after those that are there.
-        let mut done = 0;
-        while done < actions.len() {
-            let batch: Vec<Action> = actions.drain(..).collect();
-            done = 0;
-            for action in batch {
+        while !actions.is_empty() {
+            for action in std::mem::take(&mut actions) {
                 if let Some(event) = self.act(action) {
                     self.session.handle(self.clock.now(), event, &mut actions);
                 }

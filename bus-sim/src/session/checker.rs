@@ -114,17 +114,15 @@ impl Checker {
             }
             Outcome::Done => Ended::Done,
             Outcome::Failed { fate, .. } => {
-                match fate {
-                    Fate::NotSent if call.runs > 0 => {
-                        return Err(format!(
-                            "call {id} is said not to have been sent, and ran: {outcome:?}"
-                        ));
-                    }
-                    Fate::NotSent => self.stats.not_sent += 1,
-                    _ => {
-                        self.stats.unknown += 1;
-                        self.stats.unknown_ran += u64::from(call.runs > 0);
-                    }
+                if *fate != Fate::NotSent {
+                    self.stats.unknown += 1;
+                    self.stats.unknown_ran += u64::from(call.runs > 0);
+                } else if call.runs > 0 {
+                    return Err(format!(
+                        "call {id} is said not to have been sent, and ran: {outcome:?}"
+                    ));
+                } else {
+                    self.stats.not_sent += 1;
                 }
                 Ended::Failed(*fate)
             }
@@ -205,20 +203,20 @@ impl Checker {
         let Some(stream) = self.streams.get_mut(&id) else {
             return Ok(());
         };
-        match missed {
-            Missed::Outage { .. } if !stream.is_behind => {
+        if matches!(missed, Missed::Outage { .. }) {
+            if !stream.is_behind {
                 return Err(format!(
                     "stream {id} is told of an outage that was none: {stream:?}"
                 ));
             }
-            Missed::Outage { .. } => {
-                self.stats.notes += 1;
-                stream.is_behind = false;
-                stream.is_refused = false;
-                stream.last = None;
-            }
-            Missed::Epoch => stream.has_ended = true,
-            _ => stream.is_refused = true,
+            self.stats.notes += 1;
+            stream.is_behind = false;
+            stream.is_refused = false;
+            stream.last = None;
+        } else if matches!(missed, Missed::Epoch) {
+            stream.has_ended = true;
+        } else {
+            stream.is_refused = true;
         }
         Ok(())
     }

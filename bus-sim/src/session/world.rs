@@ -54,7 +54,7 @@ impl World {
             seed,
             waits_for_bus: true,
             settle: if options.settles { SETTLE } else { Duration::ZERO },
-            in_link: if seed % 3 == 0 { 300 } else { 1 << 20 },
+            in_link: if seed.is_multiple_of(3) { 300 } else { 1 << 20 },
             held: 50,
             held_bytes: 8000,
             window: 4,
@@ -765,9 +765,11 @@ pub(super) fn wake_ups(seed: u64, seconds: u64, streams: u64, callers: u64) -> u
     while now < Duration::from_secs(seconds) {
         let dials: Vec<u64> = actions
             .drain(..)
-            .filter_map(|action| match action {
-                Action::Dial { attempt } => Some(attempt),
-                _ => None,
+            .filter_map(|action| {
+                if let Action::Dial { attempt } = action {
+                    return Some(attempt);
+                }
+                None
             })
             .collect();
         for attempt in dials {
