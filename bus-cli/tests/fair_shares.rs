@@ -206,6 +206,60 @@ fn who_leaves_while_its_message_waits_costs_nothing_meanwhile() {
     drop(reader);
 }
 
+/// Connections of a process that is gone, each with a message that would wait for seconds, are not kept for that long.
+#[test]
+fn connections_that_wait_for_long_go_with_their_process() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: only root can be several users");
+        return;
+    }
+    let bus = bus_for_all();
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let (mut stream, framer) = connect_as(&bus, READER);
+            let rule = call("AddMatch", |body| {
+                body.str("member='Flood'");
+            });
+            stream.write_all(&rule).unwrap();
+            std::thread::sleep(Duration::from_millis(300));
+            (stream, framer)
+        });
+        let _reader = reader.join().unwrap();
+        let open = bus.descriptors().len();
+        scope
+            .spawn(|| {
+                let text = vec![7; 1_000_000];
+                let signal = |text: &[u8]| {
+                    let signal = MessageBuilder::signal("/", "org.busdaemon.Fair1", "Flood").serial(7_u32);
+                    let signal = signal.body(|w| {
+                        w.byte_slice(text);
+                    });
+                    signal.build().unwrap()
+                };
+                let (mut stream, _framer) = connect_as(&bus, FLOODER);
+                let mut others: Vec<_> = (0..12).map(|_| connect_as(&bus, FLOODER)).collect();
+                // Up to the share, and 0.8 s ahead.
+                for _ in 0..7 {
+                    stream.write_all(&signal(&text)).unwrap();
+                }
+                // Each of these reserves a quarter of a second more, so that the last would wait for almost four.
+                for (stream, _) in &mut others {
+                    stream
+                        .set_write_timeout(Some(Duration::from_millis(200)))
+                        .unwrap();
+                    let _ = stream.write_all(&signal(&text));
+                }
+            })
+            .join()
+            .unwrap();
+        let start = Instant::now();
+        support::wait_until("they are gone", || bus.descriptors().len() <= open);
+        let took = start.elapsed();
+        eprintln!("gone after {took:?}");
+        assert!(took < Duration::from_millis(1800), "{took:?}");
+    });
+}
+
 #[test]
 fn a_slow_reader_of_another_user_outlives_a_flood_of_broadcasts() {
     if !geteuid().is_root() {

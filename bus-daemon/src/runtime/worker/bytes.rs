@@ -13,6 +13,11 @@ const END: u32 = (libc::EPOLLHUP | libc::EPOLLERR | libc::EPOLLRDHUP) as u32;
 /// Events that are told of even where nothing is to be read.
 const HUNG_UP: u32 = (libc::EPOLLHUP | libc::EPOLLERR) as u32;
 
+/// For so many milliseconds the message of a peer that has hung up may still wait for its time, and its end with it; where it
+/// would be longer, the peer is gone, and its message with it. So a program that says something and leaves is heard, and
+/// those of a process that is gone keep no names and no room for long.
+const END_WAITS: u64 = 1000;
+
 /// Bytes sent in one turn, a write counted as 16 KiB: at most 256 peers.
 const SENDS: u64 = 4 << 20;
 /// The same where users alternate.
@@ -30,8 +35,15 @@ impl Worker {
         };
         let hung_up = events & HUNG_UP != 0;
         // The end of one whose message waits for its time is for later, too: it would overtake the message.
-        if link.stopped && hung_up && self.broker.is_paced(peer) {
-            self.leave_end(peer);
+        if link.stopped
+            && hung_up
+            && let Some(until) = self.broker.paced_until(peer)
+        {
+            if until.0 <= self.now.0 + END_WAITS {
+                self.leave_end(peer);
+            } else {
+                self.closed(peer, "end of file, while its message was to wait for long");
+            }
             return false;
         }
         let Some(socket) = link.socket.filter(|_| !link.stopped || hung_up) else {
