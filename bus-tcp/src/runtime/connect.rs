@@ -88,7 +88,7 @@ pub(super) async fn tick(engine: Arc<Engine>, mut timer: Timer) {
             drop(state);
             match timer.poll(cx, at) {
                 Poll::Ready(Ok(())) => {}
-                other => return other,
+                other @ (Poll::Ready(Err(_)) | Poll::Pending) => return other,
             }
         }
     });

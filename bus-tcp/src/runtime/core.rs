@@ -124,7 +124,14 @@ impl Core {
             Self::Client(session) => Some(match session.action()? {
                 Action::Connect { address } => Todo::Dial(address),
                 Action::Close { carrier, flush } => Todo::Close(carrier, flush),
-                action => Todo::Session(OURS, action),
+                action @ (Action::Deliver { .. }
+                | Action::Finished { .. }
+                | Action::Acked { .. }
+                | Action::Opened
+                | Action::Parked { .. }
+                | Action::Resumed { .. }
+                | Action::Fenced
+                | Action::Ended(_)) => Todo::Session(OURS, action),
             }),
             Self::Host(host) => Some(match host.action()? {
                 HostAction::AskNew { carrier, .. } => Todo::AskNew(carrier),

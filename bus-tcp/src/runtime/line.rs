@@ -133,7 +133,7 @@ impl Line {
         if !self.flushed {
             match Pin::new(&mut self.io).poll_flush(cx) {
                 Poll::Ready(Ok(())) => self.flushed = true,
-                other => return other,
+                other @ (Poll::Ready(Err(_)) | Poll::Pending) => return other,
             }
         }
         Poll::Ready(Ok(()))

@@ -164,8 +164,8 @@ async fn pass(
             if queue.send((at, bytes)).is_err() {
                 return;
             }
-            if rate > 0 {
-                tokio::time::sleep(Duration::from_micros(1_000_000 * count as u64 / rate)).await;
+            if let Some(micros) = (1_000_000 * count as u64).checked_div(rate) {
+                tokio::time::sleep(Duration::from_micros(micros)).await;
             }
         }
     };
