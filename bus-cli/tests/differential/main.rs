@@ -63,6 +63,7 @@ const ELSEWHERE: &[&str] = &[
     "signals that a live receiver of another user does not read as fast",
     "`RequestName`, `ReleaseName` and `Hello` of a user whose names are announced faster than a live subscriber reads",
     "replies beyond the limit of a caller's queue (or beyond its share of descriptors)",
+    "a signal that is to wait for more than a second, whose sender has hung up",
     "a subscriber that stops reading",
     "`RemoveMatch` with rules that differ only in `path_namespace`",
     "a message that passes 128 MiB once the sender is stamped",
