@@ -73,6 +73,8 @@ fn next_worker(bus: &Bus, last: Option<u32>) -> u32 {
 fn under_load(bus: &Bus, act: impl FnOnce(&mut Load) -> u32) {
     let mut control = bus.caller();
     let descriptors = descriptors_after_upgrade(bus, &mut control);
+    // The first runtime of a process opens a pair of sockets for signals, for good.
+    drop(tokio::runtime::Builder::new_current_thread().enable_all().build());
     let own_before = fds::open_count(std::process::id()).unwrap();
     let mut load = attach(bus);
     let killed = act(&mut load);
@@ -91,9 +93,23 @@ fn under_load(bus: &Bus, act: impl FnOnce(&mut Load) -> u32) {
     let quarantined = bus.log().matches("kill the worker").count();
     assert_eq!(quarantined, 0, "nobody sent anything deadly");
     check_descriptors(bus, &mut control, &descriptors);
-    support::wait_until("the clients have closed all that they had open", || {
-        fds::open_count(std::process::id()).unwrap() <= own_before
-    });
+    let own = || fds::open_count(std::process::id()).unwrap();
+    let soon = Deadline::after(support::SOON);
+    while own() > own_before {
+        let open = open_here();
+        assert!(
+            !soon.passed(),
+            "clients have not closed all of {own_before}: {open:?}"
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// What this process has open, each as the system names it.
+fn open_here() -> Vec<String> {
+    let entries = std::fs::read_dir("/proc/self/fd").unwrap();
+    let targets = entries.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+    targets.map(|target| target.display().to_string()).collect()
 }
 
 fn kills_under_load(plan: Plan) {
