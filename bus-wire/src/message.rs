@@ -309,7 +309,7 @@ pub(crate) fn called(bytes: &[u8], lengths: Lengths) -> Option<(Option<&str>, &s
     let text = |span: Span| {
         let start = span.start as usize;
         let text = bytes.get(start..start + span.length as usize)?;
-        std::str::from_utf8(text).ok().filter(|_| start > 0)
+        core::str::from_utf8(text).ok().filter(|_| start > 0)
     };
     Some((text(header.destination), text(header.member)?))
 }

@@ -8,7 +8,7 @@
 //!
 //! ```text
 //! beginning = what was done for somebody, but not before the clock of its line: nobody saves up turns
-//! place     = beginning + what will be done, as far as is known
+//! place     = beginning + what will be done, as far as is known, roughly
 //! clock     = the latest beginning of anybody who was served
 //! ```
 //!
@@ -20,6 +20,9 @@ use std::collections::BTreeMap;
 use super::line::Line;
 use crate::broker::{Millis, PeerId};
 
+/// Places that differ by less work are the same: among those who need little whoever came first is served first, as programs
+/// expect that talk over several connections.
+const LEVEL: u64 = 64;
 /// Turns that are short after more than one user was served in one of them.
 const SHORT_TURNS: u32 = 64;
 /// A debt is forgotten in the second of such spans of time after the one in which it was made.
@@ -61,7 +64,7 @@ impl Served {
             *self = Self::default();
         }
         self.work = self.work.max(clock);
-        (self.work + self.expected, self.work)
+        ((self.work + self.expected) / LEVEL, self.work)
     }
 
     #[inline]
