@@ -1,18 +1,14 @@
 //! The fuzzing corpus of the session core, replayed.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+#[path = "../../fuzz/src/corpus.rs"]
+mod corpus;
 #[path = "../../fuzz/src/session.rs"]
 mod session;
 
 #[test]
 fn the_corpus_of_sessions() {
-    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/session");
-    let mut count = 0;
-    for entry in std::fs::read_dir(corpus).unwrap() {
-        session::session(&std::fs::read(entry.unwrap().path()).unwrap());
-        count += 1;
-    }
-    assert!(count > 0);
+    corpus::replay("session", session::session);
 }
 
 /// What the fuzzer does, without its guidance: changed inputs of the corpus, from one seed.

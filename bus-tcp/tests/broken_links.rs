@@ -16,7 +16,7 @@ use bus_tcp::{Event, Listener, Session, connect_saved};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 use support::proxy::Proxy;
-use support::{Rig, byte, converse, hear, options, pattern, say, terms, wait_for};
+use support::{Rig, byte, converse, hear, options, pattern, python_client, say, terms, wait_for};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
 
 const fn ms(millis: u64) -> Duration {
@@ -404,19 +404,8 @@ async fn a_client_written_from_the_document_alone_loses_nothing() {
     let proxy = Proxy::to(rig.address).await;
     let mut seed = 5;
     *proxy.faults.lasts.lock().unwrap() = Box::new(move || (random(&mut seed) % 60_000) as i64);
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/plain_client.py");
-    let child = tokio::process::Command::new("python3")
-        .args(["-B", script, &proxy.address.port().to_string(), "400000"])
-        .stdout(std::process::Stdio::piped())
-        .kill_on_drop(true)
-        .spawn();
-    let child = match child {
-        Ok(child) => child,
-        Err(_) if std::env::var("BUS_TEST_PEERS").as_deref() != Ok("require") => {
-            eprintln!("skipped: python3 not found");
-            return;
-        }
-        Err(error) => panic!("{error}"),
+    let Some(child) = python_client(proxy.address.port(), 400_000) else {
+        return;
     };
     let host = rig.listener.accept().await.unwrap();
     let watch = host.watch();

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use support::proxy::Proxy;
-use support::{Rig, hear, say, terms, wait_for};
+use support::{Rig, hear, python_client, say, terms, wait_for};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, split};
 use tokio::net::TcpListener;
 
@@ -224,19 +224,8 @@ async fn every_alert_is_a_broken_link() {
 /// A process that stands still for so long; its window is `window`.
 async fn stopped(long: Duration) {
     let rig = Rig::plain().await;
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/plain_client.py");
-    let child = tokio::process::Command::new("python3")
-        .args(["-B", script, &rig.address.port().to_string(), "300000"])
-        .stdout(std::process::Stdio::piped())
-        .kill_on_drop(true)
-        .spawn();
-    let child = match child {
-        Ok(child) => child,
-        Err(_) if std::env::var("BUS_TEST_PEERS").as_deref() != Ok("require") => {
-            eprintln!("skipped: python3 not found");
-            return;
-        }
-        Err(error) => panic!("{error}"),
+    let Some(child) = python_client(rig.address.port(), 300_000) else {
+        return;
     };
     let host = rig.listener.accept().await.unwrap();
     let watch = host.watch();

@@ -4,7 +4,7 @@ use bus_daemon::broker::Action;
 use bus_daemon::config::Config;
 
 use crate::bus::{Bus, Who, check_with};
-use crate::shares::{FLOODER, OTHER, READER, connect_as, is_held, shared, waits};
+use crate::shares::{FLOODER, OTHER, READER, connect_as, is_held, say_hello, shared, waits};
 
 /// Bytes that may wait for a peer.
 const LIMIT: u64 = 150_000;
@@ -94,29 +94,9 @@ fn newcomers_of_the_user_wait_and_no_others() {
         let flooder = connect_as(bus, FLOODER);
         bus.read(slow);
         ask_until_held(bus, flooder);
-        let accept = |bus: &mut Bus, uid: u32| {
-            let who = bus.accept_as(bus_daemon::broker::Credentials {
-                uid: Some(uid),
-                gid: Some(uid),
-                pid: Some(50),
-            });
-            let identity: String = uid
-                .to_string()
-                .bytes()
-                .map(|digit| format!("{digit:02x}"))
-                .collect();
-            bus.bytes(
-                who,
-                format!("\0AUTH EXTERNAL {identity}\r\nBEGIN\r\n").as_bytes(),
-                &[],
-            );
-            bus.drain(who);
-            bus.driver(who, "Hello", |_| {});
-            who
-        };
-        let late = accept(bus, FLOODER);
+        let late = say_hello(bus, FLOODER, "");
         assert!(is_held(bus, late));
-        let other = accept(bus, OTHER);
+        let other = say_hello(bus, OTHER, "");
         assert!(bus.read(other)[0].starts_with("return (:1.2) "));
         assert!(is_held(bus, flooder));
         bus.wait(10);

@@ -32,6 +32,13 @@ pub fn connect_as(bus: &mut Bus, uid: u32) -> Who {
 }
 
 pub fn connect_with(bus: &mut Bus, uid: u32, line: &str) -> Who {
+    let who = say_hello(bus, uid, line);
+    bus.read(who);
+    who
+}
+
+/// One who has said `Hello`, whether it was answered or not.
+pub fn say_hello(bus: &mut Bus, uid: u32, line: &str) -> Who {
     let who = bus.accept_as(Credentials {
         uid: Some(uid),
         gid: Some(uid),
@@ -49,7 +56,6 @@ pub fn connect_with(bus: &mut Bus, uid: u32, line: &str) -> Who {
     );
     bus.drain(who);
     bus.driver(who, "Hello", |_| {});
-    bus.read(who);
     who
 }
 

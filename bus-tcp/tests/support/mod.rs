@@ -26,6 +26,24 @@ pub fn pattern(start: u64, count: usize) -> Vec<u8> {
     (start..start + count as u64).map(byte).collect()
 }
 
+/// The client in Python that says so many bytes and hears all that is said to it; `None`: no Python, and none is required.
+pub fn python_client(port: u16, bytes: u64) -> Option<tokio::process::Child> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/plain_client.py");
+    let child = tokio::process::Command::new("python3")
+        .args(["-B", script, &port.to_string(), &bytes.to_string()])
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn();
+    match child {
+        Ok(child) => Some(child),
+        Err(_) if std::env::var("BUS_TEST_PEERS").as_deref() != Ok("require") => {
+            eprintln!("skipped: python3 not found");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
 /// Writes `count` bytes of the pattern, `pace` apart in pieces, ends the stream, and waits until all of them arrived.
 pub async fn say(mut to: WriteHalf<Session>, count: u64, piece: usize, pace: Duration) {
     let mut at = 0;
