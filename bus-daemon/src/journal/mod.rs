@@ -312,6 +312,29 @@ impl Journal {
         }
     }
 
+    /// Closes descriptors; their handles are free again. Those that came together have numbers in a row as a rule, and one
+    /// system call is enough for them.
+    pub(crate) fn close_all(&mut self, handles: &[Fd]) {
+        let mut rest = handles;
+        while let Some((first, others)) = rest.split_first() {
+            let Some(number) = self.number(*first) else {
+                rest = others;
+                continue;
+            };
+            let follow = (number + 1..).zip(others);
+            let in_a_row = follow.take_while(|(next, handle)| self.number(**handle) == Some(*next));
+            let count = in_a_row.count();
+            if count == 0 {
+                descriptor::close(number);
+            } else {
+                descriptor::close_range(number, number + count as RawFd);
+            }
+            let (closed, left) = rest.split_at(count + 1);
+            closed.iter().for_each(|handle| self.manifest.forget(*handle));
+            rest = left;
+        }
+    }
+
     /// Which descriptor numbers the log's records and the state before them tell of.
     pub(crate) fn known_numbers(&self) -> BTreeSet<RawFd> {
         self.manifest.known(self.log.sequence())
@@ -611,5 +634,44 @@ impl Journal {
         data.clear();
         data.shrink_to(KEPT);
         self.encoded = data;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_are_closed_in_whatever_order_their_numbers_are() {
+        let mut journal = Journal::create().unwrap();
+        // Numbers that no other test of this process is given.
+        let numbers: Vec<RawFd> = (0..8).map(|place| 700 + place).collect();
+        let open = |journal: &mut Journal, number: RawFd| {
+            descriptor::replace(0, number).unwrap();
+            journal.assign(number).unwrap()
+        };
+        for order in [
+            [0, 1, 2, 3, 5, 4, 7, 6],
+            [0, 2, 4, 6, 1, 3, 5, 7],
+            [7, 6, 5, 4, 0, 1, 2, 3],
+        ] {
+            let handles: Vec<Fd> = order
+                .iter()
+                .map(|place| open(&mut journal, numbers[*place]))
+                .collect();
+            let kept = handles[4];
+            let closed: Vec<Fd> = handles.iter().copied().filter(|handle| *handle != kept).collect();
+            journal.close_all(&closed);
+            let left: Vec<RawFd> = numbers
+                .iter()
+                .copied()
+                .filter(|fd| descriptor::is_open(*fd))
+                .collect();
+            assert_eq!(left, [numbers[order[4]]], "{order:?}");
+            assert!(closed.iter().all(|handle| journal.number(*handle).is_none()));
+            // A handle that is free stands for nothing that could be closed again.
+            journal.close_all(&handles);
+            assert!(numbers.iter().all(|fd| !descriptor::is_open(*fd)), "{order:?}");
+        }
     }
 }

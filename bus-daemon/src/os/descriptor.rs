@@ -27,7 +27,11 @@ pub(crate) fn close_on_exec_from(first: RawFd) -> Result<()> {
 pub(crate) fn close_range(first: RawFd, last: RawFd) {
     if first <= last {
         // SAFETY: the caller owns that range.
-        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        if result != 0 && last - first < 1024 {
+            // A system without that call. What is not open is left alone.
+            (first..=last).for_each(close);
+        }
     }
 }
 

@@ -16,9 +16,12 @@ const PART: u64 = 2;
 /// For the readers of the bus's own user. On a session bus all clients are this user, and each of them can pass a descriptor
 /// only as long as no more of their user's are in flight than it may have open itself: 1,024 as a rule.
 const OWN_MOST: u64 = 768;
-/// Descriptors of one link, and of all, that are taken for unread without asking again.
-const UNASKED: u64 = 32;
+/// So many descriptors passed to one link, and to all, are taken for unread without asking: each question is a system call,
+/// and a message often comes with one or two descriptors only.
+const UNASKED: u64 = 64;
 const UNASKED_IN_ALL: u64 = 256;
+/// Where more than that were passed to all, they are asked about whenever so many more were.
+const ASKED_AFTER: u64 = 16;
 
 /// What one user's readers have not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,6 +50,8 @@ pub(crate) struct InFlight {
     /// Ordinary users whose readers have not taken some.
     ordinary: u64,
     total: u64,
+    /// Passed since it was last worth asking about them.
+    since_asked: u64,
 }
 
 /// Those of one link.
@@ -55,6 +60,8 @@ pub(crate) struct Unread {
     /// At which offset of the link's output there are how many, in order.
     marks: VecDeque<(u64, u64)>,
     descriptors: u64,
+    /// Passed since the link was last asked.
+    since_asked: u64,
     /// Before this offset there are some, nobody knows how many: a worker before this one has sent them.
     unknown: u64,
     /// The link is in the list of those that are asked now and then.
@@ -77,7 +84,7 @@ impl Unread {
 
     /// Whether it is worth asking.
     pub(crate) fn is_many(&self) -> bool {
-        self.descriptors > UNASKED
+        self.since_asked > UNASKED
     }
 }
 
@@ -90,6 +97,7 @@ impl InFlight {
             users: BTreeMap::new(),
             ordinary: 0,
             total: 0,
+            since_asked: 0,
         }
     }
 
@@ -149,12 +157,19 @@ impl InFlight {
         held.descriptors += count;
         self.total += count;
         unread.descriptors += count;
+        unread.since_asked += count;
         unread.marks.push_back((at, count));
-        self.total > UNASKED_IN_ALL
+        self.since_asked += count;
+        let is_worth_asking = self.total > UNASKED_IN_ALL && self.since_asked >= ASKED_AFTER;
+        if is_worth_asking {
+            self.since_asked = 0;
+        }
+        is_worth_asking
     }
 
     /// A link's output before this offset was read.
     pub(crate) fn read(&mut self, user: UserSlot, unread: &mut Unread, upto: u64) {
+        unread.since_asked = 0;
         if unread.unknown <= upto {
             unread.unknown = 0;
         }

@@ -422,9 +422,7 @@ impl Worker {
                 if let Some(held_back) = &mut self.held_back {
                     return held_back.extend(fds);
                 }
-                for fd in fds {
-                    self.close_descriptor(fd);
-                }
+                self.close_descriptors(&fds);
             }
             Action::HangUp { peer, socket } => self.hang_up(peer, socket),
             Action::ScheduleStep(peer) => self.note_ready(peer, STEP),

@@ -275,7 +275,12 @@ impl Worker {
 
     /// Closes a descriptor of the state.
     pub(super) fn close_descriptor(&mut self, handle: bus_wire::Fd) {
-        self.journal.close(handle);
+        self.close_descriptors(&[handle]);
+    }
+
+    /// Closes descriptors of the state.
+    pub(super) fn close_descriptors(&mut self, handles: &[bus_wire::Fd]) {
+        self.journal.close_all(handles);
         if self.acceptance.is_full {
             self.acceptance.wait = FIRST_WAIT;
             self.accept_again();

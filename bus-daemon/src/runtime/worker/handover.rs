@@ -146,14 +146,7 @@ impl Worker {
                 self.take_checkpoint();
             }
         } else {
-            self.close_all(closing);
-        }
-    }
-
-    /// Closes descriptors of the state.
-    pub(super) fn close_all(&mut self, handles: Vec<Fd>) {
-        for handle in handles {
-            self.close_descriptor(handle);
+            self.close_descriptors(&closing);
         }
     }
 

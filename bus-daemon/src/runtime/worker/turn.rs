@@ -287,7 +287,7 @@ impl Worker {
                 // In this order: what is not acknowledged is still the keeper's, and told to the next worker.
                 self.acknowledge();
                 let closing = std::mem::take(&mut self.needed_until_checkpoint);
-                self.close_all(closing);
+                self.close_descriptors(&closing);
                 if was_incomplete {
                     // Nothing was heard meanwhile.
                     self.record.control.wake_worker();
