@@ -140,6 +140,15 @@ pub(crate) fn all(idle: usize) -> Vec<Case> {
                 ..STREAM
             },
         ),
+        signals(
+            "fan-out to 1,000, one at a time",
+            40_000,
+            Signals {
+                subscribers: 1_000,
+                window: 1,
+                ..STREAM
+            },
+        ),
         signals("signal stream to one", 20_000, STREAM),
         signals(
             "same, 10,000 rules: path",

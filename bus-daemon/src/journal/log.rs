@@ -30,6 +30,10 @@ pub(super) const SEGMENTS: usize = MOST + 1;
 const RETAINED: usize = 3;
 /// Records after which a checkpoint is wanted: replaying them takes about a millisecond.
 const RECORDS: u64 = 4096;
+/// For each peer that has changed it may be so many more, and for so many peers a segment: all of them stand in the
+/// checkpoint, and it must not cost more than what it saves a replay.
+const RECORDS_PER_PEER: u64 = 32;
+const PEERS_PER_SEGMENT: usize = 512;
 /// How many times as much may come together before a checkpoint is taken at once, without parts of it written ahead.
 const OVERDUE: u64 = 16;
 /// Most bytes taken from a socket in one read.
@@ -240,9 +244,12 @@ impl Log {
         self.is_incomplete
     }
 
-    /// Whether a replay from the last checkpoint would take long.
-    pub(crate) fn wants_checkpoint(&self) -> bool {
-        self.is_incomplete || self.sequence - self.checkpoint >= RECORDS || self.retained.len() > RETAINED
+    /// Whether a replay from the last checkpoint would take long, measured by how many peers have changed since.
+    pub(crate) fn wants_checkpoint(&self, changed: usize) -> bool {
+        let segments = (RETAINED + changed / PEERS_PER_SEGMENT).min(RESIDENT / 2);
+        self.is_incomplete
+            || self.sequence - self.checkpoint >= RECORDS + RECORDS_PER_PEER * changed as u64
+            || self.retained.len() > segments
     }
 
     /// Whether no checkpoint came in all the time that one was wanted: the log must not run out of segments.

@@ -270,6 +270,11 @@ impl Worker {
     }
 
     #[cfg(test)]
+    pub(in crate::runtime) fn want_checkpoint(&mut self) {
+        self.journal.want_checkpoint();
+    }
+
+    #[cfg(test)]
     pub(in crate::runtime) fn take_checkpoint_now(&mut self) {
         self.take_checkpoint();
     }

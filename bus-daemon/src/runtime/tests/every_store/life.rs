@@ -28,6 +28,8 @@ pub(super) mod order {
     pub(in super::super) const GO_ON: u8 = b'.';
     pub(in super::super) const TURN: u8 = b't';
     pub(in super::super) const CHECKPOINT: u8 = b'c';
+    /// A turn at whose end a checkpoint is wanted, whatever the log says.
+    pub(in super::super) const WANT: u8 = b'n';
     pub(in super::super) const WATCH: u8 = b'w';
     pub(in super::super) const LEAVE: u8 = b'l';
     /// A mistake: what the keeper told is acknowledged before it is in the journal. Then a turn.
@@ -166,6 +168,10 @@ pub(super) fn live(
                 worker.turns();
             }
             order::CHECKPOINT => worker.first_checkpoint().unwrap(),
+            order::WANT => {
+                worker.want_checkpoint();
+                worker.turn();
+            }
             order::WATCH => watch::set_on(true),
             order::LEAVE => watch::set_on(false),
             other => panic!("no such order: {other}"),
