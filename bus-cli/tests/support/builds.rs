@@ -37,7 +37,8 @@ pub fn of_commit(commit: &str, directory: &Path) -> Option<PathBuf> {
     };
     let archive = directory.join("tree.tar");
     std::fs::write(&archive, packed.stdout).unwrap();
-    super::run(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(&tree));
+    // As of now: cargo takes what is older than the last build for built, and that was another commit's.
+    super::run(Command::new("tar").arg("-xmf").arg(&archive).arg("-C").arg(&tree));
     let (target, mut build) = cargo(&tree);
     let target = target.join("history");
     build
