@@ -83,6 +83,7 @@ impl Broker {
     pub(super) fn push_own(&mut self, to: PeerId, cause: Option<PeerId>, bytes: &[u8]) -> Wait {
         // What the bus says itself was put together first, value by value.
         self.outgoing.note_work(bytes.len() as u64 / 1024);
+        self.outgoing.note_own(bytes.len());
         self.push_with(to, Fds::new(), cause, |out| {
             if bytes.len() >= SHARED {
                 out.push_shared(Bytes::copy_from_slice(bytes));

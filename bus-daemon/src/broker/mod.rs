@@ -379,7 +379,8 @@ impl Broker {
         self.outgoing.work()
     }
 
-    /// Messages that this process has queued for receivers that do not read.
+    /// Messages that this process has queued for receivers that do not read, and as many more as its own, for anybody, are long:
+    /// what a checkpoint may have to store.
     pub fn queued_to_wait(&self) -> u64 {
         self.outgoing.waiting()
     }

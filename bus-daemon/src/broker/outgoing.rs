@@ -30,9 +30,14 @@ pub(super) struct Outgoing {
     step_end: u64,
     /// How long a step is.
     step: u64,
-    /// Messages that were queued since this process began for receivers that do not read.
+    /// Messages that were queued since this process began for receivers that do not read, and [`OWN`] bytes of the bus's own
+    /// for anybody.
     waiting: u64,
 }
+
+/// So many bytes of a message that the bus has made itself take a checkpoint as long as a message that others have sent: those
+/// are in the log, which wants a checkpoint before there are many, or in extents, which are not copied.
+const OWN: usize = 64;
 
 impl Outgoing {
     /// `serial` is that of the driver's last message, 0 if there is none.
@@ -150,7 +155,12 @@ impl Outgoing {
         self.step = units;
     }
 
-    /// Messages that were queued so far for receivers that do not read.
+    /// So many bytes of the bus's own are queued, and stand nowhere else.
+    pub(super) fn note_own(&mut self, bytes: usize) {
+        self.waiting += (bytes / OWN) as u64;
+    }
+
+    /// Messages that were queued so far for receivers that do not read, and what took as long.
     pub(super) fn waiting(&self) -> u64 {
         self.waiting
     }
