@@ -75,6 +75,8 @@ pub(crate) enum Request {
     Unwatch(WatchId),
     Reply(u64, Parcel),
     Dialled(u64, Dialled),
+    /// The bus's socket was made anew, or its directory is gone.
+    SocketAppeared,
     Reconnect,
     Close,
 }

@@ -184,10 +184,6 @@ impl Engine {
         self.socket.as_ref().map(Socket::as_fd)
     }
 
-    pub(crate) fn watch(&self) -> Option<BorrowedFd<'_>> {
-        self.watch.as_ref().map(Watch::as_fd)
-    }
-
     pub(crate) fn interest(&self) -> Interest {
         Interest {
             write: self.session.wants_write(),
@@ -201,9 +197,6 @@ impl Engine {
         self.take_requests();
         if readable || std::mem::take(&mut self.has_more) {
             self.read();
-        }
-        if self.watch.as_mut().is_some_and(Watch::has_appeared) {
-            self.tell(Event::SocketAppeared);
         }
         let now = self.clock.now();
         if self.session.deadline().is_some_and(|deadline| deadline <= now) {
@@ -273,6 +266,7 @@ impl Engine {
                 self.command(Command::Reply { link, message });
             }
             Request::Dialled(attempt, dialled) => self.dialled(attempt, dialled),
+            Request::SocketAppeared => self.tell(Event::SocketAppeared),
             Request::Reconnect => self.command(Command::Reconnect),
             Request::Close => {
                 self.write();
@@ -444,8 +438,9 @@ impl Engine {
             tracing::warn!(%error, "the bus is gone; this connection waits for it");
             self.down_since = Some(self.clock.now());
         }
-        if !matches!(event, LinkEvent::Back { .. }) && self.watch.is_none() {
-            self.watch = self.addresses.as_ref().and_then(Watch::new);
+        if !matches!(event, LinkEvent::Back { .. }) && self.watch.as_ref().is_none_or(Watch::is_blind) {
+            let addresses = self.addresses.as_ref();
+            self.watch = addresses.and_then(|addresses| Watch::new(addresses, &self.shared));
         }
         let handler = self.handler.as_mut()?;
         let link = match event {

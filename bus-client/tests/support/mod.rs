@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -23,7 +23,7 @@ impl Bus {
     /// `None`, and a line about it, where there is no dbus-daemon.
     pub fn start() -> Option<Bus> {
         let directory = tempfile::tempdir().unwrap();
-        match spawn(directory.path()) {
+        match spawn(directory.path(), "bus") {
             Some(child) => Some(Bus { child, directory }),
             None => {
                 assert!(
@@ -50,7 +50,23 @@ impl Bus {
     }
 
     pub fn start_again(&mut self) {
-        self.child = spawn(self.directory.path()).unwrap();
+        self.start_again_at("bus");
+    }
+
+    /// At another path of its directory than the one where it is looked for.
+    pub fn start_again_at(&mut self, name: &str) {
+        self.child = spawn(self.directory.path(), name).unwrap();
+    }
+
+    /// A file that describes a service which this bus, and each that is started after it, starts when it is called.
+    pub fn describe(&self, service: &str, program: &Path) {
+        let text = format!("[D-BUS Service]\nName={service}\nExec={}\n", program.display());
+        let file = self
+            .directory
+            .path()
+            .join("services")
+            .join(format!("{service}.service"));
+        std::fs::write(file, text).unwrap();
     }
 }
 
@@ -61,10 +77,42 @@ impl Drop for Bus {
     }
 }
 
-fn spawn(directory: &Path) -> Option<Child> {
+/// As `--session`, but with nothing of this machine's.
+const CONFIG: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>session</type>
+  <listen>unix:path=DIRECTORY/NAME</listen>
+  <servicedir>DIRECTORY/services</servicedir>
+  <policy context="default">
+    <allow send_destination="*" eavesdrop="true"/>
+    <allow eavesdrop="true"/>
+    <allow own="*"/>
+  </policy>
+  <limit name="max_incoming_bytes">1000000000</limit>
+  <limit name="max_incoming_unix_fds">250000000</limit>
+  <limit name="max_outgoing_bytes">1000000000</limit>
+  <limit name="max_outgoing_unix_fds">250000000</limit>
+  <limit name="max_message_size">1000000000</limit>
+  <limit name="max_completed_connections">100000</limit>
+  <limit name="max_incomplete_connections">10000</limit>
+  <limit name="max_connections_per_user">100000</limit>
+  <limit name="max_names_per_connection">50000</limit>
+  <limit name="max_match_rules_per_connection">50000</limit>
+  <limit name="max_replies_per_connection">50000</limit>
+</busconfig>
+"#;
+
+fn spawn(directory: &Path, name: &str) -> Option<Child> {
+    let config = directory.join("bus.conf");
+    let text = CONFIG
+        .replace("DIRECTORY", &directory.display().to_string())
+        .replace("NAME", name);
+    std::fs::create_dir_all(directory.join("services")).unwrap();
+    std::fs::write(&config, text).unwrap();
     let mut child = Command::new("dbus-daemon")
-        .args(["--session", "--nofork", "--nopidfile", "--print-address"])
-        .arg(format!("--address=unix:path={}", directory.join("bus").display()))
+        .args(["--nofork", "--nopidfile", "--print-address"])
+        .arg(format!("--config-file={}", config.display()))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -79,6 +127,19 @@ fn spawn(directory: &Path) -> Option<Child> {
         "dbus-daemon has not started: {address:?}"
     );
     Some(child)
+}
+
+/// Built along with the tests, in the directory beside theirs.
+pub fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.parent().unwrap().parent().unwrap();
+    let program = profile.join("examples").join(name);
+    let is_there = program.exists();
+    assert!(
+        is_there,
+        "{program:?} is not built: `cargo build -p bus-client --examples` does that"
+    );
+    program
 }
 
 /// Counts how often each numbered call ran.
@@ -120,21 +181,30 @@ pub fn cpu() -> Duration {
     time(usage.user_time()) + time(usage.system_time())
 }
 
-/// How often a thread of this process with that name has given up the processor by itself: has waited, and was woken.
-pub fn wake_ups(thread: &str) -> u64 {
-    let mut sum = 0;
-    for entry in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
-        let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
-        let field = |name: &str| {
-            status
-                .lines()
-                .find_map(|line| line.strip_prefix(name))
-                .map(str::trim)
-        };
-        if field("Name:") == Some(thread) {
-            let count = field("voluntary_ctxt_switches:").and_then(|count| count.parse().ok());
-            sum += count.unwrap_or(0);
-        }
-    }
-    sum
+/// The status of each thread of this process.
+fn statuses() -> Vec<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    tasks
+        .filter_map(|entry| std::fs::read_to_string(entry.path().join("status")).ok())
+        .collect()
+}
+
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    let value = status.lines().find_map(|line| line.strip_prefix(name));
+    value.map(str::trim)
+}
+
+/// How often the threads of this process have given up the processor by themselves: have waited, and were woken.
+pub fn wake_ups() -> u64 {
+    let count = |status: &String| field(status, "voluntary_ctxt_switches:")?.parse::<u64>().ok();
+    statuses().iter().filter_map(count).sum()
+}
+
+/// How many threads of this process have that name.
+pub fn threads(name: &str) -> usize {
+    let statuses = statuses();
+    let named = statuses
+        .iter()
+        .filter(|status| field(status, "Name:") == Some(name));
+    named.count()
 }
