@@ -53,6 +53,7 @@ impl Builder {
             entry: addresses.map(Entry::Addresses),
             config: Config {
                 uid: Some(nix::unistd::geteuid().as_raw()),
+                cookies: true,
                 ..Config::default()
             },
             timeout: Some(TIMEOUT),

@@ -61,7 +61,7 @@ pub use self::{
     error::{Error, Remote},
     listener::{Accept, Listener},
     message::Message,
-    object::{BoxFuture, Cancelled, Exported, Incoming, Interface, Objects, Reply},
+    object::{BoxFuture, Cancelled, Exported, Incoming, Interface, Objects, Reply, WOULD_DEADLOCK},
     rule::Rule,
     stream::{Event, Name, NameChange, NameWatch, OwnName, Signal, Signals, States},
 };

@@ -21,36 +21,12 @@ fn instances() -> usize {
         .count()
 }
 
-/// Set in a process that can have no instance of inotify.
-const WITHOUT: &str = "BUS_TEST_WITHOUT_INOTIFY";
-
-/// Runs one test of this program in a user namespace in which there are no instances of inotify to be had.
+/// Where there are no instances of inotify to be had.
 fn without_inotify(test: &str, driver: &Driver, seconds: u64) {
-    if std::env::var_os(WITHOUT).is_some() {
+    if support::inside(test, "echo 0 > /proc/sys/user/max_inotify_instances") {
         assert!(nix::sys::inotify::Inotify::init(nix::sys::inotify::InitFlags::empty()).is_err());
-        return costs_nothing(driver, seconds, false);
+        costs_nothing(driver, seconds, false);
     }
-    let forbid = "echo 0 > /proc/sys/user/max_inotify_instances";
-    let mut command = std::process::Command::new("unshare");
-    command.args(["--user", "--map-root-user", "sh", "-c"]);
-    let can = command.arg(forbid).status().is_ok_and(|status| status.success());
-    assert!(
-        can || std::env::var("BUS_TEST_PEERS").as_deref() != Ok("require"),
-        "no user namespace is to be had"
-    );
-    if !can {
-        return eprintln!("skipped: unshare --user not found");
-    }
-    let mut command = std::process::Command::new("unshare");
-    command.args(["--user", "--map-root-user", "sh", "-c"]);
-    command.arg(format!("{forbid} && exec \"$0\" \"$@\""));
-    command.arg(std::env::current_exe().unwrap());
-    command.args([test, "--exact", "--include-ignored", "--nocapture"]);
-    let output = command.env(WITHOUT, "1").output().unwrap();
-    let text =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    eprintln!("{text}");
-    assert!(output.status.success() && text.contains("1 passed"));
 }
 
 /// Counts the lines of the log that a program shows if it is told nothing: from INFO on.

@@ -608,6 +608,79 @@ fn a_name_that_another_has_taken_meanwhile_is_not_stolen_back() {
 }
 
 #[test]
+fn properties_that_change_without_a_bus_are_told_in_one_signal_when_it_is_back() {
+    use bus_client::Value;
+    use std::collections::BTreeMap;
+    type Changed = (String, BTreeMap<String, Value>, Vec<String>);
+    let Some(mut bus) = Bus::start() else { return };
+    let service = bus.builder().connect_thread().unwrap();
+    let objects = ["/a", "/b"].map(|path| {
+        let counter = Arc::new(Counter::default());
+        service.objects().add(path, counter).unwrap()
+    });
+    let client = bus.builder().connect_thread().unwrap();
+    let properties = "org.freedesktop.DBus.Properties";
+    let changes = client
+        .messages(Rule::signal(properties, "PropertiesChanged"))
+        .unwrap();
+    let next = || loop {
+        match changes.wait_next().unwrap().unwrap() {
+            Event::Signal(signal) => {
+                let body: Changed = signal.decode().unwrap();
+                return (signal.path().unwrap().to_owned(), body);
+            }
+            Event::Missed(Missed::Outage { .. }) => {}
+            Event::Missed(missed) => panic!("{missed:?}"),
+        }
+    };
+    let id = client.call::<String>("org.freedesktop.DBus", "/", "org.freedesktop.DBus.GetId", &());
+    id.wait().unwrap();
+    // With a bus each change is a signal with its value.
+    objects[0]
+        .changed(&[("Angle", Value::from(7_u32))], &["Open"])
+        .wait()
+        .unwrap();
+    let (path, (interface, values, names)) = next();
+    assert_eq!(
+        (&*path, &*interface, names),
+        ("/a", COUNTER, vec!["Open".to_owned()])
+    );
+    assert_eq!(values["Angle"].to::<u32>().unwrap(), 7);
+    let states = service.states();
+    bus.kill();
+    while states.wait_next().unwrap() != Some(State::Down) {}
+    for angle in 0..1000_u32 {
+        let name = ["Angle", "Colour", "Open"][angle as usize % 3];
+        let object = &objects[usize::from(angle % 5 == 0)];
+        object.changed(&[(name, Value::from(angle))], &[]).wait().unwrap();
+    }
+    // The service comes back after those who listen.
+    bus.start_again_at("aside");
+    let aside = bus.directory.path().join("aside");
+    let listener = Connection::address(&format!("unix:path={}", aside.display()));
+    let listener = listener.connect_thread().unwrap();
+    let heard = listener
+        .messages(Rule::signal(properties, "PropertiesChanged"))
+        .unwrap();
+    let id = listener.call::<String>("org.freedesktop.DBus", "/", "org.freedesktop.DBus.GetId", &());
+    id.wait().unwrap();
+    std::fs::rename(&aside, bus.directory.path().join("bus")).unwrap();
+    while states.wait_next().unwrap() != Some(State::Up) {}
+    objects[1].changed(&[], &["Last"]).wait().unwrap();
+    let mut told = Vec::new();
+    while told.len() < 3 {
+        let Some(Event::Signal(signal)) = heard.wait_next().unwrap() else {
+            continue;
+        };
+        let (_, values, names): Changed = signal.decode().unwrap();
+        assert!(values.is_empty(), "values that are others by now");
+        told.push((signal.path().unwrap().to_owned(), names.join(" ")));
+    }
+    let all = |path: &str| (path.to_owned(), "Angle Colour Open".to_owned());
+    assert_eq!(told, [all("/a"), all("/b"), ("/b".to_owned(), "Last".to_owned())]);
+}
+
+#[test]
 fn without_its_directory_the_bus_is_given_up() {
     let Some(mut bus) = Bus::start() else { return };
     let client = bus.builder().connect_thread().unwrap();

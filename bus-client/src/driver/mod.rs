@@ -4,6 +4,8 @@
 //! with `poll`.
 
 mod dial;
+mod keyring;
+mod lanes;
 mod socket;
 mod task;
 mod tasks;
@@ -220,7 +222,11 @@ impl Engine {
     fn request(&mut self, request: Request) {
         match request {
             Request::Call(slot, parcel, options) => {
+                let by = slot.by;
                 let call = self.open(slot);
+                if let (Some(task), Some(to)) = (by, &parcel.destination) {
+                    self.tasks.waits(task, call, to);
+                }
                 self.send(call, parcel, options);
             }
             Request::Detached(parcel, options) => {
@@ -230,6 +236,7 @@ impl Engine {
             Request::Abandon(slot) => {
                 let call = CallId(slot.id.load(Ordering::Relaxed));
                 if self.slots.remove(&call).is_some() {
+                    self.tasks.waits_no_more(call);
                     self.command(Command::Abandon(call));
                 }
             }
@@ -266,6 +273,14 @@ impl Engine {
                 self.command(Command::Reply { link, message });
             }
             Request::Dialled(attempt, dialled) => self.dialled(attempt, dialled),
+            Request::Cookie(attempt, cookie) => {
+                let random = random();
+                self.tell(Event::Cookie {
+                    attempt,
+                    cookie,
+                    random,
+                });
+            }
             Request::SocketAppeared => self.tell(Event::SocketAppeared),
             Request::Reconnect => self.command(Command::Reconnect),
             Request::Close => {
@@ -338,6 +353,9 @@ impl Engine {
     fn act(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::Dial { attempt } => return self.dial(attempt),
+            Action::Cookie { attempt, challenge } => {
+                keyring::look_up(challenge, attempt, self.shared.clone());
+            }
             Action::HangUp => {
                 self.socket = None;
                 std::mem::take(&mut self.cancellation).cancel();
@@ -407,6 +425,9 @@ impl Engine {
             Outcome::Failed { cause, fate } => Err(Error::local(cause, fate, &self.shared)),
         };
         if let Some(slot) = self.slots.remove(&call) {
+            if slot.by.is_some() {
+                self.tasks.waits_no_more(call);
+            }
             slot.end(end);
         }
     }

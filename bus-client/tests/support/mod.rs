@@ -17,14 +17,28 @@ pub const COUNTER: &str = "com.example.Counter";
 pub struct Bus {
     child: Child,
     pub directory: tempfile::TempDir,
+    /// Where it listens, as it says itself, without its GUID.
+    listens: String,
+    /// What its configuration has besides.
+    options: String,
 }
 
 impl Bus {
     /// `None`, and a line about it, where there is no dbus-daemon.
     pub fn start() -> Option<Bus> {
+        Self::start_with("unix:path=DIRECTORY/bus", "")
+    }
+
+    /// That listens there (`DIRECTORY` is its own), with these lines in its configuration.
+    pub fn start_with(listen: &str, options: &str) -> Option<Bus> {
         let directory = tempfile::tempdir().unwrap();
-        match spawn(directory.path(), "bus") {
-            Some(child) => Some(Bus { child, directory }),
+        match spawn(directory.path(), listen, options) {
+            Some((child, listens)) => Some(Bus {
+                child,
+                directory,
+                listens,
+                options: options.to_owned(),
+            }),
             None => {
                 assert!(
                     std::env::var("BUS_TEST_PEERS").as_deref() != Ok("require"),
@@ -34,6 +48,11 @@ impl Bus {
                 None
             }
         }
+    }
+
+    /// As the bus says it.
+    pub fn listens(&self) -> &str {
+        &self.listens
     }
 
     pub fn address(&self) -> String {
@@ -50,12 +69,18 @@ impl Bus {
     }
 
     pub fn start_again(&mut self) {
-        self.start_again_at("bus");
+        let listens = self.listens.clone();
+        self.listen_again(&listens);
     }
 
     /// At another path of its directory than the one where it is looked for.
     pub fn start_again_at(&mut self, name: &str) {
-        self.child = spawn(self.directory.path(), name).unwrap();
+        let path = self.directory.path().join(name);
+        self.listen_again(&format!("unix:path={}", path.display()));
+    }
+
+    fn listen_again(&mut self, listen: &str) {
+        (self.child, _) = spawn(self.directory.path(), listen, &self.options).unwrap();
     }
 
     /// A file that describes a service which this bus, and each that is started after it, starts when it is called.
@@ -82,7 +107,8 @@ const CONFIG: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bu
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>
   <type>session</type>
-  <listen>unix:path=DIRECTORY/NAME</listen>
+  <listen>LISTEN</listen>
+  OPTIONS
   <servicedir>DIRECTORY/services</servicedir>
   <policy context="default">
     <allow send_destination="*" eavesdrop="true"/>
@@ -103,11 +129,13 @@ const CONFIG: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bu
 </busconfig>
 "#;
 
-fn spawn(directory: &Path, name: &str) -> Option<Child> {
+/// The bus, and where it says that it listens.
+fn spawn(directory: &Path, listen: &str, options: &str) -> Option<(Child, String)> {
     let config = directory.join("bus.conf");
     let text = CONFIG
-        .replace("DIRECTORY", &directory.display().to_string())
-        .replace("NAME", name);
+        .replace("LISTEN", listen)
+        .replace("OPTIONS", options)
+        .replace("DIRECTORY", &directory.display().to_string());
     std::fs::create_dir_all(directory.join("services")).unwrap();
     std::fs::write(&config, text).unwrap();
     let mut child = Command::new("dbus-daemon")
@@ -122,11 +150,40 @@ fn spawn(directory: &Path, name: &str) -> Option<Child> {
     BufReader::new(child.stdout.take()?)
         .read_line(&mut address)
         .ok()?;
-    assert!(
-        address.contains("guid="),
-        "dbus-daemon has not started: {address:?}"
-    );
-    Some(child)
+    let listens = address.trim_end().rsplit_once(",guid=");
+    let (listens, _) = listens.unwrap_or_else(|| panic!("dbus-daemon has not started: {address:?}"));
+    Some((child, listens.to_owned()))
+}
+
+/// Runs a test of this program again in a user namespace of its own, as its root, after a script. True: this is that run. False:
+/// the run is over, and was good; or is not possible here, which a line says.
+pub fn inside(test: &str, script: &str) -> bool {
+    const INSIDE: &str = "BUS_TEST_INSIDE";
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let unshare = |script: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script]);
+        command
+    };
+    if !unshare(script).status().is_ok_and(|status| status.success()) {
+        let is_required = std::env::var("BUS_TEST_PEERS").as_deref() == Ok("require");
+        assert!(!is_required, "no user namespace is to be had");
+        eprintln!("skipped: unshare not found, or not permitted");
+        return false;
+    }
+    let output = unshare(&format!("{script} && exec \"$0\" \"$@\""))
+        .arg(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--include-ignored", "--nocapture"])
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    eprintln!("{text}");
+    assert!(output.status.success() && text.contains("1 passed"));
+    false
 }
 
 /// Built along with the tests, in the directory beside theirs.
