@@ -182,8 +182,8 @@ fn sum(fates: impl Iterator<Item = Fates>) -> Fates {
     })
 }
 
-fn with_a_thread(kills: u32) {
-    let Some(mut bus) = Bus::start() else { return };
+fn with_a_thread(bus: Option<Bus>, kills: u32) {
+    let Some(mut bus) = bus else { return };
     let (load, server) = prepare(&bus);
     let client = bus.builder().connect_thread().unwrap();
     let callers = (0..8).map(|_| {
@@ -209,8 +209,8 @@ fn with_a_thread(kills: u32) {
     );
 }
 
-fn with_a_task(kills: u32) {
-    let Some(mut bus) = Bus::start() else { return };
+fn with_a_task(bus: Option<Bus>, kills: u32) {
+    let Some(mut bus) = bus else { return };
     let (load, server) = prepare(&bus);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -245,25 +245,47 @@ fn with_a_task(kills: u32) {
 
 #[test]
 fn killed_under_load_with_a_thread() {
-    with_a_thread(12);
+    with_a_thread(Bus::start(), 12);
 }
 
 #[test]
 fn killed_under_load_with_a_task() {
-    with_a_task(12);
+    with_a_task(Bus::start(), 12);
+}
+
+#[test]
+fn dbus_broker_killed_under_load_with_a_thread() {
+    with_a_thread(Bus::start_broker(), 12);
+}
+
+#[test]
+fn dbus_broker_killed_under_load_with_a_task() {
+    with_a_task(Bus::start_broker(), 12);
+}
+
+#[test]
+#[ignore = "takes a minute"]
+fn dbus_broker_killed_two_hundred_times_with_a_thread() {
+    with_a_thread(Bus::start_broker(), 200);
+}
+
+#[test]
+#[ignore = "takes a minute"]
+fn dbus_broker_killed_two_hundred_times_with_a_task() {
+    with_a_task(Bus::start_broker(), 200);
 }
 
 /// `cargo test -p bus-client --test outages -- --ignored`
 #[test]
 #[ignore = "takes a minute"]
 fn killed_two_hundred_times_with_a_thread() {
-    with_a_thread(200);
+    with_a_thread(Bus::start(), 200);
 }
 
 #[test]
 #[ignore = "takes a minute"]
 fn killed_two_hundred_times_with_a_task() {
-    with_a_task(200);
+    with_a_task(Bus::start(), 200);
 }
 
 #[test]

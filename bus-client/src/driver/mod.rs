@@ -12,7 +12,9 @@ mod tasks;
 mod thread;
 mod watch;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -77,6 +79,11 @@ pub(crate) fn seed() -> u64 {
 
 /// So much is read at a time.
 const CHUNK: usize = 64 * 1024;
+thread_local! {
+    /// What is read goes through here: one for all connections whose drivers run on a thread.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 /// So often in one turn, so that what is to be written has its turn too.
 const READS: usize = 8;
 /// So many slices go into one write.
@@ -103,7 +110,6 @@ pub(crate) struct Engine {
     requests: VecDeque<Request>,
     actions: Vec<Action>,
     next_call: u64,
-    buffer: Vec<u8>,
     /// What the application wanted from the beginning, and keeps as long as there is the driver.
     names: Vec<NameId>,
     down_since: Option<Duration>,
@@ -147,7 +153,6 @@ impl Engine {
             requests: VecDeque::new(),
             actions: Vec::new(),
             next_call: 0,
-            buffer: vec![0; CHUNK],
             names: Vec::new(),
             down_since: None,
             generation: 0,
@@ -567,10 +572,17 @@ impl Engine {
     fn read(&mut self) {
         for _ in 0..READS {
             let Some(socket) = &self.socket else { return };
-            match socket.read(&mut self.buffer) {
-                Ok(Some((0, _))) => return self.tell(Event::Lost(LinkError::Ended)),
-                Ok(Some((count, fds))) => {
-                    let bytes = bytes::Bytes::copy_from_slice(&self.buffer[..count]);
+            let read = BUFFER.with_borrow_mut(|buffer| {
+                buffer.resize(CHUNK, 0);
+                let (count, fds) = socket.read(buffer)?.unzip();
+                let bytes = count.map(|count| bytes::Bytes::copy_from_slice(&buffer[..count]));
+                io::Result::Ok(bytes.zip(fds))
+            });
+            match read {
+                Ok(Some((bytes, _))) if bytes.is_empty() => {
+                    return self.tell(Event::Lost(LinkError::Ended));
+                }
+                Ok(Some((bytes, fds))) => {
                     let fds = fds.into_iter().map(|fd| {
                         let number = fd.as_raw_fd();
                         self.fds.insert(number, fd);

@@ -63,12 +63,11 @@ impl Invalidations {
     /// It is to be told, with what is known already. False: there is no room for more than `most_bytes` of names.
     pub(super) fn add(&mut self, new: Invalidation, most_bytes: usize) -> bool {
         let known = self.changed.get(&new.of);
-        let is_new = |name: &&Box<str>| known.is_none_or(|known| !known.contains(*name));
         // An entry costs more than its text.
         let mut more: usize = new
             .names
             .iter()
-            .filter(is_new)
+            .filter(|name| known.is_none_or(|known| !known.contains(*name)))
             .map(|name| name.len() + ENTRY)
             .sum();
         if known.is_none() {

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,9 +14,22 @@ use bus_client::{BoxFuture, Builder, Connection, Incoming, Interface, Reply};
 
 pub const COUNTER: &str = "com.example.Counter";
 
+mod broker;
+
+/// Which implementation of a bus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Daemon,
+    /// dbus-broker, for which this program plays the launcher.
+    Broker,
+}
+
 /// A dbus-daemon in a directory of its own, which can be killed and started again at the same address.
 pub struct Bus {
+    kind: Kind,
     child: Child,
+    /// Over which dbus-broker is controlled; it stops when this closes.
+    controller: Option<UnixStream>,
     pub directory: tempfile::TempDir,
     /// Where it listens, as it says itself, without its GUID.
     listens: String,
@@ -34,7 +48,9 @@ impl Bus {
         let directory = tempfile::tempdir().unwrap();
         match spawn(directory.path(), listen, options) {
             Some((child, listens)) => Some(Bus {
+                kind: Kind::Daemon,
                 child,
+                controller: None,
                 directory,
                 listens,
                 options: options.to_owned(),
@@ -48,6 +64,28 @@ impl Bus {
                 None
             }
         }
+    }
+
+    /// A dbus-broker. `None`, and a line about it, where there is none.
+    pub fn start_broker() -> Option<Bus> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("bus");
+        let Some((child, controller)) = broker::start(&path) else {
+            assert!(
+                std::env::var("BUS_TEST_PEERS").as_deref() != Ok("require"),
+                "dbus-broker not found"
+            );
+            eprintln!("skipped: dbus-broker not found");
+            return None;
+        };
+        Some(Bus {
+            kind: Kind::Broker,
+            child,
+            controller: Some(controller),
+            listens: format!("unix:path={}", path.display()),
+            directory,
+            options: String::new(),
+        })
     }
 
     /// As the bus says it.
@@ -80,6 +118,13 @@ impl Bus {
     }
 
     fn listen_again(&mut self, listen: &str) {
+        if self.kind == Kind::Broker {
+            let path = self.directory.path().join("bus");
+            let (child, controller) = broker::start(&path).unwrap();
+            self.child = child;
+            self.controller = Some(controller);
+            return;
+        }
         (self.child, _) = spawn(self.directory.path(), listen, &self.options).unwrap();
     }
 
