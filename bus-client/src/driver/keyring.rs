@@ -187,7 +187,7 @@ mod tests {
         nix::unistd::mkfifo(&home.file(), nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert!(matches!(home.find(user, "17"), Err(KeyringError::NotPrivate(_))));
         fs::remove_file(home.file()).unwrap();
-        fs::rename(home.keyrings(), &aside.with_extension("d")).unwrap();
+        fs::rename(home.keyrings(), aside.with_extension("d")).unwrap();
         std::os::unix::fs::symlink(aside.with_extension("d"), home.keyrings()).unwrap();
         assert!(matches!(home.find(user, "17"), Err(KeyringError::Os { .. })));
     }
