@@ -53,6 +53,7 @@ impl Builder {
             entry: addresses.map(Entry::Addresses),
             config: Config {
                 uid: Some(nix::unistd::geteuid().as_raw()),
+                cookies: true,
                 ..Config::default()
             },
             timeout: Some(TIMEOUT),
@@ -157,14 +158,11 @@ impl Builder {
         Ok(connection.0)
     }
 
-    fn start(
-        self,
-        spawn: fn(driver::Start) -> Result<Arc<crate::shared::Shared>, Error>,
-    ) -> Result<(Connection, Handle), Error> {
+    fn start(self, spawn: fn(driver::Start) -> Result<Handle, Error>) -> Result<(Connection, Handle), Error> {
         let mut config = self.config;
         config.asks = self.handler.is_some();
         config.seed = driver::seed();
-        let shared = spawn(driver::Start {
+        let handle = spawn(driver::Start {
             entry: self.entry?,
             config,
             timeout: self.timeout,
@@ -173,8 +171,7 @@ impl Builder {
             objects: self.objects,
             names: self.names,
         })?;
-        debug_assert_ne!(shared.state(), State::Parked);
-        let handle = Handle::new(shared);
+        debug_assert_ne!(handle.shared().state(), State::Parked);
         Ok((Connection::new(handle.clone()), handle))
     }
 }

@@ -159,7 +159,7 @@ impl<R> IntoFuture for Call<R> {
 }
 
 fn begin<R>(handle: Handle, request: impl FnOnce(Arc<Slot>) -> Request) -> CallState<R> {
-    let slot = Arc::new(Slot::default());
+    let slot = Arc::new(Slot::new(handle.shared()));
     match handle.shared().push(request(slot.clone())) {
         Ok(()) => CallState::Open(handle, slot),
         Err(error) => CallState::Ended(Err(error)),

@@ -48,7 +48,17 @@ mod stream;
 #[cfg(feature = "runtime")]
 mod wait;
 
-pub use bus_wire::{Decode, DecodeOwned, Encode, FdIndex, Flags, Guid, MessageType, Type, Value, Variant};
+/// What derived code calls; not for anybody else.
+#[doc(hidden)]
+pub mod __private {
+    pub use bus_wire;
+}
+
+// The traits alone: the derives of the same names are this crate's, not those that bus-wire may have.
+pub use bus_wire::__private::traits::{Decode, Encode, Type};
+pub use bus_wire::{DecodeOwned, FdIndex, Flags, Guid, MessageType, Value, Variant};
+#[cfg(feature = "derive")]
+pub use bus_wire_derive::{ClientDecode as Decode, ClientEncode as Encode, ClientType as Type};
 pub use session::{
     Cause, Decision, Fate, Known, LinkError, Missed, NameFlags, NameState, Refusal, State, WhileDown,
 };
@@ -61,7 +71,7 @@ pub use self::{
     error::{Error, Remote},
     listener::{Accept, Listener},
     message::Message,
-    object::{BoxFuture, Cancelled, Exported, Incoming, Interface, Objects, Reply},
+    object::{BoxFuture, Cancelled, Exported, Incoming, Interface, Objects, Reply, WOULD_DEADLOCK},
     rule::Rule,
     stream::{Event, Name, NameChange, NameWatch, OwnName, Signal, Signals, States},
 };

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
-use bus_wire::{Encode, Flags, MessageBuilder};
+use bus_wire::{Encode, Flags, MessageBuilder, Value, Variant};
 
 use crate::connection::{Connection, Credentials};
+use crate::session::WhileDown;
 use crate::shared::{Handle, Parcel, lock};
 use crate::{Call, Error, Message};
 
@@ -30,9 +31,20 @@ pub trait Interface: Send + Sync + 'static {
         format!("<interface name=\"{}\"/>", self.name())
     }
 
+    /// Whether its calls run one after the other: the next starts when the last has been answered.
+    ///
+    /// A call from whomever the running handler waits for, with a call of its own over the same connection, would wait for itself:
+    /// it fails with [`WOULD_DEADLOCK`].
+    fn is_serial(&self) -> bool {
+        false
+    }
+
     /// Answers a call.
     fn dispatch(self: Arc<Self>, call: Incoming) -> BoxFuture<Reply>;
 }
+
+/// The name of the error with which a call back into a [serial](Interface::is_serial) interface fails.
+pub const WOULD_DEADLOCK: &str = "org.busdaemon.Error.WouldDeadlock";
 
 /// A call to an object of ours.
 #[derive(Debug)]
@@ -350,6 +362,20 @@ impl Exported {
     pub fn emit<T: Encode + ?Sized>(&self, member: &str, args: &T) -> Call<()> {
         let member = format!("{}.{member}", self.interface);
         Connection::new(self.handle.clone()).emit(&self.path, &member, args)
+    }
+
+    /// Says that properties of it have changed: these to these values, and the others to what is to be asked for (specification,
+    /// "org.freedesktop.DBus.Properties"). While there is no bus it ends at once, and when the bus is back one signal names all
+    /// properties of this interface that have changed since.
+    pub fn changed(&self, values: &[(&str, Value)], invalidated: &[&str]) -> Call<()> {
+        let values: BTreeMap<&str, Variant<&Value>> = values
+            .iter()
+            .map(|(name, value)| (*name, Variant(value)))
+            .collect();
+        let member = "org.freedesktop.DBus.Properties.PropertiesChanged";
+        Connection::new(self.handle.clone())
+            .emit(&self.path, member, &(&*self.interface, values, invalidated))
+            .while_down(WhileDown::Invalidate)
     }
 
     /// Where it is.

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bus_wire::MatchRule;
+use bus_wire::sasl::cookie::Cookie;
 
 use crate::driver::Dialled;
 use crate::object::Tree;
@@ -16,6 +17,7 @@ use crate::session::{
     StreamId, WatchId,
 };
 use crate::stream::{Signal, States};
+use crate::wait::Handling;
 use crate::{Error, Message};
 
 /// Of one connection.
@@ -75,6 +77,10 @@ pub(crate) enum Request {
     Unwatch(WatchId),
     Reply(u64, Parcel),
     Dialled(u64, Dialled),
+    /// What came of looking a cookie up.
+    Cookie(u64, Option<Cookie>),
+    /// The bus's socket was made anew, or its directory is gone.
+    SocketAppeared,
     Reconnect,
     Close,
 }
@@ -98,6 +104,11 @@ impl Shared {
             timeout,
             first: OnceLock::new(),
         }
+    }
+
+    /// Tells it from all others that there are.
+    pub(crate) fn number(self: &Arc<Self>) -> usize {
+        Arc::as_ptr(self).addr()
     }
 
     /// Tells the driver.
@@ -243,6 +254,8 @@ pub(crate) struct Slot {
     state: Mutex<SlotState>,
     /// The driver's number for it, once it has one.
     pub(crate) id: AtomicU64,
+    /// The handler of the same connection that made the call.
+    pub(crate) by: Option<u64>,
 }
 
 #[derive(Default)]
@@ -252,6 +265,14 @@ struct SlotState {
 }
 
 impl Slot {
+    /// Of a call over this connection that is made now.
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        Self {
+            by: Handling::of(shared.number()),
+            ..Self::default()
+        }
+    }
+
     /// The call has ended: with a reply, or without one that was needed, or in failure.
     pub(crate) fn end(&self, end: Result<Option<Message>, Error>) {
         let mut state = lock(&self.state);

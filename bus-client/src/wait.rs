@@ -11,6 +11,34 @@ thread_local! {
     static DRIVES: Cell<bool> = const { Cell::new(false) };
 }
 
+thread_local! {
+    /// The handler that runs on this thread at the moment: of which connection, and its number.
+    static HANDLER: Cell<Option<(usize, u64)>> = const { Cell::new(None) };
+}
+
+/// While it exists, this thread runs a handler.
+pub(crate) struct Handling(Option<(usize, u64)>);
+
+impl Handling {
+    pub(crate) fn begin(connection: usize, task: u64) -> Self {
+        Self(HANDLER.replace(Some((connection, task))))
+    }
+
+    /// The handler of this connection that runs.
+    pub(crate) fn of(connection: usize) -> Option<u64> {
+        HANDLER
+            .get()
+            .filter(|(of, _)| *of == connection)
+            .map(|(_, task)| task)
+    }
+}
+
+impl Drop for Handling {
+    fn drop(&mut self) {
+        HANDLER.set(self.0);
+    }
+}
+
 /// While it exists, this thread is a driver's.
 pub(crate) struct Driving(bool);
 

@@ -4,22 +4,10 @@
 mod support;
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use support::Bus;
-
-/// Built along with the tests, in the directory beside theirs.
-fn example(name: &str) -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    test.parent()
-        .unwrap()
-        .parent()
-        .unwrap()
-        .join("examples")
-        .join(name)
-}
+use support::{Bus, example};
 
 #[test]
 fn caller_and_service_outlive_the_bus() {

@@ -406,3 +406,122 @@ fn raw_messages_and_a_filter() {
     assert_eq!(seen.load(Ordering::SeqCst), 2);
     assert!(client.send(vec![1, 2, 3], Vec::new()).is_err());
 }
+
+/// One call at a time; each asks somebody else in between.
+struct Serial {
+    running: AtomicU64,
+    order: std::sync::Mutex<Vec<u64>>,
+}
+
+impl Interface for Serial {
+    fn name(&self) -> &str {
+        "com.example.Serial"
+    }
+
+    fn is_serial(&self) -> bool {
+        true
+    }
+
+    fn dispatch(self: Arc<Self>, call: Incoming) -> BoxFuture<Reply> {
+        Box::pin(async move {
+            assert_eq!(self.running.fetch_add(1, Ordering::SeqCst), 0, "two at a time");
+            let (to, id): (String, u64) = call.decode().unwrap();
+            let answer = if to.is_empty() {
+                // Others would come in between, if they could.
+                let id = call
+                    .connection()
+                    .call::<String>(DRIVER, "/", "org.freedesktop.DBus.GetId", &());
+                id.await.map(|_| 0)
+            } else {
+                let back = call
+                    .connection()
+                    .call::<u64>(&to, "/caller", "com.example.Caller.Ask", &id);
+                back.await
+            };
+            self.order.lock().unwrap().push(id);
+            self.running.fetch_sub(1, Ordering::SeqCst);
+            match answer {
+                Ok(answer) => Reply::new(&answer),
+                Err(error) => Reply::error("com.example.Error", &error.to_string()),
+            }
+        })
+    }
+}
+
+/// Asked by the serial interface, it calls that back, and says with which error it could not.
+struct Caller;
+
+impl Interface for Caller {
+    fn name(&self) -> &str {
+        "com.example.Caller"
+    }
+
+    fn dispatch(self: Arc<Self>, call: Incoming) -> BoxFuture<Reply> {
+        Box::pin(async move {
+            let back = call
+                .connection()
+                .call::<u64>("com.example.Serial", "/serial", "Run", &("", 99_u64));
+            let error = back.await.unwrap_err();
+            let is_refused = error.remote().unwrap().name() == bus_client::WOULD_DEADLOCK;
+            Reply::new(&u64::from(is_refused))
+        })
+    }
+}
+
+fn serial(bus: &Bus) -> (Connection, Arc<Serial>, Connection) {
+    let object = Arc::new(Serial {
+        running: AtomicU64::new(0),
+        order: std::sync::Mutex::default(),
+    });
+    let service = bus
+        .builder()
+        .name("com.example.Serial")
+        .object("/serial", object.clone())
+        .connect_thread()
+        .unwrap();
+    let client = bus
+        .builder()
+        .name("com.example.Caller")
+        .object("/caller", Arc::new(Caller))
+        .connect_thread()
+        .unwrap();
+    client
+        .wait_for_names(&["com.example.Serial", "com.example.Caller"])
+        .wait()
+        .unwrap();
+    (service, object, client)
+}
+
+#[test]
+fn calls_of_a_serial_interface_run_one_after_the_other_in_order() {
+    let Some(bus) = Bus::start() else { return };
+    let (_service, object, client) = serial(&bus);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let calls = (0..2000_u64).map(|id| {
+            let call = client.call::<u64>("com.example.Serial", "/serial", "Run", &("", id));
+            call.into_future()
+        });
+        for call in calls.collect::<Vec<_>>() {
+            call.await.unwrap();
+        }
+    });
+    assert_eq!(*object.order.lock().unwrap(), (0..2000).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_call_back_into_a_serial_interface_that_waits_is_refused_and_hangs_nobody() {
+    let Some(bus) = Bus::start() else { return };
+    let (_service, object, client) = serial(&bus);
+    let own = client.unique_name().unwrap();
+    // By its unique name, which says who it is, and by a name whose owner has to be asked for.
+    for (id, name) in [(1_u64, &*own), (2, "com.example.Caller")] {
+        let call = client.call::<u64>("com.example.Serial", "/serial", "Run", &(name, id));
+        assert_eq!(call.wait().unwrap(), 1, "{name}");
+    }
+    // Whoever is not waited for has its turn.
+    let other = bus.builder().connect_thread().unwrap();
+    let call = other.call::<u64>("com.example.Serial", "/serial", "Run", &("", 3_u64));
+    assert_eq!(call.wait().unwrap(), 0);
+    assert_eq!(*object.order.lock().unwrap(), [1, 2, 3]);
+}

@@ -62,6 +62,13 @@ pub use bus_wire_derive::{Decode, Encode, Type};
 #[doc(hidden)]
 pub mod __private {
     pub use crate::derived::*;
+
+    /// Without the derives of the same names.
+    pub mod traits {
+        pub use crate::decode::Decode;
+        pub use crate::encode::Encode;
+        pub use crate::ty::Type;
+    }
 }
 
 pub use address::{Address, AddressError, AddressList};

@@ -7,7 +7,8 @@ use bus_client::session::{
     Action, CallId, CallOptions, Command, Config, Decision, Event, LinkError, NameFlags, NameId, Outcome,
     Outgoing, Session, StreamId, WatchId, WhileDown,
 };
-use bus_wire::{Fd, MatchRule, MessageBuilder};
+use bus_wire::sasl::cookie::Cookie;
+use bus_wire::{Fd, MatchRule, MessageBuilder, Value};
 use bytes::Bytes;
 
 const GUIDS: [&str; 2] = [
@@ -34,6 +35,7 @@ pub fn session(data: &[u8]) {
         data,
         session: Session::new(Config {
             uid: Some(0),
+            cookies: true,
             seed: 7,
             asks: data.len().is_multiple_of(2),
             waits_for_bus: true,
@@ -54,6 +56,7 @@ pub fn session(data: &[u8]) {
         run.step(what);
         let census = run.session.census();
         assert!(census.held <= 20 && census.held_bytes <= 4000, "{census:?}");
+        assert!(census.invalidations <= 1, "{census:?}");
         assert!(census.calls <= run.open.len() + 64, "{census:?}");
     }
     run.tell(Event::Command(Command::Close));
@@ -207,6 +210,9 @@ impl Run<'_> {
                 WhileDown::FailFast
             },
         };
+        if how == 255 {
+            return self.change(id);
+        }
         let fds: Vec<Fd> = (how & 64 != 0).then_some(Fd(id as i32)).into_iter().collect();
         self.fds.extend(fds.iter().map(|fd| fd.0));
         let (destination, epoch) = (Some(to.into()), None);
@@ -226,6 +232,33 @@ impl Run<'_> {
         if how & 128 != 0 && self.open.remove(&id) {
             self.tell(Event::Command(Command::Abandon(call)));
         }
+    }
+
+    /// A property has changed.
+    fn change(&mut self, id: u64) {
+        let member = "PropertiesChanged";
+        let values = std::collections::BTreeMap::<&str, Value>::new();
+        let names = [["Angle", "Colour", "Open"][id as usize % 3]];
+        let signal = MessageBuilder::signal("/", "org.freedesktop.DBus.Properties", member);
+        let message = Outgoing {
+            bytes: signal.encode(&("a.b", values, &names[..])).unwrap_or_default(),
+            destination: None,
+            epoch: None,
+            fds: Vec::new(),
+        };
+        let options = CallOptions {
+            expects_reply: false,
+            timeout: None,
+            idempotent: false,
+            while_down: WhileDown::Invalidate,
+        };
+        self.open.insert(id);
+        let call = CallId(id);
+        self.tell(Event::Command(Command::Send {
+            call,
+            message,
+            options,
+        }));
     }
 
     fn wish(&mut self, what: u8) {
@@ -314,6 +347,20 @@ impl Run<'_> {
         let mut gone = Vec::new();
         match action {
             Action::Dial { attempt } => self.attempt = Some(attempt),
+            Action::Cookie { attempt, challenge } => {
+                let id = challenge.id;
+                let is_known = id.len() % 2 == 0;
+                let cookie = is_known.then(|| Cookie {
+                    id,
+                    created: 0,
+                    secret: "c0ffee".to_owned(),
+                });
+                self.tell(Event::Cookie {
+                    attempt,
+                    cookie,
+                    random: [7; 16],
+                });
+            }
             Action::HangUp => self.is_connected = false,
             Action::Ended { call, outcome } => {
                 assert!(self.open.remove(&call.0), "call {} ended twice", call.0);

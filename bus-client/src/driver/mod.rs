@@ -4,13 +4,17 @@
 //! with `poll`.
 
 mod dial;
+mod keyring;
+mod lanes;
 mod socket;
 mod task;
 mod tasks;
 mod thread;
 mod watch;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -75,6 +79,11 @@ pub(crate) fn seed() -> u64 {
 
 /// So much is read at a time.
 const CHUNK: usize = 64 * 1024;
+thread_local! {
+    /// What is read goes through here: one for all connections whose drivers run on a thread.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 /// So often in one turn, so that what is to be written has its turn too.
 const READS: usize = 8;
 /// So many slices go into one write.
@@ -101,7 +110,6 @@ pub(crate) struct Engine {
     requests: VecDeque<Request>,
     actions: Vec<Action>,
     next_call: u64,
-    buffer: Vec<u8>,
     /// What the application wanted from the beginning, and keeps as long as there is the driver.
     names: Vec<NameId>,
     down_since: Option<Duration>,
@@ -145,7 +153,6 @@ impl Engine {
             requests: VecDeque::new(),
             actions: Vec::new(),
             next_call: 0,
-            buffer: vec![0; CHUNK],
             names: Vec::new(),
             down_since: None,
             generation: 0,
@@ -184,10 +191,6 @@ impl Engine {
         self.socket.as_ref().map(Socket::as_fd)
     }
 
-    pub(crate) fn watch(&self) -> Option<BorrowedFd<'_>> {
-        self.watch.as_ref().map(Watch::as_fd)
-    }
-
     pub(crate) fn interest(&self) -> Interest {
         Interest {
             write: self.session.wants_write(),
@@ -201,9 +204,6 @@ impl Engine {
         self.take_requests();
         if readable || std::mem::take(&mut self.has_more) {
             self.read();
-        }
-        if self.watch.as_mut().is_some_and(Watch::has_appeared) {
-            self.tell(Event::SocketAppeared);
         }
         let now = self.clock.now();
         if self.session.deadline().is_some_and(|deadline| deadline <= now) {
@@ -227,7 +227,11 @@ impl Engine {
     fn request(&mut self, request: Request) {
         match request {
             Request::Call(slot, parcel, options) => {
+                let by = slot.by;
                 let call = self.open(slot);
+                if let (Some(task), Some(to)) = (by, &parcel.destination) {
+                    self.tasks.waits(task, call, to);
+                }
                 self.send(call, parcel, options);
             }
             Request::Detached(parcel, options) => {
@@ -237,6 +241,7 @@ impl Engine {
             Request::Abandon(slot) => {
                 let call = CallId(slot.id.load(Ordering::Relaxed));
                 if self.slots.remove(&call).is_some() {
+                    self.tasks.waits_no_more(call);
                     self.command(Command::Abandon(call));
                 }
             }
@@ -273,6 +278,15 @@ impl Engine {
                 self.command(Command::Reply { link, message });
             }
             Request::Dialled(attempt, dialled) => self.dialled(attempt, dialled),
+            Request::Cookie(attempt, cookie) => {
+                let random = random();
+                self.tell(Event::Cookie {
+                    attempt,
+                    cookie,
+                    random,
+                });
+            }
+            Request::SocketAppeared => self.tell(Event::SocketAppeared),
             Request::Reconnect => self.command(Command::Reconnect),
             Request::Close => {
                 self.write();
@@ -344,6 +358,9 @@ impl Engine {
     fn act(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::Dial { attempt } => return self.dial(attempt),
+            Action::Cookie { attempt, challenge } => {
+                keyring::look_up(challenge, attempt, self.shared.clone());
+            }
             Action::HangUp => {
                 self.socket = None;
                 std::mem::take(&mut self.cancellation).cancel();
@@ -413,6 +430,9 @@ impl Engine {
             Outcome::Failed { cause, fate } => Err(Error::local(cause, fate, &self.shared)),
         };
         if let Some(slot) = self.slots.remove(&call) {
+            if slot.by.is_some() {
+                self.tasks.waits_no_more(call);
+            }
             slot.end(end);
         }
     }
@@ -444,8 +464,9 @@ impl Engine {
             tracing::warn!(%error, "the bus is gone; this connection waits for it");
             self.down_since = Some(self.clock.now());
         }
-        if !matches!(event, LinkEvent::Back { .. }) && self.watch.is_none() {
-            self.watch = self.addresses.as_ref().and_then(Watch::new);
+        if !matches!(event, LinkEvent::Back { .. }) && self.watch.as_ref().is_none_or(Watch::is_blind) {
+            let addresses = self.addresses.as_ref();
+            self.watch = addresses.and_then(|addresses| Watch::new(addresses, &self.shared));
         }
         let handler = self.handler.as_mut()?;
         let link = match event {
@@ -551,10 +572,17 @@ impl Engine {
     fn read(&mut self) {
         for _ in 0..READS {
             let Some(socket) = &self.socket else { return };
-            match socket.read(&mut self.buffer) {
-                Ok(Some((0, _))) => return self.tell(Event::Lost(LinkError::Ended)),
-                Ok(Some((count, fds))) => {
-                    let bytes = bytes::Bytes::copy_from_slice(&self.buffer[..count]);
+            let read = BUFFER.with_borrow_mut(|buffer| {
+                buffer.resize(CHUNK, 0);
+                let (count, fds) = socket.read(buffer)?.unzip();
+                let bytes = count.map(|count| bytes::Bytes::copy_from_slice(&buffer[..count]));
+                io::Result::Ok(bytes.zip(fds))
+            });
+            match read {
+                Ok(Some((bytes, _))) if bytes.is_empty() => {
+                    return self.tell(Event::Lost(LinkError::Ended));
+                }
+                Ok(Some((bytes, fds))) => {
                     let fds = fds.into_iter().map(|fd| {
                         let number = fd.as_raw_fd();
                         self.fds.insert(number, fd);

@@ -11,9 +11,9 @@ use tracing::Instrument;
 
 use super::{Engine, Start};
 use crate::error::Error;
-use crate::shared::Shared;
+use crate::shared::{Handle, Shared};
 
-pub(crate) fn spawn_task(start: Start) -> Result<Arc<Shared>, Error> {
+pub(crate) fn spawn_task(start: Start) -> Result<Handle, Error> {
     let woken = Arc::new(Notify::new());
     let wake = woken.clone();
     let shared = Arc::new(Shared::new(
@@ -21,10 +21,11 @@ pub(crate) fn spawn_task(start: Start) -> Result<Arc<Shared>, Error> {
         true,
         Box::new(move || wake.notify_one()),
     ));
-    let theirs = shared.clone();
+    // Before the driver runs: it closes the connection with the last handle, which may be that of a call that came at once.
+    let handle = Handle::new(shared.clone());
     let span = tracing::debug_span!("bus_client", driver = "task");
-    tokio::spawn(async move { drive(start, theirs, &woken).await }.instrument(span));
-    Ok(shared)
+    tokio::spawn(async move { drive(start, shared, &woken).await }.instrument(span));
+    Ok(handle)
 }
 
 /// A duplicate that the runtime waits for: the engine's own may be closed at any time. Which one it is of.
@@ -60,7 +61,7 @@ impl Waited {
 
 async fn drive(start: Start, shared: Arc<Shared>, woken: &Notify) {
     let mut engine = Engine::new(start, shared);
-    let (mut socket, mut watch): (Option<Waited>, Option<Waited>) = (None, None);
+    let mut socket: Option<Waited> = None;
     let (mut generation, mut readable) = (0, false);
     loop {
         engine.turn(readable);
@@ -69,10 +70,8 @@ async fn drive(start: Start, shared: Arc<Shared>, woken: &Notify) {
         }
         let is_same = generation == engine.generation();
         generation = engine.generation();
-        let kept = Waited::keep(socket.take(), engine.socket(), is_same)
-            .and_then(|socket| Ok((socket, Waited::keep(watch.take(), engine.watch(), true)?)));
-        match kept {
-            Ok(kept) => (socket, watch) = kept,
+        match Waited::keep(socket.take(), engine.socket(), is_same) {
+            Ok(kept) => socket = kept,
             // Without descriptors to wait with nothing is to be done but to look from time to time.
             Err(error) => tracing::error!(%error, "the runtime cannot wait for the socket"),
         }
@@ -88,7 +87,6 @@ async fn drive(start: Start, shared: Arc<Shared>, woken: &Notify) {
             () = woken.notified() => false,
             () = is_readable(socket.as_ref()) => true,
             () = is_writable(socket.as_ref(), interest.write) => false,
-            () = is_readable(watch.as_ref()) => false,
             () = sleep => false,
         };
     }

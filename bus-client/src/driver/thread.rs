@@ -11,9 +11,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::{Engine, Start};
 use crate::error::Error;
 use crate::session::LinkError;
-use crate::shared::Shared;
+use crate::shared::{Handle, Shared};
 
-pub(crate) fn spawn_thread(start: Start) -> Result<Arc<Shared>, Error> {
+pub(crate) fn spawn_thread(start: Start) -> Result<Handle, Error> {
     let os = |doing| move |error: std::io::Error| Error::Connect(LinkError::os(doing, &error));
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let woken = EventFd::from_flags(flags).map_err(|error| os("eventfd")(error.into()))?;
@@ -27,12 +27,13 @@ pub(crate) fn spawn_thread(start: Start) -> Result<Arc<Shared>, Error> {
             let _ = wake.write(1);
         }),
     ));
-    let theirs = shared.clone();
+    // Before the driver runs: it closes the connection with the last handle, which may be that of a call that came at once.
+    let handle = Handle::new(shared.clone());
     std::thread::Builder::new()
         .name("bus-client".to_owned())
-        .spawn(move || drive(start, theirs, &woken))
+        .spawn(move || drive(start, shared, &woken))
         .map_err(os("spawn a thread"))?;
-    Ok(shared)
+    Ok(handle)
 }
 
 fn drive(start: Start, shared: Arc<Shared>, woken: &EventFd) {
@@ -63,9 +64,6 @@ fn wait(engine: &Engine, woken: &EventFd) -> bool {
         fds.push(PollFd::new(socket, events));
         fds.len() - 1
     });
-    if let Some(watch) = engine.watch() {
-        fds.push(PollFd::new(watch, PollFlags::POLLIN));
-    }
     let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
     match poll(&mut fds, timeout) {
         Ok(_) | Err(Errno::EINTR) => {}

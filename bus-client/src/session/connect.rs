@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use bus_wire::sasl::cookie::Cookie;
 use bus_wire::{Guid, Message, MessageType, UniqueName};
 use bytes::Bytes;
 
-use super::auth::{Agreed, Auth};
+use super::auth::{Agreed, Auth, Progress};
 use super::event::{Action, CallId, Decision, LinkEvent, Missed, State, WhileDown};
 use super::fault::{Cause, Fate, LinkError};
 use super::link::{Link, Marked, Stage};
@@ -38,7 +39,7 @@ impl Session {
         }
         let mut hello = Vec::new();
         let auth = match &self.config.role {
-            Role::Bus | Role::Peer => Auth::client(self.config.uid, fds, &mut hello),
+            Role::Bus | Role::Peer => Auth::client(self.config.uid, self.config.cookies, fds, &mut hello),
             Role::Accepted { sasl, uid } => Auth::server(sasl.clone(), *uid),
         };
         let patience = self.now + self.config.patience;
@@ -159,11 +160,17 @@ impl Session {
             Stage::Authenticating(_) | Stage::Greeting(_) | Stage::Replaying => None,
         };
         let (unwritten, fds) = link.end();
-        let replies = unwritten.filter_map(|mark| match mark {
-            Marked::Reply(fds) => Some(fds),
-            Marked::Call(_) => None,
-        });
-        let fds = fds.into_iter().chain(replies.flatten()).collect();
+        let mut fds = fds;
+        for mark in unwritten {
+            match mark {
+                Marked::Reply(of_reply) => fds.extend(of_reply),
+                // There was room for it before.
+                Marked::Invalidation(invalidation) => {
+                    let _ = self.invalidations.add(invalidation, usize::MAX);
+                }
+                Marked::Call(_) => {}
+            }
+        }
         self.close_fds(fds);
         if !matches!(self.phase, Phase::Closed) {
             self.set_state(State::Down);
@@ -179,7 +186,9 @@ impl Session {
             }
         }
         for call in self.calls.held() {
-            if self.fails_fast(call) {
+            if self.is_invalidation(call) {
+                self.invalidate(call, Cause::Lost(error.clone()));
+            } else if self.fails_fast(call) {
                 self.fail(call, Cause::Lost(error.clone()), Fate::NotSent);
             }
         }
@@ -187,6 +196,13 @@ impl Session {
             self.call_was_on_link(call, stage, error);
         }
         was_up
+    }
+
+    fn is_invalidation(&self, call: CallId) -> bool {
+        let call = self.calls.get(call);
+        let is_over = matches!(self.phase, Phase::Closed);
+        call.is_some_and(|call| call.options.while_down == WhileDown::Invalidate && !call.is_abandoned)
+            && !is_over
     }
 
     fn fails_fast(&self, call: CallId) -> bool {
@@ -201,6 +217,9 @@ impl Session {
             CallStage::Queued(_) => Fate::NotSent,
             CallStage::New | CallStage::Held | CallStage::Sent(_) | CallStage::Names => Fate::Unknown,
         };
+        if fate == Fate::NotSent && self.is_invalidation(id) {
+            return self.invalidate(id, Cause::Lost(error.clone()));
+        }
         let may_repeat = fate == Fate::NotSent || call.options.idempotent;
         let length = call.bytes.len();
         let has_room = self
@@ -245,11 +264,34 @@ impl Session {
                 self.lose(LinkError::Auth(error));
                 None
             }
-            Ok((_, None)) => None,
-            Ok((used, Some(agreed))) => {
+            Ok((_, Progress::Open)) => None,
+            Ok((_, Progress::Cookie(challenge))) => {
+                let attempt = self.attempt;
+                self.actions.push(Action::Cookie { attempt, challenge });
+                None
+            }
+            Ok((used, Progress::Agreed(agreed))) => {
                 self.authenticated(agreed);
                 Some(used)
             }
+        }
+    }
+
+    /// The cookie that the bus asks for was looked up.
+    pub(super) fn cookie(&mut self, attempt: u64, cookie: Option<&Cookie>, random: [u8; 16]) {
+        if attempt != self.attempt {
+            return;
+        }
+        let Phase::Linked(link) = &mut self.phase else {
+            return;
+        };
+        let Stage::Authenticating(auth) = &mut link.stage else {
+            return;
+        };
+        let mut output = Vec::new();
+        // Where nobody has asked for it there is nothing to be said.
+        if auth.cookie(cookie, random, &mut output).is_ok() {
+            link.push(&output);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bus_wire::sasl::cookie::{Cookie, CookieChallenge};
 use bus_wire::{Fd, Guid, MatchRule, Message};
 use bytes::Bytes;
 
@@ -65,6 +66,15 @@ pub enum Event {
     Lost(LinkError),
     /// Time has passed: [`Session::deadline`](super::Session::deadline) has come.
     Time,
+    /// The cookie that [`Action::Cookie`] asked for.
+    Cookie {
+        /// Of the action.
+        attempt: u64,
+        /// `None` where it is not there, or cannot be trusted.
+        cookie: Option<Cookie>,
+        /// Bytes that nobody can guess.
+        random: [u8; 16],
+    },
     /// The socket's path was made anew: it is worth while to try at once.
     SocketAppeared,
 }
@@ -104,6 +114,9 @@ pub enum WhileDown {
     Wait,
     /// It fails at once, with [`Fate::NotSent`].
     FailFast,
+    /// For the signal `PropertiesChanged` of the specification's: it ends at once, and when the bus is back one such signal of
+    /// each interface of an object names all properties that have changed, without values. All else fails at once.
+    Invalidate,
 }
 
 /// What a handle asks for.
@@ -330,6 +343,13 @@ pub enum Action {
     Dial {
         /// Counts all attempts.
         attempt: u64,
+    },
+    /// Look a cookie up in the user's keyring, and answer with [`Event::Cookie`].
+    Cookie {
+        /// Of the link that it is for.
+        attempt: u64,
+        /// Which cookie.
+        challenge: CookieChallenge,
     },
     /// Close the link.
     HangUp,

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::auth::Auth;
 use super::event::CallId;
+use super::invalidations::Invalidation;
 
 /// One link to a bus, from the first byte of authentication.
 #[derive(Debug)]
@@ -63,6 +64,8 @@ pub(super) enum Marked {
     Call(CallId),
     /// A reply, and its descriptors.
     Reply(Vec<Fd>),
+    /// What is told of changed properties, and is told again where it does not arrive.
+    Invalidation(Invalidation),
 }
 
 impl Link {

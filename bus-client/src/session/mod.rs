@@ -18,6 +18,7 @@ mod event;
 mod fault;
 mod inbox;
 mod incoming;
+mod invalidations;
 mod ledger;
 mod link;
 mod matching;
@@ -45,6 +46,7 @@ pub use inbox::{Inbox, Popped};
 use backoff::Backoff;
 use calls::Calls;
 use epoch::Epochs;
+use invalidations::Invalidations;
 use ledger::Ledger;
 use link::Link;
 use names::Names;
@@ -59,6 +61,8 @@ pub struct Config {
     pub role: Role,
     /// Who we say that we are; `None`: nobody (ANONYMOUS).
     pub uid: Option<u32>,
+    /// Whether cookies are there to prove it (DBUS_COOKIE_SHA1), where the kernel does not: whether [`Action::Cookie`] is done.
+    pub cookies: bool,
     /// Of all its random numbers.
     pub seed: u64,
     /// A handler decides what [`Action::Link`] leads to.
@@ -88,6 +92,7 @@ impl Default for Config {
         Self {
             role: Role::Bus,
             uid: None,
+            cookies: false,
             seed: 0,
             asks: false,
             waits_for_bus: false,
@@ -146,6 +151,7 @@ pub struct Session {
     own_names: OwnNames,
     requests: Requests,
     settle: Settle,
+    invalidations: Invalidations,
     actions: Vec<Action>,
 }
 
@@ -206,6 +212,8 @@ pub struct Census {
     pub input: usize,
     /// Names remembered because of the settle window.
     pub settling: usize,
+    /// Interfaces whose properties have changed while nobody could be told.
+    pub invalidations: usize,
 }
 
 impl Session {
@@ -230,6 +238,7 @@ impl Session {
             own_names: OwnNames::default(),
             requests: Requests::default(),
             settle: Settle::default(),
+            invalidations: Invalidations::default(),
             actions: Vec::new(),
         }
     }
@@ -249,6 +258,11 @@ impl Session {
             Event::Sent { bytes } => self.sent(bytes),
             Event::Lost(error) => self.lose(error),
             Event::Time => self.time(),
+            Event::Cookie {
+                attempt,
+                cookie,
+                random,
+            } => self.cookie(attempt, cookie.as_ref(), random),
             Event::SocketAppeared => self.socket_appeared(),
         }
         self.pump();
@@ -333,6 +347,7 @@ impl Session {
             output,
             input,
             settling: remembered + settling,
+            invalidations: self.invalidations.count(),
         }
     }
 
@@ -387,6 +402,7 @@ impl Session {
     /// What can go out now, goes.
     fn pump(&mut self) {
         self.ask();
+        self.send_invalidations();
         self.send_held();
     }
 

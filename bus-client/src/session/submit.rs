@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::calls::{CallStage, with_serial};
 use super::event::{Action, CallId, CallOptions, Outcome, Outgoing, WhileDown};
 use super::fault::{Cause, Fate, LinkError};
+use super::invalidations::Invalidation;
 use super::link::{Link, Marked, Stage};
 use super::requests::DRIVER;
 use super::{Phase, Session};
@@ -33,6 +34,7 @@ impl Session {
             return match (&self.phase, call.options.while_down) {
                 (Phase::Closed, _) => self.fail(id, Cause::Closed, Fate::NotSent),
                 (_, WhileDown::FailFast) => self.fail(id, Cause::Down, Fate::NotSent),
+                (_, WhileDown::Invalidate) => self.invalidate(id, Cause::Down),
                 (_, WhileDown::Wait) => self.hold(id, true),
             };
         };
@@ -101,6 +103,36 @@ impl Session {
         }
     }
 
+    /// A signal cannot be sent: if it says that properties have changed, that is told later, in one word with other such changes.
+    pub(super) fn invalidate(&mut self, id: CallId, otherwise: Cause) {
+        let Some(call) = self.calls.get(id) else { return };
+        let Some(invalidation) = Invalidation::of(&call.bytes) else {
+            return self.fail(id, otherwise, Fate::NotSent);
+        };
+        if self.invalidations.add(invalidation, self.config.held_bytes) {
+            self.end(id, Outcome::Done);
+        } else {
+            self.fail(id, Cause::Full, Fate::NotSent);
+        }
+    }
+
+    /// What has changed while nobody could be told goes before all that waits.
+    pub(super) fn send_invalidations(&mut self) {
+        while let Some(link) = self.link_that_is_up()
+            && link.output().len() < self.config.in_link
+            && let Some(invalidation) = self.invalidations.take()
+        {
+            let Phase::Linked(link) = &mut self.phase else {
+                return;
+            };
+            let serial =
+                link.next_serial(|serial| self.calls.has_serial(serial) || self.requests.has_serial(serial));
+            if let Some(bytes) = invalidation.signal(serial) {
+                link.push_marked(bytes.into(), &[], Marked::Invalidation(invalidation));
+            }
+        }
+    }
+
     fn transmit(&mut self, id: CallId) {
         let Phase::Linked(link) = &mut self.phase else {
             return;
@@ -125,6 +157,7 @@ impl Session {
             match mark {
                 Marked::Call(call) => self.written(call),
                 Marked::Reply(fds) => self.close_fds(fds),
+                Marked::Invalidation(_) => {}
             }
         }
     }

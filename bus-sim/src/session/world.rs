@@ -402,7 +402,12 @@ impl World {
                 self.checker.stats.links += 1;
             }
             Action::Closed(_) => self.is_closed = true,
-            Action::State(_) | Action::StreamEnded(_) | Action::NameState { .. } | Action::Link(_) => {}
+            // No session here has cookies.
+            Action::Cookie { .. }
+            | Action::State(_)
+            | Action::StreamEnded(_)
+            | Action::NameState { .. }
+            | Action::Link(_) => {}
         }
         Ok(())
     }
