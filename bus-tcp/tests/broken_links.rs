@@ -354,7 +354,6 @@ async fn a_client_that_comes_too_late_learns_what_was_taken() {
 }
 
 #[tokio::test]
-#[ignore = "an open defect: the word that a session was dropped can be lost with its carrier, and the other side waits for its window"]
 async fn a_session_that_is_dropped_is_over_for_the_other_side() {
     let rig = Rig::tls().await;
     let (client, mut host) = rig.session(rig.address, terms()).await;
@@ -371,6 +370,54 @@ async fn a_session_that_is_dropped_is_over_for_the_other_side() {
             .to_string()
             .contains("Dropped")
     );
+}
+
+/// Whoever is dropped without a connection says so on the next: nobody waits for a window, here of an hour.
+#[tokio::test]
+async fn a_session_that_is_dropped_while_its_link_is_cut_is_over_when_it_is_back() {
+    let terms = Terms {
+        window: Duration::from_secs(3600),
+        ..terms()
+    };
+    let rig = Rig::tls().await;
+    let proxy = Proxy::to(rig.address).await;
+    for host_leaves in [false, true] {
+        let (client, host) = rig.session(proxy.address, terms).await;
+        proxy.faults.closed.store(true, SeqCst);
+        proxy.cut();
+        wait_for(&client, |event| matches!(event, Event::Parked { .. })).await;
+        wait_for(&host, |event| matches!(event, Event::Parked { .. })).await;
+        let (leaves, mut stays) = if host_leaves {
+            (host, client)
+        } else {
+            (client, host)
+        };
+        drop(leaves);
+        tokio::time::sleep(ms(300)).await;
+        proxy.faults.closed.store(false, SeqCst);
+        let read = tokio::time::timeout(Duration::from_secs(20), stays.read(&mut [0; 10])).await;
+        let error = read.expect("the end").unwrap_err();
+        assert!(error.to_string().contains("Dropped"), "{error}");
+    }
+}
+
+/// The same for a client that does not know yet whether it has a session.
+#[tokio::test]
+async fn a_client_that_is_dropped_before_it_is_welcomed_leaves_no_session() {
+    let terms = Terms {
+        window: Duration::from_secs(3600),
+        ..terms()
+    };
+    let rig = Rig::tls().await;
+    let proxy = Proxy::to(rig.address).await;
+    proxy.faults.delay.store(50, SeqCst);
+    let client = bus_tcp::connect(rig.dial(proxy.address, &terms), terms).unwrap();
+    let mut host = rig.listener.accept().await.unwrap();
+    assert_eq!(client.id(), None, "the answer is on its way");
+    drop(client);
+    let read = tokio::time::timeout(Duration::from_secs(20), host.read(&mut [0; 10])).await;
+    let error = read.expect("the end").unwrap_err();
+    assert!(error.to_string().contains("Dropped"), "{error}");
 }
 
 #[tokio::test]

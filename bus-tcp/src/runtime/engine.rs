@@ -6,12 +6,13 @@
 use super::clock;
 use super::core::{Core, OURS, Todo};
 use super::events::{Counters, Event, Events, Stats};
+use crate::frame::Reason;
 use crate::host::Identity;
 use crate::limits::Budget;
 use crate::moment::Moment;
 use crate::replay::Replay;
 use crate::resume::{Binding, Nonce, Secret, SessionId};
-use crate::session::{Action, CarrierId, Ending, Grant, Transmit};
+use crate::session::{Action, CarrierId, Ending, Grant, Session, Transmit};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
@@ -59,12 +60,27 @@ struct Stream {
     read: u64,
     finished: bool,
     ending: Option<Ending>,
-    dropped: bool,
+    holder: Holder,
     reader: Option<Waker>,
     writer: Option<Waker>,
     closer: Option<Waker>,
     events: Events,
     counters: Arc<Counters>,
+}
+
+/// ```text
+/// Program ──dropped after its end──▶ Nobody ◀──told, fenced or ended──┐
+///         ──dropped before it──▶ Leaving ─────────────────────────────┘
+/// ```
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+enum Holder {
+    /// A program has a handle.
+    #[default]
+    Program,
+    /// None has. What the stream had finished goes on by itself.
+    Nobody,
+    /// None has, and the other side has to be told that the session is over: as soon as there is a carrier that serves.
+    Leaving,
 }
 
 #[derive(Debug, Default)]
@@ -125,7 +141,9 @@ impl State {
         if let Core::Client(session) = &mut self.core {
             session.connect_failed(clock::now());
         }
+        self.leave_unknown();
         self.carry_on();
+        self.stop_if_over();
     }
 
     pub(super) fn received(&mut self, carrier: CarrierId, bytes: &[u8]) {
@@ -141,6 +159,7 @@ impl State {
     pub(super) fn carrier_lost(&mut self, carrier: CarrierId) {
         self.lines.remove(&carrier);
         self.core.carrier_lost(clock::now(), carrier);
+        self.leave_unknown();
         self.carry_on();
         self.stop_if_over();
     }
@@ -332,11 +351,9 @@ impl State {
         };
         let session = self.core.session(id);
         Stats {
-            live: session.is_some_and(crate::session::Session::is_live),
-            parked_for: session
-                .and_then(crate::session::Session::parked)
-                .map(|at| clock::now().since(at)),
-            rtt: session.and_then(crate::session::Session::rtt),
+            live: session.is_some_and(Session::is_live),
+            parked_for: session.and_then(Session::parked).map(|at| clock::now().since(at)),
+            rtt: session.and_then(Session::rtt),
             unacked: stream.replay.len(),
             unread: stream.inbox.iter().map(Bytes::len).sum(),
             ..counted
@@ -348,24 +365,69 @@ impl State {
         if self.stopped {
             return;
         }
-        let finishing = self
-            .core
-            .session(id)
-            .is_some_and(crate::session::Session::is_finishing);
-        if !finishing {
-            self.core.abort(id, crate::frame::Reason::Dropped);
-            self.wake_session(id);
-        }
+        let session = self.core.session(id);
+        let finishing = session.is_some_and(Session::is_finishing);
         if let Some(stream) = self.streams.get_mut(&id) {
-            stream.dropped = true;
+            stream.holder = if finishing {
+                Holder::Nobody
+            } else {
+                Holder::Leaving
+            };
             // Nobody reads any more, so all that comes is read.
             let unread: usize = stream.inbox.drain(..).map(|bytes| bytes.len()).sum();
             stream.read += unread as u64;
             let upto = stream.read;
             self.core.committed(clock::now(), id, upto);
         }
+        self.leave(id);
         self.carry_on();
         self.forget(id);
+    }
+
+    /// Tells the other side that a session was dropped, if it can be told now. A client that is asking for its session waits for
+    /// the answer, and one without a connection for the next, while it has its lease: the host would have to wait for its
+    /// window otherwise. A host's client hears it whenever it comes.
+    fn leave(&mut self, id: SessionId) {
+        if self
+            .streams
+            .get(&id)
+            .is_none_or(|stream| stream.holder != Holder::Leaving)
+        {
+            return;
+        }
+        let wait = match &self.core {
+            Core::Client(session) => match (session.is_live(), session.carrier()) {
+                (true, _) => false,
+                (false, Some(_)) => true,
+                (false, None) => !session.is_fenced(clock::now()),
+            },
+            Core::Host(_) => false,
+        };
+        if !wait {
+            self.abort(id, Reason::Dropped);
+        }
+    }
+
+    /// A client that was dropped before it had a session, and lost the carrier on which it asked for one.
+    fn leave_unknown(&mut self) {
+        if matches!(&self.core, Core::Client(session) if session.id().is_none()) {
+            self.leave(OURS);
+        }
+    }
+
+    /// Ends a session. The last word on it goes out on its carrier, which is awake from here on.
+    pub(super) fn abort(&mut self, id: SessionId, reason: Reason) {
+        // Afterwards it has none.
+        let carrier = self.core.session(id).and_then(Session::carrier);
+        if let Some(stream) = self.streams.get_mut(&id)
+            && stream.holder == Holder::Leaving
+        {
+            stream.holder = Holder::Nobody;
+        }
+        self.core.abort(id, reason);
+        if let Some(carrier) = carrier {
+            self.wake_line(carrier);
+        }
     }
 
     /// All tasks end, and all who wait are told.
@@ -469,7 +531,7 @@ impl State {
         match action {
             Action::Deliver { bytes, .. } => {
                 stream.counters.received.fetch_add(bytes.len() as u64, Relaxed);
-                if stream.dropped {
+                if stream.holder != Holder::Program {
                     stream.read += bytes.len() as u64;
                     let upto = stream.read;
                     self.core.committed(clock::now(), id, upto);
@@ -494,19 +556,23 @@ impl State {
                 stream.finished = true;
                 stream.reader.take().into_iter().for_each(Waker::wake);
             }
-            Action::Opened => stream.events.push(Event::Opened),
+            Action::Opened => {
+                stream.events.push(Event::Opened);
+                self.leave(id);
+            }
             Action::Parked { at } => stream.events.push(Event::Parked { at }),
             Action::Fenced => {
                 stream.events.push(Event::Fenced);
                 // Nobody is left who could hear how it ends.
-                if stream.dropped {
-                    self.core.abort(id, crate::frame::Reason::Dropped);
+                if stream.holder != Holder::Program {
+                    self.abort(id, Reason::Dropped);
                 }
             }
             Action::Resumed { again, fenced } => {
                 stream.counters.resumptions.fetch_add(1, Relaxed);
                 stream.counters.again.fetch_add(again, Relaxed);
                 stream.events.push(Event::Resumed { again, fenced });
+                self.leave(id);
             }
             Action::Ended(ending) => {
                 stream.ending = Some(ending);
@@ -527,7 +593,7 @@ impl State {
 
     /// A session that is over, and that nobody holds any more.
     fn forget(&mut self, id: SessionId) {
-        let over = |stream: &Stream| stream.dropped && stream.ending.is_some();
+        let over = |stream: &Stream| stream.holder != Holder::Program && stream.ending.is_some();
         if self.streams.get(&id).is_some_and(over) {
             self.streams.remove(&id);
             self.stop_if_over();
@@ -554,7 +620,7 @@ impl State {
     }
 
     fn wake_session(&mut self, id: SessionId) {
-        if let Some(carrier) = self.core.session(id).and_then(crate::session::Session::carrier) {
+        if let Some(carrier) = self.core.session(id).and_then(Session::carrier) {
             self.wake_line(carrier);
         }
     }
