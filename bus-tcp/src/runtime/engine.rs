@@ -6,6 +6,7 @@
 use super::clock;
 use super::core::{Core, OURS, Todo};
 use super::events::{Counters, Event, Events, Stats};
+use super::out::Out;
 use crate::frame::Reason;
 use crate::host::Identity;
 use crate::limits::Budget;
@@ -13,16 +14,20 @@ use crate::moment::Moment;
 use crate::replay::Replay;
 use crate::resume::{Binding, Nonce, Secret, SessionId};
 use crate::session::{Action, CarrierId, Ending, Grant, Session, Transmit};
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
+use tokio::io::ReadBuf;
 
 /// Bytes that a session keeps at most for the other side to acknowledge; then its writer waits.
 pub const REPLAY: usize = 1 << 20;
 /// The same for all sessions of a host.
 pub const BUDGET: u64 = 256 << 20;
+/// Bytes that a session's writer is ahead of its carrier at most, so that both take turns. Shorter turns cost throughput: a
+/// receiver that is faster falls asleep between them, and waking it is what costs most.
+const UNSENT: usize = 512 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Engine {
@@ -146,14 +151,13 @@ impl State {
         self.stop_if_over();
     }
 
-    pub(super) fn received(&mut self, carrier: CarrierId, bytes: &[u8]) {
+    /// These came. What there is to be said to them is asked for afterwards, by whoever read them.
+    pub(super) fn received(&mut self, carrier: CarrierId, bytes: Bytes) {
         if self.stopped {
             return;
         }
-        self.core
-            .received(clock::now(), carrier, Bytes::copy_from_slice(bytes));
+        self.core.received(clock::now(), carrier, bytes);
         self.carry_on();
-        self.wake_line(carrier);
     }
 
     pub(super) fn carrier_lost(&mut self, carrier: CarrierId) {
@@ -179,7 +183,7 @@ impl State {
     }
 
     /// Adds to `out` what the carrier can take, up to about `room` bytes.
-    pub(super) fn fill(&mut self, carrier: CarrierId, out: &mut Vec<u8>, room: usize) {
+    pub(super) fn fill(&mut self, carrier: CarrierId, out: &mut Out, room: usize) {
         if self.stopped {
             return;
         }
@@ -188,16 +192,17 @@ impl State {
             && let Some((id, transmit)) = self.core.transmit(now, carrier)
         {
             match transmit {
-                Transmit::Control(bytes) => out.extend_from_slice(&bytes),
+                Transmit::Control(bytes) => out.copy(&bytes),
                 Transmit::Data {
                     header,
                     offset,
                     length,
                 } => {
-                    out.extend_from_slice(&header);
+                    out.copy(&header);
                     if let Some(stream) = self.streams.get_mut(&id) {
                         stream.counters.sent.fetch_add(length as u64, Relaxed);
-                        copy(&stream.replay, offset, length, out);
+                        put(&stream.replay, offset, length, out);
+                        stream.writer.take().into_iter().for_each(Waker::wake);
                     }
                 }
             }
@@ -243,29 +248,41 @@ impl State {
         }
     }
 
+    /// Reads as much as there is. Nothing is read at the end of the stream.
     pub(super) fn poll_read(
         &mut self,
         id: SessionId,
         cx: &Context<'_>,
-        room: usize,
-    ) -> Poll<Result<Bytes, Ended>> {
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<Result<(), Ended>> {
         let Some(stream) = self.streams.get_mut(&id) else {
             return Poll::Ready(Err(Ended(None)));
         };
-        if let Some(mut bytes) = stream.inbox.pop_front() {
-            let taken = bytes.split_to(room.min(bytes.len()));
-            if !bytes.is_empty() {
-                stream.inbox.push_front(bytes);
+        let before = stream.read;
+        while buf.remaining() > 0
+            && let Some(bytes) = stream.inbox.front_mut()
+        {
+            let taken = buf.remaining().min(bytes.len());
+            buf.put_slice(&bytes[..taken]);
+            stream.read += taken as u64;
+            if taken == bytes.len() {
+                stream.inbox.pop_front();
+            } else {
+                bytes.advance(taken);
             }
-            stream.read += taken.len() as u64;
+        }
+        if stream.read > before || buf.remaining() == 0 {
+            if stream.inbox.is_empty() {
+                stream.inbox = VecDeque::new();
+            }
             let upto = stream.read;
             if !self.manual_commit {
                 self.commit(id, upto);
             }
-            return Poll::Ready(Ok(taken));
+            return Poll::Ready(Ok(()));
         }
         if stream.finished || stream.ending.is_some_and(|ending| ending.clean()) {
-            return Poll::Ready(Ok(Bytes::new()));
+            return Poll::Ready(Ok(()));
         }
         if self.stopped || stream.ending.is_some() {
             return Poll::Ready(Err(Ended(stream.ending)));
@@ -292,7 +309,11 @@ impl State {
         if self.stopped || stream.ending.is_some() {
             return Poll::Ready(Err(Ended(stream.ending)));
         }
-        let room = REPLAY.saturating_sub(stream.replay.len()).min(bytes.len());
+        let held = self.core.session(id).map_or(0, waits_to_be_sent);
+        let room = REPLAY
+            .saturating_sub(stream.replay.len())
+            .min(UNSENT.saturating_sub(held))
+            .min(bytes.len());
         let full = room == 0 && !bytes.is_empty();
         if full || !self.budget.charge(room as u64) {
             self.starved |= !full;
@@ -560,7 +581,10 @@ impl State {
                 stream.events.push(Event::Opened);
                 self.leave(id);
             }
-            Action::Parked { at } => stream.events.push(Event::Parked { at }),
+            Action::Parked { at } => {
+                stream.events.push(Event::Parked { at });
+                stream.writer.take().into_iter().for_each(Waker::wake);
+            }
             Action::Fenced => {
                 stream.events.push(Event::Fenced);
                 // Nobody is left who could hear how it ends.
@@ -649,16 +673,35 @@ impl Stream {
 #[derive(Debug)]
 pub(super) struct Ended(pub(super) Option<Ending>);
 
-fn copy(replay: &Replay, offset: u64, length: usize, out: &mut Vec<u8>) {
+/// Bytes that a carrier that serves has not taken yet. Without one there is nothing to wait for but room.
+fn waits_to_be_sent(session: &Session) -> usize {
+    let (_, sent, produced) = session.acked_sent_and_produced();
+    if session.is_live() {
+        usize::try_from(produced.saturating_sub(sent)).unwrap_or(usize::MAX)
+    } else {
+        0
+    }
+}
+
+fn put(replay: &Replay, offset: u64, length: usize, out: &mut Out) {
     let end = offset + length as u64;
     let mut at = offset;
     while at < end {
-        let run = replay.run(at);
-        let run = &run[..run.len().min(usize::try_from(end - at).unwrap_or(usize::MAX))];
+        let left = usize::try_from(end - at).unwrap_or(usize::MAX);
+        let before = out.len();
+        match replay.shared(at) {
+            Some(mut run) => {
+                run.truncate(left);
+                out.share(run);
+            }
+            None => {
+                let run = replay.run(at);
+                out.copy(&run[..run.len().min(left)]);
+            }
+        }
         // The replay has all that is produced and not acknowledged.
-        assert!(!run.is_empty(), "bytes from {at} on are gone");
-        out.extend_from_slice(run);
-        at += run.len() as u64;
+        assert!(out.len() > before, "bytes from {at} on are gone");
+        at += (out.len() - before) as u64;
     }
 }
 
