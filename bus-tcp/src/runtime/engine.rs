@@ -13,7 +13,7 @@ use crate::limits::Budget;
 use crate::moment::Moment;
 use crate::replay::Replay;
 use crate::resume::{Binding, Nonce, Secret, SessionId};
-use crate::session::{Action, CarrierId, Ending, Grant, Session, Transmit};
+use crate::session::{Action, CarrierId, Ending, Grant, Session, Side, Transmit};
 use bytes::{Buf, Bytes};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
@@ -600,6 +600,10 @@ impl State {
             }
             Action::Ended(ending) => {
                 stream.ending = Some(ending);
+                if ending.by == Side::Us && !ending.clean() {
+                    // The other side hears that these were not taken.
+                    stream.inbox.clear();
+                }
                 stream.events.push(if ending.clean() {
                     Event::Ended
                 } else {

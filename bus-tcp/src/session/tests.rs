@@ -506,6 +506,25 @@ fn both_ends_go_on_from_saved_state_in_another_process() {
 }
 
 #[test]
+fn credit_that_was_given_after_the_state_was_saved_holds() {
+    let mut pair = Pair::live();
+    pair.answer(30_000);
+    pair.run();
+    let saved = pair.client.save();
+    pair.pass(ACK_DELAY);
+    pair.run();
+    assert!(pair.far.replay.is_empty(), "the acknowledgement has left");
+    pair.client.carrier_lost(pair.now, pair.carrier);
+    pair.client = Session::restore(&saved, pair.now, 5).unwrap();
+    pair.near.commits = false;
+    // All that the host has credit for comes right behind RESUMED.
+    pair.answer(2_000_000);
+    pair.connect();
+    assert!(pair.client.is_live(), "{:?}", pair.client.ending());
+    assert_eq!(pair.near.taken, 30_000 + u64::from(Terms::DEFAULT.credit));
+}
+
+#[test]
 fn offsets_that_went_back_end_the_session_and_say_how_far_it_came() {
     let mut pair = Pair::live();
     let old = pair.host.save();
