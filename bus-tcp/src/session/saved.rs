@@ -187,7 +187,9 @@ impl Session {
             committed: incoming.committed,
             acked: incoming.acked,
             // The acknowledgement of what is committed leaves after that is saved, and may have left.
-            credit: incoming.credit.max(incoming.committed.saturating_add(incoming.window.into())),
+            credit: incoming
+                .credit
+                .max(incoming.committed.saturating_add(incoming.window.into())),
             end: incoming.end,
             end_told: incoming.end.is_some(),
             ..Incoming::new(incoming.window)
