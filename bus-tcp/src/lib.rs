@@ -49,6 +49,7 @@ pub mod host;
 mod lease;
 pub mod limits;
 mod moment;
+mod pool;
 mod random;
 pub mod replay;
 pub mod resume;

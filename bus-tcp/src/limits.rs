@@ -68,7 +68,7 @@ impl Terms {
             heartbeat: Duration::from_secs(heartbeat),
             dead_after: Duration::from_secs(dead_after),
             window: Duration::from_secs(window),
-            credit: 256 * 1024,
+            credit: 1024 * 1024,
         }
     }
 

@@ -1,21 +1,26 @@
 //! The bytes of a stream that the other side has not committed yet.
 
-use bytes::{Buf, Bytes, BytesMut};
+use crate::limits::MAX_DATA;
+use crate::pool::Buffer;
+use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
-/// Small writes are gathered in pieces of this size.
-const PIECE: usize = 16 * 1024;
+/// Bytes are gathered in pieces of this size: of a stream that flows, each is one DATA frame, and is not copied again.
+const PIECE: usize = MAX_DATA;
 
 /// A queue of bytes with absolute offsets: appended at the end, forgotten at the start, read anywhere between.
 #[derive(Clone, Debug, Default)]
 pub struct Replay {
     /// Offset of the first byte that is kept.
     start: u64,
+    /// All but the first are whole.
     pieces: VecDeque<Bytes>,
     length: usize,
-    /// Where small writes go; behind all pieces.
-    tail: BytesMut,
+    /// What is not a whole piece, behind all that are.
+    tail: Vec<u8>,
+    /// Bytes of the tail that are forgotten.
+    tail_start: usize,
 }
 
 impl Replay {
@@ -56,11 +61,16 @@ impl Replay {
     pub fn append(&mut self, mut bytes: &[u8]) {
         self.length += bytes.len();
         while !bytes.is_empty() {
-            if self.tail.len() == PIECE {
-                self.seal();
-            }
             let (now, later) = bytes.split_at(bytes.len().min(PIECE - self.tail.len()));
-            self.tail.extend_from_slice(now);
+            if now.len() == PIECE {
+                self.seal(now);
+            } else {
+                self.tail.extend_from_slice(now);
+                if self.tail.len() == PIECE {
+                    let tail = std::mem::take(&mut self.tail);
+                    self.seal(&tail);
+                }
+            }
             bytes = later;
         }
     }
@@ -83,29 +93,48 @@ impl Replay {
                     count = 0;
                 }
                 None => {
-                    self.tail.advance(count);
+                    self.tail_start += count;
                     count = 0;
                 }
             }
         }
         if self.is_empty() {
             // Nothing waits, so nothing is held.
-            self.tail = BytesMut::new();
-            self.pieces.shrink_to_fit();
+            *self = Self::new(self.start);
         }
     }
 
     /// The longest run of bytes that lies together from `offset` on; empty at the end.
     #[must_use]
     pub fn run(&self, offset: u64) -> &[u8] {
-        let mut skip = usize::try_from(offset.saturating_sub(self.start)).unwrap_or(usize::MAX);
-        for piece in &self.pieces {
-            if skip < piece.len() {
-                return &piece[skip..];
-            }
-            skip -= piece.len();
+        match self.find(offset) {
+            (Some(piece), skip) => &piece[skip..],
+            (None, skip) => self.tail.get(skip..).unwrap_or_default(),
         }
-        self.tail.get(skip..).unwrap_or_default()
+    }
+
+    /// The same, shared and not copied, where it lies in memory that does not change any more.
+    #[must_use]
+    pub fn shared(&self, offset: u64) -> Option<Bytes> {
+        let (piece, skip) = self.find(offset);
+        Some(piece?.slice(skip..))
+    }
+
+    /// The piece that `offset` is in, and where in it; none: in the tail.
+    fn find(&self, offset: u64) -> (Option<&Bytes>, usize) {
+        let skip = usize::try_from(offset.saturating_sub(self.start)).unwrap_or(usize::MAX);
+        let first = self.pieces.front().map_or(0, Bytes::len);
+        if skip < first {
+            return (self.pieces.front(), skip);
+        }
+        let (number, at) = ((skip - first) / PIECE, (skip - first) % PIECE);
+        match self.pieces.get(number + 1) {
+            Some(piece) => (Some(piece), at),
+            None => {
+                let before = first + self.pieces.len().saturating_sub(1) * PIECE;
+                (None, (skip - before).saturating_add(self.tail_start))
+            }
+        }
     }
 
     /// All that is kept, to be saved.
@@ -115,7 +144,7 @@ impl Replay {
         for piece in &self.pieces {
             bytes.extend_from_slice(piece);
         }
-        bytes.extend_from_slice(&self.tail);
+        bytes.extend_from_slice(&self.tail[self.tail_start..]);
         SavedReplay {
             start: self.start,
             bytes,
@@ -130,8 +159,13 @@ impl Replay {
         replay
     }
 
-    fn seal(&mut self) {
-        self.pieces.push_back(self.tail.split().freeze());
+    /// These are a whole piece, of which what was forgotten of the tail is no part.
+    fn seal(&mut self, whole: &[u8]) {
+        let mut buffer = Buffer::new();
+        buffer.whole()[..PIECE].copy_from_slice(whole);
+        let mut piece = buffer.into_bytes(PIECE);
+        piece.advance(std::mem::take(&mut self.tail_start));
+        self.pieces.push_back(piece);
     }
 }
 
@@ -163,6 +197,9 @@ mod tests {
             let mut at = to;
             while at < replay.end() {
                 let run = replay.run(at);
+                if let Some(shared) = replay.shared(at) {
+                    assert_eq!(shared, run);
+                }
                 assert!(
                     !run.is_empty()
                         && run[0] == byte(at)

@@ -19,6 +19,7 @@ HELLO, WELCOME, DATA, ACK, PING, PONG, RESUME, RESUMED, GONE, RETRY, DETACH, BYE
 PREAMBLE = b"BUSS" + bytes([1, 1]) + struct.pack(">I", 0)
 LENGTHS = {WELCOME: 82, ACK: 16, PING: 8, PONG: 8, RESUMED: 58, GONE: 10, DETACH: 4, BYE: 9, CHALLENGE: 42}
 CREDIT = 100_000
+WINDOW = 10_000
 
 
 class Lost(Exception):
@@ -100,7 +101,7 @@ class Session:
             raise Lost("no challenge")
         nonce = body[10:]
         if self.session is None:
-            terms = struct.pack(">IIII", 500, 1500, 10_000, CREDIT)
+            terms = struct.pack(">IIII", 500, 1500, WINDOW, CREDIT)
             self.send(frame(HELLO, PREAMBLE + terms + os.urandom(8)))
         else:
             self.attempt += 1
@@ -249,6 +250,9 @@ class Session:
 
 
 def main():
+    global WINDOW
+    if len(sys.argv) > 3:
+        WINDOW = 1000 * int(sys.argv[3])
     session = Session(int(sys.argv[1]), int(sys.argv[2]))
     try:
         session.run()

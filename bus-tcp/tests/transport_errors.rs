@@ -222,9 +222,9 @@ async fn every_alert_is_a_broken_link() {
 }
 
 /// A process that stands still for so long; its window is `window`.
-async fn stopped(long: Duration) {
+async fn stopped(long: Duration, window: u64) {
     let rig = Rig::plain().await;
-    let Some(child) = python_client(rig.address.port(), 300_000) else {
+    let Some(child) = python_client(rig.address.port(), 300_000, window) else {
         return;
     };
     let host = rig.listener.accept().await.unwrap();
@@ -253,7 +253,13 @@ async fn stopped(long: Duration) {
 
 #[tokio::test]
 async fn a_stopped_process_is_parked_and_goes_on() {
-    stopped(Duration::from_secs(3)).await;
+    stopped(Duration::from_secs(3), 10).await;
+}
+
+#[tokio::test]
+#[ignore = "the real time: half a minute"]
+async fn a_process_that_is_stopped_for_30_seconds_goes_on() {
+    stopped(Duration::from_secs(30), 60).await;
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ pub(super) struct SavedStream {
     salt: u64,
     peer_salt: u64,
     replay: SavedReplay,
-    taken: u64,
+    pub(super) taken: u64,
 }
 
 impl Stream {

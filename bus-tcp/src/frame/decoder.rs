@@ -92,15 +92,13 @@ impl Decoder {
                     Some(State::default())
                 }
             }
-            State::Offset { bytes, have, length } => fill(bytes, have, input).then(|| State::Data {
-                offset: u64::from_be_bytes(*bytes),
-                left: *length,
-            }),
+            State::Offset { bytes, have, length } => fill(bytes, have, input)
+                .then(|| place(u64::from_be_bytes(*bytes), *length))
+                .transpose()?,
             State::Data { offset, left } => {
                 let bytes = input.split_to((*left).min(input.len()));
                 let at = *offset;
-                // Whether the offset is absurd the session says; here it only must not overflow.
-                *offset = offset.saturating_add(bytes.len() as u64);
+                *offset += bytes.len() as u64;
                 *left -= bytes.len();
                 let whole = *left == 0;
                 piece = Some(Piece::Data { offset: at, bytes });
@@ -126,6 +124,14 @@ fn fill<const N: usize>(bytes: &mut [u8; N], have: &mut usize, input: &mut Bytes
     input.copy_to_slice(&mut bytes[*have..*have + take]);
     *have += take;
     *have == N
+}
+
+/// Where the bytes of a DATA frame stand. Whether that makes sense the session says; there is no place behind the last offset.
+fn place(offset: u64, length: usize) -> Result<State, FrameError> {
+    match offset.checked_add(length as u64) {
+        Some(_) => Ok(State::Data { offset, left: length }),
+        None => Err(FrameError::Field(DATA)),
+    }
 }
 
 /// What follows a header. No length is believed before it is compared.

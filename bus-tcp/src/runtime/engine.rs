@@ -6,22 +6,28 @@
 use super::clock;
 use super::core::{Core, OURS, Todo};
 use super::events::{Counters, Event, Events, Stats};
+use super::out::Out;
+use crate::frame::Reason;
 use crate::host::Identity;
 use crate::limits::Budget;
 use crate::moment::Moment;
 use crate::replay::Replay;
 use crate::resume::{Binding, Nonce, Secret, SessionId};
-use crate::session::{Action, CarrierId, Ending, Grant, Transmit};
-use bytes::Bytes;
+use crate::session::{Action, CarrierId, Ending, Grant, Session, Side, Transmit};
+use bytes::{Buf, Bytes};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
+use tokio::io::ReadBuf;
 
 /// Bytes that a session keeps at most for the other side to acknowledge; then its writer waits.
 pub const REPLAY: usize = 1 << 20;
 /// The same for all sessions of a host.
 pub const BUDGET: u64 = 256 << 20;
+/// Bytes that a session's writer is ahead of its carrier at most, so that both take turns. Shorter turns cost throughput: a
+/// receiver that is faster falls asleep between them, and waking it is what costs most.
+const UNSENT: usize = 512 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Engine {
@@ -59,12 +65,27 @@ struct Stream {
     read: u64,
     finished: bool,
     ending: Option<Ending>,
-    dropped: bool,
+    holder: Holder,
     reader: Option<Waker>,
     writer: Option<Waker>,
     closer: Option<Waker>,
     events: Events,
     counters: Arc<Counters>,
+}
+
+/// ```text
+/// Program ──dropped after its end──▶ Nobody ◀──told, fenced or ended──┐
+///         ──dropped before it──▶ Leaving ─────────────────────────────┘
+/// ```
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+enum Holder {
+    /// A program has a handle.
+    #[default]
+    Program,
+    /// None has. What the stream had finished goes on by itself.
+    Nobody,
+    /// None has, and the other side has to be told that the session is over: as soon as there is a carrier that serves.
+    Leaving,
 }
 
 #[derive(Debug, Default)]
@@ -125,22 +146,24 @@ impl State {
         if let Core::Client(session) = &mut self.core {
             session.connect_failed(clock::now());
         }
+        self.leave_unknown();
         self.carry_on();
+        self.stop_if_over();
     }
 
-    pub(super) fn received(&mut self, carrier: CarrierId, bytes: &[u8]) {
+    /// These came. What there is to be said to them is asked for afterwards, by whoever read them.
+    pub(super) fn received(&mut self, carrier: CarrierId, bytes: Bytes) {
         if self.stopped {
             return;
         }
-        self.core
-            .received(clock::now(), carrier, Bytes::copy_from_slice(bytes));
+        self.core.received(clock::now(), carrier, bytes);
         self.carry_on();
-        self.wake_line(carrier);
     }
 
     pub(super) fn carrier_lost(&mut self, carrier: CarrierId) {
         self.lines.remove(&carrier);
         self.core.carrier_lost(clock::now(), carrier);
+        self.leave_unknown();
         self.carry_on();
         self.stop_if_over();
     }
@@ -160,7 +183,7 @@ impl State {
     }
 
     /// Adds to `out` what the carrier can take, up to about `room` bytes.
-    pub(super) fn fill(&mut self, carrier: CarrierId, out: &mut Vec<u8>, room: usize) {
+    pub(super) fn fill(&mut self, carrier: CarrierId, out: &mut Out, room: usize) {
         if self.stopped {
             return;
         }
@@ -169,16 +192,17 @@ impl State {
             && let Some((id, transmit)) = self.core.transmit(now, carrier)
         {
             match transmit {
-                Transmit::Control(bytes) => out.extend_from_slice(&bytes),
+                Transmit::Control(bytes) => out.copy(&bytes),
                 Transmit::Data {
                     header,
                     offset,
                     length,
                 } => {
-                    out.extend_from_slice(&header);
+                    out.copy(&header);
                     if let Some(stream) = self.streams.get_mut(&id) {
                         stream.counters.sent.fetch_add(length as u64, Relaxed);
-                        copy(&stream.replay, offset, length, out);
+                        put(&stream.replay, offset, length, out);
+                        stream.writer.take().into_iter().for_each(Waker::wake);
                     }
                 }
             }
@@ -224,29 +248,41 @@ impl State {
         }
     }
 
+    /// Reads as much as there is. Nothing is read at the end of the stream.
     pub(super) fn poll_read(
         &mut self,
         id: SessionId,
         cx: &Context<'_>,
-        room: usize,
-    ) -> Poll<Result<Bytes, Ended>> {
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<Result<(), Ended>> {
         let Some(stream) = self.streams.get_mut(&id) else {
             return Poll::Ready(Err(Ended(None)));
         };
-        if let Some(mut bytes) = stream.inbox.pop_front() {
-            let taken = bytes.split_to(room.min(bytes.len()));
-            if !bytes.is_empty() {
-                stream.inbox.push_front(bytes);
+        let before = stream.read;
+        while buf.remaining() > 0
+            && let Some(bytes) = stream.inbox.front_mut()
+        {
+            let taken = buf.remaining().min(bytes.len());
+            buf.put_slice(&bytes[..taken]);
+            stream.read += taken as u64;
+            if taken == bytes.len() {
+                stream.inbox.pop_front();
+            } else {
+                bytes.advance(taken);
             }
-            stream.read += taken.len() as u64;
+        }
+        if stream.read > before || buf.remaining() == 0 {
+            if stream.inbox.is_empty() {
+                stream.inbox = VecDeque::new();
+            }
             let upto = stream.read;
             if !self.manual_commit {
                 self.commit(id, upto);
             }
-            return Poll::Ready(Ok(taken));
+            return Poll::Ready(Ok(()));
         }
         if stream.finished || stream.ending.is_some_and(|ending| ending.clean()) {
-            return Poll::Ready(Ok(Bytes::new()));
+            return Poll::Ready(Ok(()));
         }
         if self.stopped || stream.ending.is_some() {
             return Poll::Ready(Err(Ended(stream.ending)));
@@ -273,7 +309,11 @@ impl State {
         if self.stopped || stream.ending.is_some() {
             return Poll::Ready(Err(Ended(stream.ending)));
         }
-        let room = REPLAY.saturating_sub(stream.replay.len()).min(bytes.len());
+        let held = self.core.session(id).map_or(0, waits_to_be_sent);
+        let room = REPLAY
+            .saturating_sub(stream.replay.len())
+            .min(UNSENT.saturating_sub(held))
+            .min(bytes.len());
         let full = room == 0 && !bytes.is_empty();
         if full || !self.budget.charge(room as u64) {
             self.starved |= !full;
@@ -332,11 +372,9 @@ impl State {
         };
         let session = self.core.session(id);
         Stats {
-            live: session.is_some_and(crate::session::Session::is_live),
-            parked_for: session
-                .and_then(crate::session::Session::parked)
-                .map(|at| clock::now().since(at)),
-            rtt: session.and_then(crate::session::Session::rtt),
+            live: session.is_some_and(Session::is_live),
+            parked_for: session.and_then(Session::parked).map(|at| clock::now().since(at)),
+            rtt: session.and_then(Session::rtt),
             unacked: stream.replay.len(),
             unread: stream.inbox.iter().map(Bytes::len).sum(),
             ..counted
@@ -348,24 +386,69 @@ impl State {
         if self.stopped {
             return;
         }
-        let finishing = self
-            .core
-            .session(id)
-            .is_some_and(crate::session::Session::is_finishing);
-        if !finishing {
-            self.core.abort(id, crate::frame::Reason::Dropped);
-            self.wake_session(id);
-        }
+        let session = self.core.session(id);
+        let finishing = session.is_some_and(Session::is_finishing);
         if let Some(stream) = self.streams.get_mut(&id) {
-            stream.dropped = true;
+            stream.holder = if finishing {
+                Holder::Nobody
+            } else {
+                Holder::Leaving
+            };
             // Nobody reads any more, so all that comes is read.
             let unread: usize = stream.inbox.drain(..).map(|bytes| bytes.len()).sum();
             stream.read += unread as u64;
             let upto = stream.read;
             self.core.committed(clock::now(), id, upto);
         }
+        self.leave(id);
         self.carry_on();
         self.forget(id);
+    }
+
+    /// Tells the other side that a session was dropped, if it can be told now. A client that is asking for its session waits for
+    /// the answer, and one without a connection for the next, while it has its lease: the host would have to wait for its
+    /// window otherwise. A host's client hears it whenever it comes.
+    fn leave(&mut self, id: SessionId) {
+        if self
+            .streams
+            .get(&id)
+            .is_none_or(|stream| stream.holder != Holder::Leaving)
+        {
+            return;
+        }
+        let wait = match &self.core {
+            Core::Client(session) => match (session.is_live(), session.carrier()) {
+                (true, _) => false,
+                (false, Some(_)) => true,
+                (false, None) => !session.is_fenced(clock::now()),
+            },
+            Core::Host(_) => false,
+        };
+        if !wait {
+            self.abort(id, Reason::Dropped);
+        }
+    }
+
+    /// A client that was dropped before it had a session, and lost the carrier on which it asked for one.
+    fn leave_unknown(&mut self) {
+        if matches!(&self.core, Core::Client(session) if session.id().is_none()) {
+            self.leave(OURS);
+        }
+    }
+
+    /// Ends a session. The last word on it goes out on its carrier, which is awake from here on.
+    pub(super) fn abort(&mut self, id: SessionId, reason: Reason) {
+        // Afterwards it has none.
+        let carrier = self.core.session(id).and_then(Session::carrier);
+        if let Some(stream) = self.streams.get_mut(&id)
+            && stream.holder == Holder::Leaving
+        {
+            stream.holder = Holder::Nobody;
+        }
+        self.core.abort(id, reason);
+        if let Some(carrier) = carrier {
+            self.wake_line(carrier);
+        }
     }
 
     /// All tasks end, and all who wait are told.
@@ -469,7 +552,7 @@ impl State {
         match action {
             Action::Deliver { bytes, .. } => {
                 stream.counters.received.fetch_add(bytes.len() as u64, Relaxed);
-                if stream.dropped {
+                if stream.holder != Holder::Program {
                     stream.read += bytes.len() as u64;
                     let upto = stream.read;
                     self.core.committed(clock::now(), id, upto);
@@ -494,22 +577,33 @@ impl State {
                 stream.finished = true;
                 stream.reader.take().into_iter().for_each(Waker::wake);
             }
-            Action::Opened => stream.events.push(Event::Opened),
-            Action::Parked { at } => stream.events.push(Event::Parked { at }),
+            Action::Opened => {
+                stream.events.push(Event::Opened);
+                self.leave(id);
+            }
+            Action::Parked { at } => {
+                stream.events.push(Event::Parked { at });
+                stream.writer.take().into_iter().for_each(Waker::wake);
+            }
             Action::Fenced => {
                 stream.events.push(Event::Fenced);
                 // Nobody is left who could hear how it ends.
-                if stream.dropped {
-                    self.core.abort(id, crate::frame::Reason::Dropped);
+                if stream.holder != Holder::Program {
+                    self.abort(id, Reason::Dropped);
                 }
             }
             Action::Resumed { again, fenced } => {
                 stream.counters.resumptions.fetch_add(1, Relaxed);
                 stream.counters.again.fetch_add(again, Relaxed);
                 stream.events.push(Event::Resumed { again, fenced });
+                self.leave(id);
             }
             Action::Ended(ending) => {
                 stream.ending = Some(ending);
+                if ending.by == Side::Us && !ending.clean() {
+                    // The other side hears that these were not taken.
+                    stream.inbox.clear();
+                }
                 stream.events.push(if ending.clean() {
                     Event::Ended
                 } else {
@@ -527,7 +621,7 @@ impl State {
 
     /// A session that is over, and that nobody holds any more.
     fn forget(&mut self, id: SessionId) {
-        let over = |stream: &Stream| stream.dropped && stream.ending.is_some();
+        let over = |stream: &Stream| stream.holder != Holder::Program && stream.ending.is_some();
         if self.streams.get(&id).is_some_and(over) {
             self.streams.remove(&id);
             self.stop_if_over();
@@ -554,7 +648,7 @@ impl State {
     }
 
     fn wake_session(&mut self, id: SessionId) {
-        if let Some(carrier) = self.core.session(id).and_then(crate::session::Session::carrier) {
+        if let Some(carrier) = self.core.session(id).and_then(Session::carrier) {
             self.wake_line(carrier);
         }
     }
@@ -583,16 +677,35 @@ impl Stream {
 #[derive(Debug)]
 pub(super) struct Ended(pub(super) Option<Ending>);
 
-fn copy(replay: &Replay, offset: u64, length: usize, out: &mut Vec<u8>) {
+/// Bytes that a carrier that serves has not taken yet. Without one there is nothing to wait for but room.
+fn waits_to_be_sent(session: &Session) -> usize {
+    let (_, sent, produced) = session.acked_sent_and_produced();
+    if session.is_live() {
+        usize::try_from(produced.saturating_sub(sent)).unwrap_or(usize::MAX)
+    } else {
+        0
+    }
+}
+
+fn put(replay: &Replay, offset: u64, length: usize, out: &mut Out) {
     let end = offset + length as u64;
     let mut at = offset;
     while at < end {
-        let run = replay.run(at);
-        let run = &run[..run.len().min(usize::try_from(end - at).unwrap_or(usize::MAX))];
+        let left = usize::try_from(end - at).unwrap_or(usize::MAX);
+        let before = out.len();
+        match replay.shared(at) {
+            Some(mut run) => {
+                run.truncate(left);
+                out.share(run);
+            }
+            None => {
+                let run = replay.run(at);
+                out.copy(&run[..run.len().min(left)]);
+            }
+        }
         // The replay has all that is produced and not acknowledged.
-        assert!(!run.is_empty(), "bytes from {at} on are gone");
-        out.extend_from_slice(run);
-        at += run.len() as u64;
+        assert!(out.len() > before, "bytes from {at} on are gone");
+        at += (out.len() - before) as u64;
     }
 }
 

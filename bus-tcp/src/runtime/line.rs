@@ -1,34 +1,29 @@
 //! The task of one carrier: what comes goes to the state machine, and what that has to say goes out.
 
 use super::engine::Engine;
+use super::out::{Out, SLICES};
 use crate::carrier::BoxCarrier;
+use crate::pool::Buffer;
 use crate::session::CarrierId;
-use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-/// Bytes that are read or written at once.
+/// Bytes that are taken to be written at once.
 const CHUNK: usize = 64 * 1024;
 /// How long the other side may take to close after the last word.
 const LINGER: Duration = Duration::from_secs(1);
 /// Reads in a row, before the others have their turn.
 const TURN: usize = 8;
 
-thread_local! {
-    /// Read into by one task at a time: a session that is idle has no buffer.
-    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; CHUNK]);
-}
-
 struct Line {
     carrier: CarrierId,
     io: BoxCarrier,
-    out: Vec<u8>,
-    written: usize,
+    out: Out,
     flushed: bool,
 }
 
@@ -37,8 +32,7 @@ pub(super) async fn carry(engine: Arc<Engine>, carrier: CarrierId, io: BoxCarrie
     let mut line = Line {
         carrier,
         io,
-        out: Vec::new(),
-        written: 0,
+        out: Out::default(),
         flushed: true,
     };
     let ended = poll_fn(|cx| line.poll(&engine, cx)).await;
@@ -82,27 +76,16 @@ impl Line {
 
     /// Ready when the other side has closed.
     fn poll_input(&mut self, engine: &Engine, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // A session that is idle has no buffer.
+        let mut buffer = Buffer::new();
         for _ in 0..TURN {
-            let count = SCRATCH.with_borrow_mut(|scratch| {
-                let mut buf = ReadBuf::new(scratch);
-                match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
-                    Poll::Ready(Ok(())) => {
-                        let bytes = buf.filled();
-                        if !bytes.is_empty() {
-                            engine.lock().received(self.carrier, bytes);
-                        }
-                        Poll::Ready(Ok(bytes.len()))
-                    }
-                    Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-                    Poll::Pending => Poll::Pending,
-                }
-            });
-            match count {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(())),
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => return Poll::Pending,
+            let mut buf = ReadBuf::new(buffer.whole());
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf))?;
+            let count = buf.filled().len();
+            if count == 0 {
+                return Poll::Ready(Ok(()));
             }
+            engine.lock().received(self.carrier, buffer.share(count));
         }
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -111,25 +94,19 @@ impl Line {
     /// Ready when there is nothing more to write.
     fn poll_output(&mut self, engine: &Engine, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            if self.written == self.out.len() {
-                self.out.clear();
-                self.written = 0;
+            if self.out.is_empty() {
                 engine.lock().fill(self.carrier, &mut self.out, CHUNK);
                 if self.out.is_empty() {
                     break;
                 }
             }
-            match Pin::new(&mut self.io).poll_write(cx, &self.out[self.written..]) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(count)) => {
-                    self.written += count;
-                    self.flushed = false;
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => return Poll::Pending,
+            let count = ready!(self.poll_write(cx))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            self.out.advance(count);
+            self.flushed = false;
         }
-        self.out = Vec::new();
         if !self.flushed {
             match Pin::new(&mut self.io).poll_flush(cx) {
                 Poll::Ready(Ok(())) => self.flushed = true,
@@ -137,5 +114,15 @@ impl Line {
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let io = Pin::new(&mut self.io);
+        if !io.is_write_vectored() {
+            return io.poll_write(cx, self.out.flatten());
+        }
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let count = self.out.slices(&mut slices);
+        io.poll_write_vectored(cx, &slices[..count])
     }
 }

@@ -156,7 +156,7 @@ impl Listener {
     pub fn end(&self, session: &Session, reason: Reason) {
         let mut state = self.engine.lock();
         if let Some(id) = session.id() {
-            state.core.abort(id, reason);
+            state.abort(id, reason);
         }
         state.carry_on();
     }

@@ -8,6 +8,7 @@ mod events;
 mod gate;
 mod line;
 mod listen;
+mod out;
 mod stream;
 mod timer;
 mod troubles;

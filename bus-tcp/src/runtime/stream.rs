@@ -195,19 +195,7 @@ impl Watch {
 impl AsyncRead for Session {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Watch { engine, id, .. } = self.watch_ref();
-        let mut first = true;
-        // As much as there is.
-        while buf.remaining() > 0 {
-            match engine.lock().poll_read(*id, cx, buf.remaining()) {
-                Poll::Ready(Ok(bytes)) if bytes.is_empty() => break,
-                Poll::Ready(Ok(bytes)) => buf.put_slice(&bytes),
-                Poll::Ready(Err(ended)) if first => return Poll::Ready(Err(ended.into())),
-                Poll::Pending if first => return Poll::Pending,
-                Poll::Ready(Err(_)) | Poll::Pending => break,
-            }
-            first = false;
-        }
-        Poll::Ready(Ok(()))
+        Poll::Ready(Ok(ready!(engine.lock().poll_read(*id, cx, buf))?))
     }
 }
 

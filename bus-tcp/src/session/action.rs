@@ -59,7 +59,8 @@ pub enum Action {
     },
     /// From now on a client may not rely on the session any more, until it is resumed.
     Fenced,
-    /// The session is over.
+    /// The session is over. Where this side ended it, the other side hears that what is committed was taken, and nothing
+    /// else: whoever has bytes that are delivered and not committed forgets them.
     Ended(Ending),
 }
 

@@ -186,7 +186,10 @@ impl Session {
             received: incoming.committed,
             committed: incoming.committed,
             acked: incoming.acked,
-            credit: incoming.credit,
+            // The acknowledgement of what is committed leaves after that is saved, and may have left.
+            credit: incoming
+                .credit
+                .max(incoming.committed.saturating_add(incoming.window.into())),
             end: incoming.end,
             end_told: incoming.end.is_some(),
             ..Incoming::new(incoming.window)

@@ -164,6 +164,18 @@ impl AsyncWrite for ClientCarrier {
         Pinned::new(&mut self.tls).poll_write(cx, bytes)
     }
 
+    fn poll_write_vectored(
+        mut self: Pinned<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pinned::new(&mut self.tls).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tls.is_write_vectored()
+    }
+
     fn poll_flush(mut self: Pinned<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pinned::new(&mut self.tls).poll_flush(cx)
     }

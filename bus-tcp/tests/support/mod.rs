@@ -26,11 +26,17 @@ pub fn pattern(start: u64, count: usize) -> Vec<u8> {
     (start..start + count as u64).map(byte).collect()
 }
 
-/// The client in Python that says so many bytes and hears all that is said to it; `None`: no Python, and none is required.
-pub fn python_client(port: u16, bytes: u64) -> Option<tokio::process::Child> {
+/// The client in Python that says so many bytes and hears all that is said to it, with a window of so many seconds; `None`: no Python, and none is required.
+pub fn python_client(port: u16, bytes: u64, window: u64) -> Option<tokio::process::Child> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/plain_client.py");
     let child = tokio::process::Command::new("python3")
-        .args(["-B", script, &port.to_string(), &bytes.to_string()])
+        .args([
+            "-B",
+            script,
+            &port.to_string(),
+            &bytes.to_string(),
+            &window.to_string(),
+        ])
         .stdout(std::process::Stdio::piped())
         .kill_on_drop(true)
         .spawn();

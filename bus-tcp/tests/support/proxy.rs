@@ -23,6 +23,8 @@ pub struct Faults {
     /// How many bytes the next connection lasts, in both directions together. Negative: for ever.
     pub lasts: Mutex<Box<dyn FnMut() -> i64 + Send>>,
     pub connections: AtomicU64,
+    /// Times that the newest connection's bytes changed their direction, the first counted: 1 is upwards, 2 down.
+    pub flights: AtomicU64,
     pub cuts: AtomicU64,
     pub bytes: AtomicU64,
     target: Mutex<SocketAddr>,
@@ -47,6 +49,7 @@ impl Proxy {
             flip_after: AtomicI64::new(-1),
             lasts: Mutex::new(Box::new(|| -1)),
             connections: AtomicU64::new(0),
+            flights: AtomicU64::new(0),
             cuts: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             target: Mutex::new(target),
@@ -85,6 +88,7 @@ async fn relay(near: TcpStream, target: SocketAddr, faults: Arc<Faults>) {
         return;
     };
     faults.connections.fetch_add(1, SeqCst);
+    faults.flights.store(0, SeqCst);
     near.set_nodelay(true).unwrap();
     far.set_nodelay(true).unwrap();
     let lasts = (faults.lasts.lock().unwrap())();
@@ -131,6 +135,10 @@ async fn pass(
                 return;
             }
             shared.bytes.fetch_add(bytes.len() as u64, SeqCst);
+            // Odd numbers are flights upwards.
+            if (shared.flights.load(SeqCst) % 2 == 1) != up {
+                shared.flights.fetch_add(1, SeqCst);
+            }
             if over {
                 shared.cuts.fetch_add(1, SeqCst);
                 return;

@@ -231,13 +231,10 @@ impl World {
             Action::Finished { .. } => self.far.host.finish(id),
             Action::Ended(ending) => {
                 self.note(|| format!("the host's session {id} is over: {ending:?}"));
-                let taken = self
-                    .far
-                    .host
-                    .session(id)
-                    .map(|session| session.received_and_committed().1);
-                let journalled = self.far.streams.remove(&id).map(|stream| stream.taken);
-                self.far.finals.insert(id, taken.or(journalled).unwrap_or(0));
+                // What came and is not in the journal is not taken: it goes with the session.
+                self.far.streams.remove(&id);
+                let journalled = self.far.journal.1.get(&id).map(|stream| stream.taken);
+                self.far.finals.insert(id, journalled.unwrap_or(0));
                 if ours && ending.reason == Reason::Expired {
                     self.given_up()?;
                 }
