@@ -22,7 +22,9 @@ use super::medium::Medium;
 /// Bytes of idle memory that are kept, since fresh pages cost more than resident ones; beside an eighth of what is used.
 const SLACK: u64 = 1 << 20;
 /// Chunks that are given back by one system call at most.
-const HOLE: u32 = 32;
+const HOLE: u32 = 8;
+/// Work of giving back one of them: the system takes a microsecond or two for each page.
+const CHUNK_BACK: usize = 512;
 /// Free chunks that are looked at for a large extent, before it goes to the end of the file.
 const SEARCH: usize = 1024;
 const ALL_PAGES: u64 = u64::MAX;

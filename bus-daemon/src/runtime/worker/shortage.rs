@@ -33,8 +33,9 @@ const UNLOOKED: u64 = 64;
 /// Idle memory that is worth a checkpoint, and what it leaves to do, at once: this part of the cap, and what the log keeps.
 const IDLE_PART: u64 = 4;
 const IDLE: u64 = 4 << 20;
-/// Steps of what a checkpoint leaves to do that are taken in one go where memory is short: each may give back 16 MiB.
-const STEPS: usize = 32;
+/// Steps of what a checkpoint leaves to do that are taken in one go where the system's memory is short: each may give back
+/// 2 MiB.
+const STEPS: usize = 256;
 /// Milliseconds between two looks at the control group, unless what is in memory grows by this part of the cap.
 const GAUGE: u64 = 100;
 const GROWTH_PART: u64 = 16;
@@ -193,6 +194,27 @@ impl Worker {
         self.shortage.stuck = self.journal.resident().saturating_sub(self.journal.used());
     }
 
+    /// The same, but where only the bus's own cap is near, not at once, since to give back much takes long: as
+    /// [chores](crate::journal::Journal::do_chores), some in each turn. Of what may be used again no more than too much of it, unless `is_all`.
+    fn give_back_soon(&mut self, is_all: bool) {
+        if self.shortage.room.is_some() {
+            return self.give_back();
+        }
+        if self.has_no_checkpoint_now() {
+            return;
+        }
+        self.take_checkpoint();
+        self.journal.release_extents();
+        if is_all {
+            self.journal.return_idle();
+        }
+    }
+
+    /// Whether what those had who were dismissed is still being given back.
+    fn is_giving_back(&self) -> bool {
+        self.journal.has_chores() && self.shortage.room.is_none()
+    }
+
     /// A message of so many bytes has begun.
     pub(super) fn note_large(&mut self, bytes: usize) {
         self.shortage.is_large_begun |= bytes as u64 > self.journal.cap() / 2;
@@ -237,8 +259,9 @@ impl Worker {
         // Log and checkpoints keep little that is idle.
         if self.journal.store_resident() + outside > memory.cap {
             let idle = (self.journal.resident() + outside).saturating_sub(memory.held);
-            if idle > memory.cap / IDLE_PART + IDLE + self.shortage.stuck {
-                self.give_back();
+            let is_much = idle > memory.cap / IDLE_PART + IDLE + self.shortage.stuck;
+            if is_much && !self.is_giving_back() {
+                self.give_back_soon(true);
             }
         }
         if !memory.is_short() && !self.shortage.is_large_begun {
@@ -246,8 +269,11 @@ impl Worker {
             return;
         }
         let (at, held) = self.shortage.judged;
-        let has_grown = memory.held > held.saturating_add(memory.cap / 256);
-        if self.now.0 < at + JUDGE && !has_grown && !self.shortage.is_large_begun {
+        // Who was dismissed a moment ago had enough: that is to be seen before anybody else is.
+        let is_soon = self.now.0 < at + JUDGE || self.is_giving_back();
+        let part = if self.is_giving_back() { 32 } else { 256 };
+        let has_grown = memory.held > held.saturating_add(memory.cap / part);
+        if is_soon && !has_grown && !self.shortage.is_large_begun {
             self.shortage.look = Some(self.now.0 + JUDGE);
             return;
         }
@@ -269,7 +295,7 @@ impl Worker {
             self.apply(Event::Relieved(relief));
             self.flush();
             if is_any_dismissed {
-                self.give_back();
+                self.give_back_soon(false);
             }
         }
     }

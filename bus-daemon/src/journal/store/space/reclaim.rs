@@ -2,7 +2,7 @@
 
 use std::io::Result;
 
-use super::{ALL_PAGES, Chunk, HOLE, Phase, SLACK, Space};
+use super::{ALL_PAGES, CHUNK_BACK, Chunk, HOLE, Phase, SLACK, Space};
 use crate::journal::store::class::{CHUNK, PAGE, PAGES_PER_CHUNK};
 use crate::journal::store::medium::Medium;
 
@@ -38,7 +38,7 @@ impl Space {
             self.resident -= u64::from(pages.count_ones()) * PAGE;
             self.bare.insert(index);
         }
-        Ok(64 * chunks as usize)
+        Ok(CHUNK_BACK * chunks as usize)
     }
 
     fn trim_ragged(&mut self, medium: &impl Medium) -> Result<usize> {
@@ -79,7 +79,7 @@ impl Space {
                 self.set_chunk_free(index, 0);
             }
             self.phase = Phase::Sweeping { next: end };
-            return Ok(64 * (end - next) as usize);
+            return Ok(CHUNK_BACK * (end - next) as usize);
         }
         // What was swept early, and may be used again in part, has still to give the rest back.
         let resident = match &self.chunks[next as usize] {
