@@ -14,6 +14,9 @@
 //!   names again, and every handle stays valid. [`Error::fate`] says what became of a call.
 //! - [`session`]: the pure core that decides all of this, without a clock, a socket or a runtime.
 //!
+//! - `#[derive(Type, Encode, Decode)]`, with the feature `derive`, which is on by default: structs and enums of the application as
+//!   arguments. The attributes `#[bus(..)]` are those of the crate bus-wire-derive, and no other crate has to be depended on.
+//!
 //! The driver is a tokio task ([`Builder::connect`]) or a thread of its own ([`Builder::connect_thread`]); calls and streams are
 //! the same types for both, with `.await` or `.wait()`.
 

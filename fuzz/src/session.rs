@@ -57,7 +57,9 @@ pub fn session(data: &[u8]) {
         let census = run.session.census();
         assert!(census.held <= 20 && census.held_bytes <= 4000, "{census:?}");
         assert!(census.invalidations <= 1, "{census:?}");
-        assert!(census.calls <= run.open.len() + 64, "{census:?}");
+        // Those that nobody waits for are there until they are written: no message is shorter than 16 bytes.
+        let in_link = (census.output as usize).div_ceil(16);
+        assert!(census.calls <= run.open.len() + in_link, "{census:?}");
     }
     run.tell(Event::Command(Command::Close));
     assert!(run.open.is_empty(), "calls have not ended: {:?}", run.open);

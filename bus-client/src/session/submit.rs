@@ -10,7 +10,7 @@ use super::link::{Link, Marked, Stage};
 use super::requests::DRIVER;
 use super::{Phase, Session};
 
-/// A call that nobody waits for and that has no deadline is forgotten after so long.
+/// A call that nobody waits for, has no deadline and is stuck in the link is forgotten after so long.
 const FORGOTTEN: Duration = Duration::from_secs(25);
 
 /// How many times as much as usual may wait in a link, before a bus that reads nothing is given up. Only replies to calls that
@@ -169,7 +169,7 @@ impl Session {
         if let CallStage::Queued(serial) = call.stage {
             call.stage = CallStage::Sent(serial);
         }
-        if !call.options.expects_reply {
+        if !call.options.expects_reply || call.is_abandoned {
             return self.end(id, Outcome::Done);
         }
         if !call.options.idempotent {
@@ -204,13 +204,12 @@ impl Session {
     pub(super) fn abandon(&mut self, id: CallId) {
         let Some(call) = self.calls.get(id) else { return };
         match call.stage {
-            CallStage::New | CallStage::Held | CallStage::Names => {
+            // What comes in answer to a call that was sent is an answer to nobody.
+            CallStage::New | CallStage::Held | CallStage::Names | CallStage::Sent(_) => {
                 self.calls.abandon(id, self.now);
                 self.end(id, Outcome::Done);
             }
-            CallStage::Queued(_) | CallStage::Sent(_) => {
-                self.calls.abandon(id, self.now + FORGOTTEN);
-            }
+            CallStage::Queued(_) => self.calls.abandon(id, self.now + FORGOTTEN),
         }
     }
 
