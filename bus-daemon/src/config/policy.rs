@@ -9,6 +9,7 @@ use bus_wire::MessageType;
 use roxmltree::Node;
 use thiserror::Error;
 
+use super::number::c_number;
 use super::{Connect, Traffic};
 
 /// Where something is written.
@@ -280,7 +281,9 @@ impl<'a> Attributes<'a, '_> {
         let Some(text) = self.get(name) else {
             return Ok(default);
         };
-        let number = text.parse().ok().filter(|number| *number <= MAX_FDS);
+        let number = c_number(text)
+            .and_then(|number| u32::try_from(number).ok())
+            .filter(|number| *number <= MAX_FDS);
         number.ok_or_else(|| self.bad(name, "a number from 0 to 33554432"))
     }
 
