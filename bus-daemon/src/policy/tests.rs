@@ -1,0 +1,3 @@
+mod points;
+mod random;
+mod reference;
