@@ -1,4 +1,5 @@
-//! A plain evaluator: all rules that apply, in order, the last that matches wins. It shares nothing with the index but the types.
+//! A plain evaluator: all rules that apply, in order, the last that matches wins. It shares with the index the types, and which
+//! rules discard those before them (`points.rs` says which).
 
 use bus_wire::MessageType;
 
@@ -17,25 +18,26 @@ pub(super) fn judge(policy: &Policy, who: Who<'_>, question: Question<'_>) -> Ve
     let mut verdict = Verdict::NO_RULE;
     for id in order(policy, who) {
         let rule = policy.rule(id).unwrap();
-        let (same_kind, matches) = match (&rule.subject, question) {
-            (Subject::Send(rule_), Question::Send(access, to)) => {
-                (true, hits(rule_, rule.allow, &access, to, false))
+        let allow = rule.allow;
+        let matches = match (&rule.subject, question) {
+            (Subject::Send(rule), Question::Send(access, to)) => hits(rule, allow, &access, to, false),
+            (Subject::Receive(rule), Question::Receive(access, from)) => {
+                hits(rule, allow, &access, from, true)
             }
-            (Subject::Receive(rule_), Question::Receive(access, from)) => {
-                (true, hits(rule_, rule.allow, &access, from, true))
-            }
-            (Subject::Own(pattern), Question::Own(name)) => (true, is_named(pattern, name)),
-            _ => (false, false),
+            (Subject::Own(pattern), Question::Own(name)) => is_named(pattern, name),
+            _ => continue,
         };
-        if same_kind && rule.subject.discards() {
+        if rule.subject.discards() {
             verdict = Verdict::NO_RULE;
         }
         if matches {
+            let (allowed, log, matched) = (allow, rule.log, verdict.matched + 1);
+            let rule = Some(id);
             verdict = Verdict {
-                allowed: rule.allow,
-                rule: Some(id),
-                log: rule.log,
-                matched: verdict.matched + 1,
+                allowed,
+                rule,
+                log,
+                matched,
             };
         }
     }
