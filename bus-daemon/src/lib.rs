@@ -16,6 +16,7 @@ mod journal;
 mod keeper;
 #[cfg(feature = "runtime")]
 mod os;
+pub mod policy;
 #[cfg(feature = "runtime")]
 mod runtime;
 

@@ -6,6 +6,7 @@ pub mod error;
 pub mod files;
 mod limits;
 pub mod load;
+mod number;
 pub mod options;
 pub mod policy;
 pub mod services;

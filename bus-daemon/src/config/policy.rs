@@ -3,119 +3,13 @@
 //! The rules are read completely, with every check that dbus-daemon makes. What this bus enforces so far are the two
 //! simplest policies, all and nothing; any other is refused by name, never ignored.
 
-use std::fmt;
-
 use bus_wire::MessageType;
 use roxmltree::Node;
 use thiserror::Error;
 
+use super::number::c_number;
 use super::{Connect, Traffic};
-
-/// Where something is written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// Path of the file.
-    pub file: String,
-    /// Line, from 1.
-    pub line: u32,
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file, self.line)
-    }
-}
-
-/// One `<policy>` element.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PolicyBlock {
-    /// To whom it applies.
-    pub context: Context,
-    /// Its rules in order; the last one that matches wins.
-    pub rules: Vec<Rule>,
-}
-
-/// To whom a block applies. Blocks are applied in the order of the variants; `mandatory` comes last.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Context {
-    /// `context="default"`
-    Default,
-    /// `group`: a name or a number.
-    Group(String),
-    /// `user`: a name or a number.
-    User(String),
-    /// `at_console`
-    AtConsole(bool),
-    /// `context="mandatory"`
-    Mandatory,
-}
-
-/// One `<allow>` or `<deny>`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
-    /// `<allow>`, and not `<deny>`.
-    pub allow: bool,
-    /// `log="true"`: tell the log when it matches.
-    pub log: bool,
-    /// What it speaks of.
-    pub subject: Subject,
-    /// Where it is written.
-    pub place: Place,
-}
-
-/// What a rule speaks of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Subject {
-    /// `send_*`: checked when a peer sends.
-    Send(MessageRule),
-    /// `receive_*`, or `eavesdrop` alone: checked for each peer that is to receive.
-    Receive(MessageRule),
-    /// `own`, `own_prefix`: checked when a peer asks for a name.
-    Own(NamePattern),
-    /// `user`: checked when a peer connects. `None` = `*`.
-    User(Option<String>),
-    /// `group`: checked when a peer connects. `None` = `*`.
-    Group(Option<String>),
-}
-
-/// The conditions on a message; `None` matches any.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct MessageRule {
-    /// `send_interface`, `receive_interface`. A *deny* matches a message without an interface as well.
-    pub interface: Option<String>,
-    /// `send_member`, `receive_member`
-    pub member: Option<String>,
-    /// `send_error`, `receive_error`
-    pub error: Option<String>,
-    /// `send_path`, `receive_path`
-    pub path: Option<String>,
-    /// `send_type`, `receive_type`
-    pub message_type: Option<MessageType>,
-    /// `send_destination`, `send_destination_prefix`, or `receive_sender`: a name that the other side owns.
-    pub other: Option<NamePattern>,
-    /// `send_broadcast`
-    pub broadcast: Option<bool>,
-    /// `send_requested_reply`, `receive_requested_reply`. For an *allow*, true (the default) means: only replies that
-    /// were asked for. For a *deny*, false (the default) means: only replies that were not.
-    pub requested_reply: bool,
-    /// `eavesdrop`. For an *allow*, true means: also messages to others. For a *deny*: only those.
-    pub eavesdrop: bool,
-    /// `min_fds`
-    pub min_fds: u32,
-    /// `max_fds`; `u32::MAX` = any number.
-    pub max_fds: u32,
-}
-
-/// Which names a rule speaks of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NamePattern {
-    /// `*`
-    Any,
-    /// This name.
-    Exact(String),
-    /// This name, and every one that continues it with a period.
-    Prefix(String),
-}
+pub use crate::policy::rules::{Context, MessageRule, NamePattern, Place, PolicyBlock, Rule, Subject};
 
 /// What is wrong with a `<policy>`, `<allow>` or `<deny>`.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -175,6 +69,27 @@ const ATTRIBUTES: &str = "send_interface send_member send_error send_broadcast s
 
 /// The largest value of `min_fds` and `max_fds` that dbus-daemon accepts.
 const MAX_FDS: u32 = 33_554_432;
+
+/// The blocks of a file, for tests that need nothing else of it.
+#[cfg(test)]
+pub(crate) fn blocks_of(text: &str) -> Result<Vec<PolicyBlock>, PolicyError> {
+    let text = format!("<busconfig>{text}</busconfig>");
+    let document = roxmltree::Document::parse(&text).expect("a document");
+    let elements = document.root_element().children().filter(Node::is_element);
+    let block = |node: Node<'_, '_>| {
+        let context = Context::parse(node)?;
+        let rules = node.children().filter(Node::is_element).map(|rule| {
+            let place = Place {
+                file: "test.conf".into(),
+                line: document.text_pos_at(rule.range().start).row,
+            };
+            Rule::parse(rule, &context, place)
+        });
+        let rules = rules.collect::<Result<_, _>>()?;
+        Ok(PolicyBlock { context, rules })
+    };
+    elements.map(block).collect()
+}
 
 impl Context {
     /// From the attributes of `<policy>`.
@@ -280,7 +195,9 @@ impl<'a> Attributes<'a, '_> {
         let Some(text) = self.get(name) else {
             return Ok(default);
         };
-        let number = text.parse().ok().filter(|number| *number <= MAX_FDS);
+        let number = c_number(text)
+            .and_then(|number| u32::try_from(number).ok())
+            .filter(|number| *number <= MAX_FDS);
         number.ok_or_else(|| self.bad(name, "a number from 0 to 33554432"))
     }
 
@@ -390,34 +307,32 @@ impl<'a> Attributes<'a, '_> {
     }
 }
 
-impl MessageRule {
-    /// Whether it matches any message to or from anybody (leaving aside replies that nobody asked for).
-    fn is_catch_all(&self) -> bool {
-        let Self {
-            interface,
-            member,
-            error,
-            path,
-            message_type,
-            other,
-            broadcast,
-            ..
-        } = self;
-        let Self {
-            min_fds,
-            max_fds,
-            requested_reply: _,
-            eavesdrop: _,
-            ..
-        } = self;
-        let names = [interface, member, error, path].into_iter().all(Option::is_none);
-        names
-            && message_type.is_none()
-            && other.is_none()
-            && broadcast.is_none()
-            && *min_fds == 0
-            && *max_fds == u32::MAX
-    }
+/// Whether it matches any message to or from anybody (leaving aside replies that nobody asked for).
+fn matches_all(rule: &MessageRule) -> bool {
+    let MessageRule {
+        interface,
+        member,
+        error,
+        path,
+        message_type,
+        other,
+        broadcast,
+        ..
+    } = rule;
+    let MessageRule {
+        min_fds,
+        max_fds,
+        requested_reply: _,
+        eavesdrop: _,
+        ..
+    } = rule;
+    let names = [interface, member, error, path].into_iter().all(Option::is_none);
+    names
+        && message_type.is_none()
+        && other.is_none()
+        && broadcast.is_none()
+        && *min_fds == 0
+        && *max_fds == u32::MAX
 }
 
 /// What the rules come down to.
@@ -472,11 +387,11 @@ pub fn decide(blocks: &[PolicyBlock]) -> Result<Decision, Unsupported> {
         // For `allow`, eavesdrop="true" also lets replies pass that nobody asked for.
         let any_reply = |message: &MessageRule| message.eavesdrop || !message.requested_reply;
         match &rule.subject {
-            Subject::Send(message) if is_for_all && message.is_catch_all() => {
+            Subject::Send(message) if is_for_all && matches_all(message) => {
                 sends = true;
                 sends_any_reply |= any_reply(message);
             }
-            Subject::Receive(message) if is_for_all && message.is_catch_all() => {
+            Subject::Receive(message) if is_for_all && matches_all(message) => {
                 receives = true;
                 eavesdrops |= message.eavesdrop;
                 receives_any_reply |= any_reply(message);

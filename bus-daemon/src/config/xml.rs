@@ -12,6 +12,7 @@ use roxmltree::{Document, Node, ParsingOptions};
 
 use super::files::{Environment, Files};
 use super::limits::{Slot, limit_slot};
+use super::number::c_number;
 use super::policy::{Context, Place, PolicyBlock, Rule, decide};
 use super::services::read_services;
 use super::{BusType, Config, ServiceDir};
@@ -298,7 +299,7 @@ impl Loader<'_> {
         let text = text(node)?;
         let (max, slot) = limit_slot(&mut self.draft.config.limits, name)
             .ok_or_else(|| here(node, Problem::UnknownLimit(name.into())))?;
-        let number = text.parse().ok().filter(|number| *number <= max);
+        let number = c_number(&text).filter(|number| *number <= max);
         let bad = || {
             here(
                 node,
@@ -312,7 +313,8 @@ impl Loader<'_> {
         let number: u64 = number.ok_or_else(bad)?;
         match slot {
             Slot::Plain(limit) => *limit = number,
-            Slot::Optional(limit) => *limit = Some(number),
+            // As for dbus-daemon: no time is no end.
+            Slot::Optional(limit) => *limit = Some(number).filter(|number| *number > 0),
         }
         Ok(())
     }

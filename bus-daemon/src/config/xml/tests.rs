@@ -121,6 +121,22 @@ fn everything_said() {
 }
 
 #[test]
+fn limits_are_numbers_as_c_writes_them() {
+    for (text, number) in [("0x1F", 31), ("010", 8), ("+5", 5), (" 7\n", 7), ("0", 0)] {
+        let config = loaded(&format!("<limit name='max_names_per_connection'>{text}</limit>"));
+        assert_eq!(config.limits.max_names_per_connection, number, "{text:?}");
+    }
+}
+
+#[test]
+fn a_reply_timeout_of_0_is_none() {
+    let limit = |text: &str| format!("<limit name='reply_timeout'>{text}</limit>");
+    assert_eq!(loaded(&limit("0")).limits.reply_timeout, None);
+    assert_eq!(loaded(&(limit("5") + &limit("0"))).limits.reply_timeout, None);
+    assert_eq!(loaded(&(limit("0") + &limit("5"))).limits.reply_timeout, Some(5));
+}
+
+#[test]
 fn mistakes_are_named() {
     refused(
         "\n<bees/>",
@@ -172,7 +188,7 @@ fn mistakes_are_named() {
         "<limit name='bees'>5</limit>",
         "/etc/bus/main.conf:2: there is no limit \"bees\"",
     );
-    for text in ["-1", "bees", "3123123123", "5x"] {
+    for text in ["-1", "bees", "3123123123", "5x", "5.9", "5 5", "1e1", "08", "0x"] {
         let body = format!("<limit name='max_names_per_connection'>{text}</limit>");
         let message = format!(
             "/etc/bus/main.conf:2: <limit name=\"max_names_per_connection\">: {text:?} is not a number from 0 to 2147483647"

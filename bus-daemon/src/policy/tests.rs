@@ -1,0 +1,4 @@
+mod asker;
+mod points;
+mod random;
+mod reference;
