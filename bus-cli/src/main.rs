@@ -3,6 +3,7 @@
 mod carry;
 mod connection;
 mod demo;
+#[cfg(feature = "network")]
 mod keygen;
 mod output;
 mod running;
@@ -54,6 +55,7 @@ enum Command {
         options: Vec<OsString>,
     },
     /// Make a key for bus-tcp: addresses: FILE, which only its owner can read, and FILE.pub with what others know it by
+    #[cfg(feature = "network")]
     Keygen {
         /// The private key; must not exist
         #[arg(value_name = "FILE")]
@@ -88,6 +90,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Demo(options) => demo::run(&options, cli.global.json),
         Command::Daemon { options } => return bus_daemon::main_from(options),
+        #[cfg(feature = "network")]
         Command::Keygen { file } => keygen::run(&file, cli.global.json),
         Command::Carry { connect } => carry::run(&connect),
         Command::Status => status::run(&cli.global),

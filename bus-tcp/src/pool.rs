@@ -8,6 +8,7 @@ pub(crate) const BUFFER: usize = crate::limits::MAX_FRAME;
 /// Buffers that a thread keeps without using them: a megabyte.
 const KEPT: usize = 64;
 /// What fills less of a buffer is copied out of it: a short message holds no long buffer.
+#[cfg(feature = "runtime")]
 const WORTH: usize = BUFFER / 2;
 
 thread_local! {
@@ -36,6 +37,7 @@ impl Buffer {
     }
 
     /// Its first `length` bytes, to be passed on, and another buffer in its place.
+    #[cfg(feature = "runtime")]
     pub(crate) fn share(&mut self, length: usize) -> Bytes {
         if length < WORTH {
             return Bytes::copy_from_slice(&self.bytes[..length]);
@@ -69,7 +71,7 @@ impl Drop for Buffer {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "runtime"))]
 mod tests {
     use super::*;
 
