@@ -317,6 +317,13 @@ fn reloads(bus: &Bus, played: &mut Played) {
                 "<limit name='max_names_per_connection'>x</limit></busconfig>",
             ),
         ),
+        (
+            "text behind the number of a limit",
+            good.replace(
+                "</busconfig>",
+                "<limit name='max_names_per_connection'>600abc</limit></busconfig>",
+            ),
+        ),
         ("good again", good.clone()),
     ] {
         std::fs::write(&file, text).unwrap();

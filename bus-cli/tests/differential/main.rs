@@ -18,6 +18,10 @@ use wire::Transcript;
 /// Rows of the table that the cases here show, and the beginnings of the names of those cases.
 const SHOWN: &[(&str, &[&str])] = &[
     (
+        "text behind the number of a `<limit>`, `min_fds` or `max_fds` (`5abc`, `5.9`)",
+        &["ReloadConfig: text behind the number of a limit"],
+    ),
+    (
         "`StartServiceByName` of a name that is owned, and that no service file has",
         &["start an owned name"],
     ),
