@@ -317,14 +317,10 @@ fn matches_all(rule: &MessageRule) -> bool {
         message_type,
         other,
         broadcast,
-        ..
-    } = rule;
-    let MessageRule {
-        min_fds,
-        max_fds,
         requested_reply: _,
         eavesdrop: _,
-        ..
+        min_fds,
+        max_fds,
     } = rule;
     let names = [interface, member, error, path].into_iter().all(Option::is_none);
     names

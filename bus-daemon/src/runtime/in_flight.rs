@@ -129,8 +129,7 @@ impl InFlight {
             Standing::Own => self.most.saturating_sub(of_others).min(OWN_MOST),
             Standing::Ordinary => {
                 let shared = self.most - self.most / 16;
-                let users = self.ordinary + u64::from(held.descriptors == 0);
-                shared.saturating_sub(of_others) / (users + 1)
+                shared.saturating_sub(of_others) / (self.ordinary + 1)
             }
         };
         if held.descriptors + count > room {

@@ -7,22 +7,13 @@ use bus_wire::Fd;
 
 use crate::bus::{Bus, config};
 use crate::fuzz::state_image;
+use crate::fuzz_corpus;
 use crate::image::save;
 use crate::rich::rich;
 
 #[test]
 fn the_corpus_of_fuzzing_is_survived() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/state_image");
-    let mut paths: Vec<_> = std::fs::read_dir(&dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    paths.sort();
-    assert!(!paths.is_empty(), "{} is empty", dir.display());
-    for path in paths {
-        eprintln!("{}", path.display());
-        state_image(&std::fs::read(&path).unwrap());
-    }
+    fuzz_corpus::replay("state_image", state_image);
 }
 
 #[test]

@@ -15,6 +15,8 @@ mod damage;
 mod forms;
 #[path = "../../../fuzz/src/state_image.rs"]
 mod fuzz;
+#[path = "../../../fuzz/src/corpus.rs"]
+mod fuzz_corpus;
 #[cfg(not(feature = "next-version"))]
 mod golden;
 mod hostile;

@@ -126,14 +126,7 @@ impl Asker {
 pub(super) fn message(message_type: MessageType) -> Access<'static> {
     let blank = Access {
         message_type,
-        path: None,
-        interface: None,
-        member: None,
-        error_name: None,
-        is_broadcast: false,
-        reply: Reply::No,
-        eavesdrops: false,
-        fds: 0,
+        ..Access::NONE
     };
     match message_type {
         MethodCall | Signal => Access {
