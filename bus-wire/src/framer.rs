@@ -413,6 +413,11 @@ impl Framer {
         }
     }
 
+    /// Copies what has arrived and waits, so that the chunk that it came in can be used again.
+    pub fn let_go(&mut self) {
+        self.chunk = Bytes::copy_from_slice(&self.chunk);
+    }
+
     /// The chunk ends within a message.
     fn keep_rest(&mut self) {
         if !self.chunk.is_empty() {

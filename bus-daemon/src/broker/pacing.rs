@@ -207,6 +207,8 @@ impl Broker {
         };
         peer.credit = credit;
         peer.agenda = Agenda::Paced { until };
+        // It may wait for long, and a part of the log must not wait with it.
+        peer.framer.let_go();
         // Its message is complete. Routing expects what is behind it again, once the wait is over.
         self.deadlines.expect_fds(peer, None);
         // Nor is a Hello that is there overdue.

@@ -28,6 +28,8 @@ impl Broker {
                 Deadline::HeldBack(id) => self.end_hold_back(id),
                 Deadline::Paced(id) => self.end_wait(id),
             }
+            // Before what is due next: in one order, however much a step takes.
+            self.bury_condemned();
         }
     }
 }

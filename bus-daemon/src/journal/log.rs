@@ -5,6 +5,9 @@
 
 #![allow(unsafe_code, reason = "reads and writes records in mapped memory")]
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -22,10 +25,13 @@ pub(super) const SEGMENT: usize = 256 * 1024;
 const RESIDENT: usize = 16;
 /// Segments there may be at most: 64 MiB.
 const MOST: usize = 256;
-/// The segment used when all others are looked at: bytes are copied out of it at once, so that nothing pins it.
-const SPARE: usize = MOST;
+/// Segments behind those, used when all of them are looked at: bytes are copied out of these at once, so that nothing pins
+/// them. As many as the records of several turns take; with one in use each turn ends with a checkpoint.
+const SPARES: usize = 8;
 /// All of them.
-pub(super) const SEGMENTS: usize = MOST + 1;
+pub(super) const SEGMENTS: usize = MOST + SPARES;
+/// So many spare ones must be free for another turn.
+const NEEDED: usize = 5;
 /// Segments that a replay may have to read before a checkpoint is wanted.
 const RETAINED: usize = 3;
 /// Records after which a checkpoint is wanted: replaying them takes about a millisecond.
@@ -76,7 +82,7 @@ pub(crate) struct Record {
 pub(crate) struct Log {
     region: Region,
     header: &'static Header,
-    /// One for each segment there may be, and the spare one.
+    /// One for each segment there may be, and each spare one.
     segments: Vec<Lookers>,
     /// Segments with records since the last checkpoint, the current one included.
     retained: Vec<usize>,
@@ -199,7 +205,7 @@ impl Log {
 
     /// Segments that may be in memory: asked for at each turn, so not all that there can be.
     fn touched(&self) -> impl Iterator<Item = usize> {
-        (0..self.opened).chain([SPARE])
+        (0..self.opened).chain(MOST..SEGMENTS)
     }
 
     /// Bytes in segments beyond those in use, of which a worker that died did not say whether they are in memory.
@@ -248,6 +254,7 @@ impl Log {
     pub(crate) fn wants_checkpoint(&self, changed: usize) -> bool {
         let segments = (RETAINED + changed / PEERS_PER_SEGMENT).min(RESIDENT / 2);
         self.is_incomplete
+            || self.is_in_spare()
             || self.sequence - self.checkpoint >= RECORDS + RECORDS_PER_PEER * changed as u64
             || self.retained.len() > segments
     }
@@ -255,8 +262,15 @@ impl Log {
     /// Whether no checkpoint came in all the time that one was wanted: the log must not run out of segments.
     pub(crate) fn is_checkpoint_overdue(&self) -> bool {
         self.is_incomplete
+            || self.is_in_spare()
             || self.sequence - self.checkpoint >= OVERDUE * RECORDS
             || self.retained.len() >= RESIDENT
+    }
+
+    /// Whether another turn may not find room for its records before a checkpoint has been taken: all segments are looked
+    /// at, and most of the spare ones are needed for a replay.
+    pub(crate) fn is_short_of_segments(&self) -> bool {
+        self.is_in_spare() && (MOST..SEGMENTS).filter(|index| self.is_free(*index)).count() < NEEDED
     }
 
     /// Where the log ends.
@@ -295,11 +309,20 @@ impl Log {
         let start = self.offset + RECORD_HEADER;
         self.publish(Kind::Received, fields, len, fds);
         let data = self.active.slice(start..start + len);
-        if self.current == SPARE {
+        self.outlasting(data)
+    }
+
+    /// What may be handed out of the current segment: of a spare one a copy.
+    fn outlasting(&self, data: Bytes) -> Bytes {
+        if self.is_in_spare() {
             Bytes::copy_from_slice(&data)
         } else {
             data
         }
+    }
+
+    fn is_in_spare(&self) -> bool {
+        self.current >= MOST
     }
 
     /// Appends a record without received bytes in the log itself.
@@ -387,9 +410,22 @@ impl Log {
                 self.opened += 1;
                 self.opened - 1
             }
-            None => SPARE,
+            None => self.spare(),
         };
         self.open_segment(next);
+    }
+
+    /// A spare segment for what comes next.
+    fn spare(&mut self) -> usize {
+        let mut spares = MOST..SEGMENTS;
+        spares.find(|index| self.is_free(*index)).unwrap_or_else(|| {
+            // Turns end long before that. A replay could not go on from what is there: nothing is sent before a checkpoint
+            // is complete.
+            tracing::error!("the log has no segment left, and takes one that a replay would need");
+            self.demand_checkpoint();
+            let used = self.current.checked_sub(MOST);
+            MOST + used.map_or(0, |used| (used + 1) % SPARES)
+        })
     }
 
     /// Gives back what a burst of pinned segments took.
@@ -417,8 +453,8 @@ impl Log {
 
     fn view_segment(&mut self) {
         let start = self.place(0, SEGMENT);
-        // SAFETY: the region is never unmapped; only bytes behind those handed out are written; of the spare segment
-        // nothing is handed out that outlives `finish_read`.
+        // SAFETY: the region is never unmapped; only bytes behind those handed out are written; of a spare
+        // segment nothing is handed out that outlives `finish_read`.
         self.active = unsafe { view(start, SEGMENT, &self.segments[self.current]) };
     }
 
@@ -428,7 +464,7 @@ impl Log {
     }
 
     fn bytes(&self, segment: usize, offset: usize, len: usize) -> &[u8] {
-        assert!(segment <= MOST && offset + len <= SEGMENT);
+        assert!(segment < SEGMENTS && offset + len <= SEGMENT);
         let start = self.region.at(HEADER_LEN + segment * SEGMENT + offset, len);
         // SAFETY: in the mapping, and written only through `&mut self`.
         unsafe { std::slice::from_raw_parts(start, len) }
@@ -510,11 +546,7 @@ impl Log {
             .collect();
         let data_at = self.offset + RECORD_HEADER;
         let data = self.active.slice(data_at..data_at + header.data_len as usize);
-        let data = if self.current == SPARE {
-            Bytes::copy_from_slice(&data)
-        } else {
-            data
-        };
+        let data = self.outlasting(data);
         self.offset += header.total();
         self.sequence += 1;
         Ok(Record {
@@ -572,7 +604,7 @@ impl Log {
             .retained
             .iter()
             .copied()
-            .filter(|index| *index != SPARE)
+            .filter(|index| *index < MOST)
             .max()
             .unwrap_or(0);
         let pinned = (0..MOST)
@@ -581,7 +613,7 @@ impl Log {
             .unwrap_or(0);
         self.opened = last.max(pinned) + 1;
         self.resident[..self.opened].fill(true);
-        self.resident[SPARE] = true;
+        self.resident[MOST..].fill(true);
         self.is_stale = true;
     }
 }

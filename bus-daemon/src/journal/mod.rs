@@ -527,6 +527,11 @@ impl Journal {
         self.log.is_incomplete()
     }
 
+    /// Whether the log may have no room for the records of another turn before a checkpoint has been taken.
+    pub(crate) fn is_short_of_segments(&self) -> bool {
+        self.log.is_short_of_segments()
+    }
+
     /// Bytes of shared memory in use.
     pub(crate) fn memory(&self) -> JournalMemory {
         let extents = self.extents.memory();

@@ -238,15 +238,25 @@ impl Model {
             return self.fail(id, call, "LimitsExceeded");
         }
         self.answer(id, call, Vec::new())?;
+        // Whoever else overhears the call has it before what comes of it.
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.rules.clear();
         }
+        self.monitor_to_be = Some((id, call.note.rules.clone()));
+        Ok(())
+    }
+
+    /// The peer whose BecomeMonitor has just been dealt with loses what it has, and is a monitor from now on.
+    pub(super) fn end_becoming_monitor(&mut self) -> Check {
+        let Some((id, rules)) = self.monitor_to_be.take() else {
+            return Ok(());
+        };
         self.release_all(id)?;
         self.drop_calls(id)?;
         self.forget_caller(id);
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.phase = Phase::Monitor;
-            peer.rules = call.note.rules.clone();
+            peer.rules = rules;
             if peer.rules.is_empty() {
                 peer.rules.push(Rule::default());
             }

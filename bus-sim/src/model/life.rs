@@ -234,6 +234,7 @@ impl Model {
                     self.say(caller, Letter::driver_error(serial, "NoReply"))?;
                 }
             }
+            self.bury()?;
         }
     }
 
@@ -244,6 +245,7 @@ impl Model {
                 peer.refused_until = self.now + 1000;
             }
         }
+        self.closes_in_any_order = dismiss.len() > 1;
         for id in dismiss {
             self.disconnect(*id)?;
         }

@@ -91,16 +91,17 @@ impl Model {
         while let Some(name) = self.peers.get(&id).and_then(|peer| peer.names.last().cloned()) {
             self.release_name(id, &name)?;
         }
-        let Some(peer) = self.peers.get_mut(&id).filter(|peer| peer.is_reachable) else {
+        let Some(peer) = self.peers.get_mut(&id).filter(|peer| peer.unique.is_some()) else {
             return Ok(());
         };
-        peer.is_reachable = false;
         let name = peer.name();
-        self.say(id, Letter::driver_signal("NameLost", &[&name]))?;
-        self.broadcast(
-            id,
-            &Letter::driver_signal("NameOwnerChanged", &[&name, &name, ""]),
-        )?;
+        if std::mem::take(&mut peer.is_reachable) {
+            self.say(id, Letter::driver_signal("NameLost", &[&name]))?;
+            self.broadcast(
+                id,
+                &Letter::driver_signal("NameOwnerChanged", &[&name, &name, ""]),
+            )?;
+        }
         // Nobody is called that ever again. A monitor also sees what is sent to nobody.
         for peer in self
             .peers

@@ -2,11 +2,9 @@
 
 use bus_daemon::broker::PeerId;
 
+use super::shares::DOUBT;
 use super::{Check, Model, Phase, Trouble, wrong};
 use crate::letter::{DRIVER, Kind, Letter, NO_AUTO_START};
-
-/// About as long as the text of an error can be.
-const DOUBT: u64 = 600;
 
 /// Which rules are asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +63,7 @@ impl Model {
                 if is_copied {
                     self.eavesdrop(letter, &self.names_of(id), &driver, None)?;
                 }
-                Ok(())
+                self.end_becoming_monitor()
             }
             Some(name) => match self.resolve(&name) {
                 Some(to) => {
@@ -187,8 +185,8 @@ impl Model {
         if own > 0 && peer.is_uncertain {
             return Err(Trouble::Unknowable);
         }
-        Ok((own > 0 && own + reply > limit - limit / 8)
-            || peer.queued_fds > self.limits.max_outgoing_unix_fds)
+        let is_beyond = own > 0 && own + reply > limit - limit / 8;
+        Ok(is_beyond && !peer.is_short(limit)?)
     }
 
     fn is_full(&self, id: PeerId) -> Check<bool> {

@@ -11,6 +11,8 @@ use super::{Check, Model, Peer, Phase, Trouble, wrong};
 
 /// Milliseconds that no wait takes: clients send little.
 const LONGEST: u64 = 60_000;
+/// About as long as the text of an error can be.
+pub(super) const DOUBT: u64 = 600;
 /// So many peers of a receiver's user have cells of their own.
 const PEERS: usize = 64;
 
@@ -37,7 +39,7 @@ impl Peer {
     /// So many bytes of a party wait, behind those that were queued before.
     pub(super) fn count(&mut self, party: Party, bytes: u64, limit: u64) {
         self.queued += bytes;
-        if self.queued > (limit / 8).min(16 * 1024) || !self.cells.is_empty() {
+        if self.queued > counted_from(limit) || !self.cells.is_empty() {
             *self.cells.entry(self.holder(party)).or_insert(0) += bytes;
         }
     }
@@ -45,6 +47,14 @@ impl Peer {
     /// What it awaits, and asked for.
     pub(super) fn own(&self) -> u64 {
         self.cells.get(&Party::Own).copied().unwrap_or(0)
+    }
+
+    /// Whether so little waits that nobody's share is looked at.
+    pub(super) fn is_short(&self, limit: u64) -> Check<bool> {
+        if self.is_uncertain && self.queued.abs_diff(counted_from(limit)) < DOUBT {
+            return Err(Trouble::Unknowable);
+        }
+        Ok(self.queued <= counted_from(limit))
     }
 
     /// In whose cell a party's bytes are, or come.
@@ -97,6 +107,11 @@ impl Party {
     }
 }
 
+/// From which length on a queue with this limit is long.
+fn counted_from(limit: u64) -> u64 {
+    (limit / 8).min(16 * 1024)
+}
+
 /// Takes so many bytes, of each in turn while it has any, in the order of the keys.
 fn take_in_turns<K: Ord>(cells: &mut BTreeMap<K, u64>, mut rest: u64) {
     while rest > 0 && !cells.is_empty() {
@@ -126,6 +141,9 @@ impl Model {
         let Some(peer) = self.peers.get(&to) else {
             return Ok(false);
         };
+        if peer.is_short(self.limits.max_outgoing_bytes)? {
+            return Ok(false);
+        }
         let party = peer.holder(self.party(Some(from), to));
         let cell = peer.cells.get(&party).copied().unwrap_or(0);
         if cell == 0 {

@@ -41,12 +41,13 @@ impl Worker {
     pub(crate) fn next_tick(&self) -> Option<Millis> {
         let is_retrying = !self.follow_ups.is_empty() || self.journal.is_incomplete();
         let retry = is_retrying.then_some(Millis(self.now.0 + RETRY));
+        let checkpoint = self.has_no_checkpoint_now().then_some(Millis(self.no_checkpoint_before));
         let write = self.passing.retry().map(Millis);
         let look = self.next_look().map(Millis);
         let accept = self.acceptance.again().map(Millis);
         let deadline = self.broker.next_deadline();
         let all = deadline.into_iter().chain(retry).chain(write).chain(look);
-        all.chain(accept).min()
+        all.chain(accept).chain(checkpoint).min()
     }
 
     /// Takes turns until nothing is left to do, and the epoll set has nothing to tell.
@@ -187,6 +188,7 @@ impl Worker {
         };
         let mut served = 0;
         while served < most
+            && !self.journal.is_short_of_segments()
             && let Some(ready) = self.rotation.next()
         {
             let begin = self.broker.work();
