@@ -6,6 +6,8 @@
 //! the sides, and within a side by its cells, as if it served them in turn: so no order of bytes has to be remembered, and
 //! one who sent little is soon without a cell again however much others sent before.
 
+use smallvec::SmallVec;
+
 use super::event::PeerId;
 use super::invariants::Violation;
 use super::liveness::LIVE_RATE;
@@ -205,20 +207,26 @@ impl Cells {
     }
 }
 
-/// Takes so many bytes of `first` and of all cells, of each as many as of another while it has any. There are so many.
-fn take_equally(first: &mut u64, cells: &mut [(Party, u64)], mut rest: u64) {
-    while rest > 0 {
-        let left = cells.iter().filter(|(_, bytes)| *bytes > 0).count() as u64 + u64::from(*first > 0);
-        let each = rest / left;
-        // What cannot be shared is of the first ones.
-        let mut single = if each == 0 { rest } else { 0 };
-        let all = std::iter::once(&mut *first).chain(cells.iter_mut().map(|(_, bytes)| bytes));
-        for bytes in all.filter(|bytes| **bytes > 0) {
-            let part = (each + u64::from(single > 0)).min(*bytes);
-            single = single.saturating_sub(1);
-            *bytes -= part;
-            rest -= part;
+/// Takes so many bytes of `first` and of all cells, of each as many as of another while it has any, and what cannot be shared of
+/// the first ones. There are so many.
+fn take_equally(first: &mut u64, cells: &mut [(Party, u64)], rest: u64) {
+    let mut sizes: SmallVec<[u64; 16]> = cells.iter().map(|(_, bytes)| *bytes).collect();
+    sizes.push(*first);
+    sizes.sort_unstable();
+    // How much of each, at the most: who has less gives all it has, and the others share what is missing then.
+    let (mut missing, mut each, mut single) = (rest, u64::MAX, 0);
+    for (place, size) in sizes.iter().enumerate() {
+        let left = (sizes.len() - place) as u64;
+        if *size > missing / left {
+            (each, single) = (missing / left, missing % left);
+            break;
         }
+        missing -= size;
+    }
+    for bytes in std::iter::once(first).chain(cells.iter_mut().map(|(_, bytes)| bytes)) {
+        let has_more = *bytes > each && single > 0;
+        single -= u64::from(has_more);
+        *bytes -= each.saturating_add(u64::from(has_more)).min(*bytes);
     }
 }
 

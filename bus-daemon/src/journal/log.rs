@@ -39,7 +39,7 @@ const RECORDS: u64 = 4096;
 /// For each peer that has changed it may be so many more, and for so many peers a segment: all of them stand in the
 /// checkpoint, and it must not cost more than what it saves a replay.
 const RECORDS_PER_PEER: u64 = 32;
-const PEERS_PER_SEGMENT: usize = 512;
+const PEERS_PER_SEGMENT: usize = 128;
 /// How many times as much may come together before a checkpoint is taken at once, without parts of it written ahead.
 const OVERDUE: u64 = 16;
 /// Most bytes taken from a socket in one read.
@@ -253,9 +253,11 @@ impl Log {
     /// Whether a replay from the last checkpoint would take long, measured by how many peers have changed since.
     pub(crate) fn wants_checkpoint(&self, changed: usize) -> bool {
         let segments = (RETAINED + changed / PEERS_PER_SEGMENT).min(RESIDENT / 2);
+        // There must be time left to write it ahead.
+        let records = (RECORDS + RECORDS_PER_PEER * changed as u64).min(OVERDUE / 2 * RECORDS);
         self.is_incomplete
             || self.is_in_spare()
-            || self.sequence - self.checkpoint >= RECORDS + RECORDS_PER_PEER * changed as u64
+            || self.sequence - self.checkpoint >= records
             || self.retained.len() > segments
     }
 

@@ -10,10 +10,12 @@ mod checkpoint;
 #[cfg(any(test, feature = "test-hooks", feature = "bench-hooks"))]
 mod damage;
 mod extent;
+mod handles;
 mod header;
 mod io;
 mod log;
 mod manifest;
+mod memory;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod mirror;
 mod outcome;
@@ -35,12 +37,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bus_wire::Fd;
 use serde::{Deserialize, Serialize};
 
-use crate::broker::{
-    Attested, Blob, Broker, EntryKind, Fds, JournalMemory, MachineId, PeerId, Relief, Start,
-};
+use crate::broker::{Attested, Blob, Broker, EntryKind, JournalMemory, MachineId, PeerId, Relief, Start};
 use crate::handoff::image::ForeignRecord;
 use crate::handoff::stored::{InputV1, LAYOUT, Stored};
-use crate::os::descriptor;
 
 use checkpoint::Checkpoints;
 pub(crate) use checkpoint::LARGEST_FILE;
@@ -294,80 +293,6 @@ impl Journal {
         self.append_encoded(Kind::Answer, None, answer);
     }
 
-    /// A handle for a descriptor that comes with the next record. `None`: there are no more handles.
-    pub(crate) fn assign(&mut self, number: RawFd) -> Option<Fd> {
-        self.manifest.assign(number, self.log.sequence())
-    }
-
-    /// The number that a handle stands for.
-    pub(crate) fn number(&self, handle: Fd) -> Option<RawFd> {
-        self.manifest.number(handle)
-    }
-
-    /// Closes a descriptor; its handle is free again.
-    pub(crate) fn close(&mut self, handle: Fd) {
-        if let Some(number) = self.number(handle) {
-            descriptor::close(number);
-            self.manifest.forget(handle);
-        }
-    }
-
-    /// Closes descriptors; their handles are free again. Those that came together have numbers in a row as a rule, and one
-    /// system call is enough for them.
-    pub(crate) fn close_all(&mut self, handles: &[Fd]) {
-        let mut rest = handles;
-        while let Some((first, others)) = rest.split_first() {
-            let Some(number) = self.number(*first) else {
-                rest = others;
-                continue;
-            };
-            let follow = (number + 1..).zip(others);
-            let in_a_row = follow.take_while(|(next, handle)| self.number(**handle) == Some(*next));
-            let count = in_a_row.count();
-            if count == 0 {
-                descriptor::close(number);
-            } else {
-                descriptor::close_range(number, number + count as RawFd);
-            }
-            let (closed, left) = rest.split_at(count + 1);
-            closed.iter().for_each(|handle| self.manifest.forget(*handle));
-            rest = left;
-        }
-    }
-
-    /// Which descriptor numbers the log's records and the state before them tell of.
-    pub(crate) fn known_numbers(&self) -> BTreeSet<RawFd> {
-        self.manifest.known(self.log.sequence())
-    }
-
-    /// Only these handles are in use from now on.
-    pub(crate) fn settle_handles(&mut self, owned: &BTreeSet<Fd>) {
-        self.manifest.settle(owned);
-    }
-
-    /// A handle of a state that another process image saved, and the number that it stands for there as here.
-    pub(crate) fn restore_handle(&mut self, handle: Fd, number: RawFd) -> bool {
-        self.manifest.restore(handle, number)
-    }
-
-    /// The number of a handle of the state that was recovered. `None`: the manifest is damaged there.
-    pub(crate) fn verified_number(&self, handle: Fd) -> Option<RawFd> {
-        self.manifest.verified(handle)
-    }
-
-    /// Handles for descriptors that the system has just given, to come with the next record. Those for which there is none
-    /// are closed.
-    fn assign_all(&mut self, numbers: &[RawFd]) -> Fds {
-        let mut handles = Fds::new();
-        for &number in numbers {
-            match self.assign(number) {
-                Some(handle) => handles.push(handle),
-                None => descriptor::close(number),
-            }
-        }
-        handles
-    }
-
     /// Notes that time passed.
     pub(crate) fn note_tick(&mut self, milliseconds: u64) {
         self.log.append(Kind::Tick, Fields::new(0, milliseconds), &[]);
@@ -532,84 +457,6 @@ impl Journal {
         self.log.is_short_of_segments()
     }
 
-    /// Bytes of shared memory in use.
-    pub(crate) fn memory(&self) -> JournalMemory {
-        let extents = self.extents.memory();
-        JournalMemory {
-            log: self.log.memory() as u64,
-            extents,
-            checkpoints: self.checkpoints.memory(),
-            store: self.waiting.memory().saturating_sub(extents),
-            used: self.used(),
-            cap: self.cap,
-        }
-    }
-
-    /// Bytes of it that are in use: a checkpoint and what it leaves to do give the rest back. What took no memory when it was
-    /// lent does not count: how much of it does by now the broker knows, which has what arrived.
-    pub(crate) fn used(&self) -> u64 {
-        // Extents lie in the store.
-        let unused = (self.extents.idle() + self.lent_untouched) as u64;
-        self.log.used() + self.checkpoints.used_bytes() + self.waiting.used().saturating_sub(unused)
-    }
-
-    /// Bytes of it that are in memory, at most, in use or not; of extents as above.
-    pub(crate) fn resident(&self) -> u64 {
-        self.log.memory() as u64 + self.checkpoints.memory() + self.store_resident()
-    }
-
-    /// The store's part of that.
-    pub(crate) fn store_resident(&self) -> u64 {
-        self.waiting.memory().saturating_sub(self.lent_untouched as u64)
-    }
-
-    /// Bytes that are in use no more and kept to be used again, or until the next checkpoint.
-    pub(crate) fn idle(&self) -> u64 {
-        self.resident().saturating_sub(self.used()) + self.log.stale()
-    }
-
-    /// Bytes of output that the next checkpoint sets free, at least.
-    pub(crate) fn freed_by_checkpoint(&self) -> u64 {
-        self.waiting.freed_by_commit()
-    }
-
-    /// Grows while much is read.
-    pub(crate) fn activity(&self) -> u64 {
-        self.log.turnover() + self.lent
-    }
-
-    /// Gives back to the system what is kept to be used again: at once, or as a chore.
-    pub(crate) fn return_idle(&mut self) {
-        self.log.return_idle();
-        self.waiting.return_idle();
-        self.is_thrifty = true;
-    }
-
-    /// Whether somebody is in the middle of a large message.
-    pub(crate) fn has_lent_extents(&self) -> bool {
-        self.lent_bytes > 0
-    }
-
-    /// Gives the extents that are kept to be used again to the store. False: there are none.
-    pub(crate) fn release_extents(&mut self) -> bool {
-        let is_any = self.extents.idle() > 0;
-        self.extents.release_free(&mut self.waiting, 0);
-        is_any
-    }
-
-    /// Bytes that the bus may hold.
-    pub(crate) fn cap(&self) -> u64 {
-        self.cap
-    }
-
-    /// So much the bus may hold from now on. The store takes no more than twice that, come what may: it is the broker that
-    /// keeps to the cap, and who is to pay for that.
-    pub(crate) fn set_cap(&mut self, cap: u64) {
-        self.cap = cap;
-        self.extents.set_cap(cap);
-        self.waiting.set_limit(cap.saturating_mul(2));
-    }
-
     /// The worker is about to do its first I/O on a link: from here on there is no way back to the state it was given.
     pub(crate) fn mark_serving(&self) {
         self.header.serving.store(1, Ordering::Release);
@@ -639,44 +486,5 @@ impl Journal {
         data.clear();
         data.shrink_to(KEPT);
         self.encoded = data;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn descriptors_are_closed_in_whatever_order_their_numbers_are() {
-        let mut journal = Journal::create().unwrap();
-        // Numbers that no other test of this process is given.
-        let numbers: Vec<RawFd> = (0..8).map(|place| 700 + place).collect();
-        let open = |journal: &mut Journal, number: RawFd| {
-            descriptor::replace(0, number).unwrap();
-            journal.assign(number).unwrap()
-        };
-        for order in [
-            [0, 1, 2, 3, 5, 4, 7, 6],
-            [0, 2, 4, 6, 1, 3, 5, 7],
-            [7, 6, 5, 4, 0, 1, 2, 3],
-        ] {
-            let handles: Vec<Fd> = order
-                .iter()
-                .map(|place| open(&mut journal, numbers[*place]))
-                .collect();
-            let kept = handles[4];
-            let closed: Vec<Fd> = handles.iter().copied().filter(|handle| *handle != kept).collect();
-            journal.close_all(&closed);
-            let left: Vec<RawFd> = numbers
-                .iter()
-                .copied()
-                .filter(|fd| descriptor::is_open(*fd))
-                .collect();
-            assert_eq!(left, [numbers[order[4]]], "{order:?}");
-            assert!(closed.iter().all(|handle| journal.number(*handle).is_none()));
-            // A handle that is free stands for nothing that could be closed again.
-            journal.close_all(&handles);
-            assert!(numbers.iter().all(|fd| !descriptor::is_open(*fd)), "{order:?}");
-        }
     }
 }

@@ -63,6 +63,20 @@ impl Passing {
     pub(super) fn retry(&self) -> Option<u64> {
         (!self.waiting.is_empty()).then_some(self.retry.0)
     }
+
+    /// Where the oldest socket of the user is that has left most: nobody's leaving costs others what is known of theirs.
+    fn left_too_long(&self) -> usize {
+        let users: Vec<UserSlot> = self.left.iter().map(|left| left.user).collect();
+        oldest_of_most(&users)
+    }
+}
+
+/// The first place of the one that occurs most often.
+fn oldest_of_most<T: PartialEq>(all: &[T]) -> usize {
+    let count = |one: &T| all.iter().filter(|other| *other == one).count();
+    let most = all.iter().max_by_key(|one| count(one));
+    most.and_then(|most| all.iter().position(|one| one == most))
+        .unwrap_or(0)
 }
 
 impl Worker {
@@ -192,8 +206,8 @@ impl Worker {
         }
         self.ask_those_left();
         if self.passing.left.len() >= MOST_LEFT {
-            let oldest = self.passing.left.remove(0);
-            self.close_left(oldest);
+            let one = self.passing.left.remove(self.passing.left_too_long());
+            self.close_left(one);
         }
         let Some(number) = descriptor::duplicate(socket.number) else {
             return self.passing.in_flight.forget(user, &mut unread);
@@ -246,5 +260,18 @@ impl Worker {
         self.passing.in_flight.forget(left.user, &mut left.unread);
         self.epoll.remove(left.number);
         descriptor::close(left.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::oldest_of_most;
+
+    #[test]
+    fn what_one_user_leaves_is_forgotten_before_what_others_left() {
+        assert_eq!(oldest_of_most(&[7, 8, 8, 9, 8]), 1);
+        assert_eq!(oldest_of_most(&[7, 7]), 0);
+        assert_eq!(oldest_of_most(&["a", "b", "b", "a", "a"]), 0);
+        assert_eq!(oldest_of_most::<u32>(&[]), 0);
     }
 }

@@ -41,7 +41,9 @@ impl Worker {
     pub(crate) fn next_tick(&self) -> Option<Millis> {
         let is_retrying = !self.follow_ups.is_empty() || self.journal.is_incomplete();
         let retry = is_retrying.then_some(Millis(self.now.0 + RETRY));
-        let checkpoint = self.has_no_checkpoint_now().then_some(Millis(self.no_checkpoint_before));
+        let checkpoint = self
+            .has_no_checkpoint_now()
+            .then_some(Millis(self.no_checkpoint_before));
         let write = self.passing.retry().map(Millis);
         let look = self.next_look().map(Millis);
         let accept = self.acceptance.again().map(Millis);
