@@ -206,10 +206,22 @@ impl Broker {
     /// Another configuration is in force. `source` is a memfd that it is kept in.
     fn take_config(&mut self, config: Arc<Config>, source: Option<Fd>) {
         let services_changed = config.services != self.config.services;
+        let limits_changed = config.limits != self.config.limits;
         self.config = config;
         self.is_config_changed = true;
         let old = std::mem::replace(&mut self.config_source, source);
         self.close_fds(old);
+        if limits_changed {
+            self.take_limits();
+        }
+        if services_changed {
+            // Nobody's doing: what the files say was changed.
+            self.broadcast_driver_signal("ActivatableServicesChanged", None, |_| {});
+        }
+    }
+    /// Other limits are in force. Where they are the same, as after most changes of a configuration, no peer is touched: all
+    /// that are have to be in the next checkpoint.
+    fn take_limits(&mut self) {
         let max_message_size = max_message_size(&self.config);
         let ids: Vec<PeerId> = self.peer_ids().collect();
         for id in ids {
@@ -219,9 +231,5 @@ impl Broker {
             self.regulate(id);
         }
         self.regulate_accepting();
-        if services_changed {
-            // Nobody's doing: what the files say was changed.
-            self.broadcast_driver_signal("ActivatableServicesChanged", None, |_| {});
-        }
     }
 }
