@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use support::raw::Raw;
-use support::{Bus, binary, generation, recoveries, restart_property, upgrade, wait_until};
+use support::{Background, Bus, binary, generation, recoveries, restart_property, upgrade, wait_until};
 
 /// A message that does not fit where the journal keeps small ones.
 fn send_large(bus: &Bus) {
@@ -120,4 +120,73 @@ fn without_proc() {
         send_large(&bus);
     }
     assert!(bus.is_alive());
+}
+
+/// Whoever starts the bus may have ignored the end of children, and that lasts over an exec.
+#[test]
+fn who_starts_the_bus_ignores_the_end_of_children() {
+    let mut bus = Bus::start_under(&["sh", "-c", "trap '' CHLD; exec \"$@\"", "sh"]);
+    let mut caller = bus.caller();
+    for round in 1..=3 {
+        kill(Pid::from_raw(bus.worker().unwrap() as i32), Signal::SIGKILL).unwrap();
+        wait_until("the worker is replaced", || recoveries(&mut caller) == round);
+        upgrade(&mut caller, "").unwrap();
+        assert_eq!(generation(&mut caller), round + 1);
+    }
+    assert!(bus.is_alive());
+}
+
+/// The user may have no more processes when the worker is to be replaced: nobody is lost, and the bus stops when it is told to.
+#[test]
+fn no_room_for_another_process() {
+    const AS_USER: [&str; 4] = ["setpriv", "--reuid=12010", "--regid=12010", "--clear-groups"];
+    let is_root = nix::unistd::geteuid().is_root();
+    let are_here = ["prlimit", "setpriv"].map(|tool| peers::find(tool).unwrap().is_some());
+    if !is_root || are_here.contains(&false) {
+        eprintln!("skipped: only root may start a bus of another user");
+        return;
+    }
+    let script = format!(
+        "chmod a+rwx \"$XDG_RUNTIME_DIR\" && cp \"$1\" \"$XDG_RUNTIME_DIR/daemon\" && shift && \
+         exec {} prlimit --nproc=4 \"$XDG_RUNTIME_DIR/daemon\" \"$@\"",
+        AS_USER.join(" ")
+    );
+    let configuration = "<policy context='default'><allow user='*'/></policy>";
+    let mut bus = Bus::start_by_script(&script, configuration);
+    // Processes count for their user, whatever their own limits are.
+    let fill = || -> Vec<Background> {
+        let sleep = || {
+            let mut command = Command::new(AS_USER[0]);
+            command
+                .args(&AS_USER[1..])
+                .args(["sh", "-c", "echo here; exec sleep 600"]);
+            Background::start(&mut command)
+        };
+        let all: Vec<Background> = (0..5).map(|_| sleep()).collect();
+        all.iter().for_each(|one| one.wait_for("here"));
+        all
+    };
+    let kill_worker = |bus: &Bus, times: usize| {
+        kill(Pid::from_raw(bus.worker().unwrap() as i32), Signal::SIGKILL).unwrap();
+        wait_until("the keeper says so", || {
+            bus.log().matches("cannot start the worker").count() == times
+        });
+        assert!(bus.worker().is_none());
+    };
+    let mut caller = bus.caller();
+    for round in 1..=2 {
+        let peers: Vec<Raw> = (0..20).map(|_| Raw::ready(&bus)).collect();
+        let others = fill();
+        kill_worker(&bus, round);
+        drop(others);
+        wait_until("the worker is replaced", || {
+            recoveries(&mut caller) == round as u32
+        });
+        peers.into_iter().for_each(Raw::expect_service);
+    }
+    let _others = fill();
+    kill_worker(&bus, 3);
+    kill(Pid::from_raw(bus.pid() as i32), Signal::SIGTERM).unwrap();
+    wait_until("the bus stops", || !bus.is_alive());
+    assert!(!bus.log().contains("EVERY CONNECTION"), "{}", bus.log());
 }

@@ -27,7 +27,7 @@ const SHOWN: &[(&str, &[&str])] = &[
     ),
     ("a call with NO_REPLY_EXPECTED", &["no reply: "]),
     (
-        "a unique name without a period (`:1`)",
+        "a unique name without a period, or with an empty element (`:1`, `:`, `:.a`)",
         &[
             "rule: sender=':'",
             "rule: sender=':1'",
@@ -87,6 +87,9 @@ const ELSEWHERE: &[&str] = &[
     "connections that have not said `Hello`, beyond `max_incomplete_connections`",
     "a header of more than 1 MiB with unknown fields, or with a sender",
     "a message with descriptors for which there is no room",
+    "the copy of a `BecomeMonitor` for whoever overhears it",
+    "a header that says that its fields are longer than 64 MiB",
+    "an error for a call without a destination",
 ];
 
 /// All cases on one bus.

@@ -28,7 +28,8 @@ pub(crate) enum Told {
     /// Somebody wants an upgrade to the binary at the path that this one was started from (SIGUSR2).
     UpgradeWanted,
     /// An errand has ended. `payload` is a memfd with the encoded [`Outcome`](super::Outcome). It belongs to the outbox
-    /// until the entry is acknowledged, and to the broker's state from then on.
+    /// until the entry is acknowledged, and to the broker's state from then on. -1: there was no descriptor or memory for one,
+    /// and the errand was not begun.
     ErrandEnded {
         /// The errand's number.
         errand: u64,
@@ -111,7 +112,7 @@ impl Outbox {
     /// The memfd of the sheet, and those of unheard entries: a worker's sweep keeps them.
     pub(crate) fn fds(&self) -> Vec<RawFd> {
         let payloads = self.unheard.iter().filter_map(|entry| match entry.told {
-            Told::ErrandEnded { payload, .. } => Some(payload),
+            Told::ErrandEnded { payload, .. } => Some(payload).filter(|payload| *payload >= 0),
             Told::ReloadWanted | Told::UpgradeWanted => None,
         });
         payloads.chain([self.region.fd()]).collect()

@@ -40,6 +40,7 @@ use serde::{Deserialize, Serialize};
 use crate::broker::{Attested, Blob, Broker, EntryKind, JournalMemory, MachineId, PeerId, Relief, Start};
 use crate::handoff::image::ForeignRecord;
 use crate::handoff::stored::{InputV1, LAYOUT, Stored};
+use crate::os::region::Region;
 
 use checkpoint::Checkpoints;
 pub(crate) use checkpoint::LARGEST_FILE;
@@ -222,16 +223,27 @@ fn address_room() -> usize {
 impl Journal {
     /// An empty journal in fresh shared memory.
     pub(crate) fn create() -> Result<Self> {
+        let mut made: Vec<Region> = Vec::new();
+        Self::create_noting(&mut made).inspect_err(|_| made.into_iter().for_each(Region::undo))
+    }
+
+    fn create_noting(made: &mut Vec<Region>) -> Result<Self> {
+        let checkpoints = Checkpoints::create()?;
+        made.push(checkpoints.region());
+        let manifest = Manifest::create()?;
+        made.push(manifest.region());
         let (log, header) = Log::create()?;
+        made.push(log.region());
         let mut salt = [0; 4];
         crate::os::random::fill(&mut salt);
+        // The last one that may fail.
         let waiting = Waiting::create(u32::from_ne_bytes(salt))?;
         header.store_salt.store(waiting.salt(), Ordering::Release);
         Ok(Self {
             log,
             extents: ExtentPool::default(),
-            checkpoints: Checkpoints::create()?,
-            manifest: Manifest::create()?,
+            checkpoints,
+            manifest,
             waiting,
             header,
             changed: Vec::new(),

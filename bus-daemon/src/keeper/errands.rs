@@ -21,6 +21,8 @@ use crate::os::memfd;
 
 /// How long to wait until something is tried again for which there was no room.
 const RETRY: Nanos = Nanos(100_000_000);
+/// After so long without room it is given up: callers wait for the outcome, and many give up after 25 seconds.
+const LONGEST: Nanos = Nanos(10_000_000_000);
 
 /// Numbers that are remembered of errands that are over. A worker has one errand of each kind under way.
 const KNOWN: usize = 64;
@@ -33,6 +35,8 @@ pub(crate) struct Errands {
     waiting: VecDeque<(u64, Errand)>,
     /// When to try again to begin the first of them, since there was no descriptor or no memory for it.
     retry: Option<Nanos>,
+    /// Since when there is none.
+    refused_since: Option<Nanos>,
     reading: Option<(u64, Reading)>,
     trial: Option<(u64, RawFd, Trial)>,
     approved: Option<Approved>,
@@ -54,6 +58,7 @@ impl Errands {
         Self {
             known: BTreeSet::new(),
             retry: None,
+            refused_since: None,
             waiting: VecDeque::new(),
             reading: None,
             trial: None,
@@ -111,11 +116,25 @@ impl Errands {
         self.retry = None;
         while may_open && let Some((errand, what)) = self.waiting.pop_front() {
             match memfd::create(c"bus-outcome") {
-                Ok(payload) => has_told |= self.begin(errand, payload, what, record, own_binary, outbox),
+                Ok(payload) => {
+                    self.refused_since = None;
+                    has_told |= self.begin(errand, payload, what, record, own_binary, outbox);
+                }
                 Err(error) => {
-                    tracing::warn!("errand {errand} waits: there is no memory for its outcome: {error}");
+                    let now = clock::monotonic();
+                    if self.refused_since.is_none() {
+                        tracing::warn!("errand {errand} waits: there is no room for its outcome: {error}");
+                    }
+                    if now >= *self.refused_since.get_or_insert(now) + LONGEST {
+                        tracing::error!("errand {errand} is given up: there is no room for its outcome: {error}");
+                        self.refused_since = None;
+                        release(&what);
+                        outbox.post(Told::ErrandEnded { errand, payload: -1 });
+                        has_told = true;
+                        continue;
+                    }
                     self.waiting.push_front((errand, what));
-                    self.retry = Some(clock::monotonic() + RETRY);
+                    self.retry = Some(now + RETRY);
                     break;
                 }
             }

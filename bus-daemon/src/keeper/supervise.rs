@@ -1,5 +1,6 @@
 //! The keeper's loop: signals, what the worker says, errands, and the end of processes.
 
+mod patience;
 mod upgrade;
 mod worker;
 
@@ -23,12 +24,15 @@ use crate::handoff::form::Form;
 use crate::handoff::image;
 use crate::handoff::keeper::KeeperV1;
 use crate::os::clock::{self, Nanos};
-use crate::os::descriptor::{borrow, set_close_on_exec};
+use crate::os::descriptor::{self, borrow, set_close_on_exec};
 use crate::os::process;
 use worker::WorkerProcess;
 
 /// Messages of a worker that are looked at in one go; the next turn looks at the rest.
 const MESSAGES: usize = 64;
+
+/// For so many descriptors there is room from the beginning, as far as the limit goes: 256 KiB of the kernel's memory.
+const TABLE: RawFd = 32 * 1024;
 
 /// Why the supervision ends.
 enum End {
@@ -36,6 +40,17 @@ enum End {
     Stopped,
     /// Cannot go on.
     Failed(KeeperError),
+}
+
+impl End {
+    /// There is no way to go on, or it was not waited for any longer because the daemon is to stop.
+    fn of(why: KeeperError) -> Self {
+        if process::is_asked_to_stop() {
+            Self::Stopped
+        } else {
+            Self::Failed(why)
+        }
+    }
 }
 
 /// How this process image came to be.
@@ -91,6 +106,7 @@ pub(crate) fn block_signals() -> nix::Result<SignalFd> {
         set.add(signal);
     }
     set.thread_block()?;
+    process::hear_of_children().map_err(|_| Errno::last())?;
     SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
 }
 
@@ -117,6 +133,7 @@ impl Keeper {
             }
             Origin::RolledBack { reason } => (Standing::RolledBack { reason }, None, None),
         };
+        descriptor::grow_table(TABLE);
         // What this image was given is not for the one after it; its own binary is, to return to.
         for fd in standing.fds().into_iter().chain([record.image]) {
             set_close_on_exec(fd, true);
@@ -143,7 +160,7 @@ impl Keeper {
     pub(crate) fn run(mut self, signals: &SignalFd) -> ExitCode {
         let end = match self.start_given() {
             Ok(()) => self.watch(signals),
-            Err(error) => End::Failed(error),
+            Err(error) => End::of(error),
         };
         self.errands.abandon();
         self.remove_files();

@@ -362,8 +362,13 @@ fn shortened(line: &str) -> String {
 
 /// In the child: standard input is empty, and what it prints goes to the keeper.
 fn redirect(output: RawFd) -> Result<()> {
-    let null = File::open("/dev/null")?;
-    nix::unistd::dup2_stdin(&null)?;
+    let empty = match File::open("/dev/null") {
+        Ok(null) => null.into(),
+        // There need not be any devices.
+        Err(_) => std::io::pipe().map(|(reader, _)| reader.into())?,
+    };
+    let empty: OwnedFd = empty;
+    nix::unistd::dup2_stdin(&empty)?;
     nix::unistd::dup2_stdout(borrow(output))?;
     nix::unistd::dup2_stderr(borrow(output))?;
     Ok(())

@@ -22,12 +22,36 @@ pub(crate) fn reset_signals() -> Result<()> {
         Signal::SIGPIPE,
         Signal::SIGXFSZ,
         Signal::SIGXCPU,
+        Signal::SIGCHLD,
     ] {
         // SAFETY: the default disposition runs no code of ours.
         unsafe { signal(kind, SigHandler::SigDfl) }?;
     }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
     Ok(())
+}
+
+/// Whoever started this process may have ignored the end of children, and that lasts over an exec: the kernel would reap them
+/// itself, and nobody be told.
+pub(crate) fn hear_of_children() -> Result<()> {
+    use nix::sys::signal::{SigHandler, signal};
+    // SAFETY: the default disposition runs no code of ours.
+    unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
+    Ok(())
+}
+
+/// Whether a signal that is blocked, and asks this process to stop, waits for it.
+pub(crate) fn is_asked_to_stop() -> bool {
+    // SAFETY: a set of signals is plain data.
+    let mut pending: libc::sigset_t = unsafe { std::mem::zeroed() };
+    let stops = [libc::SIGTERM, libc::SIGINT];
+    // SAFETY: `pending` is a set, and these are signals.
+    unsafe {
+        libc::sigpending(&raw mut pending) == 0
+            && stops
+                .iter()
+                .any(|signal| libc::sigismember(&raw const pending, *signal) == 1)
+    }
 }
 
 /// For a child: it is killed when its parent ends. Called after a change of user, which undoes it.

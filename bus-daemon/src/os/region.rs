@@ -4,7 +4,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{IntoRawFd, RawFd};
+use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::ptr::NonNull;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -26,13 +26,18 @@ unsafe impl Sync for Region {}
 impl Region {
     /// A new region of `len` bytes, all zero; pages come into being when they are first touched.
     pub(crate) fn create(name: &CStr, len: usize) -> io::Result<Self> {
-        let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC)?.into_raw_fd();
-        nix::unistd::ftruncate(
-            // SAFETY: the descriptor was just made and is open.
-            unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) },
-            i64::try_from(len).map_err(io::Error::other)?,
-        )?;
-        Self::map(fd, len)
+        let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC)?;
+        nix::unistd::ftruncate(&fd, i64::try_from(len).map_err(io::Error::other)?)?;
+        let region = Self::map(fd.as_raw_fd(), len)?;
+        // Neither is undone from here on.
+        let _ = fd.into_raw_fd();
+        Ok(region)
+    }
+
+    /// Undoes the mapping, and closes the memfd: nobody has seen either.
+    pub(crate) fn undo(self) {
+        self.unmap();
+        super::descriptor::close(self.fd);
     }
 
     /// Maps what another process of the daemon created.

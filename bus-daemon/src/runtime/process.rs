@@ -10,18 +10,28 @@ use nix::unistd::Pid;
 use crate::os::process::exit;
 
 /// Runs `body` in a new process that shares the descriptor table, so that its death closes nothing; it returns the exit
-/// code. It leaves by `_exit`: no destructor may close what the keeper owns.
-pub(crate) fn spawn(body: impl FnOnce() -> i32) -> Result<Pid> {
+/// code. It leaves by `_exit`: no destructor may close what the keeper owns. Where the system refuses, `is_tried_again` is asked.
+pub(crate) fn spawn(
+    mut is_tried_again: impl FnMut(&Error) -> bool,
+    body: impl FnOnce() -> i32,
+) -> Result<Pid> {
     let keeper = nix::unistd::getpid();
-    // SAFETY: like fork: no new stack, so the child goes on here with a copy of this single-threaded process.
-    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_FILES | libc::SIGCHLD, 0, 0, 0, 0) };
-    match pid {
-        -1 => Err(Error::last_os_error()),
-        0 => {
-            prepare(keeper);
-            exit(body())
+    loop {
+        // SAFETY: like fork: no new stack, so the child goes on here with a copy of this single-threaded process.
+        let pid = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_FILES | libc::SIGCHLD, 0, 0, 0, 0) };
+        match pid {
+            -1 => {
+                let error = Error::last_os_error();
+                if !is_tried_again(&error) {
+                    return Err(error);
+                }
+            }
+            0 => {
+                prepare(keeper);
+                exit(body())
+            }
+            pid => return Ok(Pid::from_raw(i32::try_from(pid).map_err(Error::other)?)),
         }
-        pid => Ok(Pid::from_raw(i32::try_from(pid).map_err(Error::other)?)),
     }
 }
 

@@ -43,7 +43,7 @@ impl Keeper {
         // Where a worker of this image dies now, there is this state to go on from.
         self.life = Life::Resuming;
         self.start_with_journal(Beginning::RolledBack { reason })
-            .map_err(End::Failed)
+            .map_err(End::of)
     }
 
     /// Executes what passed the trial. Returns only if that cannot be done: why.

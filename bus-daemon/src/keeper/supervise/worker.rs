@@ -1,11 +1,13 @@
 //! Workers: how one is started, and what its death leads to.
 
+use std::io::Error;
 use std::os::fd::RawFd;
 
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
+use super::patience::Patience;
 use super::{End, Keeper};
 use crate::control::Outbox;
 use crate::journal::{Journal, Remains, Serving};
@@ -17,6 +19,7 @@ use crate::keeper::life::{Life, Standing};
 use crate::os::clock;
 use crate::os::descriptor;
 use crate::os::memfd;
+use crate::os::process;
 use crate::runtime::{self, Beginning, Death, Open};
 
 /// Workers that are started with the same state before it is given up.
@@ -68,8 +71,10 @@ impl Keeper {
     pub(super) fn start_with_journal(&mut self, beginning: Beginning) -> Result<(), KeeperError> {
         let is_first = self.worker.is_none();
         self.discard_remains();
-        let journal =
-            Journal::create().map_err(|error| KeeperError::system("no memory for the journal", error))?;
+        let patience = self.patience();
+        let journal = patience
+            .until_there_is_room("no memory for the journal", Journal::create)
+            .map_err(|error| KeeperError::system("no memory for the journal", error))?;
         let open = Open {
             kept: self.kept(&journal.remains()),
             // The first worker of a process image finds nothing that another has left open.
@@ -84,8 +89,12 @@ impl Keeper {
         self.outbox.set_approved(self.errands.approved_form());
         let inbox = self.outbox.inbox();
         let record = &self.record;
-        let pid = runtime::process::spawn(|| runtime::run(record, journal, inbox, beginning, &open))
-            .map_err(|error| KeeperError::system("cannot start the worker", error))?;
+        let mut patience = self.patience();
+        let is_tried_again = |error: &Error| patience.wait("cannot start the worker", error);
+        let pid = runtime::process::spawn(is_tried_again, || {
+            runtime::run(record, journal, inbox, beginning, &open)
+        })
+        .map_err(|error| KeeperError::system("cannot start the worker", error))?;
         self.worker = Some(WorkerProcess {
             pid,
             remains,
@@ -95,6 +104,17 @@ impl Keeper {
         // Whatever it had not heard, it hears now.
         self.record.control.wake_worker();
         Ok(())
+    }
+
+    /// How long to wait for what the system has no room for: while there are connections to be lost, for ever.
+    fn patience(&self) -> Patience {
+        let is_start =
+            matches!(self.standing, Standing::First) && matches!(self.life, Life::Restoring { .. });
+        if is_start {
+            Patience::none()
+        } else {
+            Patience::endless()
+        }
     }
 
     /// Nobody goes on from what the last worker left: it has handed its state over, or never came to use it.
@@ -157,9 +177,9 @@ impl Keeper {
             return self
                 .respawn(cause)
                 .or_else(|why| self.start_afresh(why))
-                .map_err(End::Failed);
+                .map_err(End::of);
         }
-        self.died_restoring(cause, how).map_err(End::Failed)
+        self.died_restoring(cause, how).map_err(End::of)
     }
 
     /// A worker has died that had not touched any link: what it began with is as it was.
@@ -230,7 +250,10 @@ impl Keeper {
             kept: self.kept(&remains),
             has_more: true,
         };
-        let journal = Journal::reopen(remains).map_err(|error| KeeperError::system("the journal", error))?;
+        let journal = self
+            .patience()
+            .until_there_is_room("cannot open the journal", || Journal::reopen(remains))
+            .map_err(|error| KeeperError::system("the journal", error))?;
         let convert = match self.life {
             Life::Converting { form, .. } => Some(form),
             Life::Restoring { .. } | Life::Resuming | Life::Serving | Life::HandingOver { .. } => None,
@@ -240,7 +263,7 @@ impl Keeper {
 
     /// There is no way to go on with the connections: they are closed, and the bus begins anew at the same addresses.
     fn start_afresh(&mut self, why: KeeperError) -> Result<(), KeeperError> {
-        if self.standing == Standing::Afresh {
+        if self.standing == Standing::Afresh || process::is_asked_to_stop() {
             return Err(why);
         }
         tracing::error!("{why}: EVERY CONNECTION IS LOST; the bus starts anew");

@@ -97,13 +97,15 @@ impl Worker {
     }
 
     fn hear_outcome(&mut self, number: u64, errand: u64, payload: RawFd) {
-        if let Some(handle) = self.journal.assign(payload) {
+        if payload >= 0
+            && let Some(handle) = self.journal.assign(payload)
+        {
             let bytes = memfd::read(payload);
             return self.end_errand(number, errand, Some(handle), bytes.as_deref());
         }
         // It cannot be kept, so the errand has failed, whatever it brought: whoever waits for it is told.
         let text =
-            format!("there is no handle for the outcome of errand {errand}: too many descriptors are open");
+            format!("there is no handle for the outcome of errand {errand}: too many descriptors are open, or there is no memory");
         tracing::error!("{text}");
         let bytes = failed_outcome(&text);
         self.end_errand(number, errand, None, bytes.as_deref());

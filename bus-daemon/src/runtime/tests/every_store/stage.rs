@@ -207,7 +207,8 @@ impl Stage {
         let pipes = (self.worker_pipes.0.as_raw_fd(), self.worker_pipes.1.as_raw_fd());
         self.is_ready = false;
         self.is_watched = !matches!(beginning, Beginning::Clean(_));
-        let pid = crate::runtime::process::spawn(|| {
+        let never = |_: &std::io::Error| false;
+        let pid = crate::runtime::process::spawn(never, || {
             watch::install(&remains, outbox, pipes.0, pipes.1);
             live(record, remains, inbox, beginning, &kept)
         })
