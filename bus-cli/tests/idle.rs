@@ -33,10 +33,49 @@ fn alone() -> MutexGuard<'static, ()> {
 /// Connects, and sends all that a client sends before it is greeted.
 fn knock(bus: &Bus) -> UnixStream {
     let mut socket = UnixStream::connect(bus.socket()).unwrap();
+    greet(&mut socket);
+    socket
+}
+
+/// Sends all that a client sends before it is greeted.
+fn greet(socket: &mut UnixStream) {
     let mut all = Handshake::start().0;
     all.extend(call("Hello", |_| ()));
     let _ = socket.write_all(&all);
-    socket
+}
+
+/// The time that a client has to say Hello passes while the bus stands still (a debugger, the freezer): nobody goes for that who
+/// has said it meanwhile, however many they are.
+fn after_standing_still(start: impl Fn(&str) -> Bus) {
+    const CLIENTS: usize = 400;
+    let _alone = alone();
+    let bus = start(
+        "<limit name='auth_timeout'>1000</limit><limit name='max_incomplete_connections'>1000</limit>\
+         <limit name='max_connections_per_user'>1000</limit>",
+    );
+    let connect = |_| UnixStream::connect(bus.socket()).unwrap();
+    let mut clients: Vec<UnixStream> = (0..CLIENTS).map(connect).collect();
+    // All of them are let in by now.
+    Raw::ready(&bus).expect_service();
+    let worker = bus.worker().unwrap();
+    process::stop(worker);
+    clients.iter_mut().for_each(greet);
+    std::thread::sleep(Duration::from_secs(2));
+    process::resume(worker);
+    let deadline = Deadline::after(Duration::from_secs(10));
+    for (number, client) in clients.iter().enumerate() {
+        assert_eq!(outcome(client, deadline), Outcome::Greeted, "client {number}");
+    }
+}
+
+#[test]
+fn nobody_goes_for_time_in_which_the_bus_stood_still() {
+    after_standing_still(Bus::start_with);
+}
+
+#[test]
+fn nor_where_it_shares_its_runtime() {
+    after_standing_still(|configuration| Bus::start_faulty(configuration, "shared-runtime"));
 }
 
 /// What became of somebody who knocked.

@@ -282,3 +282,33 @@ fn an_arrival_is_replayed_however_often_workers_die_of_it() {
 fn a_tick_is_replayed_however_often_workers_die_of_it() {
     check_replay("Tick {");
 }
+
+/// More calls in one write than one step deals with.
+fn many_calls() -> Vec<u8> {
+    let call = call("GetId", |_| ());
+    call.repeat(60_000 / call.len())
+}
+
+fn check_step(deaths: &str) {
+    let mut rig = Rig::start();
+    let mut sender = Raw::ready(&rig.bus);
+    rig.arm(deaths, "Step {");
+    sender.send(&many_calls());
+    wait_until("the input is left out", || quarantined(&mut rig.control) == 1);
+    assert_eq!(copies(rig.directory.path()), 1);
+    assert!(!rig.bus.log().contains("EVERY CONNECTION"), "{}", rig.bus.log());
+    assert_eq!(rig.control.ask("GetNameOwner", DRIVER).unwrap(), DRIVER);
+    // Whatever came before that was answered, and then its connection ends.
+    while sender.message().is_some() {}
+}
+
+#[test]
+fn two_faults_in_a_step_blame_whose_input_it_deals_with() {
+    check_step("aa");
+}
+
+/// However often a worker would die of it.
+#[test]
+fn input_that_is_deadly_in_each_step_is_left_out() {
+    check_step(&"a".repeat(8));
+}

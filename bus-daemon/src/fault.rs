@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use crate::broker::Event;
+use crate::broker::{Broker, Event};
 
 /// What the environment asks for, read once: some of the places are passed with every event.
 fn wanted() -> Option<&'static str> {
@@ -88,13 +88,25 @@ fn at_event(event: &Event) {
 
 /// With `BUS_TEST_FAULT=poison`, input with one of these words in it is deadly, as a message would be that meets a
 /// fault of the broker: `POISON-ABORT`, `POISON-PANIC`, `POISON-HANG`.
-pub(crate) fn poison(event: &Event) {
+pub(crate) fn poison(event: &Event, broker: &Broker) {
     at_event(event);
-    let Event::Received { data, .. } = event else {
+    if !is_wanted("poison") {
         return;
+    }
+    let waiting = if let Event::Step { peer } = event {
+        broker.waiting_input(*peer)
+    } else {
+        None
     };
+    let (Event::Received { data, .. } | Event::ReceivedLarge { prefix: data, .. }) = event else {
+        return waiting.iter().for_each(|data| deadly(data));
+    };
+    deadly(data);
+}
+
+fn deadly(data: &[u8]) {
     let has = |word: &str| data.windows(word.len()).any(|window| window == word.as_bytes());
-    if !is_wanted("poison") || !has("POISON-") {
+    if !has("POISON-") {
         return;
     }
     if has("POISON-ABORT") {

@@ -43,6 +43,7 @@ mod reload;
 mod reply;
 mod restart;
 mod restore;
+mod room;
 mod roster;
 mod route;
 mod scratch;
@@ -76,6 +77,7 @@ pub use lent::lending;
 pub use match_rule::Text as RuleText;
 pub use relief::{Memory, Relief, SavedShortage};
 pub use restore::{Dropped, RestoreError};
+pub use room::Room;
 pub use snapshot::SharedBodies;
 
 pub(crate) use activation_environment::MOST as MOST_ENVIRONMENT;
@@ -197,6 +199,8 @@ pub struct Broker {
     pacing: Pacing,
     /// How many peers are giving up what they have.
     shedding: u32,
+    /// How much state there is room for.
+    room: Room,
     scratch: Scratch,
 }
 
@@ -224,6 +228,7 @@ impl Broker {
             awake: AwakeTime::default(),
             pacing: Pacing::default(),
             shedding: 0,
+            room: Room::ENDLESS,
             scratch: Scratch::default(),
             identity,
         }

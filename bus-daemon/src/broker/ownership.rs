@@ -8,21 +8,34 @@ use super::name::{NameFlags, OwnerChange, ReleaseNameReply, RequestNameReply};
 use super::pacing::Wait;
 use super::peer::Unique;
 
+/// Why a peer may not ask for a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NameRefusal {
+    /// The peer is at `max_names_per_connection`, which is this.
+    #[error("The connection has as many names as it may have (max_names_per_connection={0})")]
+    TooMany(u64),
+    /// All peers together have as many as there is room for.
+    #[error("The bus has no room for another name")]
+    NoRoom,
+}
+
 impl Broker {
     /// `RequestName`, with its signals; the answer is the caller's to send after them (specification,
-    /// "org.freedesktop.DBus.RequestName"). `None` if the peer would pass `max_names_per_connection`.
+    /// "org.freedesktop.DBus.RequestName").
     /// The name must be valid, well-known and not the driver's.
     pub(crate) fn request_name(
         &mut self,
         id: PeerId,
         name: &str,
         flags: NameFlags,
-    ) -> Option<RequestNameReply> {
+    ) -> Result<RequestNameReply, NameRefusal> {
         let limit = self.config.limits.max_names_per_connection;
-        self.roster.get(id)?;
         // The unique name counts, as in dbus-daemon.
         if self.names.held_count(id) as u64 + 1 >= limit && !self.names.is_held(name, id) {
-            return None;
+            return Err(NameRefusal::TooMany(limit));
+        }
+        if self.names.queue(name).is_none() && !self.has_room_for_name() {
+            return Err(NameRefusal::NoRoom);
         }
         let (reply, change) = self.names.request(name, id, flags);
         let held = self.names.held_count(id) as u32;
@@ -33,7 +46,7 @@ impl Broker {
             self.announce(change, id);
         }
         self.names.note_peak(self.roster.unique_count());
-        Some(reply)
+        Ok(reply)
     }
 
     /// `ReleaseName`, with its signals.

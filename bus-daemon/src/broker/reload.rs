@@ -18,8 +18,9 @@ const IDLE: u64 = 250;
 /// ... or when somebody has waited for so long.
 const LONGEST: u64 = 2_000;
 
-/// So many calls of one peer may wait, whatever `max_replies_per_connection` says: each is four bytes.
-const LEAST_WAITING: u64 = 4096;
+/// So many calls of one peer may wait, whatever `max_replies_per_connection` says: each is four bytes, and they are all answered
+/// in one event.
+const MOST_WAITING: usize = 4096;
 
 /// Callers of ReloadConfig, with the serials of their calls.
 pub(super) type Callers = BTreeMap<PeerId, Vec<u32>>;
@@ -134,8 +135,7 @@ impl Broker {
     /// ReloadConfig: the caller is answered when a reading that begins after this call has ended. `serial` is that of the
     /// call, 0 if it wants no answer. False: too many calls of this peer wait already.
     pub(crate) fn call_reload(&mut self, caller: PeerId, serial: u32) -> bool {
-        let limit = self.config.limits.max_replies_per_connection.max(LEAST_WAITING);
-        if self.reload.waiting(caller) as u64 >= limit {
+        if self.reload.waiting(caller) >= MOST_WAITING {
             return false;
         }
         self.request_reload((serial != 0).then_some((caller, serial)));

@@ -417,13 +417,17 @@ impl Broker {
         let expects_reply = super::speak::expects_reply(message);
         let limit = self.config.limits.max_replies_per_connection;
         let has_too_many = expects_reply && self.calls.awaited_count(id) as u64 >= limit;
+        let has_no_place = expects_reply && !self.has_room_for_call();
         let has_no_room = if is_awaited {
             self.is_full_of_replies(receiver, transit.len())
         } else {
             self.is_full(receiver) || self.is_beyond(receiver, id, transit.len())
         };
         let is_full = has_no_room || (!fds.is_empty() && self.is_full_of_fds(receiver));
-        if (has_too_many || is_full) && expects_reply && self.calls.is_open(to, id, message.serial().get()) {
+        if (has_too_many || has_no_place || is_full)
+            && expects_reply
+            && self.calls.is_open(to, id, message.serial().get())
+        {
             return Err(SERIAL_IN_USE);
         }
         if has_too_many {
@@ -431,6 +435,9 @@ impl Broker {
                 LIMITS_EXCEEDED,
                 "The maximum number of pending replies per connection has been reached",
             ));
+        }
+        if has_no_place {
+            return Err((LIMITS_EXCEEDED, "The bus has no room for another pending reply"));
         }
         if is_full {
             self.note_congested(to);

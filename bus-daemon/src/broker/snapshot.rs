@@ -205,6 +205,8 @@ impl Broker {
             awake: _,
             pacing: _,
             shedding: _,
+            // Of this process alone.
+            room: _,
             // Without meaning.
             scratch: _,
         } = self;

@@ -344,6 +344,9 @@ pub(crate) enum RuleRefusal {
     /// Each set of keys, and each number of elements in a namespace, costs the messages of all.
     #[error("The match rules of this user have too many different sets of keys")]
     TooVarious,
+    /// All peers together have as many as there is room for.
+    #[error("The bus has no room for another match rule")]
+    NoRoom,
 }
 
 impl Broker {
@@ -356,6 +359,9 @@ impl Broker {
         let count = self.subscriptions.count(id);
         if count as u64 >= limit {
             return Err(RuleRefusal::TooMany(limit));
+        }
+        if !self.has_room_for_rules(1) {
+            return Err(RuleRefusal::NoRoom);
         }
         let Some(peer) = self.roster.get_mut(id) else {
             return Ok(());
@@ -380,6 +386,9 @@ impl Broker {
         let limit = self.config.limits.max_match_rules_per_connection;
         if filters.len() as u64 > limit {
             return Err(RuleRefusal::TooMany(limit));
+        }
+        if !self.has_room_for_rules(filters.len().max(1)) {
+            return Err(RuleRefusal::NoRoom);
         }
         if !self.subscriptions.admits_filters(self.uid(id), filters) {
             return Err(RuleRefusal::TooVarious);

@@ -457,7 +457,8 @@ impl Checkpoints {
     }
 
     /// How many entries a table has room for.
-    fn room(&self, table: Table) -> usize {
+    /// How many entries of this kind there may be.
+    pub(crate) fn room(&self, table: Table) -> usize {
         let table = table as usize;
         (TABLES[table + 1] - TABLES[table]) * self.unit
     }

@@ -15,7 +15,8 @@ use super::log::Position;
 use super::{BacklogV1, Journal, KEPT};
 use crate::broker::{
     AgendaV1, Blob, Broker, BrokerState, Checkpoint, ConfigV1, Dropped, EntryKind, EntryV1, ErrandOutcome,
-    GlobalV2, HeldV1, PacingV1, Payer, PeerId, PeerRecord, PeerShareV1, SavedShortage, SharesV1, lending,
+    GlobalV2, HeldV1, PacingV1, Payer, PeerId, PeerRecord, PeerShareV1, Room, SavedShortage, SharesV1,
+    lending,
 };
 use crate::handoff::codec;
 
@@ -92,6 +93,19 @@ type LoadedPeer = (
 );
 
 impl Journal {
+    /// How much state there is room for. A little is kept for entries that are free again, and not yet in a checkpoint.
+    pub(crate) fn room(&self) -> Room {
+        let most = |table| {
+            let all = self.checkpoints.room(table);
+            all - all / 16
+        };
+        Room {
+            names: most(Table::Names),
+            rules: most(Table::Rules),
+            calls: most(Table::Calls),
+        }
+    }
+
     /// Whether a checkpoint should be taken before the next event.
     pub(crate) fn wants_checkpoint(&self, broker: &Broker) -> bool {
         self.is_checkpoint_wanted

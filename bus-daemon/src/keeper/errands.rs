@@ -126,7 +126,9 @@ impl Errands {
                         tracing::warn!("errand {errand} waits: there is no room for its outcome: {error}");
                     }
                     if now >= *self.refused_since.get_or_insert(now) + LONGEST {
-                        tracing::error!("errand {errand} is given up: there is no room for its outcome: {error}");
+                        tracing::error!(
+                            "errand {errand} is given up: there is no room for its outcome: {error}"
+                        );
                         self.refused_since = None;
                         release(&what);
                         outbox.post(Told::ErrandEnded { errand, payload: -1 });

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::RawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -47,7 +47,7 @@ pub(super) fn replay_in_steps(
     skip: Option<u64>,
     cut_short: u32,
 ) -> Result<Recovered, String> {
-    let (broker, generation, in_doubt) = match journal.load()? {
+    let (mut broker, generation, in_doubt) = match journal.load()? {
         Some(loaded) => {
             journal.rewind(Some(loaded.position));
             let (mut broker, dropped) =
@@ -81,6 +81,7 @@ pub(super) fn replay_in_steps(
             (restored.broker, restored.worker.generation, restored.dropped)
         }
     };
+    broker.set_room(journal.room());
     let mut recovered = Recovered {
         broker,
         generation,
@@ -107,7 +108,14 @@ pub(super) fn replay_in_steps(
             Ok(Some((sequence, event))) if Some(sequence) == skip => {
                 recovered.quarantine(&event, sequence, journal)
             }
-            Ok(Some((_, event))) => recovered.apply(event, journal),
+            Ok(Some((sequence, event))) => {
+                if let Event::Step { peer } = &event {
+                    // As when it was applied first: what the peer has sent may be to blame.
+                    let is_input = recovered.broker.is_input_waiting(*peer);
+                    journal.mark_applying(sequence, is_input);
+                }
+                recovered.apply(event, journal);
+            }
             Err(what) => {
                 damage = Some(what);
                 break;
@@ -157,7 +165,7 @@ impl Recovered {
         #[cfg(feature = "test-hooks")]
         crate::fault::kill_in("recovery");
         #[cfg(feature = "test-hooks")]
-        crate::fault::poison(&event);
+        crate::fault::poison(&event, &self.broker);
         #[cfg(test)]
         super::tests::meet(&event);
         self.broker.handle(event, &mut Kernel { journal });
@@ -401,12 +409,19 @@ pub(super) fn copy_path(sequence: u64) -> PathBuf {
     directory.join(format!("bus-quarantine-{}-{sequence}", nix::unistd::getppid()))
 }
 
-/// Keeps bytes that killed the worker, for whoever is to mend it.
+/// Copies that are kept at most, and how long each may be: they may lie in memory.
+const MOST_COPIES: usize = 16;
+const LONGEST_COPY: usize = 1 << 20;
+
+/// Keeps bytes that killed the worker, the beginning of many, for whoever is to mend it.
 fn keep_copy(sequence: u64, bytes: &[u8]) -> std::io::Result<PathBuf> {
     use std::io::Write;
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create_new(true).mode(0o600);
     let mut path = copy_path(sequence);
+    if copies_beside(&path) >= MOST_COPIES {
+        return Err(std::io::Error::other(format!("there are {MOST_COPIES} already")));
+    }
     let mut file = options.open(&path);
     // Numbers begin anew with each upgrade: nothing that is kept is written over.
     for other in 1..100 {
@@ -417,6 +432,25 @@ fn keep_copy(sequence: u64, bytes: &[u8]) -> std::io::Result<PathBuf> {
         file = options.open(&path);
     }
     let mut file = file?;
-    file.write_all(bytes)?;
+    file.write_all(&bytes[..bytes.len().min(LONGEST_COPY)])?;
     Ok(path)
+}
+
+/// How many copies of this bus there are.
+fn copies_beside(path: &Path) -> usize {
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    let begin = name.trim_end_matches(|last: char| last.is_ascii_digit());
+    let entries = path
+        .parent()
+        .and_then(|directory| std::fs::read_dir(directory).ok());
+    let names = entries
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.file_name()));
+    names
+        .filter(|name| name.to_str().is_some_and(|name| name.starts_with(begin)))
+        .count()
 }

@@ -56,6 +56,10 @@ pub(crate) struct Worker {
     follow_ups: VecDeque<FollowUp>,
     /// Turns that the first of them was put off.
     put_off: u32,
+    /// Turns since time was found to have stood still.
+    late_turns: u32,
+    /// Before that time, in milliseconds, the log is not told again that there is no checkpoint.
+    next_complaint: u64,
     /// Descriptors that the event at hand lets go of, while it is looked at whether a replay would need them.
     held_back: Option<Vec<Fd>>,
     /// Descriptors that a replay from the last checkpoint would need: to be closed when the next one is taken.
@@ -80,13 +84,14 @@ impl Worker {
     /// A worker over a broker and the links of its peers, whose sockets the journal's manifest tells. `generation` is that
     /// of the newest peer there ever was.
     pub(crate) fn new(
-        broker: Broker,
+        mut broker: Broker,
         mut journal: Journal,
         record: KeeperV1,
         inbox: Inbox,
         generation: u32,
     ) -> Self {
         journal.has_heard(inbox.heard());
+        broker.set_room(journal.room());
         let mut worker = Self {
             links: Links::after(generation),
             rotation: Rotation::default(),
@@ -101,6 +106,8 @@ impl Worker {
             no_checkpoint_before: 0,
             follow_ups: VecDeque::new(),
             put_off: 0,
+            late_turns: 0,
+            next_complaint: 0,
             held_back: None,
             needed_until_checkpoint: Vec::new(),
             must_look: Cell::new(false),
@@ -340,7 +347,9 @@ impl Worker {
         }
         self.apply(Event::Serving { worker_pid, start });
         self.limit_descriptors();
-        self.tick();
+        if !self.is_late() {
+            self.tick();
+        }
         self.dismiss_lost();
         if is_continued {
             self.catch_up();
@@ -371,7 +380,7 @@ impl Worker {
         let is_input = self.is_input(&event);
         self.journal.mark_applying(self.journal.newest(), is_input);
         #[cfg(feature = "test-hooks")]
-        crate::fault::poison(&event);
+        crate::fault::poison(&event, &self.broker);
         #[cfg(test)]
         let told = super::tests::Told::of(&event, &self.broker);
         self.broker.handle(
@@ -383,7 +392,7 @@ impl Worker {
         self.journal.mark_applied();
         #[cfg(test)]
         told.tell(&self.broker);
-        if self.journal.is_incomplete() {
+        if self.journal.is_incomplete() && !self.has_no_checkpoint_now() {
             // A replay could not know of this event; so it must be part of a checkpoint before anybody hears of it.
             self.take_checkpoint();
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bus_daemon::broker::{
     Action, Attested, Broker, BrokerState, ConfigRefusal, Credentials, Errand, ErrandOutcome, Event, Fds,
-    Identity, ListenerIdentity, Millis, PeerId, Start, System, Transport,
+    Identity, ListenerIdentity, Millis, PeerId, Room, Start, System, Transport,
 };
 use bus_daemon::config::{Config, Connect, Limits, Traffic};
 use bus_wire::{BodyWriter, Fd, Flags, Framer, Guid, Message, MessageBuilder, MessageType};
@@ -122,6 +122,8 @@ pub struct Bus {
     agenda: Vec<PeerId>,
     /// Steps are left to the test.
     pub hold_steps: bool,
+    /// How much state there is room for.
+    room: Room,
     /// Everything that came out.
     transcript: Vec<String>,
 }
@@ -154,6 +156,7 @@ impl Bus {
             asked: Vec::new(),
             agenda: Vec::new(),
             hold_steps: false,
+            room: Room::ENDLESS,
             transcript: Vec::new(),
         };
         bus.set_step();
@@ -262,7 +265,14 @@ impl Bus {
         restored.check_invariants().unwrap();
         assert!(restored.save() == state, "saved again it is something else");
         self.broker = restored;
+        self.broker.set_room(self.room);
         self.set_step();
+    }
+
+    /// There is so much room for state from now on.
+    pub fn set_room(&mut self, room: Room) {
+        self.room = room;
+        self.broker.set_room(room);
     }
 
     /// A connection that has said nothing.

@@ -1,6 +1,6 @@
 use std::sync::{Arc, Weak};
 
-use bus_daemon::broker::{Action, Event, Fds};
+use bus_daemon::broker::{Action, Event, Fds, Room};
 use bus_daemon::config::Config;
 use bus_wire::{Flags, MessageBuilder};
 use bytes::Bytes;
@@ -386,5 +386,95 @@ fn sets_of_keys_of_match_rules_are_limited() {
             w.str(&various(6));
         });
         assert!(bus.read(one)[0].starts_with("return"));
+    });
+}
+
+const NO_ROOM: &str = "error LimitsExceeded(The bus has no room for another ";
+
+/// At the number of names that there is room for, and one beyond; what is given back can be had again.
+#[test]
+fn the_bus_has_room_for_so_many_names() {
+    check(|bus| {
+        bus.set_room(Room {
+            names: 2,
+            ..Room::ENDLESS
+        });
+        let (one, other) = (bus.connect(), bus.connect());
+        bus.request_name(one, "a.b", 0);
+        bus.request_name(other, "a.c", 0);
+        drop((bus.read(one), bus.read(other)));
+        bus.request_name(other, "a.d", 0);
+        let answer = bus.read(other);
+        assert!(answer[0].starts_with(&format!("{NO_ROOM}name)")), "{answer:?}");
+        // To wait for a name takes no room.
+        bus.request_name(other, "a.b", 0);
+        assert!(bus.read(other)[0].starts_with("return (2)"));
+        bus.driver(other, "ReleaseName", |w| {
+            w.str("a.c");
+        });
+        drop(bus.read(other));
+        bus.request_name(other, "a.d", 0);
+        let answer = bus.read(other);
+        assert!(
+            answer.iter().any(|line| line.starts_with("return (1)")),
+            "{answer:?}"
+        );
+    });
+}
+
+#[test]
+fn the_bus_has_room_for_so_many_match_rules() {
+    check(|bus| {
+        bus.set_room(Room {
+            rules: 3,
+            ..Room::ENDLESS
+        });
+        let (one, other, monitor) = (bus.connect(), bus.connect(), bus.connect());
+        for who in [one, other, one] {
+            bus.add_match(who, "member='S'");
+        }
+        drop((bus.read(one), bus.read(other)));
+        bus.driver(other, "AddMatch", |w| {
+            w.str("member='T'");
+        });
+        let answer = bus.read(other);
+        assert!(
+            answer[0].starts_with(&format!("{NO_ROOM}match rule)")),
+            "{answer:?}"
+        );
+        bus.become_monitor(monitor, &[]);
+        let answer = bus.read(monitor);
+        assert!(
+            answer[0].starts_with(&format!("{NO_ROOM}match rule)")),
+            "{answer:?}"
+        );
+        bus.close(one);
+        bus.driver(other, "AddMatch", |w| {
+            w.str("member='T'");
+        });
+        assert!(bus.read(other)[0].starts_with("return ()"));
+    });
+}
+
+#[test]
+fn the_bus_has_room_for_so_many_open_calls() {
+    check(|bus| {
+        bus.set_room(Room {
+            calls: 2,
+            ..Room::ENDLESS
+        });
+        let (one, other) = (bus.connect(), bus.connect());
+        let first = bus.call(one, ":1.1", "M");
+        bus.call(one, ":1.1", "M");
+        bus.call(other, ":1.0", "M");
+        let answer = bus.read(other);
+        let refused = answer
+            .iter()
+            .any(|line| line.starts_with(&format!("{NO_ROOM}pending reply)")));
+        assert!(refused, "{answer:?}");
+        bus.reply(other, ":1.0", first);
+        drop(bus.read(one));
+        bus.call(other, ":1.0", "M");
+        assert!(bus.read(one)[0].starts_with("call "));
     });
 }

@@ -35,12 +35,9 @@ pub(super) fn request_name(broker: &mut Broker, call: Call<'_>) -> Result<(), Fa
             "The name \"{NAME}\" is the bus's own"
         )));
     }
-    let reply = broker.request_name(call.caller, name, flags).ok_or_else(|| {
-        let limit = broker.config().limits.max_names_per_connection;
-        Fault::limits_exceeded(format!(
-            "The connection has as many names as it may have (max_names_per_connection={limit})"
-        ))
-    })?;
+    let reply = broker
+        .request_name(call.caller, name, flags)
+        .map_err(|refusal| Fault::limits_exceeded(refusal.to_string()))?;
     broker.send_driver_reply(call.caller, call.message, |w| {
         w.u32(reply as u32);
     });

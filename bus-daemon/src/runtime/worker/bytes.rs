@@ -176,6 +176,10 @@ impl Worker {
     /// Writes to some of them: a message for thousands does not hold up the turn. True: there are more.
     pub(super) fn send_some(&mut self) -> bool {
         self.collect_unsent();
+        if self.journal.is_incomplete() {
+            // What is sent now may come of what a replay does not know. The turn after the next checkpoint sends it.
+            return false;
+        }
         let most = if self.unsent.begin_turn() {
             SHORT_SENDS
         } else {
@@ -239,6 +243,10 @@ impl Worker {
         };
         let Some(socket) = link.socket else { return 0 };
         if matches!(link.writing, Writing::Broken | Writing::Waiting) {
+            return 0;
+        }
+        if self.journal.is_incomplete() {
+            self.send_later(peer);
             return 0;
         }
         let mut bytes = 0;

@@ -104,8 +104,9 @@ impl Worker {
             return self.end_errand(number, errand, Some(handle), bytes.as_deref());
         }
         // It cannot be kept, so the errand has failed, whatever it brought: whoever waits for it is told.
-        let text =
-            format!("there is no handle for the outcome of errand {errand}: too many descriptors are open, or there is no memory");
+        let text = format!(
+            "there is no handle for the outcome of errand {errand}: too many descriptors are open, or there is no memory"
+        );
         tracing::error!("{text}");
         let bytes = failed_outcome(&text);
         self.end_errand(number, errand, None, bytes.as_deref());

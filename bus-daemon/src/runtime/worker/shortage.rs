@@ -293,7 +293,6 @@ impl Worker {
             self.journal.note(None, &RareEvent::Relieved(relief.clone()));
             let is_any_dismissed = !relief.dismiss.is_empty();
             self.apply(Event::Relieved(relief));
-            self.flush();
             if is_any_dismissed {
                 self.give_back_soon(false);
             }

@@ -27,8 +27,12 @@ const RETRY: u64 = 20;
 /// A deadline that is noticed so many milliseconds late was not missed by whom it concerns: the bus itself stood still
 /// (a debugger, the freezer, suspend). What arrived meanwhile is served first.
 const LATE: u64 = 250;
+/// After so many turns in which there was always somebody ready time goes on all the same.
+const LATE_TURNS: u32 = 256;
 /// How long to wait before a checkpoint that could not be taken is tried again, in milliseconds.
 const AGAIN: u64 = 100;
+/// How long to wait before the log is told again, in milliseconds.
+const COMPLAINTS: u64 = 10_000;
 /// Work of one turn, in the units of [`Broker::work`](crate::broker::Broker::work), and one more for whoever is served.
 const WORK: u64 = 512;
 /// Of a turn that is [short](crate::runtime::rotation::Rotation::begin_turn).
@@ -60,13 +64,21 @@ impl Worker {
     /// One turn. True: there is more to do at once; otherwise the set may still have something to tell.
     pub(crate) fn turn(&mut self) -> bool {
         let is_late = self.is_late();
-        if !is_late {
+        if is_late {
+            // What was told when the wait was interrupted is not all that there is.
+            self.told = None;
+        } else {
             self.tick();
         }
         let has_more = self.look();
         let work = self.serve();
         if is_late {
-            self.tick();
+            self.late_turns += 1;
+            let is_all = !has_more && self.rotation.is_empty();
+            if is_all || self.late_turns >= LATE_TURNS {
+                self.tick();
+                self.late_turns = 0;
+            }
         }
         let mut is_sent = !self.send_some();
         if !self.follow_ups.is_empty() {
@@ -76,6 +88,8 @@ impl Worker {
         let is_look_due = self.is_look_due(work);
         if is_look_due {
             self.relieve();
+            // Most of those who are told that there is no room.
+            is_sent = !self.send_some();
         }
         let mut is_writing = self.keep_replay_short();
         if self.journal.has_chores() {
@@ -89,7 +103,9 @@ impl Worker {
             self.tidy_up();
         }
         let is_settling = self.settle();
+        let may_send = !self.unsent.is_empty() && !self.journal.is_incomplete();
         has_more
+            || may_send
             || is_settling
             || !is_sent
             || is_writing
@@ -99,7 +115,7 @@ impl Worker {
     }
 
     /// Whether a deadline has long passed, so that it is not its owner's fault.
-    fn is_late(&self) -> bool {
+    pub(super) fn is_late(&self) -> bool {
         let deadline = self.broker.next_deadline();
         deadline.is_some_and(|deadline| crate::runtime::now().0 > deadline.0 + LATE)
     }
@@ -304,7 +320,10 @@ impl Worker {
                 true
             }
             Err(error) => {
-                tracing::error!("no checkpoint: {error}");
+                if self.now.0 >= self.next_complaint {
+                    tracing::error!("no checkpoint: {error}");
+                    self.next_complaint = self.now.0 + COMPLAINTS;
+                }
                 self.no_checkpoint_before = self.now.0 + AGAIN;
                 false
             }
