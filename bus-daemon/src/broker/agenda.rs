@@ -65,8 +65,9 @@ enum Burden {
     /// A rule of somebody that names its unique name, which it has lost. The name is never used again, so the rule is dead,
     /// and counts against nobody's limit any more. So dbus-daemon.
     DeadRule(Arc<str>),
-    /// All its own calls: withdrawn at once, since nobody sees in which order. `max_replies_per_connection` bounds them.
-    Awaited,
+    /// A call of its own. In which order they are withdrawn nobody sees: the peer has no name any more to which an answer could
+    /// be sent.
+    Awaited(PeerId, u32),
     /// A call that it has to answer: who waits is told.
     Owed(PeerId, u32),
 }
@@ -213,8 +214,8 @@ impl Broker {
         if self.subscriptions.is_named(&unique.name) {
             return Some(Burden::DeadRule(unique.name.clone()));
         }
-        if self.calls.some_awaited(id).is_some() {
-            return Some(Burden::Awaited);
+        if let Some((callee, serial)) = self.calls.some_awaited(id) {
+            return Some(Burden::Awaited(callee, serial));
         }
         let (caller, serial) = self.calls.first_owed(id)?;
         Some(Burden::Owed(caller, serial))
@@ -239,10 +240,8 @@ impl Broker {
                     self.roster.mark_changed(owner);
                 }
             }
-            Burden::Awaited => {
-                while let Some((callee, serial)) = self.calls.some_awaited(id) {
-                    self.close_call(callee, id, serial);
-                }
+            Burden::Awaited(callee, serial) => {
+                self.close_call(callee, id, serial);
             }
             Burden::Owed(caller, serial) => {
                 self.close_call(id, caller, serial);
