@@ -117,15 +117,15 @@ fn not_noticed(rounds: u64) {
     }
     std::thread::sleep(Duration::from_millis(300));
     is_over.store(true, Ordering::SeqCst);
+    let ends: Vec<_> = callers.into_iter().map(|caller| caller.join().unwrap()).collect();
+    thread.close();
+    task.close();
     let mut calls = 0;
-    for caller in callers {
-        let (made, seen, states) = caller.join().unwrap();
+    for (made, seen, states) in ends {
         assert!(made > rounds * 10, "{made} calls");
         assert_eq!(seen, ticks);
         calls += made;
         // No other state than the first: it was up all the time.
-        thread.close();
-        task.close();
         assert_eq!(states.wait_next().unwrap(), Some(State::Closed));
     }
     eprintln!("{rounds} upgrades and deaths: {calls} calls, {ticks} ticks");
