@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus_wire::AddressList;
+use bus_wire::{AddressList, ObjectPath, WellKnownName};
 
 use crate::driver::{self, Entry};
 use crate::error::Error;
@@ -89,13 +89,15 @@ impl Builder {
         self
     }
 
-    /// A name to be owned from the beginning, as long as there is the connection.
+    /// A name to be owned from the beginning, as long as there is the connection. Connecting does not wait for the bus's answer; what
+    /// is no valid name makes it fail with [`Error::Name`].
     pub fn name(mut self, name: &str) -> Self {
         self.names.push(name.to_owned());
         self
     }
 
-    /// An object to be offered from the beginning, as long as there is the connection.
+    /// An object to be offered from the beginning, as long as there is the connection: before the bus knows any name of ours. What is
+    /// no valid path makes connecting fail with [`Error::Name`].
     pub fn object(mut self, path: &str, interface: Arc<dyn Interface>) -> Self {
         self.objects.push((path.to_owned(), interface));
         self
@@ -107,7 +109,7 @@ impl Builder {
         self
     }
 
-    /// Where there is no bus at the beginning, wait for it, rather than fail.
+    /// Where there is no bus at the beginning, wait for it, for as long as that takes, rather than fail.
     pub fn wait_for_bus(mut self) -> Self {
         self.config.waits_for_bus = true;
         self
@@ -120,7 +122,7 @@ impl Builder {
         self
     }
 
-    /// Authenticate as nobody.
+    /// Authenticate as nobody: with the mechanism ANONYMOUS (specification, "Authentication Mechanisms").
     pub fn anonymous(mut self) -> Self {
         self.config.uid = None;
         self
@@ -135,7 +137,8 @@ impl Builder {
     /// Connects. The driver is a task of this tokio runtime.
     ///
     /// # Errors
-    /// There is no bus, or it does not let us in.
+    /// [`Error::Address`]: there is none, or it cannot be read. [`Error::Connect`]: there is no bus, or it does not let us in.
+    /// [`Error::Name`]: a name, or the path of an object, is not valid.
     ///
     /// # Panics
     /// Outside of a tokio runtime with I/O and time.
@@ -149,7 +152,7 @@ impl Builder {
     /// Connects, and waits for it. The driver is a thread of its own: handlers run, and the bus is regained, while nobody calls.
     ///
     /// # Errors
-    /// There is no bus, or it does not let us in.
+    /// As [`connect`](Self::connect); and where there can be no thread.
     pub fn connect_thread(self) -> Result<Connection, Error> {
         let connection = self.start(driver::spawn_thread)?;
         let shared = connection.1.shared().clone();
@@ -159,6 +162,12 @@ impl Builder {
     }
 
     fn start(self, spawn: fn(driver::Start) -> Result<Handle, Error>) -> Result<(Connection, Handle), Error> {
+        for name in &self.names {
+            WellKnownName::new(name)?;
+        }
+        for (path, _) in &self.objects {
+            ObjectPath::new(path)?;
+        }
         let mut config = self.config;
         config.asks = self.handler.is_some();
         config.seed = driver::seed();

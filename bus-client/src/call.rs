@@ -18,6 +18,14 @@ use crate::{Error, Message};
 ///
 /// Its arguments are encoded already. Dropped before that, it is not made; dropped while it waits for the bus, it is not sent;
 /// dropped later, its reply is thrown away.
+///
+/// It ends with the reply, or with an [`Error`]:
+///
+/// - `Remote`: with an error's name, from whoever was called or from the bus; it ran, or was refused there;
+/// - `Local`: it failed on this side or on the way; [`Error::fate`] says whether it may have run;
+/// - `Decode`: it ran, and the reply is of another type than `R`;
+/// - `Encode`, `Name`: the arguments, or a name or path, cannot be sent; it was not made;
+/// - `WouldDeadlock`, `Forked`: it was not made.
 #[must_use = "a call is made when it is awaited, waited for, or detached"]
 pub struct Call<R> {
     what: What<R>,
@@ -72,7 +80,9 @@ impl<R> Call<R> {
         }
     }
 
-    /// It fails if there is no reply after so long: through outages, and while it waits for the bus.
+    /// It fails if there is no reply after so long: through outages, and while it waits for the bus. 25 s, if neither this nor
+    /// [`Builder::timeout`](crate::Builder::timeout) says anything else; the error is
+    /// [`Cause::Deadline`](crate::Cause), its fate whether it was sent by then.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.options.timeout = Some(timeout);
         self

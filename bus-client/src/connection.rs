@@ -36,28 +36,35 @@ impl Connection {
         Self { handle }
     }
 
-    /// The bus of the user's session: `DBUS_SESSION_BUS_ADDRESS`, or `bus` in `XDG_RUNTIME_DIR`.
+    /// The bus of the user's session: `DBUS_SESSION_BUS_ADDRESS`, or `bus` in `XDG_RUNTIME_DIR` (specification, "Well-known Message
+    /// Bus Instances"). Where there is neither, connecting fails with [`Error::Address`].
     pub fn session() -> Builder {
         Builder::new(crate::address::session())
     }
 
-    /// The bus of the system: `DBUS_SYSTEM_BUS_ADDRESS`, or where it usually is.
+    /// The bus of the system: `DBUS_SYSTEM_BUS_ADDRESS`, or where it usually is (specification, "Well-known Message Bus
+    /// Instances").
     pub fn system() -> Builder {
         Builder::new(crate::address::system())
     }
 
-    /// The bus at an address, or at the first of several that can be connected to (specification, "Server Addresses").
+    /// The bus at an address, or at the first of several, separated by semicolons, that can be connected to (specification, "Server
+    /// Addresses"): `unix:` with `path`, `abstract` or `runtime`, `unixexec:`, `tcp:`, `nonce-tcp:`. A `guid` holds for the first
+    /// connection only, since the next bus at that address has another. What is no address fails when it is connected to, with
+    /// [`Error::Address`].
     pub fn address(address: &str) -> Builder {
         Builder::new(crate::address::parse(address))
     }
 
-    /// A peer at an address, without a bus.
+    /// A peer at an address, without a bus, such as a [`Listener`](crate::Listener) has: nobody says Hello, there are no names, and
+    /// rules are looked at on this side only. When it goes it is looked for again, as a bus is.
     pub fn peer(address: &str) -> Builder {
         Builder::new(crate::address::parse(address)).without_bus()
     }
 
     /// A call of `member`, which may have its interface before it (`org.example.Door.Open`), on the object at `path` of `to`; an
-    /// empty `to` where there is no bus. The arguments are encoded at once.
+    /// empty `to` where there is no bus (specification, "Method Calls"). The arguments are encoded at once: a tuple stands for
+    /// several, `()` for none, any other type for one. It ends with those of the reply, or as [`Call`] says.
     pub fn call<R: DecodeOwned>(
         &self,
         to: &str,
@@ -68,7 +75,8 @@ impl Connection {
         self.make(to, path, member, args, Vec::new(), None, read_reply)
     }
 
-    /// A call whose reply is wanted as a message. File descriptors go with it, which arguments mean by their index.
+    /// A call whose reply is wanted as a message. File descriptors go with it, which arguments mean by their index (of the type
+    /// [`FdIndex`](crate::FdIndex)); where the link passes none it fails with [`Cause::NoDescriptors`](crate::Cause).
     pub fn call_raw(
         &self,
         to: &str,
@@ -80,7 +88,8 @@ impl Connection {
         self.make(to, path, member, args, fds, None, read_message)
     }
 
-    /// A call to whoever sent a message. Its unique name is good for the life of that bus, and never means a stranger.
+    /// A call to whoever sent a message. Its unique name is good for the life of that bus, and never means a stranger: on another
+    /// bus it fails with [`Cause::StaleName`](crate::Cause).
     pub fn call_back<R: DecodeOwned>(
         &self,
         to: &Message,
@@ -125,7 +134,8 @@ impl Connection {
         }
     }
 
-    /// A signal of the object at `path`; `member` has its interface before it. Awaited, it ends when the signal is written. While
+    /// A signal of the object at `path` to all who want it (specification, "Signal Emission"); `member` has its interface before it.
+    /// Awaited, it ends when the signal is written, which does not say that anybody has it. While
     /// there is no bus it fails with [`Fate::NotSent`](crate::Fate), unless it is told to
     /// [wait](crate::WhileDown::Wait), for as long as its timeout says.
     pub fn emit(&self, path: &str, member: &str, args: &(impl Encode + ?Sized)) -> Call<()> {
@@ -146,11 +156,11 @@ impl Connection {
         }
     }
 
-    /// Sends a whole message; its serial is set. A call ends with the reply, unless its flags say that none is expected; all else
-    /// when it is written.
+    /// Sends a whole message (specification, "Message Format"); its serial is set. A call ends with the reply, unless its flags say
+    /// that none is expected; all else when it is written, with `None`.
     ///
     /// # Errors
-    /// The bytes are no valid message.
+    /// [`Error::Encode`]: the bytes are no valid message.
     pub fn send(&self, bytes: Vec<u8>, fds: Vec<OwnedFd>) -> Result<Call<Option<Message>>, Error> {
         let message = bus_wire::Message::parse(bytes.clone().into())?;
         let expects_reply = message.message_type() == MessageType::MethodCall
@@ -164,10 +174,13 @@ impl Connection {
         Ok(Call::message(self.handle.clone(), parcel, expects_reply, Ok))
     }
 
-    /// Signals that match a rule, and whose arguments are a `T`. The rule is kept over outages.
+    /// Signals that match a rule, and whose arguments are a `T`. The rule is kept over outages (specification, "Match Rules" and
+    /// "org.freedesktop.DBus.AddMatch"). 10,000 signals or 16 MiB of them wait for whoever reads the stream; how many more came is
+    /// said in [`Missed::Lagged`](crate::Missed).
     ///
     /// # Errors
-    /// The rule is not valid, or the connection is closed.
+    /// [`Error::Rule`]: it is not valid; or the connection is closed, or another process's. A rule that the *bus* refuses is
+    /// [`Missed::Refused`](crate::Missed) in the stream.
     pub fn signals<T: DecodeOwned>(&self, rule: Rule) -> Result<Signals<T>, Error> {
         self.subscribe(rule, read_signal)
     }
@@ -175,7 +188,7 @@ impl Connection {
     /// Signals that match a rule, as messages.
     ///
     /// # Errors
-    /// The rule is not valid, or the connection is closed.
+    /// As [`signals`](Self::signals).
     pub fn messages(&self, rule: Rule) -> Result<Signals, Error> {
         self.subscribe(rule, Some)
     }
@@ -189,7 +202,8 @@ impl Connection {
         Ok(Signals::new(self.handle.clone(), id, queue, read))
     }
 
-    /// Asks for a name of our own; to be awaited. It is asked for again whenever the bus comes back.
+    /// Asks for a name of our own (specification, "org.freedesktop.DBus.RequestName"); to be awaited. It is asked for again whenever
+    /// the bus comes back. Without [`queue`](OwnName::queue) the bus's answer is final: it is ours or it is not.
     pub fn own_name(&self, name: &str) -> OwnName {
         OwnName {
             handle: self.handle.clone(),
@@ -198,7 +212,7 @@ impl Connection {
         }
     }
 
-    /// Ends when all of these names have owners.
+    /// Ends when all of these names have owners. It has no timeout, unless it is given one; an outage does not end it.
     pub fn wait_for_names(&self, names: &[&str]) -> Call<()> {
         if let Some(error) = names.iter().find_map(|name| BusName::new(name).err()) {
             return Call::ready(Err(Error::Name(error)));
@@ -207,10 +221,11 @@ impl Connection {
         Call::names(self.handle.clone(), names, read_nothing)
     }
 
-    /// Who owns a name, from now on.
+    /// Who owns a name, from now on (specification, "org.freedesktop.DBus.NameOwnerChanged"). 1,000 changes wait to be read; when
+    /// there are more the oldest are left out, so that the first that is told then does not begin where the last one ended.
     ///
     /// # Errors
-    /// It is no valid name, or the connection is closed.
+    /// [`Error::Name`]: it is no valid name; or the connection is closed, or another process's.
     pub fn watch_name(&self, name: &str) -> Result<NameWatch, Error> {
         BusName::new(name)?;
         let shared = self.handle.shared();
@@ -227,13 +242,13 @@ impl Connection {
         })
     }
 
-    /// Objects of our own.
+    /// Objects of our own. They answer from the moment when the bus is asked for our names, over outages too.
     pub fn objects(&self) -> Objects {
         let handle = self.handle.clone();
         Objects { handle }
     }
 
-    /// Who the bus says that the owner of a name is (specification, "GetConnectionCredentials").
+    /// Who the bus says that the owner of a name is (specification, "org.freedesktop.DBus.GetConnectionCredentials").
     pub fn credentials(&self, name: &str) -> Call<Credentials> {
         let member = "org.freedesktop.DBus.GetConnectionCredentials";
         self.call(DRIVER, DRIVER_PATH, member, &name)
@@ -244,17 +259,18 @@ impl Connection {
         self.handle.shared().state()
     }
 
-    /// The state now, and then each other.
+    /// The state now, and then each other. Of those that nobody reads the last 64 stay.
     pub fn states(&self) -> States {
         self.handle.shared().states()
     }
 
-    /// Our unique name, or the last one that we had.
+    /// Our unique name (specification, "org.freedesktop.DBus.Hello"), or the last one that we had. `None` without a bus.
     pub fn unique_name(&self) -> Option<Box<str>> {
         self.handle.shared().unique_name()
     }
 
-    /// Drops the link and makes another at once.
+    /// Drops the link and makes another at once, without the wait that is due. What was sent and not answered fails as with an
+    /// outage.
     ///
     /// # Errors
     /// The connection is closed, or another process's.
@@ -262,7 +278,8 @@ impl Connection {
         self.handle.shared().push(Request::Reconnect)
     }
 
-    /// Ends it, whoever still has it.
+    /// Ends it, whoever still has it: what waits fails with [`Fate::NotSent`](crate::Fate), what was sent with
+    /// [`Fate::Unknown`](crate::Fate), streams end.
     pub fn close(&self) {
         let _ = self.handle.shared().push(Request::Close);
     }

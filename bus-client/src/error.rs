@@ -131,7 +131,8 @@ impl Error {
         None
     }
 
-    /// Ends when the bus is there again: true. Or never will be: false.
+    /// Ends when the bus is there again: true. Or never will be, since the connection is closed or dropped: false. True at once for an
+    /// error that has nothing to do with the bus.
     pub async fn recovered(&self) -> bool {
         let Self::Local { connection, .. } = self else {
             return true;

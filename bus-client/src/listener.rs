@@ -11,10 +11,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::Builder;
 use crate::driver::{Socket, random, unix_address};
 use crate::error::Error;
-use crate::session::{LinkError, Popped, Role};
+use crate::session::{LinkError, Role};
 use crate::shared::Queue;
+use crate::stream::poll_queue;
 
-/// Listens at an address for peers. Each that comes is a [`Builder`] of a connection.
+/// Listens at an address for peers. Each that comes is a [`Builder`] of a connection, which ends with its link: it is the other
+/// side that comes again. At most 128 wait to be taken; those that come then are hung up on.
 #[derive(Debug)]
 pub struct Listener {
     address: String,
@@ -27,10 +29,11 @@ pub struct Listener {
 const WAITING: usize = 128;
 
 impl Listener {
-    /// Listens at the first unix address of the list. Peers must be of the same user, or root.
+    /// Listens at the first address of the list, which is of the transport `unix` (specification, "Unix Domain Sockets"). A path
+    /// must not exist yet. Peers must be of the same user, or root, as the kernel says.
     ///
     /// # Errors
-    /// It cannot be listened there.
+    /// [`Error::Address`]: it is none. [`Error::Connect`]: the system does not let us listen there.
     pub fn bind(address: &str) -> Result<Self, Error> {
         let list: AddressList = crate::address::parse(address)?;
         let Some(address) = list.as_slice().first() else {
@@ -54,7 +57,7 @@ impl Listener {
         })
     }
 
-    /// Where it listens, with its GUID.
+    /// Where it listens, with its GUID, which is a new one for each listener.
     pub fn address(&self) -> &str {
         &self.address
     }
@@ -88,12 +91,7 @@ impl<'a> IntoFuture for Accept<'a> {
 
     fn into_future(self) -> Self::IntoFuture {
         let peers = &self.listener.peers;
-        Box::pin(std::future::poll_fn(move |context| {
-            peers.poll_pop(context).map(|popped| match popped {
-                Popped::Item(builder) => Some(builder),
-                Popped::Note(()) | Popped::Lagged(_) | Popped::Empty | Popped::Ended => None,
-            })
-        }))
+        Box::pin(std::future::poll_fn(|context| poll_queue(peers, context)))
     }
 }
 

@@ -29,7 +29,7 @@ impl Message {
         self.message.flags()
     }
 
-    /// Its serial.
+    /// Its serial, which its sender chose; never 0.
     pub fn serial(&self) -> u32 {
         self.message.serial().get()
     }
@@ -64,7 +64,7 @@ impl Message {
         self.message.destination()
     }
 
-    /// The types of its body.
+    /// The types of its body (specification, "Type System"); empty where there is none.
     pub fn signature(&self) -> &str {
         self.message.signature()
     }
@@ -72,12 +72,12 @@ impl Message {
     /// The body as a `T`, which may borrow from it: a tuple stands for the arguments, any other type for the only one.
     ///
     /// # Errors
-    /// The body is of another type. The error says where.
+    /// The body is of another type. The error says where in it, at which byte, what was expected, and what is there.
     pub fn decode<'m, T: Decode<'m>>(&'m self) -> Result<T, DecodeError> {
         self.message.decode()
     }
 
-    /// The file descriptor that a value of type UNIX_FD in the body means.
+    /// The file descriptor that a value of type UNIX_FD in the body means; `None` where the message has not so many.
     pub fn fd(&self, index: FdIndex) -> Option<BorrowedFd<'_>> {
         self.fds.get(index.0 as usize).map(AsFd::as_fd)
     }

@@ -23,10 +23,10 @@ pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// Calls *start* in the order in which they come, and go on concurrently. A handler runs on the driver: it may await anything,
 /// also calls to whoever called it, but not wait on the thread.
 pub trait Interface: Send + Sync + 'static {
-    /// Its name.
+    /// Its name (specification, "Interface names").
     fn name(&self) -> &str;
 
-    /// Its `<interface>` element, for Introspect.
+    /// Its `<interface>` element, for Introspect (specification, "Introspection Data Format").
     fn introspect(&self) -> String {
         format!("<interface name=\"{}\"/>", self.name())
     }
@@ -39,7 +39,8 @@ pub trait Interface: Send + Sync + 'static {
         false
     }
 
-    /// Answers a call.
+    /// Answers a call. A panic is answered for with the error `org.freedesktop.DBus.Error.Failed`; where no answer is expected the
+    /// reply is dropped, and so it is when the link that the call came over is gone.
     fn dispatch(self: Arc<Self>, call: Incoming) -> BoxFuture<Reply>;
 }
 
@@ -143,7 +144,8 @@ pub(crate) enum Answer {
 const FAILED: &str = "org.freedesktop.DBus.Error.Failed";
 
 impl Reply {
-    /// With these values. What cannot be encoded becomes an error.
+    /// With these values: a tuple stands for several, `()` for none, any other type for one. What cannot be encoded becomes the
+    /// error `org.freedesktop.DBus.Error.Failed`.
     pub fn new<T: Encode + ?Sized>(values: &T) -> Self {
         let mut body = Vec::new();
         match bus_wire::encode_body(values, bus_wire::Endian::Little, &mut body) {
@@ -158,7 +160,8 @@ impl Reply {
         }
     }
 
-    /// An error with this name.
+    /// An error with this name (specification, "Error names") and a text for humans. If it is no valid name it is
+    /// `org.freedesktop.DBus.Error.Failed`.
     pub fn error(name: &str, text: &str) -> Self {
         let (name, text) = (name.into(), text.into());
         Self {
@@ -167,7 +170,7 @@ impl Reply {
         }
     }
 
-    /// That there is no such method here.
+    /// That there is no such method here: `org.freedesktop.DBus.Error.UnknownMethod`.
     pub fn unknown_method(call: &Message) -> Self {
         let text = format!(
             "no method {} of {} at {}",
@@ -330,10 +333,11 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// Offers an interface of the object at `path`, in place of one of the same name, until the returned handle is dropped.
+    /// Offers an interface of the object at `path`, in place of one of the same name, until the returned handle is dropped. The
+    /// interfaces Peer and Introspectable are there without it (specification, "Standard Interfaces").
     ///
     /// # Errors
-    /// It is no valid path.
+    /// [`Error::Name`]: it is no valid path (specification, "Valid Object Paths").
     pub fn add(&self, path: &str, interface: Arc<dyn Interface>) -> Result<Exported, Error> {
         bus_wire::ObjectPath::new(path)?;
         let shared = self.handle.shared();
@@ -358,7 +362,7 @@ pub struct Exported {
 }
 
 impl Exported {
-    /// Sends a signal of it.
+    /// Sends a signal of it, as [`Connection::emit`] does.
     pub fn emit<T: Encode + ?Sized>(&self, member: &str, args: &T) -> Call<()> {
         let member = format!("{}.{member}", self.interface);
         Connection::new(self.handle.clone()).emit(&self.path, &member, args)

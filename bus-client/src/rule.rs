@@ -44,7 +44,8 @@ impl Rule {
         self
     }
 
-    /// From this peer. Of a well-known name it is whoever owns it when the signal is sent.
+    /// From this peer. Of a well-known name it is whoever owns it when the signal is sent. A unique name means its owner on this bus
+    /// only: with the next bus the stream ends.
     #[must_use]
     pub fn sender(mut self, sender: &str) -> Self {
         self.0.sender = Some(sender.into());
@@ -65,19 +66,19 @@ impl Rule {
         self
     }
 
-    /// With this text as an argument, counted from 0 to 63.
+    /// With this text as an argument, counted from 0 to 63 (`argN`). One condition for each argument: the last one holds.
     #[must_use]
     pub fn arg(self, index: u8, value: &str) -> Self {
         self.condition(index, ArgKind::Equals, value)
     }
 
-    /// With this path as an argument, or one above or below it, as its slashes say.
+    /// With this path as an argument, or one above or below it, as its slashes say (`argNpath`).
     #[must_use]
     pub fn arg_path(self, index: u8, value: &str) -> Self {
         self.condition(index, ArgKind::Path, value)
     }
 
-    /// With a name as its first argument that is this one or begins with it.
+    /// With a name as its first argument that is this one, or begins with it and a dot (`arg0namespace`).
     #[must_use]
     pub fn arg0_namespace(self, value: &str) -> Self {
         self.condition(0, ArgKind::Namespace, value)

@@ -175,7 +175,7 @@ impl Shared {
         standing.unique_name = unique_name.map(Into::into);
         standing.watchers.retain(|watcher| Arc::strong_count(watcher) > 1);
         for watcher in &standing.watchers {
-            watcher.push(state, 0);
+            watcher.push_latest(state, 0);
             if state == State::Closed {
                 watcher.end();
             }
@@ -325,6 +325,11 @@ impl<T, N> Queue<T, N> {
             // What has no room is counted.
             let _ = inbox.push(item, bytes);
         });
+    }
+
+    /// Where nobody reads, the last ones stay.
+    pub(crate) fn push_latest(&self, item: T, bytes: usize) {
+        self.change(|inbox| inbox.push_latest(item, bytes));
     }
 
     pub(crate) fn note(&self, note: N, merge: impl FnOnce(&mut N, &N) -> bool) {

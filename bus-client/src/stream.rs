@@ -162,7 +162,7 @@ impl<T> Drop for Signals<T> {
 }
 
 /// The next item of a queue without notes.
-fn poll_queue<T>(queue: &Queue<T, ()>, context: &mut Context<'_>) -> Poll<Option<T>> {
+pub(crate) fn poll_queue<T>(queue: &Queue<T, ()>, context: &mut Context<'_>) -> Poll<Option<T>> {
     loop {
         match queue.poll_pop(context) {
             Poll::Pending => return Poll::Pending,
@@ -240,7 +240,8 @@ fn name_change(change: OwnerChange) -> NameChange {
     NameChange { old, new, how, epoch }
 }
 
-/// Who owns a name: the present owner first, and then each change; those in a time without a bus by comparison.
+/// Who owns a name: the present owner first, and then each change; those in a time without a bus by comparison. Dropped, it is
+/// watched no more.
 pub struct NameWatch {
     pub(crate) handle: Handle,
     pub(crate) id: WatchId,
@@ -256,7 +257,8 @@ impl Drop for NameWatch {
     }
 }
 
-/// A name that is to be asked for.
+/// A name that is to be asked for (specification, "org.freedesktop.DBus.RequestName"). It ends with the handle and the first state
+/// that the bus tells; while there is no bus it waits, for as long as that takes.
 #[derive(Debug)]
 #[must_use = "a name is asked for when this is awaited, or waited for"]
 pub struct OwnName {
@@ -266,19 +268,20 @@ pub struct OwnName {
 }
 
 impl OwnName {
-    /// Wait in line where it is another's.
+    /// Wait in line where it is another's (without DO_NOT_QUEUE).
     pub fn queue(mut self) -> Self {
         self.flags.queue = true;
         self
     }
 
-    /// Take it from whoever has it and lets it be taken. Only now: after an outage it is not taken from those who have it then.
+    /// Take it from whoever has it and lets it be taken (REPLACE_EXISTING). Only now: after an outage it is not taken from those who
+    /// have it then.
     pub fn replace(mut self) -> Self {
         self.flags.replace_existing = true;
         self
     }
 
-    /// Others may take it from us.
+    /// Others may take it from us (ALLOW_REPLACEMENT).
     pub fn allow_replacement(mut self) -> Self {
         self.flags.allow_replacement = true;
         self
@@ -306,7 +309,8 @@ impl OwnName {
     /// Waits on this thread.
     ///
     /// # Errors
-    /// As awaiting it; and [`Error::WouldDeadlock`].
+    /// [`Error::Name`]: it is no valid name. The connection is closed. [`Error::WouldDeadlock`] where the driver could not run
+    /// meanwhile.
     pub fn wait(self) -> Result<(Name, NameState), Error> {
         wait(self.handle.shared().is_task, self.ask()).unwrap_or(Err(Error::WouldDeadlock))
     }
@@ -335,7 +339,8 @@ impl IntoFuture for OwnName {
     }
 }
 
-/// A name of our own. When it is dropped the name is released.
+/// A name of our own, and a stream of its states. When it is dropped the name is released (specification,
+/// "org.freedesktop.DBus.ReleaseName"). Of those that nobody reads the last 64 stay.
 pub struct Name {
     handle: Handle,
     id: NameId,

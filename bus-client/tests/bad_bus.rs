@@ -7,7 +7,10 @@
     reason = "a process test: nothing else waits for its clock"
 )]
 
-use std::io::{IoSlice, Read, Write};
+#[path = "support/scripted.rs"]
+mod scripted;
+
+use std::io::{IoSlice, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -15,8 +18,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bus_client::{Connection, Error, Event, Fate, LinkError, Rule};
-use bus_wire::{Message, MessageBuilder, MessageType};
+use bus_wire::{MessageBuilder, MessageType};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use scripted::{next_message, welcome};
 
 /// A bus that does this with each connection, in a thread.
 struct Bad {
@@ -54,53 +58,6 @@ impl Bad {
             Err(Error::Connect(error)) => error.to_string(),
             other => panic!("{other:?}"),
         }
-    }
-}
-
-/// Lets the client in, and answers Hello.
-fn welcome(socket: &mut UnixStream) {
-    let mut buffer = [0; 4096];
-    let mut said = Vec::new();
-    loop {
-        let Ok(count @ 1..) = socket.read(&mut buffer) else {
-            return;
-        };
-        said.extend_from_slice(&buffer[..count]);
-        let text = String::from_utf8_lossy(&said).into_owned();
-        if text.contains("BEGIN\r\n") {
-            break;
-        }
-        let answer = match text.contains("NEGOTIATE") {
-            true => "AGREE_UNIX_FD\r\n",
-            false => "OK 00112233445566778899aabbccddeeff\r\n",
-        };
-        socket.write_all(answer.as_bytes()).unwrap();
-    }
-    let begin = said.windows(7).position(|window| window == b"BEGIN\r\n").unwrap() + 7;
-    let mut rest = said.split_off(begin);
-    let hello = next_message(socket, &mut rest).unwrap();
-    let reply = MessageBuilder::method_return(hello.serial())
-        .sender("org.freedesktop.DBus")
-        .serial(1_u32)
-        .body(|body| {
-            body.str(":1.7");
-        });
-    socket.write_all(&reply.build().unwrap()).unwrap();
-}
-
-fn next_message(socket: &mut UnixStream, held: &mut Vec<u8>) -> Option<Message> {
-    loop {
-        if let Ok(Some(length)) = bus_wire::message_length(held)
-            && held.len() >= length
-        {
-            let rest = held.split_off(length);
-            return Message::parse(std::mem::replace(held, rest).into()).ok();
-        }
-        let mut buffer = [0; 4096];
-        let Ok(count @ 1..) = socket.read(&mut buffer) else {
-            return None;
-        };
-        held.extend_from_slice(&buffer[..count]);
     }
 }
 

@@ -328,6 +328,49 @@ fn peers_without_a_bus() {
 }
 
 #[test]
+fn peers_that_nobody_takes_are_hung_up_on_and_the_listener_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let address = format!("unix:path={}", directory.path().join("peer").display());
+    let listener = Listener::bind(&address).unwrap();
+    let path = directory.path().join("peer");
+    let many: Vec<_> = (0..200)
+        .map(|_| std::os::unix::net::UnixStream::connect(&path).unwrap())
+        .collect();
+    let hung_up = |mut socket: &std::os::unix::net::UnixStream| {
+        socket.set_nonblocking(true).unwrap();
+        matches!(socket.read(&mut [0]), Ok(0))
+    };
+    let mut rounds = 0;
+    while many.iter().filter(|socket| hung_up(socket)).count() < 200 - 128 {
+        rounds += 1;
+        assert!(rounds < 1000, "not hung up on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    for _ in 0..128 {
+        drop(listener.accept().wait().unwrap().expect("one that has waited"));
+    }
+    // One that comes when there is room again.
+    let client = std::thread::spawn(move || Connection::peer(&address).connect_thread());
+    let peer = listener.accept().wait().unwrap().expect("another one");
+    let _peer = peer.connect_thread().unwrap();
+    client.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_name_or_a_path_that_is_none_is_an_error_of_connecting() {
+    let Some(bus) = Bus::start() else { return };
+    let counter = Arc::new(Counter::default());
+    for builder in [
+        bus.builder().name("no name"),
+        bus.builder().object("no/path", counter),
+    ] {
+        let error = builder.connect_thread().unwrap_err();
+        assert!(matches!(error, Error::Name(_)), "{error:?}");
+        assert_eq!(error.fate(), Some(Fate::NotSent));
+    }
+}
+
+#[test]
 fn where_there_is_no_bus_it_says_so_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let address = format!("unix:path={}", directory.path().join("none").display());

@@ -10,62 +10,12 @@
 mod support;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bus_client::{Call, Connection, Error, Event, Fate, Known, Missed, Rule, State, WhileDown};
+use bus_client::{Connection, Event, Fate, Known, Missed, Rule, State};
+use support::load::{Driver, Load, under_load};
 use support::{Bus, COUNTER, Counter};
-
-/// What became of the calls of one caller.
-#[derive(Debug, Default, Clone, Copy)]
-struct Fates {
-    answered: u64,
-    not_sent: u64,
-    unknown: u64,
-    unknown_ran: u64,
-}
-
-struct Load {
-    counter: Arc<Counter>,
-    next: AtomicU64,
-    is_over: AtomicBool,
-}
-
-impl Load {
-    fn begin(&self, connection: &Connection) -> (u64, Call<u64>) {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let call = connection.call(COUNTER, "/counter", "com.example.Counter.Run", &id);
-        // Some would rather fail than wait.
-        let while_down = if id.is_multiple_of(3) {
-            WhileDown::FailFast
-        } else {
-            WhileDown::Wait
-        };
-        (id, call.while_down(while_down))
-    }
-
-    fn end(&self, id: u64, result: Result<u64, Error>, fates: &mut Fates) {
-        let runs = self.counter.runs(id);
-        match result {
-            Ok(answer) => {
-                assert_eq!((answer, runs), (id, 1), "call {id}");
-                fates.answered += 1;
-            }
-            Err(error) => match error.fate() {
-                Some(Fate::NotSent) => {
-                    assert_eq!(runs, 0, "call {id} was not sent, and ran: {error}");
-                    fates.not_sent += 1;
-                }
-                Some(_) => {
-                    assert!(runs <= 1, "call {id} ran {runs} times");
-                    fates.unknown += 1;
-                    fates.unknown_ran += u64::from(runs);
-                }
-                None => panic!("call {id}: {error}"),
-            },
-        }
-    }
-}
 
 /// Who kills the bus, and who watches that the stream misses nothing without a note.
 fn kill_over_and_over(bus: &mut Bus, load: &Load, server: &Connection, client: &Connection, kills: u32) {
@@ -78,11 +28,10 @@ fn kill_over_and_over(bus: &mut Bus, load: &Load, server: &Connection, client: &
     let (mut last, mut received, mut notes) = (None, 0_u64, 0);
     for kill in 0..=kills {
         let until = Instant::now() + Duration::from_millis(60 + u64::from(kill % 7) * 20);
-        let before = load.counter.total.load(Ordering::Relaxed);
+        let before = load.total();
         // Each bus serves some calls and ticks, and then goes in the middle of them.
         let mut count = 0;
-        while Instant::now() < until || load.counter.total.load(Ordering::Relaxed) < before + 20 || count < 3
-        {
+        while Instant::now() < until || load.total() < before + 20 || count < 3 {
             assert!(
                 Instant::now() < until + Duration::from_secs(30),
                 "nothing is served, {kill} kills"
@@ -128,7 +77,7 @@ fn kill_over_and_over(bus: &mut Bus, load: &Load, server: &Connection, client: &
         "{notes} notes of {kills} outages"
     );
     assert!(received > u64::from(kills), "{received} ticks");
-    load.is_over.store(true, Ordering::Relaxed);
+    load.end_soon();
     client
         .wait_for_names(&[COUNTER])
         .timeout(Duration::from_secs(20))
@@ -155,134 +104,62 @@ fn prepare(bus: &Bus) -> (Arc<Load>, Connection) {
         .object("/counter", counter.clone())
         .connect_thread()
         .unwrap();
-    let load = Load {
-        counter,
-        next: AtomicU64::new(1),
-        is_over: AtomicBool::new(false),
-    };
     server.wait_for_names(&[COUNTER]).wait().unwrap();
-    (Arc::new(load), server)
+    (Load::new(COUNTER, counter), server)
 }
 
-fn check(all: Fates, kills: u32) {
-    eprintln!("{kills} kills: {all:?}");
-    assert!(all.answered > u64::from(kills) * 10, "{all:?}");
-    assert!(all.unknown > 0 && all.not_sent > 0, "{all:?}");
-}
-
-fn sum(fates: impl Iterator<Item = Fates>) -> Fates {
-    fates.fold(Fates::default(), |sum, one| Fates {
-        answered: sum.answered + one.answered,
-        not_sent: sum.not_sent + one.not_sent,
-        unknown: sum.unknown + one.unknown,
-        unknown_ran: sum.unknown_ran + one.unknown_ran,
-    })
-}
-
-fn with_a_thread(bus: Option<Bus>, kills: u32) {
+fn killed(bus: Option<Bus>, driver: Driver, kills: u32) {
     let Some(mut bus) = bus else { return };
     let (load, server) = prepare(&bus);
-    let client = bus.builder().connect_thread().unwrap();
-    let callers = (0..8).map(|_| {
-        let (load, client) = (load.clone(), client.clone());
-        std::thread::spawn(move || {
-            let mut fates = Fates::default();
-            while !load.is_over.load(Ordering::Relaxed) {
-                let (id, call) = load.begin(&client);
-                let result = call.wait();
-                if result.is_err() {
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                load.end(id, result, &mut fates);
-            }
-            fates
-        })
+    let builder = bus.builder();
+    under_load(driver, builder, &load, kills, |client| {
+        kill_over_and_over(&mut bus, &load, &server, client, kills);
     });
-    let callers: Vec<_> = callers.collect();
-    kill_over_and_over(&mut bus, &load, &server, &client, kills);
-    check(
-        sum(callers.into_iter().map(|caller| caller.join().unwrap())),
-        kills,
-    );
-}
-
-fn with_a_task(bus: Option<Bus>, kills: u32) {
-    let Some(mut bus) = bus else { return };
-    let (load, server) = prepare(&bus);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    let client = runtime.block_on(bus.builder().connect()).unwrap();
-    let callers = (0..8).map(|_| {
-        let (load, client) = (load.clone(), client.clone());
-        runtime.spawn(async move {
-            let mut fates = Fates::default();
-            while !load.is_over.load(Ordering::Relaxed) {
-                let (id, call) = load.begin(&client);
-                let result = call.await;
-                if result.is_err() {
-                    tokio::time::sleep(Duration::from_millis(2)).await;
-                }
-                load.end(id, result, &mut fates);
-            }
-            fates
-        })
-    });
-    let callers: Vec<_> = callers.collect();
-    kill_over_and_over(&mut bus, &load, &server, &client, kills);
-    check(
-        sum(callers
-            .into_iter()
-            .map(|caller| runtime.block_on(caller).unwrap())),
-        kills,
-    );
 }
 
 #[test]
 fn killed_under_load_with_a_thread() {
-    with_a_thread(Bus::start(), 12);
+    killed(Bus::start(), Driver::Thread, 12);
 }
 
 #[test]
 fn killed_under_load_with_a_task() {
-    with_a_task(Bus::start(), 12);
+    killed(Bus::start(), Driver::Task, 12);
 }
 
 #[test]
 fn dbus_broker_killed_under_load_with_a_thread() {
-    with_a_thread(Bus::start_broker(), 12);
+    killed(Bus::start_broker(), Driver::Thread, 12);
 }
 
 #[test]
 fn dbus_broker_killed_under_load_with_a_task() {
-    with_a_task(Bus::start_broker(), 12);
+    killed(Bus::start_broker(), Driver::Task, 12);
 }
 
 #[test]
 #[ignore = "takes a minute"]
 fn dbus_broker_killed_two_hundred_times_with_a_thread() {
-    with_a_thread(Bus::start_broker(), 200);
+    killed(Bus::start_broker(), Driver::Thread, 200);
 }
 
 #[test]
 #[ignore = "takes a minute"]
 fn dbus_broker_killed_two_hundred_times_with_a_task() {
-    with_a_task(Bus::start_broker(), 200);
+    killed(Bus::start_broker(), Driver::Task, 200);
 }
 
 /// `cargo test -p bus-client --test outages -- --ignored`
 #[test]
 #[ignore = "takes a minute"]
 fn killed_two_hundred_times_with_a_thread() {
-    with_a_thread(Bus::start(), 200);
+    killed(Bus::start(), Driver::Thread, 200);
 }
 
 #[test]
 #[ignore = "takes a minute"]
 fn killed_two_hundred_times_with_a_task() {
-    with_a_task(Bus::start(), 200);
+    killed(Bus::start(), Driver::Task, 200);
 }
 
 #[test]
@@ -321,7 +198,7 @@ fn a_unique_name_of_the_bus_that_is_gone_reaches_no_stranger() {
         names.iter().chain(all.iter().flatten()).any(|name| *name == old),
         "{old} is nobody's: {names:?}"
     );
-    let calls = load.counter.total.load(Ordering::Relaxed);
+    let calls = load.total();
     for error in [
         client
             .call::<u64>(&old, "/counter", "Run", &3_u64)
@@ -335,7 +212,7 @@ fn a_unique_name_of_the_bus_that_is_gone_reaches_no_stranger() {
         assert_eq!(error.fate(), Some(Fate::NotSent), "{error}");
         assert_eq!(error.cause(), Some(&bus_client::Cause::StaleName), "{error}");
     }
-    assert_eq!(load.counter.total.load(Ordering::Relaxed), calls);
+    assert_eq!(load.total(), calls);
     let missed = stream.wait_next().unwrap();
     assert!(matches!(missed, Some(Event::Missed(Missed::Epoch))), "{missed:?}");
     assert!(stream.wait_next().unwrap().is_none());

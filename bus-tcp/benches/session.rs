@@ -130,31 +130,71 @@ fn paired(c: &mut Criterion) {
             b.iter(|| session.ask(&runtime, kind, bytes));
         });
         group.finish();
-        let (mut of_bare, mut of_session) = (Vec::new(), Vec::new());
         let long = if std::env::args().any(|argument| argument == "--test") {
-            0
+            Duration::ZERO
         } else {
-            4
+            Duration::from_secs(8)
         };
-        let until = Instant::now() + Duration::from_secs(long);
-        while of_bare.is_empty() || Instant::now() < until {
-            let began = Instant::now();
-            bare.ask(&runtime, kind, bytes);
-            let middle = Instant::now();
-            session.ask(&runtime, kind, bytes);
-            of_bare.push(middle - began);
-            of_session.push(middle.elapsed());
+        // So many at once that a turn of either kind takes milliseconds.
+        let count = if kind == 0 { 50 } else { 1 };
+        let turn = |client: &mut Client| {
+            let (began, cpu) = (Instant::now(), cpu());
+            for _ in 0..count {
+                client.ask(&runtime, kind, bytes);
+            }
+            let time = began.elapsed();
+            // What is done afterwards (acknowledgements, and what waits for them) is this kind's, too.
+            thread::sleep(Duration::from_millis(2));
+            (time.as_secs_f64() / f64::from(count), self::cpu() - cpu)
+        };
+        let mut turns = Vec::new();
+        let until = Instant::now() + long;
+        while turns.len() < 2 || Instant::now() < until {
+            // Each is the first as often as the second.
+            let (first, second) = if turns.len() % 2 == 0 {
+                (turn(&mut bare), turn(&mut session))
+            } else {
+                let first = turn(&mut session);
+                (turn(&mut bare), first)
+            };
+            turns.push((first, second));
         }
-        of_bare.sort();
-        of_session.sort();
-        let median = |times: &[Duration]| times[times.len() / 2];
-        eprintln!(
-            "{name}, in turns: bare {:?}, session {:?}: {:+.1} %",
-            median(&of_bare),
-            median(&of_session),
-            (median(&of_session).as_secs_f64() / median(&of_bare).as_secs_f64() - 1.0) * 100.0
-        );
+        report(name, &turns);
     }
+}
+
+/// Processor time of this process: both ends of both kinds.
+fn cpu() -> Duration {
+    nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID.now().unwrap().into()
+}
+
+/// Time and processor time of a turn of each kind.
+type Turns = ((f64, Duration), (f64, Duration));
+
+/// The median of the pairs, and between what half of them are: what one turn meets of the machine's moods, its pair meets as well.
+fn report(name: &str, turns: &[Turns]) {
+    let mut of_bare: Vec<f64> = turns.iter().map(|(bare, _)| bare.0).collect();
+    let mut of_session: Vec<f64> = turns.iter().map(|(_, session)| session.0).collect();
+    let ratios = turns
+        .iter()
+        .map(|(bare, session)| (session.0 / bare.0 - 1.0) * 100.0);
+    let mut ratios: Vec<f64> = ratios.collect();
+    for values in [&mut of_bare, &mut of_session, &mut ratios] {
+        values.sort_by(f64::total_cmp);
+    }
+    let at = |values: &[f64], part: usize| values[values.len() * part / 4];
+    let spent = |of: fn(&Turns) -> Duration| turns.iter().map(of).sum::<Duration>().as_secs_f64();
+    let cpu = spent(|turn| turn.1.1) / spent(|turn| turn.0.1);
+    eprintln!(
+        "{name}, {} pairs in turns: bare {:.1} us, session {:.1} us; {:+.1} % ({:+.1} to {:+.1}); processor time {:+.1} %",
+        turns.len(),
+        at(&of_bare, 2) * 1e6,
+        at(&of_session, 2) * 1e6,
+        at(&ratios, 2),
+        at(&ratios, 1),
+        at(&ratios, 3),
+        (cpu - 1.0) * 100.0
+    );
 }
 
 criterion_group!(benches, paired);

@@ -409,7 +409,7 @@ impl Engine {
             Action::NameState { handle, state } => self.name_state(handle, state),
             Action::OwnerChanged { watch, change } => {
                 if let Some(queue) = self.queues.watches.get(&watch) {
-                    queue.push(change, 1);
+                    queue.push_latest(change, 1);
                 }
             }
             Action::State(state) => self.state(state),
@@ -439,7 +439,7 @@ impl Engine {
 
     fn name_state(&mut self, handle: NameId, state: NameState) {
         if let Some(queue) = self.queues.names.get(&handle) {
-            queue.push(state, 1);
+            queue.push_latest(state, 1);
         } else if self.names.contains(&handle) && state != NameState::Owned {
             tracing::warn!(?state, "a name of this connection's is not to be had");
         }

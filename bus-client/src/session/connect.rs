@@ -377,25 +377,25 @@ impl Session {
         if !is_over || !matches!(link.stage, Stage::Replaying) {
             return;
         }
-        let same_bus = link.same_bus;
         self.settle.open(self.now + self.config.settle);
-        let was_up = self.was_up;
         self.up();
-        if was_up {
+    }
+
+    /// The link can be used. What waits goes out after its handler was told.
+    fn up(&mut self) {
+        let Phase::Linked(link) = &mut self.phase else {
+            return;
+        };
+        link.stage = Stage::Up(self.now);
+        link.patience = None;
+        self.up_guid = link.guid;
+        let same_bus = link.same_bus;
+        self.set_state(State::Up);
+        if std::mem::replace(&mut self.was_up, true) {
             let failed = std::mem::take(&mut self.requests.failed);
             let event = LinkEvent::Back { same_bus, failed };
             self.actions.push(Action::Link(event));
         }
-    }
-
-    fn up(&mut self) {
-        if let Phase::Linked(link) = &mut self.phase {
-            link.stage = Stage::Up(self.now);
-            self.up_guid = link.guid;
-            link.patience = None;
-        }
-        self.was_up = true;
-        self.set_state(State::Up);
     }
 
     pub(super) fn ready(&mut self, stream: super::StreamId, missed: bool, same_bus: bool) {

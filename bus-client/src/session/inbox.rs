@@ -64,6 +64,18 @@ impl<T, N> Inbox<T, N> {
         Ok(())
     }
 
+    /// An item that says what is so now: where there is no room for it, those go that said what was so before.
+    pub fn push_latest(&mut self, item: T, bytes: usize) {
+        while self.queue.len() >= self.most || self.bytes.saturating_add(bytes) > self.most_bytes {
+            let Some((_, oldest)) = self.queue.pop_front() else {
+                break;
+            };
+            self.bytes -= oldest;
+        }
+        self.bytes += bytes;
+        self.queue.push_back((Entry::Item(item), bytes));
+    }
+
     /// A note. Where the last entry is one that `merge` can take it into, there is still one.
     pub fn note(&mut self, note: N, merge: impl FnOnce(&mut N, &N) -> bool) {
         self.note_lag();
@@ -146,6 +158,23 @@ mod tests {
             Popped::Note("gap"),
         ];
         assert_eq!(rest, expected);
+    }
+
+    #[test]
+    fn of_states_the_last_ones_stay() {
+        let mut inbox: Inbox<u32, ()> = Inbox::new(3, 100);
+        for state in 0..1000 {
+            inbox.push_latest(state, 1);
+        }
+        inbox.end();
+        let kept = [(); 4].map(|()| inbox.pop());
+        let last = [997, 998, 999].map(Popped::Item);
+        assert_eq!(kept[..3], last);
+        assert_eq!(kept[3], Popped::Ended);
+        let mut inbox: Inbox<u32, ()> = Inbox::new(3, 10);
+        inbox.push_latest(1, 8);
+        inbox.push_latest(2, 8);
+        assert_eq!((inbox.pop(), inbox.pop()), (Popped::Item(2), Popped::Empty));
     }
 
     #[test]

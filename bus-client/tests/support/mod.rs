@@ -15,6 +15,7 @@ use bus_client::{BoxFuture, Builder, Connection, Incoming, Interface, Reply};
 pub const COUNTER: &str = "com.example.Counter";
 
 mod broker;
+pub mod load;
 
 /// Which implementation of a bus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
