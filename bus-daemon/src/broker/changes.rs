@@ -27,6 +27,16 @@ impl Broker {
         self.roster.changed_count()
     }
 
+    /// Bytes of messages and lines of all peers that have not arrived completely.
+    pub fn input_bytes(&self) -> u64 {
+        self.ledger.input()
+    }
+
+    /// The same of one peer.
+    pub fn input_of(&self, peer: PeerId) -> u64 {
+        self.roster.get(peer).map_or(0, |peer| peer.charge.input)
+    }
+
     /// Moves to `out` the indexes whose peers may have changed, come or gone since they were last taken, each once: at most
     /// `most` of them, those that have waited longest.
     pub fn take_changed_peers(&mut self, most: usize, out: &mut Vec<u32>) {

@@ -31,6 +31,10 @@ const PEERS: usize = 16;
 const MANY: usize = if cfg!(test) { 128 } else { 4096 };
 /// Peers written ahead of a checkpoint in one go.
 const AHEAD: usize = MANY / 4;
+/// Peers that are taken at a time, until there are so many, or so many bytes of their entries, which takes two to three
+/// milliseconds: what a peer has sent of a message or a line that is not whole stands in its entry.
+const BATCH: usize = 4;
+const AHEAD_BYTES: usize = 1 << 20;
 /// The same for names, match rules and open calls. A rule of 1 kB takes about two microseconds.
 const AHEAD_ENTRIES: usize = 512;
 
@@ -135,22 +139,42 @@ impl Journal {
         let is_overdue = self.log.is_checkpoint_overdue() || self.extents.is_checkpoint_overdue();
         let are_many_peers = broker.changed_peers() > MANY;
         let are_many_entries = Self::are_many_changed(broker);
+        let are_many_bytes = broker.input_bytes() > AHEAD_BYTES as u64;
         let is_first = self.header.committed.load(Ordering::Acquire) == 0;
         self.is_checkpoint_wanted |= is_first && are_many_entries;
-        if is_overdue || !(are_many_peers || are_many_entries) || !self.wants_checkpoint(broker) {
+        let are_many = are_many_peers || are_many_entries || are_many_bytes;
+        if is_overdue || !are_many || !self.wants_checkpoint(broker) {
             return false;
-        }
-        if are_many_peers {
-            broker.take_changed_peers(AHEAD, &mut self.changed);
         }
         if are_many_entries {
             broker.take_changed_entries(AHEAD_ENTRIES, &mut self.changed_entries);
         }
         self.begin_checkpoint();
-        let result = self.put_changed(broker);
+        let result = if are_many_peers || are_many_bytes {
+            self.put_some(broker)
+        } else {
+            self.put_changed(broker).map(|_| ())
+        };
+        // Where only the bytes might have been too many, and were not, the checkpoint need not wait for the next turn.
+        let is_more = are_many_peers || are_many_entries || broker.changed_peers() > 0;
         result
             .inspect_err(|error| tracing::error!("checkpoint: {error}"))
             .is_ok()
+            && is_more
+    }
+
+    /// Writes the entries that are to be written, and of the peers that have changed those that have waited longest, a bounded
+    /// number and a bounded number of bytes.
+    fn put_some(&mut self, broker: &mut Broker) -> Result<(), String> {
+        let (mut peers, mut bytes) = (0, 0);
+        loop {
+            broker.take_changed_peers(BATCH, &mut self.changed);
+            peers += self.changed.len();
+            bytes += self.put_changed(broker)?;
+            if broker.changed_peers() == 0 || peers >= AHEAD || bytes >= AHEAD_BYTES {
+                return Ok(());
+            }
+        }
     }
 
     /// Takes a checkpoint: all that has happened is part of it.
@@ -206,17 +230,19 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes the peers and entries that changed. One that cannot be written, and those after it, are still to be.
-    fn put_changed(&mut self, broker: &mut Broker) -> Result<(), String> {
+    /// Writes the peers and entries that changed; how many bytes the peers took. One that cannot be written, and those after
+    /// it, are still to be.
+    fn put_changed(&mut self, broker: &mut Broker) -> Result<usize, String> {
+        let mut bytes = 0;
         while let Some(index) = self.changed.pop() {
-            self.put_peer(broker, index)
-                .inspect_err(|_| self.changed.push(index))?;
+            let put = self.put_peer(broker, index);
+            bytes += put.inspect_err(|_| self.changed.push(index))?;
         }
         while let Some((kind, slot)) = self.changed_entries.pop() {
             self.put_entry(broker, kind, slot)
                 .inspect_err(|_| self.changed_entries.push((kind, slot)))?;
         }
-        Ok(())
+        Ok(bytes)
     }
 
     fn begin_checkpoint(&mut self) {
@@ -240,11 +266,12 @@ impl Journal {
         self.checkpoints.put(table_of(kind), slot as usize, [0; 2], &body)
     }
 
-    fn put_peer(&mut self, broker: &mut Broker, index: u32) -> Result<(), String> {
+    /// Writes a peer; how many bytes that took.
+    fn put_peer(&mut self, broker: &mut Broker, index: u32) -> Result<usize, String> {
         self.waiting.take_over(broker, &self.extents, index);
         let entry = PEERS + index as usize;
         let Some((mut record, bodies, held)) = broker.save_alone(index) else {
-            return self.checkpoints.put(Table::Peers, entry, [0; 2], &[]);
+            return self.checkpoints.put(Table::Peers, entry, [0; 2], &[]).map(|()| 0);
         };
         let input = self.extents.locate(record.input());
         if input.is_some() {
@@ -270,6 +297,7 @@ impl Journal {
         let mut body = std::mem::take(&mut self.encoded);
         let encoded = codec::encode_into(&value, &mut body).map_err(|error| error.to_string());
         let put = encoded.and_then(|()| self.checkpoints.put(Table::Peers, entry, owner, &body));
+        let put = put.map(|()| body.len());
         body.clear();
         body.shrink_to(KEPT);
         self.encoded = body;

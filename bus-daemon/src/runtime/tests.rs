@@ -7,6 +7,7 @@ mod entries;
 #[cfg(target_arch = "x86_64")]
 mod every_store;
 mod full_table;
+mod half;
 mod heard;
 mod in_flight;
 mod lost_fds;

@@ -16,7 +16,7 @@
 use super::Worker;
 use crate::broker::{Event, Millis};
 use crate::journal::RareEvent;
-use crate::runtime::links::STEP;
+use crate::runtime::links::{Link, STEP};
 use crate::runtime::poll::Source;
 use crate::runtime::rotation::Ready;
 
@@ -37,6 +37,11 @@ const COMPLAINTS: u64 = 10_000;
 const WORK: u64 = 512;
 /// Of a turn that is [short](crate::runtime::rotation::Rotation::begin_turn).
 const SHORT_WORK: u64 = 64;
+/// Bytes of input that is not whole, for which whoever sends more of it is served is counted one more: until it is whole each
+/// checkpoint has to write them again. So no turn makes more of them to be written than are [written
+/// ahead](crate::journal::Journal::write_ahead) at its end.
+const UNFINISHED: u64 = 1024;
+const UNFINISHED_MOST: u64 = 64;
 /// What it is to accept a connection: questions to the kernel.
 const ACCEPT: u64 = 4;
 
@@ -217,7 +222,8 @@ impl Worker {
                     let written = self.serve_peer(peer);
                     // Bytes of a large message are validated when they are read, which takes the longest of all.
                     let taken = self.taken(peer).saturating_sub(taken);
-                    let work = 1 + (taken + written) / 2048 + self.broker.work() - begin;
+                    let unfinished = self.unfinished(peer);
+                    let work = 1 + (taken + written) / 2048 + unfinished + self.broker.work() - begin;
                     let turn = self.links.get_mut(peer).map(|link| &mut link.turn);
                     self.rotation.done(turn, work);
                     work
@@ -234,6 +240,15 @@ impl Worker {
 
     fn taken(&mut self, peer: crate::broker::PeerId) -> u64 {
         self.links.get_mut(peer).map_or(0, |link| link.taken)
+    }
+
+    /// Bytes of a peer's message or line that is not whole, where they do not stand in an extent, in
+    /// [units](UNFINISHED). That is no more than one read, where there is address space for extents.
+    fn unfinished(&mut self, peer: crate::broker::PeerId) -> u64 {
+        match self.links.get_mut(peer) {
+            Some(Link { large: None, .. }) => (self.broker.input_of(peer) / UNFINISHED).min(UNFINISHED_MOST),
+            Some(_) | None => 0,
+        }
     }
 
     /// One read from a peer, or a step of its agenda, and the writes that it has room for again: how many bytes these were.
