@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bus_daemon::broker::{
     Attested, Broker, Credentials, Event, Fds, Identity, ListenerIdentity, Millis, PeerId, System, Transport,
 };
-use bus_daemon::config::{Config, Limits, Traffic};
+use bus_daemon::config::{Config, Limits, Simple};
 use bus_wire::{Fd, Guid, Message, MessageBuilder};
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -277,7 +277,7 @@ impl Bus {
         };
         let config = Config {
             limits: Limits::session(),
-            traffic: Traffic::Everything,
+            policy: Arc::new(Simple::OPEN.into()),
             ..Config::default()
         };
         Bus {

@@ -107,7 +107,7 @@ fn an_upgrade_is_answered_by_whoever_serves_next() {
             ("Recoveries", "0"),
             ("KeeperPID", "42"),
             ("WorkerPID", "51"),
-            ("StateVersion", "4"),
+            ("StateVersion", "5"),
             ("LastRestart", "<(stuuu)>"),
         ]
     );

@@ -11,10 +11,11 @@ use bus_daemon::handoff::codec::encode;
 use bus_wire::{Fd, Guid};
 
 /// Where frozen structs are. `broker/frozen/next.rs` is of a format that is never in use.
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "broker/frozen.rs",
     "broker/frozen/config.rs",
     "broker/frozen/entry.rs",
+    "broker/frozen/policy.rs",
     "broker/frozen/sasl.rs",
     "broker/frozen/shares.rs",
     "broker/frozen/v1.rs",

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bus_daemon::broker::{
     Action, Broker, Event, Identity, ListenerIdentity, Millis, PeerId, System, Transport,
 };
-use bus_daemon::config::{BusType, Config, Connect, Traffic};
+use bus_daemon::config::policy::Policy;
+use bus_daemon::config::{BusType, Config, Simple};
 use bus_daemon::handoff::image::{self, Restored, WorkerState};
 use bus_daemon::handoff::stored::{BacklogV1, Stored};
 use bus_wire::{Fd, Guid, Message, message_length};
@@ -24,10 +25,11 @@ use crate::store::Store;
 pub(crate) fn config(limits: bus_daemon::config::Limits, eavesdrop_allowed: bool) -> Arc<Config> {
     Arc::new(Config {
         bus_type: BusType::Session,
-        connect: Connect::Anyone,
-        traffic: Traffic::Everything,
+        policy: Arc::new(Policy::from(Simple {
+            eavesdrop_allowed,
+            ..Simple::OPEN
+        })),
         limits,
-        eavesdrop_allowed,
         ..Config::default()
     })
 }
@@ -252,7 +254,11 @@ impl Bus {
             own_uid: OWN_UID,
             hash_seed,
         };
-        let model = Model::new(config.limits.clone(), config.eavesdrop_allowed, now);
+        let model = Model::new(
+            config.limits.clone(),
+            Simple::of(&config.policy).is_some_and(|simple| simple.eavesdrop_allowed),
+            now,
+        );
         Self {
             broker: Broker::new(identity, config, Millis(now)),
             store: Store::default(),

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use bus_daemon::broker::{
-    AgendaV1, Blob, Broker, BrokerState, Checkpoint as Saved, ConfigV1, EntryKind, EntryV1, GlobalV2, HeldV1,
-    PacingV1, Payer, PeerId, PeerRecord, PeerShareV1, SavedShortage, SharesV1,
+    AgendaV1, Blob, Broker, BrokerState, Checkpoint as Saved, ConfigV2, EntryKind, EntryV1, GlobalV2, HeldV1,
+    InForceV1, PacingV1, Payer, PeerId, PeerRecord, PeerShareV1, SavedShortage, SharesV1,
 };
 use bus_daemon::handoff::stored::BacklogV1;
 use bus_wire::Fd;
@@ -26,7 +26,7 @@ pub(crate) struct Source<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Checkpoint {
     bus: Option<GlobalV2>,
-    config: Option<ConfigV1>,
+    config: Option<ConfigV2>,
     agenda: AgendaV1,
     /// The memfd that the configuration came in.
     config_source: Option<Fd>,
@@ -147,8 +147,13 @@ impl Checkpoint {
             held.push(peer.held);
         }
         let stored = self.backlogs();
+        let (config, policy) = config.into_parts();
         let state = BrokerState {
             global: bus.complete(config, Vec::new(), roster),
+            in_force: Some(InForceV1 {
+                policy,
+                at_console: Vec::new(),
+            }),
             peers,
             shared,
             stored: stored

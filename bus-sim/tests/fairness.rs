@@ -15,7 +15,7 @@ use bus_daemon::broker::{
     Action, Attested, Broker, Credentials, Event, Fds, Identity, ListenerIdentity, Millis, PeerId, System,
     Transport,
 };
-use bus_daemon::config::{Config, Connect, Limits, Traffic};
+use bus_daemon::config::{Config, Limits, Simple};
 use bus_wire::{Fd, Flags, Framer, Guid, Message, MessageBuilder, MessageType};
 use bytes::Bytes;
 
@@ -112,8 +112,7 @@ fn config() -> Config {
     limits.max_outgoing_bytes = LIMIT;
     Config {
         limits,
-        connect: Connect::Anyone,
-        traffic: Traffic::Everything,
+        policy: Arc::new(Simple::OPEN.into()),
         ..Config::default()
     }
 }

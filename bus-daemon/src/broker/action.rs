@@ -103,6 +103,10 @@ pub trait System {
     fn journal_memory(&mut self) -> Option<JournalMemory> {
         None
     }
+    /// Whether this user sits at the machine now: a session of the user has a seat (`SEATS=` in logind's file).
+    fn is_at_console(&mut self, _uid: u32) -> bool {
+        false
+    }
     /// The machine's id as it is now.
     fn machine_id(&mut self) -> MachineId {
         MachineId::default()

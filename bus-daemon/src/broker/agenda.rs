@@ -232,6 +232,7 @@ impl Broker {
             }
             Burden::Unique => {
                 if let Some(unique) = self.roster.retire(id) {
+                    self.note_name(id, &unique.name, false);
                     self.announce_unique(id, &unique, false);
                 }
             }

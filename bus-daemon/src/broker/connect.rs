@@ -13,10 +13,11 @@ use super::ledger::Charge;
 use super::liveness::Liveness;
 use super::origins::Origins;
 use super::peer::{Peaks, Peer, Phase};
+use super::policy::Rights;
 use super::shares::Cells;
 use super::speak::{FAILED, LIMITS_EXCEEDED, NOT_ACTIVE_YET};
 use super::{Action, Broker, System};
-use crate::config::{Config, Connect};
+use crate::config::Config;
 
 /// Bytes of answers that may wait for a peer before BEGIN. Nobody who means well is told so much before reading any of it;
 /// the reference implementation ends there, too.
@@ -63,6 +64,7 @@ impl Broker {
             label,
             takes_fds: false,
             phase: Phase::Authenticating(Box::new(SaslServer::new(sasl, credentials.uid))),
+            rights: Rights::default(),
             unique: None,
             framer: Framer::new(max_message_size(&self.config)),
             agenda: Agenda::Idle,
@@ -170,7 +172,7 @@ impl Broker {
                     self.disconnect(id, Breach::FdsBeforeBegin.into());
                 }
                 Some(done) => {
-                    if let Err(refusal) = self.admit(id, &done) {
+                    if let Err(refusal) = self.admit(id, &done, system) {
                         self.close_fds(fds);
                         self.disconnect(id, refusal.into());
                     } else if step.consumed < data.len() {
@@ -185,21 +187,18 @@ impl Broker {
     }
 
     /// Lets a peer that has authenticated go on, if the policy lets its user connect.
-    fn admit(&mut self, id: PeerId, done: &SaslDone) -> Result<(), Refusal> {
-        match (done.uid, self.config.connect) {
-            (None, _) if !self.config.allow_anonymous => {
-                return Err(Refusal::Anonymous);
-            }
-            (Some(uid), Connect::OwnerOnly) if uid != self.identity.own_uid => {
-                return Err(Refusal::User(uid));
-            }
-            (None | Some(_), Connect::OwnerOnly | Connect::Anyone) => {}
+    fn admit(&mut self, id: PeerId, done: &SaslDone, system: &mut dyn System) -> Result<(), Refusal> {
+        match done.uid {
+            None if !self.config.allow_anonymous => return Err(Refusal::Anonymous),
+            Some(uid) if !self.may_connect(id, uid) => return Err(Refusal::User(uid)),
+            None | Some(_) => {}
         }
         if let Some(peer) = self.roster.get(id).filter(|peer| peer.socket.is_some()) {
             self.descriptors.remove_link(peer.credentials.uid);
             self.descriptors.add_link(done.uid);
         }
         self.roster.admit(id, done);
+        self.apply_policy(id, system);
         self.regulate_accepting();
         Ok(())
     }
@@ -220,6 +219,7 @@ impl Broker {
             return;
         };
         self.deadlines.expect_hello(peer, None);
+        self.note_name(id, &unique.name, true);
         self.names.note_peak(self.roster.unique_count());
         self.regulate_accepting();
         self.send_driver_reply(id, call, |w| {
@@ -287,6 +287,7 @@ impl Broker {
         let Some(mut peer) = self.roster.remove(id) else {
             return;
         };
+        self.in_force.forget(&mut peer);
         self.ledger.forget(&mut peer);
         self.descriptors.let_go(&mut peer);
         self.shortage.forget(id, &mut self.deadlines);

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bus_wire::Fd;
 
-use super::Broker;
 use super::speak::FAILED;
+use super::{Broker, System};
 use crate::config::Config;
 
 /// Something that the broker wants done. A worker that replaces a dead one asks again for those that are open, under the
@@ -42,7 +42,13 @@ pub struct ConfigRefusal {
 impl Broker {
     /// An errand has ended. Its number says what it was: an outcome that cannot be read may claim to be of another kind,
     /// and then the errand has failed.
-    pub(super) fn errand_ended(&mut self, errand: u64, outcome: ErrandOutcome, payload: Option<Fd>) {
+    pub(super) fn errand_ended(
+        &mut self,
+        errand: u64,
+        outcome: ErrandOutcome,
+        payload: Option<Fd>,
+        system: &mut dyn System,
+    ) {
         if self.is_trial(errand) {
             self.close_fds(payload);
             let verdict = match outcome {
@@ -59,7 +65,7 @@ impl Broker {
                 text: MIXED_UP.to_owned(),
             }),
         };
-        self.configuration_read(errand, result, payload);
+        self.configuration_read(errand, result, payload, system);
     }
 }
 

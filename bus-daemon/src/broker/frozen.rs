@@ -16,6 +16,7 @@ mod entry;
 mod name;
 #[cfg(feature = "next-version")]
 mod next;
+mod policy;
 mod rule;
 mod sasl;
 mod shares;
@@ -23,12 +24,13 @@ mod v1;
 
 pub use agenda::AgendaV1;
 pub(super) use agenda::{SheddingV1, ThenV1};
-pub use config::ConfigV1;
+pub use config::{ConfigV1, ConfigV2};
 pub(super) use entry::{CallEntryV1, NameEntryV1, RuleEntryV1};
 pub use entry::{EntryV1, HeldV1};
 pub(crate) use name::NameTextV1;
 #[cfg(feature = "next-version")]
 pub use next::{NoteV1, PeerNextV1};
+pub use policy::{InForceV1, PolicyV1};
 pub use rule::RuleV1;
 pub(super) use sasl::SaslV1;
 pub(super) use shares::PartyV1;
@@ -40,6 +42,8 @@ pub use v1::{GlobalV1, PeerV1};
 pub struct BrokerState {
     /// What belongs to no single peer.
     pub global: GlobalV2,
+    /// The policy in force. `None`: it is the simple one that `global` tells of.
+    pub in_force: Option<InForceV1>,
     /// One record per peer.
     pub peers: Vec<PeerRecord>,
     /// Bodies that wait in send queues, each once however many queues it is in.

@@ -52,6 +52,7 @@ impl Broker {
             state:
                 BrokerState {
                     mut global,
+                    in_force,
                     peers,
                     shared,
                     stored,
@@ -70,7 +71,7 @@ impl Broker {
         let (peers, incomplete) = gathered.fill(peers, &held);
         let peers = with_stored(peers, stored);
         let (mut broker, mut dropped) =
-            Self::restore_placed(global, peers, &shared, agenda, &gathered.names)?;
+            Self::restore_placed(global, in_force, peers, &shared, agenda, &gathered.names)?;
         // The entries' texts lie in the checkpoint.
         broker.note_lent();
         broker.restore_shortage(shortage);

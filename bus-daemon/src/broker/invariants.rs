@@ -42,6 +42,7 @@ impl Broker {
         self.descriptors.check(self.roster.iter())?;
         self.shortage.check(|id| self.roster.get(id).is_some())?;
         self.check_shares()?;
+        self.check_rights()?;
         self.check_deadlines()?;
         self.check_fds()
     }

@@ -36,6 +36,7 @@ mod ownership;
 mod pacing;
 mod peer;
 mod per_peer;
+mod policy;
 mod quota;
 mod record_fault;
 mod relief;
@@ -66,8 +67,8 @@ pub use descriptors::Payer;
 pub use errand::{ConfigRefusal, Errand, ErrandOutcome};
 pub use event::{Attested, Credentials, Event, Fds, Millis, PeerId, Start, Transport};
 pub use frozen::{
-    AgendaV1, Blob, BrokerState, ConfigV1, EntryV1, GlobalV1, GlobalV2, HeldV1, NameV1, PacingV1, PeerRecord,
-    PeerShareV1, PeerV1, PeerV2, RuleV1, SharesV1, Unexpressed,
+    AgendaV1, Blob, BrokerState, ConfigV1, ConfigV2, EntryV1, GlobalV1, GlobalV2, HeldV1, InForceV1, NameV1,
+    PacingV1, PeerRecord, PeerShareV1, PeerV1, PeerV2, PolicyV1, RuleV1, SharesV1, Unexpressed,
 };
 #[cfg(feature = "next-version")]
 pub use frozen::{NoteV1, PeerNextV1};
@@ -101,6 +102,7 @@ use ledger::Ledger;
 use liveness::AwakeTime;
 use outgoing::Outgoing;
 use pacing::Pacing;
+use policy::InForce;
 use relief::Shortage;
 use reload::Reload;
 use roster::Roster;
@@ -165,6 +167,8 @@ impl Identity {
 pub struct Broker {
     identity: Identity,
     config: Arc<Config>,
+    /// Who may do what.
+    in_force: InForce,
     /// Whether the configuration may have changed since the last checkpoint.
     is_config_changed: bool,
     /// Who is here.
@@ -209,6 +213,7 @@ impl Broker {
     pub fn new(identity: Identity, config: Arc<Config>, now: Millis) -> Self {
         let hasher = Seeded::with_seed(identity.hash_seed);
         Self {
+            in_force: InForce::new(config.policy.clone()),
             config,
             is_config_changed: true,
             roster: Roster::new(hasher.clone()),
@@ -271,7 +276,7 @@ impl Broker {
                 errand,
                 outcome,
                 payload,
-            } => self.errand_ended(errand, outcome, payload),
+            } => self.errand_ended(errand, outcome, payload, system),
             Event::UpgradeFailed { reason } => self.upgrade_failed(&reason),
             Event::Serving { worker_pid, start } => self.serving(worker_pid, start),
             Event::Relieved(relief) => self.relieved(relief),

@@ -37,7 +37,20 @@ impl Broker {
         if self.names.queue(name).is_none() && !self.has_room_for_name() {
             return Err(NameRefusal::NoRoom);
         }
+        let is_noted = self.is_name_noted(name);
+        let was_held = is_noted && self.names.is_held(name, id);
         let (reply, change) = self.names.request(name, id, flags);
+        if is_noted {
+            let is_held = self.names.is_held(name, id);
+            if is_held != was_held {
+                self.note_name(id, name, is_held);
+            }
+            // Whoever is replaced waits, or does not.
+            let old = change.as_ref().and_then(|change| change.old);
+            if let Some(old) = old.filter(|old| !self.names.is_held(name, *old)) {
+                self.note_name(old, name, false);
+            }
+        }
         let held = self.names.held_count(id) as u32;
         if let Some(peer) = self.roster.get_mut(id) {
             peer.peaks.names = peer.peaks.names.max(held);
@@ -54,6 +67,7 @@ impl Broker {
         let (reply, change) = self.names.release(name, id);
         if reply == ReleaseNameReply::Released {
             self.roster.mark_changed(id);
+            self.note_name(id, name, false);
         }
         if let Some(change) = &change {
             self.announce(change, id);

@@ -11,6 +11,7 @@ use super::event::{Credentials, Millis, PeerId};
 use super::ledger::Charge;
 use super::liveness::Liveness;
 use super::origins::Origins;
+use super::policy::Rights;
 use super::shares::Cells;
 
 /// How far a peer has come.
@@ -49,6 +50,8 @@ pub(crate) struct Peer {
     /// Whether it negotiated to (specification, "NEGOTIATE_UNIX_FD").
     pub(crate) takes_fds: bool,
     pub(crate) phase: Phase,
+    /// What of the policy in force concerns it.
+    pub(crate) rights: Rights,
     /// Set from Hello on. A monitor keeps the name, but cannot be reached by it any more.
     pub(crate) unique: Option<Unique>,
     pub(crate) framer: Framer,
@@ -270,6 +273,11 @@ impl Peers {
 
     pub(crate) fn len(&self) -> usize {
         self.count
+    }
+
+    /// In the order of their index, for what is not saved.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Peer> {
+        self.slots.iter_mut().filter_map(Option::as_deref_mut)
     }
 
     /// In the order of their index.

@@ -10,7 +10,7 @@ use super::connect::max_message_size;
 use super::deadline::Deadline;
 use super::errand::{ConfigRefusal, Errand};
 use super::event::{Millis, PeerId};
-use super::{Action, Broker};
+use super::{Action, Broker, System};
 use crate::config::Config;
 
 /// A reading begins when nobody has asked for so long, in milliseconds, ...
@@ -176,6 +176,7 @@ impl Broker {
         errand: u64,
         result: Result<Arc<Config>, ConfigRefusal>,
         payload: Option<Fd>,
+        system: &mut dyn System,
     ) {
         let before = self.reload.due();
         let Some(callers) = self.reload.end(errand) else {
@@ -184,7 +185,7 @@ impl Broker {
         self.move_reload(before);
         match result {
             Ok(config) => {
-                self.take_config(config, payload);
+                self.take_config(config, payload, system);
                 for (caller, serials) in callers {
                     for serial in serials {
                         self.send_late_reply(caller, serial, |_| {});
@@ -204,9 +205,10 @@ impl Broker {
     }
 
     /// Another configuration is in force. `source` is a memfd that it is kept in.
-    fn take_config(&mut self, config: Arc<Config>, source: Option<Fd>) {
+    fn take_config(&mut self, config: Arc<Config>, source: Option<Fd>, system: &mut dyn System) {
         let services_changed = config.services != self.config.services;
         let limits_changed = config.limits != self.config.limits;
+        self.take_policy(config.policy.clone(), system);
         self.config = config;
         self.is_config_changed = true;
         let old = std::mem::replace(&mut self.config_source, source);

@@ -13,7 +13,7 @@ pub(crate) const STATE_VERSION: u16 = if cfg!(feature = "next-version") {
 };
 
 /// The newest that is in use.
-const CURRENT_VERSION: u16 = 4;
+const CURRENT_VERSION: u16 = 5;
 
 const UPGRADE_REFUSED: &str = "org.busdaemon.Error.UpgradeRefused";
 const QUARANTINED: &str = "org.busdaemon.Error.Quarantined";

@@ -18,8 +18,8 @@ use super::descriptors::Payers;
 use super::disconnect::Disconnect;
 use super::event::{Credentials, PeerId};
 use super::frozen::{
-    AgendaV1, Blob, BrokerState, GlobalV2, IdentityV2, NameEntryV1, NameTextV1, NameV1, PeerRecord, PeerV2,
-    PhaseV1, RuleV1, SheddingV1, ThenV1,
+    AgendaV1, Blob, BrokerState, ConfigV2, GlobalV2, IdentityV2, InForceV1, NameEntryV1, NameTextV1, NameV1,
+    PeerRecord, PeerV2, PhaseV1, RuleV1, SheddingV1, ThenV1,
 };
 use super::ledger::Charge;
 use super::liveness::Liveness;
@@ -28,6 +28,7 @@ use super::name::{NameFlags, Ordered};
 use super::origins::Origins;
 use super::outgoing::Outgoing;
 use super::peer::{Peaks, Peer, Phase, Unique};
+use super::policy::Rights;
 use super::record_fault::RecordFault;
 use super::reply::{DISCONNECTED, NO_REPLY};
 use super::shares::Cells;
@@ -75,13 +76,15 @@ impl Broker {
     pub fn restore(state: BrokerState) -> Result<(Self, Vec<Dropped>), RestoreError> {
         let BrokerState {
             global,
+            in_force,
             peers,
             shared,
             stored,
             agenda,
             shares,
         } = state;
-        let (mut broker, dropped) = Self::restore_from(global, with_stored(peers, stored), &shared, agenda)?;
+        let (mut broker, dropped) =
+            Self::restore_from(global, in_force, with_stored(peers, stored), &shared, agenda)?;
         broker.resume_shares(shares);
         Ok((broker, dropped))
     }
@@ -93,11 +96,12 @@ impl Broker {
     /// As [`restore`](Self::restore).
     pub fn restore_from(
         global: GlobalV2,
+        in_force: Option<InForceV1>,
         peers: impl IntoIterator<Item = (PeerRecord, Option<u64>)>,
         shared: &[Blob],
         agenda: AgendaV1,
     ) -> Result<(Self, Vec<Dropped>), RestoreError> {
-        Self::restore_placed(global, peers, shared, agenda, &[])
+        Self::restore_placed(global, in_force, peers, shared, agenda, &[])
     }
 
     /// The texts of its rules lie in a state that was [lent](super::lending): it is to be [settled](Self::settle_rules).
@@ -118,6 +122,7 @@ impl Broker {
     /// The same with names whose places in the lists of their owners are known, instead of the lists in the records.
     pub(super) fn restore_placed(
         global: GlobalV2,
+        in_force: Option<InForceV1>,
         peers: impl IntoIterator<Item = (PeerRecord, Option<u64>)>,
         shared: &[Blob],
         agenda: AgendaV1,
@@ -155,7 +160,15 @@ impl Broker {
             own_uid,
             hash_seed,
         };
-        let mut broker = Self::new(identity, Arc::new(Config::from(config)), now);
+        let (policy, at_console) = match in_force {
+            Some(InForceV1 { policy, at_console }) => (Some(policy), at_console),
+            None => (None, Vec::new()),
+        };
+        let config = match policy {
+            Some(policy) => Config::from(ConfigV2 { config, policy }),
+            None => Config::from(config),
+        };
+        let mut broker = Self::new(identity, Arc::new(config), now);
         if next_unique > MAX_COUNT {
             return Err(RestoreError::NoUniqueNameLeft);
         }
@@ -199,6 +212,8 @@ impl Broker {
         broker.resume_shedding(agenda);
         let gone = Gone::new(&roster, &broker);
         let changed = broker.restore_names(names, places, &kept, &gone);
+        broker.restore_at_console(&at_console);
+        broker.apply_policy_to_all();
         broker.restore_calls(&kept);
         broker.subscriptions.raise_peak(peak_rules);
         broker.names.raise_peak(peak_names);
@@ -332,6 +347,7 @@ impl Broker {
             label,
             takes_fds,
             phase,
+            rights: Rights::default(),
             unique,
             framer,
             out: SendQueue::restore(SendQueueState {

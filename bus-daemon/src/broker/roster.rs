@@ -100,6 +100,11 @@ impl Roster {
         self.peers.iter()
     }
 
+    /// The same, for what is not saved.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Peer> {
+        self.peers.iter_mut()
+    }
+
     /// How many peers there are.
     pub(super) fn len(&self) -> usize {
         self.peers.len()

@@ -12,15 +12,14 @@ use super::disconnect::{Breach, Disconnect, Excess};
 use super::event::{Fds, PeerId};
 use super::monitor::Addressee;
 use super::peer::{Peer, Phase};
+use super::policy::{ACCESS_DENIED, reply_of};
 use super::relief::MEMORY_SHORT;
 use super::reply::{DISCONNECTED, NO_REPLY};
 use super::shares::counted_from;
 use super::speak::{LIMITS_EXCEEDED, NOT_ACTIVE_YET};
 use super::subscriptions::Audience;
 use super::{Broker, DRIVER, System, driver};
-use crate::config::Traffic;
 
-const ACCESS_DENIED: &str = "org.freedesktop.DBus.Error.AccessDenied";
 const NAME_HAS_NO_OWNER: &str = "org.freedesktop.DBus.Error.NameHasNoOwner";
 const NOT_SUPPORTED: &str = "org.freedesktop.DBus.Error.NotSupported";
 const SERVICE_UNKNOWN: &str = "org.freedesktop.DBus.Error.ServiceUnknown";
@@ -195,9 +194,6 @@ impl Broker {
             self.close_fds(fds);
             return self.disconnect(id, reason);
         }
-        if self.config.traffic == Traffic::Nothing {
-            return self.close_fds(fds);
-        }
         self.outgoing.note_work(1 + message.bytes().len() as u64 / 4096);
         let addressee = match destination {
             None => Addressee::All,
@@ -269,6 +265,13 @@ impl Broker {
         match addressee {
             Addressee::Peer(to) => self.unicast(id, to, transit, fds, system),
             Addressee::Driver => {
+                // The policy is not asked about Hello.
+                if !is_hello(message)
+                    && let Err(denial) = self.check_policy_to_driver(id, message)
+                {
+                    self.close_fds(fds);
+                    return self.deny(id, addressee, message, &denial);
+                }
                 if message.message_type() == MessageType::MethodCall {
                     driver::handle_call(self, id, message, system);
                 }
@@ -289,6 +292,7 @@ impl Broker {
                         message,
                         &mut receivers,
                     );
+                    self.retain_hearers(Some(id), message, &mut receivers);
                     if self.may_broadcast(id, &receivers, &fds) {
                         self.push_copies(&receivers, transit, &fds, system);
                     }
@@ -347,8 +351,9 @@ impl Broker {
             .flatten();
         // Whatever becomes of the reply, the call is over with it.
         let is_awaited = replies_to.is_some_and(|serial| self.close_call(id, to, serial.get()));
-        if message.message_type().is_reply() && !is_awaited && !self.config.unrequested_replies_allowed {
-            return self.close_fds(fds);
+        if let Err(denial) = self.check_policy(id, to, message, reply_of(message, is_awaited)) {
+            self.close_fds(fds);
+            return self.deny(id, Addressee::Peer(to), message, &denial);
         }
         let payer = if is_awaited { to } else { id };
         let mut verdict = self.may_receive(id, to, transit, is_awaited, &fds, payer);
@@ -472,7 +477,7 @@ impl Broker {
 
     /// Whether anybody may see unicast messages of others by a match rule.
     fn may_eavesdrop(&self) -> bool {
-        self.config.eavesdrop_allowed && !self.subscriptions.is_empty(Audience::Eavesdroppers)
+        self.in_force.may_overhear() && !self.subscriptions.is_empty(Audience::Eavesdroppers)
     }
 
     /// Copies of a unicast message for the peers with a match rule that says `eavesdrop='true'`.
@@ -505,6 +510,7 @@ impl Broker {
         };
         // Whom the message makes a monitor has no match rules any more.
         receivers.retain(|receiver| !self.is_shedding(*receiver));
+        self.retain_overhearers(id, addressee, transit.message, &mut receivers);
         self.push_copies(&receivers, transit, fds, system);
         receivers.clear();
         self.scratch.receivers = receivers;
@@ -517,6 +523,9 @@ impl Broker {
             let text = format!("Name \"{name}\" does not exist");
             self.send_driver_error(id, message, NAME_HAS_NO_OWNER, &text);
         } else if self.config.services.iter().any(|service| service.name == name) {
+            if let Err(denial) = self.check_policy_to_name(id, message) {
+                return self.deny(id, Addressee::Nobody, message, &denial);
+            }
             let text = format!("The name {name} is not owned, and this bus does not start services yet");
             self.send_driver_error(id, message, SERVICE_UNKNOWN, &text);
         } else {

@@ -10,16 +10,16 @@ use super::agenda::{Agenda, Then};
 use super::deliver::SHARED;
 use super::event::{Credentials, PeerId, Transport};
 use super::frozen::{
-    AgendaV1, Blob, BrokerState, ConfigV1, GlobalV2, IdentityV2, ListenerV1, Lists, NameV1, PeerRecord,
-    PeerV2, PhaseV1, PieceV1, ReloadV1, RestartV2, RuleV1, SaslV1, SheddingV1, ThenV1, TransportV1,
-    UpgradeV1,
+    AgendaV1, Blob, BrokerState, ConfigV1, ConfigV2, GlobalV2, IdentityV2, InForceV1, ListenerV1, Lists,
+    NameV1, PeerRecord, PeerV2, PhaseV1, PieceV1, PolicyV1, ReloadV1, RestartV2, RuleV1, SaslV1, SheddingV1,
+    ThenV1, TransportV1, UpgradeV1,
 };
 use super::name::{Name, Owner};
 use super::peer::{Peaks, Peer, Phase};
 use super::reload::{Callers, Reload};
 use super::restart::{LastRestart, Restart, Upgrade};
 use super::{Broker, Identity, ListenerIdentity, Seeded};
-use crate::config::Config;
+use crate::config::{Config, Simple};
 
 /// The bodies that send queues share, each once.
 ///
@@ -68,6 +68,7 @@ impl Broker {
             .collect();
         BrokerState {
             global: self.save_global(),
+            in_force: Some(self.save_in_force()),
             peers,
             shared: shared.into_bodies(),
             stored: self.stored_offsets(),
@@ -145,7 +146,7 @@ impl Broker {
             .iter()
             .map(|peer| (peer.id, peer.unique.as_ref().map(|unique| unique.number)));
         self.save_bus()
-            .complete(self.save_config(), self.save_names(), roster.collect())
+            .complete(ConfigV1::from(&*self.config), self.save_names(), roster.collect())
     }
 
     /// Every well-known name, sorted.
@@ -154,8 +155,22 @@ impl Broker {
     }
 
     /// The configuration in force.
-    pub fn save_config(&self) -> ConfigV1 {
-        ConfigV1::from(&*self.config)
+    pub fn save_config(&self) -> ConfigV2 {
+        ConfigV2::from(&*self.config)
+    }
+
+    /// The policy in force.
+    pub fn save_in_force(&self) -> InForceV1 {
+        let at_console = self.roster.iter().filter(|peer| peer.rights.is_at_console());
+        InForceV1 {
+            policy: PolicyV1::from(&*self.config.policy),
+            at_console: at_console.map(|peer| peer.id).collect(),
+        }
+    }
+
+    /// Whether the policy in force is one that versions before 5 of the state can express.
+    pub fn has_simple_policy(&self) -> bool {
+        Simple::of(&self.config.policy).is_some()
     }
 
     /// The memfd that the configuration in force came in, if it came in one.
@@ -190,6 +205,8 @@ impl Broker {
             activation_environment,
             // In the lists.
             config: _,
+            // Follows from the configuration, and from who is here.
+            in_force: _,
             // A handle, and the configuration is saved whole.
             config_source: _,
             // Only says what the next checkpoint must write.
@@ -275,6 +292,8 @@ impl Broker {
             takes_fds,
             phase,
             unique,
+            // By itself.
+            rights: _,
             framer,
             // Input is found in the framer, and the rest is in a list of its own.
             agenda: _,

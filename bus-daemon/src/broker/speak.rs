@@ -11,6 +11,7 @@ use super::monitor::Addressee;
 use super::pacing::Wait;
 use super::subscriptions::Audience;
 use super::{Broker, DRIVER, System};
+use crate::policy::verdict::{Access, Reply};
 
 /// How a peer that has no name yet is addressed, so that monitors see whom an answer was for. As dbus-daemon does.
 pub(super) const NOT_ACTIVE_YET: &str = ":not.active.yet";
@@ -39,6 +40,40 @@ enum Room {
 /// Whether the sender of a message waits for an answer (specification, "Message Format", NO_REPLY_EXPECTED).
 pub(crate) fn expects_reply(message: &Message) -> bool {
     message.message_type() == MessageType::MethodCall && !message.flags().contains(Flags::NO_REPLY_EXPECTED)
+}
+
+/// What rules see of a reply of the driver.
+const REPLY: Access<'static> = Access {
+    message_type: MessageType::MethodReturn,
+    path: None,
+    interface: None,
+    member: None,
+    error_name: None,
+    is_broadcast: false,
+    reply: Reply::Requested,
+    eavesdrops: false,
+    fds: 0,
+};
+
+/// The same of an error.
+fn error_access(name: &str) -> Access<'_> {
+    Access {
+        message_type: MessageType::Error,
+        error_name: Some(name),
+        ..REPLY
+    }
+}
+
+/// The same of a signal to one peer.
+fn signal_access(member: &str) -> Access<'_> {
+    Access {
+        message_type: MessageType::Signal,
+        path: Some(DRIVER_PATH),
+        interface: Some(DRIVER),
+        member: Some(member),
+        reply: Reply::No,
+        ..REPLY
+    }
 }
 
 impl Broker {
@@ -113,7 +148,7 @@ impl Broker {
                     origin: None,
                 };
                 self.capture(None, Addressee::Peer(caller), transit, &fds, system);
-                if self.may_push(caller) {
+                if self.may_hear_reply(caller, &message) && self.may_push(caller) {
                     self.push(caller, transit, fds);
                 } else {
                     self.close_fds(fds);
@@ -137,6 +172,7 @@ impl Broker {
             caller,
             None,
             Room::Needed,
+            REPLY,
             MessageBuilder::method_return(reply_serial).body(body),
         );
         if let Err(error) = built {
@@ -151,7 +187,7 @@ impl Broker {
         let error = MessageBuilder::error(name, reply_serial).body(|w| {
             w.str(&text);
         });
-        let built = self.speak(caller, None, Room::Needed, error);
+        let built = self.speak(caller, None, Room::Needed, error_access(name), error);
         self.warn_if_unbuilt(caller, built);
     }
 
@@ -167,7 +203,7 @@ impl Broker {
         let error = MessageBuilder::error(name, reply_serial).body(|w| {
             w.str(text);
         });
-        let built = self.speak(caller, None, Room::Granted, error);
+        let built = self.speak(caller, None, Room::Granted, error_access(name), error);
         self.warn_if_unbuilt(caller, built);
     }
 
@@ -191,7 +227,7 @@ impl Broker {
     ) -> Wait {
         let signal = MessageBuilder::signal(DRIVER_PATH, DRIVER, member).body(body);
         let cause = cause.filter(|cause| *cause != peer);
-        self.speak(peer, cause, Room::Needed, signal)
+        self.speak(peer, cause, Room::Needed, signal_access(member), signal)
             .unwrap_or_else(|error| {
                 self.warn(
                     self.uid(peer),
@@ -245,6 +281,7 @@ impl Broker {
                     &message,
                     &mut receivers,
                 );
+                self.retain_hearers(None, &message, &mut receivers);
                 for receiver in receivers.drain(..) {
                     wait = wait.and(self.push_own_copy(receiver, cause, &message));
                 }
@@ -262,6 +299,7 @@ impl Broker {
         to: PeerId,
         cause: Option<PeerId>,
         room: Room,
+        access: Access<'_>,
         message: MessageBuilder<'_>,
     ) -> Result<Wait, MessageError> {
         let Some(peer) = self.roster.get(to) else {
@@ -295,7 +333,7 @@ impl Broker {
                 Room::Needed => self.may_push(to),
                 Room::Granted => self.roster.get(to).is_some_and(|peer| !peer.is_condemned),
             };
-            if may_push {
+            if may_push && self.may_hear_driver(to, &access) {
                 wait = self.push_own(to, cause, &speech);
             }
         }

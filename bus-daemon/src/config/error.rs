@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use bus_wire::AddressError;
 use thiserror::Error;
 
-use super::policy::{Place, PolicyError, Unsupported};
+use super::policy::{Place, PolicyError};
 
 /// How deep files may include each other. Far beyond any use, and well within the stack.
 pub(super) const MAX_INCLUDES: usize = 64;
@@ -148,7 +148,4 @@ pub enum Problem {
     /// A policy that is wrong.
     #[error("{0}")]
     Policy(#[from] PolicyError),
-    /// A policy that this bus cannot enforce.
-    #[error("{0}")]
-    Unsupported(Unsupported),
 }

@@ -1,8 +1,12 @@
 //! The configuration that a command line stands for, read from the disk.
 
+use std::sync::Arc;
+
 use super::Config;
+use super::accounts::System;
 use super::files::{Disk, Environment};
 use super::options::{self, Command, Options};
+use super::policy::Policy;
 use super::xml::ConfigError;
 
 /// Reads what `options` name, and puts what they say themselves in its place. What is worth a warning goes to the log.
@@ -16,6 +20,11 @@ pub fn load(options: &Options) -> Result<Config, ConfigError> {
         tracing::warn!("{warning}");
     }
     let mut config = loaded.config;
+    let policy = Policy::resolve(config.policy.blocks.clone(), &System);
+    for warning in policy.unresolved() {
+        tracing::warn!("{warning}");
+    }
+    config.policy = Arc::new(policy);
     options.apply(&mut config);
     if config.listen.is_empty() {
         return Err(ConfigError::NoListen);

@@ -2,9 +2,12 @@
 //!
 //! [`stock::ConfigSource`] says where a configuration comes from and loads it; [`options`] is the command line.
 
+#[cfg(feature = "runtime")]
+mod accounts;
 pub mod error;
 pub mod files;
 mod limits;
+#[cfg(feature = "runtime")]
 pub mod load;
 mod number;
 pub mod options;
@@ -13,13 +16,16 @@ pub mod services;
 pub mod stock;
 pub mod xml;
 
+use std::sync::Arc;
+
 use bus_wire::Mechanism;
-use serde::{Deserialize, Serialize};
 
 pub use limits::Limits;
+use policy::Policy;
+pub use policy::{Connect, Simple, Traffic};
 
 /// A complete configuration, as the broker and the runtime use it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// `<type>`: what activated services find in `DBUS_STARTER_BUS_TYPE`.
     pub bus_type: BusType,
@@ -33,14 +39,8 @@ pub struct Config {
     pub allow_anonymous: bool,
     /// `<limit>`.
     pub limits: Limits,
-    /// Who may connect at all.
-    pub connect: Connect,
-    /// Which messages may be sent and received at all.
-    pub traffic: Traffic,
-    /// Whether the policy lets peers receive unicast messages that are not for them, with `eavesdrop='true'`.
-    pub eavesdrop_allowed: bool,
-    /// Whether the policy lets peers send replies that nobody waits for.
-    pub unrequested_replies_allowed: bool,
+    /// `<policy>`: who may do what.
+    pub policy: Arc<Policy>,
     /// Directories of service files, the one that takes precedence first.
     pub service_dirs: Vec<ServiceDir>,
     /// Names that can be activated, sorted by name.
@@ -68,10 +68,7 @@ impl Default for Config {
             auth: vec![Mechanism::External, Mechanism::Anonymous],
             allow_anonymous: false,
             limits: Limits::default(),
-            connect: Connect::OwnerOnly,
-            traffic: Traffic::Nothing,
-            eavesdrop_allowed: false,
-            unrequested_replies_allowed: false,
+            policy: Arc::default(),
             service_dirs: Vec::new(),
             services: Vec::new(),
             user: None,
@@ -85,7 +82,7 @@ impl Default for Config {
 }
 
 /// `<type>`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BusType {
     /// The file says nothing.
     Unnamed,
@@ -109,27 +106,8 @@ impl BusType {
     }
 }
 
-/// Who may connect, where the policy says no more about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Connect {
-    /// Only the user that the bus runs as: no rule allows others.
-    OwnerOnly,
-    /// `<allow user="*"/>`.
-    Anyone,
-}
-
-/// Which messages may be sent and received, and so which names may be owned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Traffic {
-    /// All: the policy allows everything.
-    Everything,
-    /// None: there is no rule that lets anybody receive. As with dbus-daemon, peers can authenticate, but all they send is
-    /// dropped; not even Hello is answered, since the answer may not be received.
-    Nothing,
-}
-
 /// A directory that service files are read from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceDir {
     /// Where.
     pub path: String,
@@ -138,7 +116,7 @@ pub struct ServiceDir {
 }
 
 /// A service file: a name that can be activated.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
     /// `Name=`, a valid well-known name.
     pub name: String,

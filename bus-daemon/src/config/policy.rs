@@ -1,15 +1,14 @@
-//! `<policy>`: the rules as they are written, and what they come down to.
-//!
-//! The rules are read completely, with every check that dbus-daemon makes. What this bus enforces so far are the two
-//! simplest policies, all and nothing; any other is refused by name, never ignored.
+//! `<policy>`: the rules as they are written, with every check that dbus-daemon makes. [`crate::policy`] is what they mean.
 
 use bus_wire::MessageType;
 use roxmltree::Node;
 use thiserror::Error;
 
 use super::number::c_number;
-use super::{Connect, Traffic};
-pub use crate::policy::rules::{Context, MessageRule, NamePattern, Place, PolicyBlock, Rule, Subject};
+pub use crate::policy::rules::{
+    Accounts, Context, Ids, MessageRule, NamePattern, Place, Policy, PolicyBlock, Rule, Subject,
+};
+pub use crate::policy::simple::{Connect, Simple, Traffic};
 
 /// What is wrong with a `<policy>`, `<allow>` or `<deny>`.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -305,123 +304,4 @@ impl<'a> Attributes<'a, '_> {
             Subject::Receive(rule)
         })
     }
-}
-
-/// Whether it matches any message to or from anybody (leaving aside replies that nobody asked for).
-fn matches_all(rule: &MessageRule) -> bool {
-    let MessageRule {
-        interface,
-        member,
-        error,
-        path,
-        message_type,
-        other,
-        broadcast,
-        requested_reply: _,
-        eavesdrop: _,
-        min_fds,
-        max_fds,
-    } = rule;
-    let names = [interface, member, error, path].into_iter().all(Option::is_none);
-    names
-        && message_type.is_none()
-        && other.is_none()
-        && broadcast.is_none()
-        && *min_fds == 0
-        && *max_fds == u32::MAX
-}
-
-/// What the rules come down to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Decision {
-    /// Which messages and names.
-    pub traffic: Traffic,
-    /// Who may connect.
-    pub connect: Connect,
-    /// Whether messages to others may be received.
-    pub eavesdrop_allowed: bool,
-    /// Whether replies may be sent that nobody asked for.
-    pub unrequested_replies_allowed: bool,
-}
-
-/// The rule for which a policy is not one of those that this bus can enforce.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{what}: this policy is not supported yet")]
-pub struct Unsupported {
-    /// The rule, or one near where a rule is missing.
-    pub place: Place,
-    /// What it does.
-    pub what: &'static str,
-}
-
-/// What the rules come down to, if it is one of the simple cases: nobody may receive anything (then it makes no
-/// difference what may be sent), or there are only allowing rules, with one each for all that can be sent, received and
-/// owned.
-///
-/// # Errors
-/// It is not.
-pub fn decide(blocks: &[PolicyBlock]) -> Result<Decision, Unsupported> {
-    let mut connect = Connect::OwnerOnly;
-    let (mut sends, mut receives, mut owns) = (false, false, false);
-    let (mut eavesdrops, mut sends_any_reply, mut receives_any_reply) = (false, false, false);
-    let mut first_to_receive = None;
-    for (context, rule) in blocks
-        .iter()
-        .flat_map(|block| block.rules.iter().map(move |rule| (&block.context, rule)))
-    {
-        let unsupported = |what| Unsupported {
-            place: rule.place.clone(),
-            what,
-        };
-        if !rule.allow {
-            return Err(unsupported("something is denied"));
-        }
-        if rule.log {
-            return Err(unsupported("the use of a rule is to be logged"));
-        }
-        let is_for_all = matches!(context, Context::Default | Context::Mandatory);
-        // For `allow`, eavesdrop="true" also lets replies pass that nobody asked for.
-        let any_reply = |message: &MessageRule| message.eavesdrop || !message.requested_reply;
-        match &rule.subject {
-            Subject::Send(message) if is_for_all && matches_all(message) => {
-                sends = true;
-                sends_any_reply |= any_reply(message);
-            }
-            Subject::Receive(message) if is_for_all && matches_all(message) => {
-                receives = true;
-                eavesdrops |= message.eavesdrop;
-                receives_any_reply |= any_reply(message);
-            }
-            Subject::Own(NamePattern::Any) if is_for_all => owns = true,
-            Subject::User(None) | Subject::Group(None) if is_for_all => connect = Connect::Anyone,
-            Subject::User(_) | Subject::Group(_) => return Err(unsupported("some users may connect")),
-            // Harmless next to rules that allow everything; without those, found below.
-            Subject::Send(_) | Subject::Receive(_) | Subject::Own(_) => {}
-        }
-        if matches!(rule.subject, Subject::Receive(_)) {
-            first_to_receive.get_or_insert(&rule.place);
-        }
-    }
-    let traffic = match first_to_receive {
-        None => Traffic::Nothing,
-        Some(_) if sends && receives && owns => Traffic::Everything,
-        Some(place) => {
-            let what = match (sends, receives) {
-                (false, _) => "some messages may be sent, and not all",
-                (true, false) => "some messages may be received, and not all",
-                (true, true) => "some names may be owned, and not all",
-            };
-            return Err(Unsupported {
-                place: place.clone(),
-                what,
-            });
-        }
-    };
-    let unrequested_replies_allowed = sends_any_reply && receives_any_reply;
-    Ok(Decision {
-        traffic,
-        connect,
-        eavesdrop_allowed: eavesdrops,
-        unrequested_replies_allowed,
-    })
 }

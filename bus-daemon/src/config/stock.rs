@@ -79,7 +79,7 @@ mod tests {
     use bus_wire::Mechanism;
 
     use super::super::files::Disk;
-    use super::super::{BusType, Config, Limits, Traffic};
+    use super::super::{BusType, Config, Connect, Limits, Simple, Traffic};
     use super::*;
 
     /// A machine without files.
@@ -109,14 +109,19 @@ mod tests {
             listen: vec!["unix:tmpdir=/tmp".into()],
             auth: vec![Mechanism::External],
             limits: Limits::session(),
-            traffic: Traffic::Everything,
-            eavesdrop_allowed: true,
-            unrequested_replies_allowed: true,
+            policy: loaded.config.policy.clone(),
             keep_umask: true,
             service_dirs: loaded.config.service_dirs.clone(),
             ..Config::default()
         };
         assert_eq!(loaded.config, expected);
+        let all = Simple {
+            connect: Connect::OwnerOnly,
+            eavesdrop_allowed: true,
+            unrequested_replies_allowed: true,
+            ..Simple::OPEN
+        };
+        assert_eq!(Simple::of(&expected.policy), Some(all));
         assert_eq!((loaded.warnings.len(), loaded.sources.len()), (0, 0));
         assert_eq!(
             ConfigSource::Session
@@ -137,6 +142,7 @@ mod tests {
             return;
         };
         assert_eq!(loaded.config.limits, Limits::session());
-        assert_eq!(loaded.config.traffic, Traffic::Everything);
+        let simple = Simple::of(&loaded.config.policy);
+        assert_eq!(simple.map(|simple| simple.traffic), Some(Traffic::Everything));
     }
 }

@@ -6,6 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use bus_wire::{Address, AddressList, Mechanism};
 use roxmltree::{Document, Node, ParsingOptions};
@@ -13,7 +14,7 @@ use roxmltree::{Document, Node, ParsingOptions};
 use super::files::{Environment, Files};
 use super::limits::{Slot, limit_slot};
 use super::number::c_number;
-use super::policy::{Context, Place, PolicyBlock, Rule, decide};
+use super::policy::{Context, Ids, Place, Policy, PolicyBlock, Rule};
 use super::services::read_services;
 use super::{BusType, Config, ServiceDir};
 
@@ -26,7 +27,8 @@ const SELINUX_ROOT: &str = "/etc/selinux/targeted";
 /// A configuration, and what is to be said about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaded {
-    /// The configuration.
+    /// The configuration. Of the users and groups that its policy names nobody is known yet: see
+    /// [`Policy::resolve`].
     pub config: Config,
     /// What was passed over, and why.
     pub warnings: Vec<String>,
@@ -68,14 +70,10 @@ pub fn load(
         mut warnings,
         sources,
     } = loader.draft;
-    let decision = decide(&policy).map_err(|unsupported| ConfigError::Content {
-        place: unsupported.place.clone(),
-        problem: Problem::Unsupported(unsupported),
-    })?;
-    config.traffic = decision.traffic;
-    config.connect = decision.connect;
-    config.eavesdrop_allowed = decision.eavesdrop_allowed;
-    config.unrequested_replies_allowed = decision.unrequested_replies_allowed;
+    config.policy = Arc::new(Policy {
+        blocks: policy,
+        ids: Ids::default(),
+    });
     if let Some(auth) = auth {
         config.auth = auth;
     }

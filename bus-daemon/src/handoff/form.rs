@@ -23,6 +23,9 @@ const FIRST_WITH_INPUTS: u16 = 4;
 /// The first version that knows what is still to be done for peers.
 const FIRST_WITH_AGENDA: u16 = 4;
 
+/// The first version that knows other policies than the simplest.
+const FIRST_WITH_POLICY: u16 = 5;
+
 /// How a state is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Form {
@@ -94,6 +97,11 @@ impl Form {
     /// Whether a reader of this version goes on with peers that are giving up what they have.
     pub(super) fn knows_agenda(self) -> bool {
         self.version >= FIRST_WITH_AGENDA
+    }
+
+    /// Whether a reader of this version knows other policies than the simplest.
+    pub(super) fn knows_policy(self) -> bool {
+        self.version >= FIRST_WITH_POLICY
     }
 
     /// Whether a reader of this version keeps records that it does not know and that are to be carried along.

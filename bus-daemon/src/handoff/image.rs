@@ -22,10 +22,11 @@ use super::container::{IfUnknown, Reader, Record, Writer};
 use super::form::{Form, Output, VERSION};
 use super::stored::{BacklogV1, Backlogs, InputV1, LAYOUTS, StandIn, Stored};
 use crate::broker::{
-    AgendaV1, Blob, Broker, Dropped, GlobalV1, GlobalV2, Millis, PeerId, SharedBodies, SharesV1, Unexpressed,
+    AgendaV1, Blob, Broker, Dropped, GlobalV1, GlobalV2, InForceV1, Millis, PeerId, SharedBodies, SharesV1,
+    Unexpressed,
 };
 pub use error::{ImageError, SaveError, Whose};
-use records::{BodyV1, ManifestV1, PeerV3, PeerV4, WorkerV1, WorkerV2, WorkerV3, kind};
+use records::{BodyV1, GlobalV5, ManifestV1, PeerV3, PeerV4, WorkerV1, WorkerV2, WorkerV3, kind};
 
 /// What the worker knows besides the broker.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -156,7 +157,7 @@ fn write<'a>(
         hints: next::HintsV1::default(),
     };
     saver.put_worker(worker)?;
-    saver.put(kind::GLOBAL, 2, &broker.save_global())?;
+    saver.put_global()?;
     saver.put_agenda()?;
     saver.put_shares()?;
     saver.put_manifest(number)?;
@@ -209,6 +210,20 @@ impl Saver<'_> {
             }
             version => self.put(kind::WORKER, version, &record),
         }
+    }
+
+    /// What belongs to no single peer.
+    fn put_global(&mut self) -> Result<(), SaveError> {
+        let global = self.broker.save_global();
+        if self.form.knows_policy() {
+            let in_force = self.broker.save_in_force();
+            return self.put(kind::GLOBAL, 5, &GlobalV5 { global, in_force });
+        }
+        if !self.broker.has_simple_policy() {
+            let what = Unexpressed("a policy that allows some things and not others");
+            return Err(self.inexpressible(Whose::Bus)(what));
+        }
+        self.put(kind::GLOBAL, 2, &global)
     }
 
     /// Only if there is something in it: versions before 4 do not know it.
@@ -327,6 +342,7 @@ impl Saver<'_> {
 struct Records<'a> {
     worker: Option<WorkerV3>,
     global: Option<GlobalV2>,
+    in_force: Option<InForceV1>,
     agenda: AgendaV1,
     shares: SharesV1,
     /// With their versions.
@@ -372,7 +388,10 @@ impl<'a> Records<'a> {
                 (kind::GLOBAL, 1) => {
                     codec::decode::<GlobalV1>(body).map(|value| all.global = Some(value.into()))
                 }
-                (kind::GLOBAL, 2) => codec::decode(body).map(|value| all.global = Some(value)),
+                (kind::GLOBAL, 2..=4) => codec::decode(body).map(|value| all.global = Some(value)),
+                (kind::GLOBAL, 5..=VERSION) => codec::decode(body).map(|GlobalV5 { global, in_force }| {
+                    (all.global, all.in_force) = (Some(global), Some(in_force));
+                }),
                 (kind::AGENDA, 1) => codec::decode(body).map(|value| all.agenda = value),
                 (kind::SHARES, 1) => codec::decode(body).map(|value| all.shares = value),
                 (kind::BODY, 1) => codec::decode(body).map(|value| all.bodies.push(value)),
@@ -424,6 +443,7 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
     let Records {
         worker,
         global,
+        in_force,
         agenda,
         shares,
         peers,
@@ -462,7 +482,7 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
         inputs.extend(input);
         Some((peer, backlog.map(|backlog| backlog.end)))
     });
-    let (mut broker, mut dropped) = Broker::restore_from(global, peers, &shared, agenda)?;
+    let (mut broker, mut dropped) = Broker::restore_from(global, in_force, peers, &shared, agenda)?;
     broker.resume_shares(shares);
     #[cfg(feature = "next-version")]
     damage.extend(next.damage(version));

@@ -58,7 +58,7 @@ pub(crate) use log::Position;
 use manifest::Manifest;
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use mirror::{Mirror, Sabotage};
-pub(crate) use outcome::{failed_outcome, outcome_in, small_outcome};
+pub(crate) use outcome::{decode_config, failed_outcome, outcome_in, small_outcome};
 use record::{Fields, Kind};
 pub(crate) use replay::{Recorded, Remains, UnitAtWork};
 pub(crate) use store::BacklogV1;
@@ -134,6 +134,8 @@ pub(crate) enum Answer {
     Memory(JournalMemory),
     /// The machine's id.
     MachineId(MachineId),
+    /// Whether a user sits at the machine.
+    AtConsole(bool),
 }
 
 /// Tells whether the worker that uses a journal has begun to serve.

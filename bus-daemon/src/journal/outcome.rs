@@ -7,7 +7,7 @@ use bus_wire::Fd;
 use bytes::Bytes;
 
 use super::Journal;
-use crate::broker::{Blob, ConfigRefusal, ConfigV1, ErrandOutcome, LIMITS_EXCEEDED};
+use crate::broker::{Blob, ConfigRefusal, ConfigV1, ConfigV2, ErrandOutcome, LIMITS_EXCEEDED};
 use crate::config::Config;
 use crate::control::{Outcome, Refusal};
 use crate::handoff::codec;
@@ -51,7 +51,7 @@ pub(crate) fn outcome_in(payload: Result<&[u8]>) -> ErrandOutcome {
     match outcome {
         Ok(Outcome::Trial(verdict)) => ErrandOutcome::Trial(verdict),
         Ok(Outcome::Configuration(Ok(bytes))) => {
-            let config = codec::decode::<ConfigV1>(&bytes).map(|config| Arc::new(Config::from(config)));
+            let config = decode_config(&bytes).map(Arc::new);
             ErrandOutcome::Configuration(config.map_err(|error| refusal(error.to_string())))
         }
         Ok(Outcome::Configuration(Err(Refusal { error, text }))) => {
@@ -61,4 +61,13 @@ pub(crate) fn outcome_in(payload: Result<&[u8]>) -> ErrandOutcome {
             ErrandOutcome::Configuration(Err(refusal(format!("the outcome cannot be read: {error}"))))
         }
     }
+}
+
+/// A configuration as it stands in the payload of an errand. One that a build before this one has read may still be underway.
+pub(crate) fn decode_config(bytes: &[u8]) -> std::result::Result<Config, codec::CodecError> {
+    let config = codec::decode::<ConfigV2>(bytes).map(Config::from);
+    config.or_else(|error| {
+        let older = codec::decode::<ConfigV1>(bytes).map(Config::from);
+        older.map_err(|_| error)
+    })
 }

@@ -14,9 +14,9 @@ use super::extent::ExtentRange;
 use super::log::Position;
 use super::{BacklogV1, Journal, KEPT};
 use crate::broker::{
-    AgendaV1, Blob, Broker, BrokerState, Checkpoint, ConfigV1, Dropped, EntryKind, EntryV1, ErrandOutcome,
-    GlobalV2, HeldV1, PacingV1, Payer, PeerId, PeerRecord, PeerShareV1, Room, SavedShortage, SharesV1,
-    lending,
+    AgendaV1, Blob, Broker, BrokerState, Checkpoint, ConfigV2, Dropped, EntryKind, EntryV1, ErrandOutcome,
+    GlobalV2, HeldV1, InForceV1, PacingV1, Payer, PeerId, PeerRecord, PeerShareV1, Room, SavedShortage,
+    SharesV1, lending,
 };
 use crate::handoff::codec;
 
@@ -48,7 +48,7 @@ enum Bytes1 {
 /// Where the configuration is.
 #[derive(Debug, Serialize, Deserialize)]
 enum ConfigEntry {
-    Here(Box<ConfigV1>),
+    Here(Box<ConfigV2>),
     /// The outcome of the errand that read it.
     InMemfd(Fd),
 }
@@ -71,6 +71,7 @@ struct PeerEntry {
     backlog: Option<BacklogV1>,
     /// Who is charged for the descriptors of its output.
     payers: Vec<(Payer, u64)>,
+    at_console: bool,
 }
 
 /// What a checkpoint gives back.
@@ -87,13 +88,15 @@ pub(crate) struct Loaded {
     pub(crate) indexes: Vec<(PeerId, u32)>,
 }
 
-/// A peer's entry, put together; the last is who is charged for the descriptors of its output.
+/// A peer's entry, put together; the last are who is charged for the descriptors of its output, and whether its user sat at the
+/// machine.
 type LoadedPeer = (
     PeerRecord,
     HeldV1,
     Option<BacklogV1>,
     Option<PeerShareV1>,
     Vec<(Payer, u64)>,
+    bool,
 );
 
 impl Journal {
@@ -291,6 +294,7 @@ impl Journal {
             backlog: self.waiting.at(index).filter(|backlog| !backlog.is_empty()),
             payers: broker.payers_of(record.id()),
             share: broker.save_share_at(index),
+            at_console: broker.is_at_console(record.id()),
             record,
             held,
         };
@@ -327,6 +331,7 @@ impl Journal {
             ConfigEntry::Here(config) => (*config, None),
             ConfigEntry::InMemfd(handle) => (self.read_config(handle)?, Some(handle)),
         };
+        let (config, policy) = config.into_parts();
         let has_entry = |index: usize| {
             let mut of_bus = entries.iter().take_while(|saved| saved.table == Table::Peers);
             of_bus.any(|saved| saved.index == index)
@@ -349,6 +354,7 @@ impl Journal {
         let mut indexes = Vec::new();
         let mut backlogs: Vec<BacklogV1> = Vec::new();
         let mut payers = Vec::new();
+        let mut at_console = Vec::new();
         let mut shares = Vec::new();
         rest.reserve(entries.iter().filter(|saved| saved.table != Table::Peers).count());
         for saved in entries {
@@ -363,7 +369,8 @@ impl Journal {
             roster.push((owner, saved.owner[1].checked_sub(1)));
             indexes.push((owner, (saved.index - PEERS) as u32));
             match self.load_peer(&saved, &mut shared) {
-                Ok((record, parts, backlog, share, paying)) => {
+                Ok((record, parts, backlog, share, paying, is_at_console)) => {
+                    at_console.extend(is_at_console.then_some(owner));
                     if !paying.is_empty() {
                         payers.push((owner, paying));
                     }
@@ -384,6 +391,7 @@ impl Journal {
             checkpoint: Checkpoint {
                 state: BrokerState {
                     global: bus.complete(config, Vec::new(), roster),
+                    in_force: Some(InForceV1 { policy, at_console }),
                     peers,
                     shared,
                     stored: ends.collect(),
@@ -432,6 +440,7 @@ impl Journal {
             bodies,
             backlog,
             payers,
+            at_console,
         } = codec::decode(body).map_err(|error| format!("its entry in the checkpoint: {error}"))?;
         let is_other = |owner: u64| owner != saved.owner[0];
         if is_other(record.id().to_u64()) || backlog.is_some_and(|backlog| is_other(backlog.owner)) {
@@ -447,13 +456,13 @@ impl Journal {
                 Bytes1::InExtent(range) => Blob(self.adopt(range)?),
             });
         }
-        Ok((record, held, backlog, share, payers))
+        Ok((record, held, backlog, share, payers, at_console))
     }
 
     /// The configuration in the memfd of this handle.
-    fn read_config(&self, handle: Fd) -> Result<ConfigV1, String> {
+    fn read_config(&self, handle: Fd) -> Result<ConfigV2, String> {
         match self.read_outcome(Some(handle)) {
-            ErrandOutcome::Configuration(Ok(config)) => Ok(ConfigV1::from(&*config)),
+            ErrandOutcome::Configuration(Ok(config)) => Ok(ConfigV2::from(&*config)),
             ErrandOutcome::Configuration(Err(refusal)) => Err(refusal.text),
             ErrandOutcome::Trial(_) => Err("the memfd of the configuration holds none".into()),
         }

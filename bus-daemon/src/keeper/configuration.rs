@@ -8,7 +8,7 @@ use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
 use super::helper::{Helper, HelperEnd, describe};
-use crate::broker::ConfigV1;
+use crate::broker::ConfigV2;
 use crate::config::Config;
 use crate::config::options::{self, Command};
 use crate::control::{Outcome, Refusal};
@@ -169,10 +169,10 @@ fn read(arguments: Vec<OsString>) -> std::result::Result<Vec<u8>, Refusal> {
 
 /// A configuration as it stands in the payload of an errand.
 pub(crate) fn encoded(config: &Config) -> std::result::Result<Vec<u8>, codec::CodecError> {
-    codec::encode(&ConfigV1::from(config))
+    codec::encode(&ConfigV2::from(config))
 }
 
 /// The inverse of [`encoded`].
 pub(crate) fn decoded(bytes: &[u8]) -> std::result::Result<Config, codec::CodecError> {
-    codec::decode::<ConfigV1>(bytes).map(Config::from)
+    crate::journal::decode_config(bytes)
 }

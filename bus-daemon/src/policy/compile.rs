@@ -1,5 +1,7 @@
 //! Which rules apply to whom, and an index over them for all to whom the same apply.
 
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
 use super::Map;
@@ -11,7 +13,7 @@ use super::vocabulary::{Patterns, Texts};
 /// A policy with all that does not depend on who asks.
 #[derive(Debug, Default)]
 pub struct Compiled {
-    policy: Policy,
+    policy: Arc<Policy>,
     default: Vec<u32>,
     of_user: Map<u32, Vec<u32>>,
     of_group: Map<u32, Vec<u32>>,
@@ -39,7 +41,8 @@ pub struct Applicable(SmallVec<[u32; 4]>);
 
 impl Compiled {
     /// Sorts the blocks of a policy and gathers what its rules speak of.
-    pub fn new(policy: Policy) -> Self {
+    pub fn new(policy: impl Into<Arc<Policy>>) -> Self {
+        let policy = policy.into();
         let mut compiled = Self::default();
         for (number, block) in policy.blocks.iter().enumerate() {
             for rule in &block.rules {

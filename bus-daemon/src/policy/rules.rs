@@ -62,6 +62,45 @@ impl Policy {
         Self { blocks, ids }
     }
 
+    /// What is to be said about names of users and groups that are nobody's, a line each.
+    pub fn unresolved(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for block in &self.blocks {
+            let place = block.rules.first().map(|rule| &rule.place);
+            let of_block = match &block.context {
+                Context::User(user) if !self.ids.users.contains_key(user) => Some(("user", user)),
+                Context::Group(group) if !self.ids.groups.contains_key(group) => Some(("group", group)),
+                Context::User(_) | Context::Group(_) => None,
+                Context::Default | Context::AtConsole(_) | Context::Mandatory => None,
+            };
+            if let (Some((what, name)), Some(place)) = (of_block, place) {
+                warnings.push(format!(
+                    "{place}: there is no {what} {name:?}: its policy applies to nobody"
+                ));
+            }
+            for rule in &block.rules {
+                let (what, name) = match &rule.subject {
+                    Subject::User(Some(user)) if !self.ids.users.contains_key(user) => ("user", user),
+                    Subject::Group(Some(group)) if !self.ids.groups.contains_key(group) => ("group", group),
+                    Subject::User(_) | Subject::Group(_) => continue,
+                    Subject::Send(_) | Subject::Receive(_) | Subject::Own(_) => continue,
+                };
+                let place = &rule.place;
+                warnings.push(format!(
+                    "{place}: there is no {what} {name:?}: the rule matches nobody"
+                ));
+            }
+        }
+        warnings
+    }
+
+    /// Whether a block applies only to those who sit at the machine, or only to those who do not.
+    pub fn names_console(&self) -> bool {
+        self.blocks
+            .iter()
+            .any(|block| matches!(block.context, Context::AtConsole(_)) && !block.rules.is_empty())
+    }
+
     /// A rule by its number.
     pub fn rule(&self, id: RuleId) -> Option<&Rule> {
         let RuleId { block, rule } = id;

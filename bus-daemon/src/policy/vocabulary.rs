@@ -47,6 +47,11 @@ impl Patterns {
         }
     }
 
+    /// Whether rules speak of no name.
+    pub fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.prefixes.is_empty()
+    }
+
     /// The patterns that a name matches: itself, and each prefix of it that ends before a period or with it.
     pub fn of(&self, name: &str) -> Marks {
         let mut marks = Marks::new();
@@ -97,6 +102,11 @@ impl Standing {
                 }
             }
         }
+    }
+
+    /// Whether rules see nothing: as of a party without names.
+    pub fn is_empty(&self) -> bool {
+        self.marks.is_empty()
     }
 
     /// The patterns, each once.

@@ -14,7 +14,7 @@ use super::system::Kernel;
 use crate::broker::{
     Attested, Broker, Credentials, Event, Fds, Identity, ListenerIdentity, Millis, PeerId, Transport,
 };
-use crate::config::{Config, Connect, Limits, Traffic};
+use crate::config::{Config, Limits, Simple};
 use crate::journal::{Journal, RareEvent, Remains};
 
 const BUS: &str = "org.freedesktop.DBus";
@@ -50,8 +50,7 @@ impl JournaledBus {
         };
         let limits = Limits::session();
         let config = Config {
-            connect: Connect::Anyone,
-            traffic: Traffic::Everything,
+            policy: Arc::new(Simple::OPEN.into()),
             limits: Limits {
                 max_completed_connections: u64::MAX,
                 max_connections_per_user: u64::MAX,

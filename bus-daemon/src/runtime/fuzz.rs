@@ -9,7 +9,7 @@ use super::system::Kernel;
 use crate::broker::{
     Attested, Broker, Credentials, Event, Fds, Identity, ListenerIdentity, Millis, PeerId, Transport,
 };
-use crate::config::{Config, Connect, Limits, Traffic};
+use crate::config::{Config, Limits, Simple};
 use crate::handoff::image::{self, WorkerState};
 use crate::journal::{Flip, Journal, RareEvent, Remains};
 
@@ -119,8 +119,7 @@ fn build() -> Whole {
         hash_seed: 5,
     };
     let config = Config {
-        connect: Connect::Anyone,
-        traffic: Traffic::Everything,
+        policy: Arc::new(Simple::OPEN.into()),
         limits: Limits::session(),
         ..Config::default()
     };

@@ -23,7 +23,8 @@ impl Kernel<'_> {
     fn descriptor(&mut self, make: impl FnOnce(&Journal) -> Option<RawFd>) -> Option<Fd> {
         match self.journal.recorded_answer() {
             Recorded::Answer(Answer::Descriptor(handle)) => handle,
-            Recorded::Answer(Answer::Memory(_) | Answer::MachineId(_)) | Recorded::Missing => None,
+            Recorded::Answer(Answer::Memory(_) | Answer::MachineId(_) | Answer::AtConsole(_))
+            | Recorded::Missing => None,
             Recorded::AskNow => {
                 let made = make(self.journal);
                 let handle = made.and_then(|number| {
@@ -52,7 +53,8 @@ impl System for Kernel<'_> {
     fn journal_memory(&mut self) -> Option<JournalMemory> {
         match self.journal.recorded_answer() {
             Recorded::Answer(Answer::Memory(memory)) => Some(memory),
-            Recorded::Answer(Answer::Descriptor(_) | Answer::MachineId(_)) | Recorded::Missing => None,
+            Recorded::Answer(Answer::Descriptor(_) | Answer::MachineId(_) | Answer::AtConsole(_))
+            | Recorded::Missing => None,
             Recorded::AskNow => {
                 let memory = self.journal.memory();
                 self.journal.note_answer(&Answer::Memory(memory));
@@ -64,13 +66,25 @@ impl System for Kernel<'_> {
     fn machine_id(&mut self) -> MachineId {
         match self.journal.recorded_answer() {
             Recorded::Answer(Answer::MachineId(id)) => id,
-            Recorded::Answer(Answer::Descriptor(_) | Answer::Memory(_)) | Recorded::Missing => {
-                MachineId::Missing
-            }
+            Recorded::Answer(Answer::Descriptor(_) | Answer::Memory(_) | Answer::AtConsole(_))
+            | Recorded::Missing => MachineId::Missing,
             Recorded::AskNow => {
                 let id = machine_id();
                 self.journal.note_answer(&Answer::MachineId(id.clone()));
                 id
+            }
+        }
+    }
+
+    fn is_at_console(&mut self, uid: u32) -> bool {
+        match self.journal.recorded_answer() {
+            Recorded::Answer(Answer::AtConsole(is_there)) => is_there,
+            Recorded::Answer(Answer::Descriptor(_) | Answer::Memory(_) | Answer::MachineId(_))
+            | Recorded::Missing => false,
+            Recorded::AskNow => {
+                let is_there = is_at_console(uid);
+                self.journal.note_answer(&Answer::AtConsole(is_there));
+                is_there
             }
         }
     }
@@ -98,6 +112,17 @@ pub(crate) fn machine_id() -> MachineId {
         found = MachineId::Invalid;
     }
     found
+}
+
+/// Where logind says of each user whose session it knows of what the user has (sd_uid_get_seats(3)).
+const LOGIND_USERS: &str = "/run/systemd/users";
+
+/// Whether one of a user's sessions has a seat, be it in the foreground or not. Without logind nobody's has.
+fn is_at_console(uid: u32) -> bool {
+    let path = format!("{LOGIND_USERS}/{uid}");
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let mut seats = text.lines().filter_map(|line| line.strip_prefix("SEATS="));
+    seats.any(|seats| !seats.trim().is_empty())
 }
 
 /// Whether a descriptor is a connection that one of these listeners accepted: a stream socket with a

@@ -29,7 +29,7 @@ pub(super) use told::{Told, meet};
 use super::worker::Worker;
 use super::{identity, recover};
 use crate::broker::{Broker, PeerId, SharedBodies, Start};
-use crate::config::{Config, Connect, Limits};
+use crate::config::{Config, Limits, Simple};
 use crate::control::{Control, Outbox};
 use crate::handoff::codec;
 use crate::handoff::keeper::{KeeperV1, Listener};
@@ -102,8 +102,7 @@ struct Client {
 
 fn session() -> Config {
     Config {
-        connect: Connect::Anyone,
-        traffic: crate::config::Traffic::Everything,
+        policy: Arc::new(Simple::OPEN.into()),
         limits: Limits::session(),
         ..Config::default()
     }

@@ -8,7 +8,8 @@ use bus_daemon::broker::{
     Action, Attested, Broker, BrokerState, ConfigRefusal, Credentials, Errand, ErrandOutcome, Event, Fds,
     Identity, ListenerIdentity, Millis, PeerId, Room, Start, System, Transport,
 };
-use bus_daemon::config::{Config, Connect, Limits, Traffic};
+use bus_daemon::config::policy::Policy;
+use bus_daemon::config::{Config, Connect, Limits, Simple};
 use bus_wire::{BodyWriter, Fd, Flags, Framer, Guid, Message, MessageBuilder, MessageType};
 use bytes::Bytes;
 
@@ -49,10 +50,20 @@ pub fn check_with(config: &Config, script: impl Fn(&mut Bus)) {
 pub fn config() -> Config {
     Config {
         limits: Limits::session(),
-        connect: Connect::OwnerOnly,
-        traffic: Traffic::Everything,
+        policy: policy(OWNER),
         ..Config::default()
     }
+}
+
+/// Only the bus's own user may connect, and may do everything but eavesdrop.
+pub const OWNER: Simple = Simple {
+    connect: Connect::OwnerOnly,
+    ..Simple::OPEN
+};
+
+/// One of the simplest policies.
+pub fn policy(simple: Simple) -> Arc<Policy> {
+    Arc::new(simple.into())
 }
 
 /// Hands out descriptor numbers, and knows which of them are open.
@@ -63,6 +74,8 @@ pub struct Descriptors {
     /// Those of sockets, apart from the others.
     pub sockets: BTreeSet<Fd>,
     pub is_exhausted: bool,
+    /// Users who sit at the machine.
+    pub at_console: BTreeSet<u32>,
 }
 
 impl Descriptors {
@@ -85,6 +98,10 @@ impl Descriptors {
 }
 
 impl System for Descriptors {
+    fn is_at_console(&mut self, uid: u32) -> bool {
+        self.at_console.contains(&uid)
+    }
+
     fn peer_pidfd(&mut self, socket: Fd) -> Option<Fd> {
         assert!(self.sockets.contains(&socket), "{socket:?} is not open");
         (!self.is_exhausted).then(|| self.make())

@@ -1,6 +1,8 @@
 use bus_wire::{Endian, Flags, MessageBuilder};
 
-use crate::bus::{check, check_with, config, one_way};
+use bus_daemon::config::Simple;
+
+use crate::bus::{OWNER, check, check_with, config, one_way, policy};
 
 #[test]
 fn a_call_and_its_reply() {
@@ -65,7 +67,10 @@ fn replies_that_nobody_waits_for_are_dropped() {
 #[test]
 fn a_policy_may_let_replies_pass_that_nobody_waits_for() {
     let mut config = config();
-    config.unrequested_replies_allowed = true;
+    config.policy = policy(Simple {
+        unrequested_replies_allowed: true,
+        ..OWNER
+    });
     check_with(&config, |bus| {
         let (one, two) = (bus.connect(), bus.connect());
         bus.reply(two, ":1.0", 99);

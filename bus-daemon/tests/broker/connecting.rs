@@ -1,8 +1,8 @@
 use bus_daemon::broker::{Action, Attested, Credentials, Event, PeerId};
-use bus_daemon::config::{Config, Connect, Traffic};
+use bus_daemon::config::{Config, Simple};
 use bus_wire::{Mechanism, MessageBuilder};
 
-use crate::bus::{Bus, DRIVER, PATH, UNIX, check, check_with, config};
+use crate::bus::{Bus, DRIVER, PATH, UNIX, check, check_with, config, policy};
 
 #[test]
 fn hello_is_answered_before_name_acquired() {
@@ -126,7 +126,7 @@ fn check_admission(config: &Config, uid: Option<u32>, auth: &str, is_admitted: b
 fn the_policy_says_who_may_connect() {
     let owner = config();
     let anyone = Config {
-        connect: Connect::Anyone,
+        policy: policy(Simple::OPEN),
         ..config()
     };
     let anonymous = Config {
@@ -169,7 +169,7 @@ fn of_user(uid: Option<u32>) -> Credentials {
 #[test]
 fn who_does_not_say_hello_waits_beside_peers_of_its_own_user_only() {
     let mut config = config();
-    config.connect = Connect::Anyone;
+    config.policy = policy(Simple::OPEN);
     config.limits.max_incomplete_connections = 2;
     check_with(&config, |bus| {
         let (mallory, alice) = (of_user(Some(1)), of_user(Some(2)));
@@ -266,7 +266,7 @@ fn connections_are_limited() {
 fn without_a_rule_about_messages_nothing_passes() {
     check_with(
         &Config {
-            traffic: Traffic::Nothing,
+            policy: policy(Simple::default()),
             ..config()
         },
         |bus| {

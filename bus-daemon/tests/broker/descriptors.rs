@@ -1,10 +1,10 @@
 //! Shares of the table of descriptors.
 
 use bus_daemon::broker::{Action, Credentials, Event};
-use bus_daemon::config::{Config, Connect};
+use bus_daemon::config::{Config, Simple};
 use bus_wire::{Flags, Message, MessageBuilder};
 
-use crate::bus::{Bus, UID, check, config};
+use crate::bus::{Bus, UID, check, config, policy};
 
 /// What peers may have of a table of so many: a quarter is for the daemon.
 const LIMIT: u64 = 400;
@@ -16,7 +16,7 @@ fn limit(bus: &mut Bus, limit: u64) {
 
 fn anyone() -> Config {
     Config {
-        connect: Connect::Anyone,
+        policy: policy(Simple::OPEN),
         ..config()
     }
 }

@@ -21,6 +21,7 @@ mod monitoring;
 mod names;
 mod offsets;
 mod parked;
+mod policies;
 mod random;
 mod reloads;
 mod replies;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bus_wire::{Fd, MessageBuilder, MessageType};
 
-use crate::bus::{Bus, Who, check_with, config, one_way};
+use crate::bus::{Bus, OWNER, Who, check_with, config, one_way, policy};
 
 /// SplitMix64.
 struct Dice(u64);
@@ -176,7 +176,10 @@ fn random_scripts() {
     };
     for seed in seeds {
         let mut config = config();
-        config.eavesdrop_allowed = seed % 2 == 0;
+        config.policy = policy(bus_daemon::config::Simple {
+            eavesdrop_allowed: seed % 2 == 0,
+            ..OWNER
+        });
         config.limits.reply_timeout = (seed % 3 == 0).then_some(60_000);
         config.limits.max_outgoing_bytes = [1_000_000, 3_000][seed as usize % 5 / 4];
         let played = std::panic::catch_unwind(|| check_with(&config, |bus| play(bus, seed)));

@@ -1,10 +1,10 @@
 //! Fair shares of the queues of receivers: who is refused, who waits, how long, and that nobody waits for ever.
 
 use bus_daemon::broker::{Action, Credentials, PeerId};
-use bus_daemon::config::{Config, Connect};
+use bus_daemon::config::{Config, Simple};
 use bus_wire::MessageBuilder;
 
-use crate::bus::{Bus, UID, Who, check_with, config};
+use crate::bus::{Bus, UID, Who, check_with, config, policy};
 
 /// Users that are not the bus's own.
 pub const READER: u32 = 2001;
@@ -16,7 +16,7 @@ const LIMIT: u64 = 1_000_000;
 /// A bus for all users, on which [`LIMIT`] bytes may wait for a peer.
 pub fn shared() -> Config {
     let mut config = Config {
-        connect: Connect::Anyone,
+        policy: policy(Simple::OPEN),
         ..config()
     };
     config.limits.max_outgoing_bytes = LIMIT;

@@ -3,7 +3,7 @@
 use bus_daemon::broker::{Action, Credentials, Event, Memory, Relief};
 use bus_wire::MessageBuilder;
 
-use crate::bus::{Bus, UID, Who, config};
+use crate::bus::{Bus, UID, Who, config, policy};
 
 const MIB: u64 = 1 << 20;
 const CAP: u64 = 100 * MIB;
@@ -139,7 +139,7 @@ fn an_awaited_answer_counts_for_who_awaits_it() {
 fn of_the_user_who_sent_most_those_who_sent_most_of_it() {
     let mut bus = Bus::new(
         bus_daemon::config::Config {
-            connect: bus_daemon::config::Connect::Anyone,
+            policy: policy(bus_daemon::config::Simple::OPEN),
             ..config()
         },
         false,

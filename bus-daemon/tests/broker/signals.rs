@@ -1,6 +1,8 @@
 use bus_wire::MessageBuilder;
 
-use crate::bus::{check, check_with, config};
+use bus_daemon::config::Simple;
+
+use crate::bus::{OWNER, check, check_with, config, policy};
 
 #[test]
 fn a_broadcast_reaches_each_subscriber_once() {
@@ -72,7 +74,10 @@ fn a_signal_to_one_peer_needs_no_rule() {
 fn eavesdropping_needs_the_policy() {
     for is_allowed in [false, true] {
         let mut config = config();
-        config.eavesdrop_allowed = is_allowed;
+        config.policy = policy(Simple {
+            eavesdrop_allowed: is_allowed,
+            ..OWNER
+        });
         check_with(&config, |bus| {
             let (caller, callee, curious) = (bus.connect(), bus.connect(), bus.connect());
             bus.add_match(curious, "eavesdrop='true',interface='a.b'");
@@ -100,7 +105,10 @@ fn eavesdropping_needs_the_policy() {
 #[test]
 fn calls_to_the_driver_can_be_overheard() {
     let mut config = config();
-    config.eavesdrop_allowed = true;
+    config.policy = policy(Simple {
+        eavesdrop_allowed: true,
+        ..OWNER
+    });
     check_with(&config, |bus| {
         let (caller, curious) = (bus.connect(), bus.connect());
         bus.add_match(curious, "eavesdrop='true',type='method_call'");

@@ -1,15 +1,15 @@
 //! What a link can do depends on the listener that it came through.
 
 use bus_daemon::broker::{Attested, Credentials};
-use bus_daemon::config::{Config, Connect};
+use bus_daemon::config::{Config, Simple};
 use bus_wire::{Mechanism, MessageBuilder};
 
-use crate::bus::{Bus, DRIVER, PATH, TCP, UID, UNIX, check_with, config};
+use crate::bus::{Bus, DRIVER, PATH, TCP, UID, UNIX, check_with, config, policy};
 
 /// A bus that lets anonymous peers in.
 fn open() -> Config {
     Config {
-        connect: Connect::Anyone,
+        policy: policy(Simple::OPEN),
         allow_anonymous: true,
         auth: vec![Mechanism::External, Mechanism::Anonymous],
         ..config()

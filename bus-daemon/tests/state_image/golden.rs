@@ -7,12 +7,13 @@ use std::path::PathBuf;
 
 use bus_daemon::broker::{Broker, Millis, PeerId};
 use bus_daemon::handoff::container;
+use bus_daemon::handoff::form::Form;
 use bus_daemon::handoff::image::{self, Restored, WorkerState};
-use bus_daemon::handoff::stored::{BacklogV1, InputV1, LAYOUT, Stored};
+use bus_daemon::handoff::stored::{BacklogV1, InputV1, LAYOUT, StandIn, Stored};
 use bus_wire::Fd;
 
 use crate::image::{NOW, load, number, worker};
-use crate::rich::rich;
+use crate::rich::{rich, ruled};
 
 fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -23,8 +24,8 @@ fn path(name: &str) -> PathBuf {
 #[test]
 #[ignore = "writes the golden file of a new version of the format; never for one that was released"]
 fn write_golden_image() {
-    let broker = rich().bus.broker;
-    std::fs::write(path("image-v4.bin"), save_with(&broker, stored(&broker))).unwrap();
+    let broker = ruled().broker;
+    std::fs::write(path("image-v5.bin"), save_with(&broker, stored(&broker))).unwrap();
 }
 
 /// As if bytes waited for some of the peers in a store, and others were in the middle of large messages.
@@ -140,6 +141,36 @@ fn version_4_is_read() {
     assert!(stored.inputs.iter().any(|input| with_both(&input)));
     assert!(stored.inputs.iter().any(|input| !with_both(&input)));
     assert!(stored.backlogs.len() > stored.inputs.len());
-    let again = image::save(&restored.broker, &restored.worker, |handle| Some(number(handle)));
-    assert_eq!(container::difference(&again.unwrap(), &bytes), None);
+    let form = Form::new(4, Some(LAYOUT)).unwrap();
+    assert_eq!(container::difference(&save_again(&restored, form), &bytes), None);
+}
+
+fn save_again(restored: &Restored, form: Form) -> Vec<u8> {
+    let number = |handle| Some(number(handle));
+    image::save_as(form, &restored.broker, &restored.worker, number, &mut StandIn).unwrap()
+}
+
+#[test]
+fn version_5_is_read() {
+    let restored = check(5, &[]);
+    let bytes = std::fs::read(path("image-v5.bin")).unwrap();
+    assert_eq!(
+        container::difference(&save_again(&restored, Form::OWN), &bytes),
+        None
+    );
+    // The policy is as it was, file, line and all.
+    assert!(restored.broker.save_in_force() == ruled().broker.save_in_force());
+    let at_console = restored.broker.save_in_force().at_console;
+    assert!(!at_console.is_empty());
+    // Versions before it have no place for that.
+    let form = Form::new(4, Some(LAYOUT)).unwrap();
+    let number = |handle| Some(number(handle));
+    let refused = image::save_as(form, &restored.broker, &restored.worker, number, &mut StandIn);
+    assert!(
+        refused
+            .unwrap_err()
+            .to_string()
+            .contains("a policy that allows some things"),
+        "the refusal does not say why"
+    );
 }

@@ -1,9 +1,13 @@
 //! A bus with everything in it that a connection can be in the middle of.
 
-use bus_daemon::config::Config;
+use bus_daemon::broker::{Errand, Event};
+use bus_daemon::config::policy::{
+    Context, Ids, MessageRule, NamePattern, Place, Policy, PolicyBlock, Rule, Subject,
+};
+use bus_daemon::config::{Config, Simple};
 use bus_wire::MessageBuilder;
 
-use crate::bus::{Bus, DRIVER, PATH, config, one_way};
+use crate::bus::{Bus, DRIVER, OWNER, PATH, config, one_way, policy};
 
 /// Peers whose records depend on nobody else's.
 pub const ALONE: [&str; 5] = ["mid-message", "mid-line", "greeting", "long rule", "nobody"];
@@ -16,7 +20,10 @@ pub struct Rich {
 
 pub fn rich() -> Rich {
     let config = Config {
-        eavesdrop_allowed: true,
+        policy: policy(Simple {
+            eavesdrop_allowed: true,
+            ..OWNER
+        }),
         ..config()
     };
     let mut bus = Bus::new(config, false);
@@ -97,4 +104,96 @@ pub fn rich() -> Rich {
     bus.wait(1234);
     bus.asked();
     Rich { bus, roles }
+}
+
+/// The same with a policy that has something of everything, after a reload.
+pub fn ruled() -> Bus {
+    let mut bus = rich().bus;
+    let mut config = bus_daemon::config::Config {
+        limits: bus_daemon::config::Limits::session(),
+        ..config()
+    };
+    config.policy = std::sync::Arc::new(of_everything());
+    bus.descriptors.at_console.insert(crate::bus::UID);
+    bus.event(Event::ReloadRequested);
+    for _ in 0..10 {
+        let open = bus.broker.open_errands().into_iter();
+        let mut readings = open.filter(|(_, what)| *what == Errand::LoadConfiguration);
+        if let Some((errand, _)) = readings.next() {
+            bus.end_reading(errand, Ok(config));
+            return bus;
+        }
+        bus.wait(500);
+    }
+    panic!("the configuration is not read");
+}
+
+fn of_everything() -> Policy {
+    let place = |line| Place {
+        file: format!("/etc/{}.conf", line % 2),
+        line,
+    };
+    let rule = |line, allow, subject| Rule {
+        allow,
+        log: line % 3 == 0,
+        subject,
+        place: place(line),
+    };
+    let mut all = MessageRule::any(false);
+    all.interface = Some("a.b".into());
+    all.member = Some("M".into());
+    all.path = Some("/p".into());
+    all.message_type = Some(bus_wire::MessageType::Signal);
+    all.other = Some(NamePattern::Prefix("a".into()));
+    all.broadcast = Some(false);
+    (all.requested_reply, all.eavesdrop, all.min_fds, all.max_fds) = (true, true, 1, 7);
+    let some = MessageRule {
+        error: Some("a.E".into()),
+        other: Some(NamePattern::Exact("a.b".into())),
+        ..MessageRule::any(true)
+    };
+    let block = |context, rules| PolicyBlock { context, rules };
+    let blocks = vec![
+        block(
+            Context::Default,
+            vec![
+                rule(1, true, Subject::User(None)),
+                rule(2, true, Subject::Send(MessageRule::any(true))),
+                rule(3, true, Subject::Receive(MessageRule::any(true))),
+                rule(4, true, Subject::Own(NamePattern::Any)),
+            ],
+        ),
+        block(
+            Context::Group("g".into()),
+            vec![rule(5, false, Subject::Send(all.clone()))],
+        ),
+        block(
+            Context::User("7".into()),
+            vec![rule(6, false, Subject::Receive(all))],
+        ),
+        block(
+            Context::AtConsole(true),
+            vec![rule(7, true, Subject::Receive(some))],
+        ),
+        block(
+            Context::AtConsole(false),
+            vec![rule(8, false, Subject::Own(NamePattern::Prefix("p.q".into())))],
+        ),
+        block(
+            Context::Mandatory,
+            vec![
+                rule(9, false, Subject::Own(NamePattern::Exact("n.o".into()))),
+                rule(10, false, Subject::User(Some("7".into()))),
+                rule(11, false, Subject::Group(Some("g".into()))),
+                rule(12, true, Subject::Group(None)),
+            ],
+        ),
+    ];
+    Policy {
+        blocks,
+        ids: Ids {
+            users: [("7".to_owned(), 7)].into(),
+            groups: [("g".to_owned(), 12)].into(),
+        },
+    }
 }

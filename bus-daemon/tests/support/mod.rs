@@ -11,7 +11,7 @@ use bus_daemon::broker::{
     Action, Attested, Broker, Credentials, Event, Fds, Identity, ListenerIdentity, MachineId, Millis, PeerId,
     System, Transport,
 };
-use bus_daemon::config::{BusType, Config, Connect, Limits, Traffic};
+use bus_daemon::config::{BusType, Config, Limits, Simple};
 use bus_wire::{BodyWriter, Fd, Framer, Guid, Message, MessageBuilder};
 use bytes::Bytes;
 
@@ -26,8 +26,7 @@ pub const OWN_UID: u32 = 1000;
 pub fn session() -> Config {
     Config {
         bus_type: BusType::Session,
-        connect: Connect::Anyone,
-        traffic: Traffic::Everything,
+        policy: Arc::new(Simple::OPEN.into()),
         limits: Limits::session(),
         ..Config::default()
     }

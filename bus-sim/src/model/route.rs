@@ -224,7 +224,8 @@ impl Model {
     }
 
     fn eavesdrop(&mut self, letter: &Letter, from: &[String], to: &[String], not: Option<PeerId>) -> Check {
-        if !self.may_eavesdrop() {
+        // Whoever overhears waits for no reply, and the policy lets no others pass.
+        if !self.may_eavesdrop() || letter.is_reply() {
             return Ok(());
         }
         self.copy(Rules::Eavesdropping, letter, from, to, not, None)

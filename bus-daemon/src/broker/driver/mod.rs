@@ -184,7 +184,7 @@ fn may_call(broker: &Broker, call: Call<'_>, spec: &Spec) -> Result<(), Fault> {
 
 /// Whether the kernel told of the peer's process. Of a peer over TCP it does not, and a uid that SASL has proved says
 /// nothing of a process.
-fn is_local(peer: &Peer) -> bool {
+pub(super) fn is_local(peer: &Peer) -> bool {
     peer.credentials.pid.is_some() || peer.credentials.gid.is_some()
 }
 

@@ -35,6 +35,9 @@ pub(super) fn request_name(broker: &mut Broker, call: Call<'_>) -> Result<(), Fa
             "The name \"{NAME}\" is the bus's own"
         )));
     }
+    broker
+        .check_ownership(call.caller, name)
+        .map_err(Fault::access_denied)?;
     let reply = broker
         .request_name(call.caller, name, flags)
         .map_err(|refusal| Fault::limits_exceeded(refusal.to_string()))?;

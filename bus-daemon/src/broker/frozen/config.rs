@@ -1,11 +1,48 @@
-//! The saved form of the configuration in force, version 1.
+//! The saved form of the configuration in force.
+
+use std::sync::Arc;
 
 use bus_wire::Mechanism;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{BusType, Config, Connect, Limits, Service, ServiceDir, Traffic};
+use super::PolicyV1;
+use crate::config::policy::Policy;
+use crate::config::{BusType, Config, Connect, Limits, Service, ServiceDir, Simple, Traffic};
 
 /// A [`Config`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigV2 {
+    pub(in crate::broker) config: ConfigV1,
+    /// In the place of what the former says of it.
+    pub(in crate::broker) policy: PolicyV1,
+}
+
+impl ConfigV2 {
+    /// The policy by itself. The configuration without it may say that nothing is allowed.
+    pub fn into_parts(self) -> (ConfigV1, PolicyV1) {
+        (self.config, self.policy)
+    }
+}
+
+impl From<&Config> for ConfigV2 {
+    fn from(config: &Config) -> Self {
+        Self {
+            config: config.into(),
+            policy: PolicyV1::from(&*config.policy),
+        }
+    }
+}
+
+impl From<ConfigV2> for Config {
+    fn from(ConfigV2 { config, policy }: ConfigV2) -> Self {
+        Self {
+            policy: Arc::new(policy.into()),
+            ..config.into()
+        }
+    }
+}
+
+/// A [`Config`] with one of the [simplest](Simple) policies. In the place of any other stands that nothing is allowed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigV1 {
     bus_type: BusTypeV1,
@@ -103,10 +140,7 @@ impl From<&Config> for ConfigV1 {
             auth,
             allow_anonymous,
             limits,
-            connect,
-            traffic,
-            eavesdrop_allowed,
-            unrequested_replies_allowed,
+            policy,
             service_dirs,
             services,
             user,
@@ -116,6 +150,12 @@ impl From<&Config> for ConfigV1 {
             syslog,
             service_helper,
         } = config.clone();
+        let Simple {
+            connect,
+            traffic,
+            eavesdrop_allowed,
+            unrequested_replies_allowed,
+        } = Simple::of(&policy).unwrap_or_default();
         Self {
             bus_type: match bus_type {
                 BusType::Unnamed => BusTypeV1::Unnamed,
@@ -176,6 +216,20 @@ impl From<ConfigV1> for Config {
             syslog,
             service_helper,
         } = config;
+        let simple = Simple {
+            connect: if anyone_may_connect {
+                Connect::Anyone
+            } else {
+                Connect::OwnerOnly
+            },
+            traffic: if traffic_allowed {
+                Traffic::Everything
+            } else {
+                Traffic::Nothing
+            },
+            eavesdrop_allowed,
+            unrequested_replies_allowed,
+        };
         Self {
             bus_type: match bus_type {
                 BusTypeV1::Unnamed => BusType::Unnamed,
@@ -190,18 +244,7 @@ impl From<ConfigV1> for Config {
                 .collect(),
             allow_anonymous,
             limits: limits.into(),
-            connect: if anyone_may_connect {
-                Connect::Anyone
-            } else {
-                Connect::OwnerOnly
-            },
-            traffic: if traffic_allowed {
-                Traffic::Everything
-            } else {
-                Traffic::Nothing
-            },
-            eavesdrop_allowed,
-            unrequested_replies_allowed,
+            policy: Arc::new(Policy::from(simple)),
             service_dirs: service_dirs
                 .into_iter()
                 .map(|(path, strict_naming)| ServiceDir { path, strict_naming })

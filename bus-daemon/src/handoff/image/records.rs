@@ -5,7 +5,7 @@ use bus_wire::Fd;
 use serde::{Deserialize, Serialize};
 
 use super::{ForeignRecord, WorkerState};
-use crate::broker::{Blob, Millis, PeerRecord, PeerV1, PeerV2, Unexpressed};
+use crate::broker::{Blob, GlobalV2, InForceV1, Millis, PeerRecord, PeerV1, PeerV2, Unexpressed};
 use crate::handoff::codec::{self, CodecError};
 use crate::handoff::stored::{BacklogV1, InputV1, Stored};
 
@@ -79,6 +79,13 @@ pub(super) struct PeerV4 {
     /// What waits for it, if anything does.
     pub(super) backlog: Option<BacklogV1>,
     pub(super) input: InputV1,
+}
+
+/// What belongs to no single peer, since version 5 with the policy in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct GlobalV5 {
+    pub(super) global: GlobalV2,
+    pub(super) in_force: InForceV1,
 }
 
 /// A part of the manifest: handles, and the descriptor numbers that they stand for.

@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::time::Duration;
 
 use super::{Rig, session};
-use crate::broker::ConfigV1;
+use crate::broker::ConfigV2;
 use crate::control::{Outcome, Told};
 use crate::handoff::codec;
 use crate::os::descriptor::is_open;
@@ -38,7 +38,7 @@ fn begin_reading(rig: &mut Rig) -> u64 {
 
 /// The keeper tells that it is read: the memfd.
 fn end_reading(rig: &mut Rig, errand: u64) -> RawFd {
-    let config = codec::encode(&ConfigV1::from(&session())).unwrap();
+    let config = codec::encode(&ConfigV2::from(&session())).unwrap();
     let outcome = codec::encode(&Outcome::Configuration(Ok(config))).unwrap();
     let payload = memfd::create(c"bus-outcome").unwrap();
     memfd::replace(payload, &outcome).unwrap();

@@ -1,5 +1,4 @@
 use super::*;
-use crate::config::{Connect, Traffic};
 
 #[track_caller]
 fn refused_rule(rule: &str, message: &str) {
@@ -9,93 +8,20 @@ fn refused_rule(rule: &str, message: &str) {
     );
 }
 
-const ALLOW_ALL: &str = "<policy context='default'><allow send_destination='*' eavesdrop='true'/>\
-                         <allow eavesdrop='true'/><allow own='*'/></policy>";
-
+/// The rules of a policy with their places.
 #[test]
-fn open_policies() {
-    let config = loaded(ALLOW_ALL);
-    let expected = Config {
-        traffic: Traffic::Everything,
-        eavesdrop_allowed: true,
-        unrequested_replies_allowed: true,
-        ..Config::default()
-    };
-    assert_eq!(config, expected);
+fn rules_know_where_they_stand() {
     let config = loaded(
-        "<policy context='default'><allow send_interface='*'/><allow receive_interface='*'/></policy>
-         <policy context='mandatory'><allow own='*'/><allow user='*'/></policy>
-         <policy user='x'><allow own='a.b'/></policy><policy at_console='true'/><policy group='g'/>",
+        "<policy context='default'><allow send_interface='*'/>\n<deny own='a.b'/></policy>\n<policy user='x'>\n<allow own='a.b' log='true'/></policy>",
     );
-    let expected = Config {
-        traffic: Traffic::Everything,
-        connect: Connect::Anyone,
-        ..Config::default()
-    };
-    assert_eq!(config, expected);
-    let config = loaded("<policy context='default'><allow user='*'/></policy>");
-    assert_eq!(
-        config,
-        Config {
-            connect: Connect::Anyone,
-            ..Config::default()
-        }
-    );
-}
-
-#[test]
-fn other_policies_are_refused() {
-    let unsupported = |body: &str, line: u32, what: &str| {
-        let body = format!("{ALLOW_ALL}\n{body}");
-        refused(
-            &body,
-            &format!("/etc/bus/main.conf:{line}: {what}: this policy is not supported yet"),
-        );
-    };
-    let all = "<policy context='default'>";
-    unsupported(
-        &format!("{all}\n<deny send_interface='a.b'/></policy>"),
-        4,
-        "something is denied",
-    );
-    unsupported(
-        &format!("{all}<allow user='root'/></policy>"),
-        3,
-        "some users may connect",
-    );
-    unsupported(
-        &format!("{all}<allow own='a.b' log='true'/></policy>"),
-        3,
-        "the use of a rule is to be logged",
-    );
-    let some = |rules: &str, what: &str| {
-        let body = format!("<policy context='default'>{rules}</policy>");
-        refused(
-            &body,
-            &format!("/etc/bus/main.conf:2: {what}: this policy is not supported yet"),
-        );
-    };
-    some(
-        "<allow receive_sender='*'/><allow own='*'/>",
-        "some messages may be sent, and not all",
-    );
-    some(
-        "<allow send_path='*' max_fds='1'/><allow eavesdrop='true'/>",
-        "some messages may be sent, and not all",
-    );
-    some(
-        "<allow send_path='*'/><allow receive_type='signal'/>",
-        "some messages may be received, and not all",
-    );
-    some(
-        "<allow send_type='*'/><allow eavesdrop='true'/>",
-        "some names may be owned, and not all",
-    );
-    let mute = loaded("<policy context='default'><allow send_destination='*'/><allow own='*'/></policy>");
-    assert_eq!(mute, Config::default());
-    let body = ALLOW_ALL.replace("context='default'", "user='root'");
-    let what = "some messages may be sent, and not all: this policy is not supported yet";
-    refused(&body, &format!("/etc/bus/main.conf:2: {what}"));
+    let policy = &config.policy;
+    let rules = policy.blocks.iter().flat_map(|block| &block.rules);
+    let places: Vec<String> = rules.map(|rule| rule.place.to_string()).collect();
+    let at = |line: u32| format!("/etc/bus/main.conf:{line}");
+    assert_eq!(places, [at(2), at(3), at(5)]);
+    assert_eq!(policy.blocks[1].context, Context::User("x".into()));
+    // Nobody is known yet.
+    assert_eq!(policy.ids, Ids::default());
 }
 
 #[test]

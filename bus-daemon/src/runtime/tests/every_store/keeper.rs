@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 
 use super::super::told::Kind;
 use super::super::{Random, session};
-use crate::broker::ConfigV1;
+use crate::broker::ConfigV2;
 use crate::config::Service;
 use crate::control::{Errand, Outbox, Outcome, Refusal, Request, Told};
 use crate::handoff::codec;
@@ -226,7 +226,7 @@ impl Keeper {
             assumed_apparmor_label: None,
             file: "/nowhere".into(),
         });
-        Outcome::Configuration(Ok(codec::encode(&ConfigV1::from(&config)).unwrap()))
+        Outcome::Configuration(Ok(codec::encode(&ConfigV2::from(&config)).unwrap()))
     }
 
     /// Whether a configuration is kept in the memfd that brought it.
