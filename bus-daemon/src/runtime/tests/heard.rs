@@ -98,6 +98,8 @@ fn an_entry_that_does_not_fit_into_the_log_is_acknowledged_after_the_checkpoint(
     rig.worker.hear_what_does_not_fit(1);
     assert_eq!(inbox.heard(), 0);
     rig.worker.journal().pretend_full(false);
+    std::thread::sleep(Duration::from_millis(30));
+    rig.worker.turns();
     rig.worker.turns();
     assert_eq!(inbox.heard(), 1);
 }

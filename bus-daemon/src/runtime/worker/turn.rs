@@ -339,7 +339,9 @@ impl Worker {
                     tracing::error!("no checkpoint: {error}");
                     self.next_complaint = self.now.0 + COMPLAINTS;
                 }
-                self.no_checkpoint_before = self.now.0 + AGAIN;
+                // Nothing is sent before there is one, if something is not in the log.
+                let wait = if was_incomplete { RETRY } else { AGAIN };
+                self.no_checkpoint_before = self.now.0 + wait;
                 false
             }
         }
