@@ -11,6 +11,14 @@ pub trait Files {
     /// Those of the system.
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
 
+    /// The same of a file that is one: whatever else has its name (a fifo, a directory, a device) is not waited for.
+    ///
+    /// # Errors
+    /// Those of the system; `InvalidInput` for what is no file.
+    fn read_regular(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.read(path)
+    }
+
     /// The paths of the entries of a directory, in any order.
     ///
     /// # Errors
@@ -24,6 +32,9 @@ pub trait Files {
     fn create_private_dir(&self, path: &Path) -> io::Result<()>;
 }
 
+/// A service file is a few lines: what is as long as this is something else.
+const LARGEST: u64 = 1 << 20;
+
 /// The real ones.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Disk;
@@ -31,6 +42,23 @@ pub struct Disk;
 impl Files for Disk {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         std::fs::read(path)
+    }
+
+    fn read_regular(&self, path: &Path) -> io::Result<Vec<u8>> {
+        // Before it is opened: a fifo would wait for whoever writes into it.
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it is no regular file",
+            ));
+        }
+        let file = std::fs::File::open(path)?;
+        let mut content = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(file, LARGEST), &mut content)?;
+        if content.len() as u64 == LARGEST {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it is too large"));
+        }
+        Ok(content)
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {

@@ -59,6 +59,16 @@ pub struct Config {
     pub service_helper: Option<String>,
 }
 
+impl Config {
+    /// The service file of a name that can be activated.
+    pub fn service(&self, name: &str) -> Option<&Service> {
+        let place = self
+            .services
+            .binary_search_by(|service| service.name.as_str().cmp(name));
+        self.services.get(place.ok()?)
+    }
+}
+
 impl Default for Config {
     /// What a file with nothing but `<busconfig/>` says.
     fn default() -> Self {

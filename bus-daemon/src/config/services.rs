@@ -36,7 +36,7 @@ pub fn read_services(dirs: &[ServiceDir], files: &dyn Files, warnings: &mut Vec<
 }
 
 fn read_service(path: &Path, strict_naming: bool, files: &dyn Files) -> Result<Service, ServiceError> {
-    let content = files.read(path)?;
+    let content = files.read_regular(path)?;
     let service = parse_service(&content, &path.to_string_lossy())?;
     if strict_naming && path.file_stem().is_none_or(|stem| stem != service.name.as_str()) {
         return Err(ServiceError::FileName(service.name));
@@ -69,26 +69,23 @@ pub enum ServiceError {
     #[error("it has no key {0}")]
     NoKey(&'static str),
     /// Not a well-known name.
-    #[error("Name={0} is not a well-known bus name")]
-    Name(String),
+    #[error("line {line}: Name={name} is not a well-known bus name")]
+    Name {
+        /// Where.
+        line: usize,
+        /// What stands there.
+        name: String,
+    },
+    /// The name of the bus, which nobody else can have.
+    #[error("line {0}: the name org.freedesktop.DBus is the bus's own")]
+    OwnName(usize),
     /// In the directories in which the file must be named as the service is.
     #[error("the file must be named {0}.service")]
     FileName(String),
 }
 
-/// What is wrong with the value of `Exec`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum ExecError {
-    /// An open quote.
-    #[error("a quotation mark has no partner")]
-    Quote,
-    /// A backslash at the end.
-    #[error("a backslash stands at the end")]
-    Backslash,
-    /// No word.
-    #[error("it names no program")]
-    Empty,
-}
+/// The name of the driver.
+const OWN_NAME: &str = "org.freedesktop.DBus";
 
 /// One service file. Where `Exec` cannot be split into words the name can still be activated, only that this fails, as
 /// it does for dbus-daemon; `exec` is empty then.
@@ -98,24 +95,28 @@ pub enum ExecError {
 pub fn parse_service(content: &[u8], file: &str) -> Result<Service, ServiceError> {
     let text = std::str::from_utf8(content).map_err(|_| ServiceError::NotUtf8)?;
     let mut entries = read_group(text)?;
-    let name = entries.remove("Name").ok_or(ServiceError::NoKey("Name"))?;
+    let mut take = |key| entries.remove(key);
+    let (line, name) = take("Name").ok_or(ServiceError::NoKey("Name"))?;
     if WellKnownName::new(&name).is_err() {
-        return Err(ServiceError::Name(name));
+        return Err(ServiceError::Name { line, name });
     }
-    let exec = entries.remove("Exec").ok_or(ServiceError::NoKey("Exec"))?;
-    let exec = split_command(&exec).unwrap_or_default();
+    if name == OWN_NAME {
+        return Err(ServiceError::OwnName(line));
+    }
+    let (_, exec) = take("Exec").ok_or(ServiceError::NoKey("Exec"))?;
+    let mut text = |key| take(key).map(|(_, value)| value);
     Ok(Service {
         name,
-        exec,
-        user: entries.remove("User"),
-        systemd_service: entries.remove("SystemdService"),
-        assumed_apparmor_label: entries.remove("AssumedAppArmorLabel"),
+        exec: split_command(&exec),
+        user: text("User"),
+        systemd_service: text("SystemdService"),
+        assumed_apparmor_label: text("AssumedAppArmorLabel"),
         file: file.to_owned(),
     })
 }
 
-/// The entries of the group `[D-BUS Service]`, in the syntax of desktop entries. Other groups are skipped.
-fn read_group(text: &str) -> Result<BTreeMap<&str, String>, ServiceError> {
+/// The entries of the group `[D-BUS Service]`, each with its line, in the syntax of desktop entries. Other groups are skipped.
+fn read_group(text: &str) -> Result<BTreeMap<&str, (usize, String)>, ServiceError> {
     let mut entries = None;
     let mut is_inside = false;
     for (index, line) in text.lines().enumerate() {
@@ -144,7 +145,7 @@ fn read_group(text: &str) -> Result<BTreeMap<&str, String>, ServiceError> {
         }
         let value = unescape(value.trim()).ok_or(ServiceError::Escape(number))?;
         if let Some(entries) = &mut entries
-            && entries.insert(key, value).is_some()
+            && entries.insert(key, (number, value)).is_some()
         {
             return Err(ServiceError::DuplicateKey(number));
         }
@@ -172,60 +173,14 @@ fn unescape(value: &str) -> Option<String> {
     Some(text)
 }
 
-/// Splits a command into words as a shell would, without expanding anything: blanks separate; within apostrophes
-/// everything stands for itself; within quotation marks a backslash escapes `$`, `` ` ``, `"`, `\` and the end of a
-/// line; outside it escapes anything; a word that begins with `#` begins a comment.
-///
-/// # Errors
-/// Something is not closed, or there is no word.
-pub fn split_command(command: &str) -> Result<Vec<String>, ExecError> {
-    let mut words = Vec::new();
-    let mut word: Option<String> = None;
-    let mut chars = command.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            ' ' | '\t' | '\n' | '\r' => words.extend(word.take()),
-            '#' if word.is_none() => {
-                chars.by_ref().find(|c| *c == '\n');
-            }
-            '\'' => quoted(&mut chars, word.get_or_insert_default())?,
-            '"' => double_quoted(&mut chars, word.get_or_insert_default())?,
-            '\\' => match chars.next().ok_or(ExecError::Backslash)? {
-                '\n' => {}
-                escaped => word.get_or_insert_default().push(escaped),
-            },
-            _ => word.get_or_insert_default().push(c),
-        }
-    }
-    words.extend(word);
+/// Splits a command into words as a shell would, without expanding anything. Empty where it names no program, or a quotation
+/// mark has no partner.
+fn split_command(command: &str) -> Vec<String> {
+    let words = shlex::split(command).unwrap_or_default();
     if words.first().is_none_or(String::is_empty) {
-        Err(ExecError::Empty)
-    } else {
-        Ok(words)
+        return Vec::new();
     }
-}
-
-fn quoted(chars: &mut std::str::Chars<'_>, word: &mut String) -> Result<(), ExecError> {
-    loop {
-        match chars.next().ok_or(ExecError::Quote)? {
-            '\'' => return Ok(()),
-            c => word.push(c),
-        }
-    }
-}
-
-fn double_quoted(chars: &mut std::str::Chars<'_>, word: &mut String) -> Result<(), ExecError> {
-    loop {
-        match chars.next().ok_or(ExecError::Quote)? {
-            '"' => return Ok(()),
-            '\\' => match chars.next().ok_or(ExecError::Quote)? {
-                '\n' => {}
-                escaped @ ('$' | '`' | '"' | '\\') => word.push(escaped),
-                other => word.extend(['\\', other]),
-            },
-            c => word.push(c),
-        }
-    }
+    words
 }
 
 #[cfg(test)]
@@ -236,7 +191,7 @@ mod tests {
 
     #[track_caller]
     fn check_split(command: &str, expected: &[&str]) {
-        assert_eq!(split_command(command).unwrap(), expected, "{command}");
+        assert_eq!(split_command(command), expected, "{command}");
     }
 
     #[test]
@@ -250,16 +205,8 @@ mod tests {
         check_split("a # b 'c", &["a"]);
         check_split("a b#c", &["a", "b#c"]);
         check_split(r"a '\' \'", &["a", r"\", "'"]);
-        for (command, error) in [
-            ("", ExecError::Empty),
-            ("''", ExecError::Empty),
-            ("# a", ExecError::Empty),
-            ("a 'b", ExecError::Quote),
-            ("a \"b", ExecError::Quote),
-            ("a \"b\\", ExecError::Quote),
-            ("a \\", ExecError::Backslash),
-        ] {
-            assert_eq!(split_command(command), Err(error), "{command}");
+        for command in ["", "''", "# a", "a 'b", "a \"b", "a \"b\\", "a \\"] {
+            assert!(split_command(command).is_empty(), "{command}");
         }
     }
 
@@ -292,7 +239,12 @@ mod tests {
             (
                 "Name=com.example.A",
                 "Name=:1.5",
-                "Name=:1.5 is not a well-known bus name",
+                "line 6: Name=:1.5 is not a well-known bus name",
+            ),
+            (
+                "Name=com.example.A",
+                "Name=org.freedesktop.DBus",
+                "line 6: the name org.freedesktop.DBus is the bus's own",
             ),
             ("Name=com.example.A\n", "", "it has no key Name"),
             ("User=root", "Exec=b", "line 9 repeats a key"),
@@ -305,6 +257,44 @@ mod tests {
         let unbalanced = parse_service(GOOD.replace("'b c'", "'b c").as_bytes(), "f").unwrap();
         assert!(unbalanced.exec.is_empty());
         assert!(matches!(parse_service(b"\xff", "f"), Err(ServiceError::NotUtf8)));
+    }
+
+    /// Whatever is named as a service file and is none costs itself, and nobody waits for it.
+    #[test]
+    fn what_is_no_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("good.service"), GOOD).unwrap();
+        std::fs::create_dir(path("directory.service")).unwrap();
+        std::os::unix::fs::symlink(path("nowhere"), path("dangling.service")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", path("endless.service")).unwrap();
+        let fifo = std::process::Command::new("mkfifo")
+            .arg(path("fifo.service"))
+            .status();
+        assert!(fifo.is_ok_and(|status| status.success()));
+        std::fs::write(path("bad.service"), "[D-BUS Service]\nName=nodots\nExec=/bin/a\n").unwrap();
+        let dirs = [ServiceDir {
+            path: dir.path().display().to_string(),
+            strict_naming: false,
+        }];
+        let mut warnings = Vec::new();
+        let services = read_services(&dirs, &super::super::files::Disk, &mut warnings);
+        let names: Vec<&str> = services.iter().map(|service| service.name.as_str()).collect();
+        assert_eq!(names, ["com.example.A"]);
+        assert_eq!(warnings.len(), 5, "{warnings:?}");
+        let said = |file: &str, what: &str| {
+            let path = path(file).display().to_string();
+            assert!(
+                warnings
+                    .iter()
+                    .any(|line| line.starts_with(&path) && line.contains(what)),
+                "{file}: {warnings:?}"
+            );
+        };
+        said("bad.service", ": line 2: Name=nodots");
+        for file in ["directory.service", "endless.service", "fifo.service"] {
+            said(file, "no regular file");
+        }
     }
 
     proptest! {
