@@ -18,6 +18,7 @@ mod driver;
 mod entries;
 mod errand;
 mod event;
+mod explain;
 mod frozen;
 mod gather;
 mod holdings;
@@ -79,6 +80,7 @@ pub use relief::{Memory, Relief, SavedShortage};
 pub use restore::{Dropped, RestoreError};
 pub use snapshot::SharedBodies;
 
+pub(crate) use explain::{Inquiry, Matter, Subject};
 pub(crate) use activation_environment::MOST as MOST_ENVIRONMENT;
 #[cfg(feature = "runtime")]
 pub(crate) use driver::introspection;
