@@ -9,6 +9,8 @@ use std::time::Duration;
 
 const BUS: &str = "org.freedesktop.DBus";
 const PATH: &str = "/org/freedesktop/DBus";
+/// The interface of a bus that tells why.
+const POLICY: &str = "org.busdaemon.Policy1";
 /// The interface of a bus that is upgraded in place.
 const RESTART: &str = "org.busdaemon.Restart1";
 
@@ -89,6 +91,22 @@ impl Connection {
             Err(CallError::Reply { .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// What the bus says of its policy: whether something is allowed, and an array of rules.
+    pub(crate) fn explain(&mut self, query: &[(&str, String)]) -> Result<Vec<Value>, CallError> {
+        let reply = self.caller.call(BUS, PATH, POLICY, "Explain", |body| {
+            body.array("{sv}", |entries| {
+                for (key, text) in query {
+                    entries.dict_entry(|entry| {
+                        entry.str(key).variant("s", |value| {
+                            value.str(text);
+                        });
+                    });
+                }
+            });
+        })?;
+        value::all(&reply)
     }
 
     /// Upgrades the bus in place to the binary at this path, or to the one it was started from if it is empty. Returns

@@ -6,6 +6,7 @@ mod demo;
 #[cfg(feature = "network")]
 mod keygen;
 mod output;
+mod policy;
 mod running;
 mod status;
 mod upgrade;
@@ -67,6 +68,9 @@ enum Command {
         #[arg(long, value_name = "PATH")]
         connect: PathBuf,
     },
+    /// Say who may do what, and which rules say so
+    #[command(subcommand)]
+    Policy(policy::Command),
     /// Show what a bus is doing and what it has survived
     Status,
     /// Replace a running bus by another binary, in place; its clients stay connected
@@ -93,6 +97,7 @@ fn main() -> ExitCode {
         #[cfg(feature = "network")]
         Command::Keygen { file } => keygen::run(&file, cli.global.json),
         Command::Carry { connect } => carry::run(&connect),
+        Command::Policy(command) => policy::run(&cli.global, &command),
         Command::Status => status::run(&cli.global),
         Command::Upgrade { binary, all: false } => upgrade::run(&cli.global, binary.as_deref()),
         Command::Upgrade { binary, all: true } => upgrade::run_all(cli.global.json, binary.as_deref()),

@@ -9,6 +9,16 @@ pub(crate) fn first(message: &Message) -> Result<Value, CallError> {
     read(&mut message.body()).map_err(|error| CallError::Broken(error.into()))
 }
 
+/// All values of a message.
+pub(crate) fn all(message: &Message) -> Result<Vec<Value>, CallError> {
+    let mut body = message.body();
+    let mut values = Vec::new();
+    while body.peek().is_some() {
+        values.push(read(&mut body).map_err(|error| CallError::Broken(error.into()))?);
+    }
+    Ok(values)
+}
+
 /// The next value. Dictionaries are objects, structures and other arrays are arrays, variants are what they hold.
 fn read(body: &mut BodyReader<'_>) -> Result<Value, ReadError> {
     Ok(match body.peek() {

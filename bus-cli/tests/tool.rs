@@ -132,3 +132,72 @@ fn the_demonstration_finds_nothing_wrong() {
         "{shown}"
     );
 }
+
+/// Behind the configuration of [`Bus::start_with`]: its lines are 6 to 8.
+const POLICY: &str = "\n<policy context='default'><allow user='*'/>\n<deny own='a.b'/>\n\
+                      <deny send_destination='a.b' send_interface='a.b'/></policy>";
+
+#[test]
+fn who_may_do_what_is_told_by_files_and_by_a_bus() {
+    let bus = Bus::start_with(POLICY);
+    let path = bus.directory.path().join("bus.conf");
+    let path = path.to_str().unwrap();
+    let config = format!("--config-file={path}");
+    for by_files in [true, false] {
+        let explain = |arguments: &[&str]| {
+            let mut all = vec!["policy", "explain"];
+            all.extend(arguments);
+            if by_files {
+                all.push(&config);
+            }
+            let done = bus.tool(&all);
+            (done.status.code().unwrap(), text(&done.stdout))
+        };
+        let (code, said) = explain(&["--own", "a.b", "--sender", "0"]);
+        assert_eq!(code, 3, "{said}");
+        let lines: Vec<&str> = said.lines().collect();
+        let rule = r#"<policy context="default"> <deny own="a.b"/>"#;
+        assert_eq!(lines[..2], ["denied", &format!("* {path}:7: {rule}")]);
+        assert_eq!(lines.len(), 3);
+        let (code, said) = explain(&["--own", "a.c", "--sender", "0:0"]);
+        assert_eq!((code, said.lines().next()), (0, Some("allowed")));
+        let (code, _) = explain(&["--destination", "a.b", "--interface", "a.b", "--sender", "root"]);
+        assert_eq!(code, 3);
+        let (code, said) = explain(&["--connect", "nobody", "--json"]);
+        let said: Value = serde_json::from_str(&said).unwrap();
+        assert_eq!((code, &said["allowed"]), (0, &Value::Bool(true)));
+        assert_eq!(said["rules"][0]["line"], 6);
+        // It cannot be asked, or it is no question.
+        assert_eq!(explain(&["--own", "a.b", "--sender", "no.such.name"]).0, 1);
+        assert_eq!(explain(&[]).0, 2);
+        assert_eq!(explain(&["--own", "a.b", "--connect", "root"]).0, 2);
+    }
+}
+
+#[test]
+fn rules_that_are_not_meant_so_are_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let bus = Bus::start();
+    let lint = |rules: &str, strict: &[&str]| {
+        let file = directory.path().join("p.conf");
+        let config = format!("<busconfig>\n<policy context=\"default\">{rules}</policy></busconfig>");
+        std::fs::write(&file, config).unwrap();
+        let mut all = vec!["policy", "lint", file.to_str().unwrap()];
+        all.extend(strict);
+        let done = bus.tool(&all);
+        (done.status.code().unwrap(), text(&done.stdout))
+    };
+    assert_eq!(lint("<allow own=\"a.b\"/>", &["--strict"]), (0, String::new()));
+    let unknown = "<allow user=\"nobody.has.this.name\"/>";
+    let (code, said) = lint(unknown, &[]);
+    assert!(
+        code == 0 && said.contains("p.conf:2: warning: there is no user"),
+        "{said}"
+    );
+    assert_eq!(lint(unknown, &["--strict"]).0, 1);
+    let (code, said) = lint("<deny receive_sender=\"*\" min_fds=\"1\"/>", &[]);
+    assert!(
+        code == 1 && said.contains("p.conf:2: error: it throws away"),
+        "{said}"
+    );
+}

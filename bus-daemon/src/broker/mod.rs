@@ -18,6 +18,7 @@ mod driver;
 mod entries;
 mod errand;
 mod event;
+mod explain;
 mod frozen;
 mod gather;
 mod holdings;
@@ -84,6 +85,7 @@ pub use snapshot::SharedBodies;
 pub(crate) use activation_environment::MOST as MOST_ENVIRONMENT;
 #[cfg(feature = "runtime")]
 pub(crate) use driver::introspection;
+pub(crate) use explain::{Inquiry, Matter, Subject};
 pub(crate) use name::{NameFlags, NameTable};
 pub(crate) use peer::Peer;
 pub(crate) use relief::MEMORY_SHORT;

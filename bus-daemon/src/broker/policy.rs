@@ -43,6 +43,11 @@ pub(crate) struct Rights {
 }
 
 impl Rights {
+    /// What rules see of its names.
+    pub(super) fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
     /// Whether its user sat at the machine, as far as the policy asks.
     pub(super) fn is_at_console(&self) -> bool {
         self.is_at_console
@@ -86,6 +91,11 @@ impl InForce {
         }
     }
 
+    /// The policy itself.
+    pub(super) fn compiled(&self) -> &Compiled {
+        &self.compiled
+    }
+
     /// Whether some rule lets somebody receive what is for others.
     pub(super) fn may_overhear(&self) -> bool {
         self.may_overhear
@@ -124,7 +134,7 @@ impl InForce {
 }
 
 /// The groups of a peer's process.
-fn gids_of(peer: &Peer) -> &[u32] {
+pub(super) fn gids_of(peer: &Peer) -> &[u32] {
     peer.groups.as_deref().unwrap_or(peer.credentials.gid.as_slice())
 }
 

@@ -1,5 +1,6 @@
 //! The configuration that a command line stands for, read from the disk.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::Config;
@@ -21,8 +22,8 @@ pub fn load(options: &Options) -> Result<Config, ConfigError> {
     }
     let mut config = loaded.config;
     let policy = Policy::resolve(config.policy.blocks.clone(), &System);
-    for warning in policy.unresolved() {
-        tracing::warn!("{warning}");
+    for (place, text) in policy.unresolved() {
+        tracing::warn!("{place}: {text}");
     }
     config.policy = Arc::new(policy);
     options.apply(&mut config);
@@ -30,6 +31,17 @@ pub fn load(options: &Options) -> Result<Config, ConfigError> {
         return Err(ConfigError::NoListen);
     }
     Ok(config)
+}
+
+/// The policy of a file and of all that it includes, for the users and groups that there are now, and what was passed over.
+///
+/// # Errors
+/// What is wrong with the files.
+pub fn policy_of(file: &Path) -> Result<(Policy, Vec<String>), ConfigError> {
+    let environment = Environment::new(|variable| std::env::var(variable).ok());
+    let loaded = super::xml::load_file(file, &Disk, &environment)?;
+    let blocks = loaded.config.policy.blocks.clone();
+    Ok((Policy::resolve(blocks, &System), loaded.warnings))
 }
 
 /// The configuration as a start with this command line would find it. `arguments` are those after the program.

@@ -3,7 +3,7 @@
 use super::compile::{Applicable, Compiled, push};
 use super::rules::{RuleId, Subject};
 use super::table::{Side, Table};
-use super::verdict::Access;
+use super::verdict::{Access, Who};
 use super::vocabulary::Standing;
 
 /// What somebody would do.
@@ -74,4 +74,79 @@ pub fn explain(policy: &Compiled, applicable: &Applicable, deed: Deed<'_>) -> Ve
         }
     }
     reasons
+}
+
+/// One end of a message, for whoever asks about it.
+#[derive(Debug, Clone, Default)]
+pub struct Party {
+    /// What of the policy applies to it. `None`: nothing does, as for the bus itself, or for a name that nobody owns.
+    pub applicable: Option<Applicable>,
+    /// What rules see of its names.
+    pub standing: Standing,
+}
+
+/// What the policy says, and why.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Explanation {
+    /// Whether it may be.
+    pub allowed: bool,
+    /// The rules that match, the last first: of a message those about sending, and then those about receiving.
+    pub reasons: Vec<Reason>,
+}
+
+/// What a policy says of a message from one party to another: both sides have to allow it.
+pub fn explain_message(policy: &Compiled, access: Access<'_>, from: &Party, to: &Party) -> Explanation {
+    let mut allowed = true;
+    let mut reasons = Vec::new();
+    let mut side = |applicable: &Option<Applicable>, deed: Deed<'_>| {
+        let Some(applicable) = applicable else { return };
+        let of_side = explain(policy, applicable, deed);
+        let decision = of_side
+            .first()
+            .and_then(|reason| policy.policy().rule(reason.rule));
+        allowed &= decision.is_some_and(|rule| rule.allow);
+        reasons.extend(of_side);
+    };
+    side(&from.applicable, Deed::Send(access, &to.standing));
+    side(&to.applicable, Deed::Receive(access, &from.standing));
+    Explanation { allowed, reasons }
+}
+
+/// What a policy says of owning a name.
+pub fn explain_ownership(policy: &Compiled, applicable: &Applicable, name: &str) -> Explanation {
+    let reasons = explain(policy, applicable, Deed::Own(name));
+    let decision = reasons
+        .first()
+        .and_then(|reason| policy.policy().rule(reason.rule));
+    Explanation {
+        allowed: decision.is_some_and(|rule| rule.allow),
+        reasons,
+    }
+}
+
+/// What a policy says of connecting. Where no rule matches, only the user may that the bus runs as.
+pub fn explain_connect(policy: &Compiled, who: Who<'_>, own_uid: u32) -> Explanation {
+    let ids = &policy.policy().ids;
+    let matches = |subject: &Subject| match subject {
+        Subject::User(None) | Subject::Group(None) => true,
+        Subject::User(Some(user)) => ids.users.get(user) == Some(&who.uid),
+        Subject::Group(Some(group)) => ids.groups.get(group).is_some_and(|gid| who.gids.contains(gid)),
+        Subject::Send(_) | Subject::Receive(_) | Subject::Own(_) => false,
+    };
+    let nobodys = Applicable::default();
+    let rules = policy.rules(&nobodys);
+    let mut found: Vec<RuleId> = rules
+        .filter(|(_, rule)| matches(&rule.subject))
+        .map(|(id, _)| id)
+        .collect();
+    found.reverse();
+    let reasons = (0..).zip(found).map(|(place, rule)| Reason {
+        rule,
+        decides: place == 0,
+        discards: false,
+    });
+    Explanation {
+        allowed: policy.may_connect(who, own_uid).allowed,
+        reasons: reasons.collect(),
+    }
 }

@@ -62,8 +62,8 @@ impl Policy {
         Self { blocks, ids }
     }
 
-    /// What is to be said about names of users and groups that are nobody's, a line each.
-    pub fn unresolved(&self) -> Vec<String> {
+    /// Which names of users and groups are nobody's, and where they stand.
+    pub fn unresolved(&self) -> Vec<(Place, String)> {
         let mut warnings = Vec::new();
         for block in &self.blocks {
             let place = block.rules.first().map(|rule| &rule.place);
@@ -74,9 +74,8 @@ impl Policy {
                 Context::Default | Context::AtConsole(_) | Context::Mandatory => None,
             };
             if let (Some((what, name)), Some(place)) = (of_block, place) {
-                warnings.push(format!(
-                    "{place}: there is no {what} {name:?}: its policy applies to nobody"
-                ));
+                let text = format!("there is no {what} {name:?}: its policy applies to nobody");
+                warnings.push((place.clone(), text));
             }
             for rule in &block.rules {
                 let (what, name) = match &rule.subject {
@@ -85,10 +84,8 @@ impl Policy {
                     Subject::User(_) | Subject::Group(_) => continue,
                     Subject::Send(_) | Subject::Receive(_) | Subject::Own(_) => continue,
                 };
-                let place = &rule.place;
-                warnings.push(format!(
-                    "{place}: there is no {what} {name:?}: the rule matches nobody"
-                ));
+                let text = format!("there is no {what} {name:?}: the rule matches nobody");
+                warnings.push((rule.place.clone(), text));
             }
         }
         warnings
@@ -99,6 +96,13 @@ impl Policy {
         self.blocks
             .iter()
             .any(|block| matches!(block.context, Context::AtConsole(_)) && !block.rules.is_empty())
+    }
+
+    /// A rule with its block, as a file would have them, and where it stands.
+    pub fn described(&self, id: RuleId) -> Option<(String, Place)> {
+        let rule = self.rule(id)?;
+        let block = self.blocks.get(id.block as usize)?;
+        Some((format!("<policy {}> {rule}", block.context), rule.place.clone()))
     }
 
     /// A rule by its number.

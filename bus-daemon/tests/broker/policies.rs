@@ -529,3 +529,86 @@ fn replies_are_overheard_where_the_senders_rules_let_others_pass() {
         });
     }
 }
+
+#[test]
+fn the_bus_says_which_rules_say_so() {
+    let rules =
+        "<deny send_destination='a.b' send_interface='a.b'/>\n<allow own='x.y'/><deny own_prefix='x'/>";
+    check_with(&with(rules), |bus| {
+        let who = bus.connect();
+        let owner = connect(bus, 1, &[]);
+        own(bus, owner, "a.b", 0);
+        let ask = |bus: &mut Bus, who: Who, query: &[(&str, &str)]| {
+            let call = MessageBuilder::method_call(PATH, "Explain")
+                .destination(DRIVER)
+                .interface("org.busdaemon.Policy1");
+            let call = call.body(|w| {
+                w.array("{sv}", |w| {
+                    for (key, value) in query {
+                        w.dict_entry(|w| {
+                            w.str(key).variant("s", |w| {
+                                w.str(value);
+                            });
+                        });
+                    }
+                });
+            });
+            bus.send(who, call);
+            let mut answers = bus.read_messages(who);
+            assert_eq!(answers.len(), 1);
+            answers.remove(0).0
+        };
+        let explain = |bus: &mut Bus, query: &[(&str, &str)]| {
+            let answer = ask(bus, who, query);
+            let mut body = answer.body();
+            let allowed = body.read_bool().unwrap();
+            let mut rules = Vec::new();
+            body.read_array(|element| {
+                element.read_struct(|fields| {
+                    let (text, file) = (fields.read_str()?, fields.read_str()?);
+                    let (line, decided) = (fields.read_u32()?, fields.read_bool()?);
+                    let mark = if decided { "* " } else { "" };
+                    rules.push(format!("{mark}{file}:{line} {text}"));
+                    Ok(())
+                })
+            })
+            .unwrap();
+            (allowed, rules)
+        };
+        let default = "<policy context=\"default\">";
+        let send = format!("p.conf:2 {default} <allow send_destination=\"*\"/>");
+        let receive = format!("* p.conf:2 {default} <allow receive_sender=\"*\"/>");
+        let deny = format!("* p.conf:3 {default} <deny send_destination=\"a.b\" send_interface=\"a.b\"/>");
+        let to_owner = [("destination", "a.b"), ("interface", "a.b"), ("member", "M")];
+        let expected = (false, vec![deny.clone(), send.clone(), receive.clone()]);
+        assert_eq!(explain(bus, &to_owner), expected);
+        // The owner is known by the name however it is addressed.
+        let to_unique = [("destination", ":1.1"), ("interface", "a.b"), ("sender", "5:6,7")];
+        assert_eq!(explain(bus, &to_unique), expected);
+        let (allowed, rules) = explain(bus, &[("destination", "a.b"), ("interface", "a.c")]);
+        assert!(allowed && rules == [format!("* {send}"), receive]);
+        let (allowed, rules) = explain(bus, &[("own", "x.y"), ("sender", "a.b")]);
+        assert!(!allowed);
+        assert_eq!(rules[0], format!("* p.conf:4 {default} <deny own_prefix=\"x\"/>"));
+        assert_eq!(rules.len(), 3);
+        let connect = format!("* p.conf:2 {default} <allow user=\"*\"/>");
+        assert_eq!(explain(bus, &[("connect", "77")]), (true, vec![connect]));
+        // Nothing was sent to anybody.
+        bus.expect(owner, &[]);
+        for (query, error) in [
+            (&[("own", "x.y"), ("connect", "1")][..], "InvalidArgs"),
+            (&[], "InvalidArgs"),
+            (&[("colour", "red")], "InvalidArgs"),
+            (&[("destination", "a.b"), ("type", "letter")], "InvalidArgs"),
+            (&[("own", "x.y"), ("sender", "somebody")], "InvalidArgs"),
+            (&[("own", "x.y"), ("sender", "no.body")], "NameHasNoOwner"),
+        ] {
+            let answer = ask(bus, who, query);
+            let name = answer.error_name().unwrap();
+            assert!(name.ends_with(error), "{query:?}: {name}");
+        }
+        // Only the superuser and the bus's own user may know.
+        let answer = ask(bus, owner, &to_owner);
+        assert!(answer.error_name().unwrap().ends_with("AccessDenied"));
+    });
+}

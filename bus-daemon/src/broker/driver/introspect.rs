@@ -92,7 +92,8 @@ fn signals(interface: Interface) -> &'static [Signal] {
         | Interface::Monitoring
         | Interface::Stats
         | Interface::Peer
-        | Interface::Restart => &[],
+        | Interface::Restart
+        | Interface::Policy => &[],
     }
 }
 

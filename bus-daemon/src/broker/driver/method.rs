@@ -15,11 +15,12 @@ pub(super) enum Interface {
     Stats,
     Peer,
     Restart,
+    Policy,
 }
 
 impl Interface {
     /// In the order in which a call that names no interface searches them.
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Bus,
         Self::Properties,
         Self::Introspectable,
@@ -27,6 +28,7 @@ impl Interface {
         Self::Stats,
         Self::Peer,
         Self::Restart,
+        Self::Policy,
     ];
 
     pub(super) const fn name(self) -> &'static str {
@@ -38,6 +40,7 @@ impl Interface {
             Self::Stats => "org.freedesktop.DBus.Debug.Stats",
             Self::Peer => "org.freedesktop.DBus.Peer",
             Self::Restart => "org.busdaemon.Restart1",
+            Self::Policy => "org.busdaemon.Policy1",
         }
     }
 
@@ -50,7 +53,7 @@ impl Interface {
     pub(super) fn is_at(self, path: &str) -> bool {
         match self {
             Self::Bus | Self::Introspectable | Self::Peer => true,
-            Self::Properties | Self::Monitoring | Self::Stats | Self::Restart => path == PATH,
+            Self::Properties | Self::Monitoring | Self::Stats | Self::Restart | Self::Policy => path == PATH,
         }
     }
 
@@ -92,6 +95,7 @@ pub(super) enum Method {
     GetMachineId,
     Ping,
     Upgrade,
+    Explain,
 }
 
 /// How a method is called.
@@ -157,7 +161,7 @@ const fn spec(
 }
 
 /// All methods, in the order of the introspection data.
-pub(super) const METHODS: [Spec; 30] = [
+pub(super) const METHODS: [Spec; 31] = [
     spec(Interface::Bus, Method::Hello, "Hello", &[], &["s"]),
     spec(
         Interface::Bus,
@@ -290,6 +294,13 @@ pub(super) const METHODS: [Spec; 30] = [
     spec(Interface::Peer, Method::GetMachineId, "GetMachineId", &[], &["s"]),
     spec(Interface::Peer, Method::Ping, "Ping", &[], &[]),
     spec(Interface::Restart, Method::Upgrade, "Upgrade", &["s"], &["u"]),
+    spec(
+        Interface::Policy,
+        Method::Explain,
+        "Explain",
+        &["a{sv}"],
+        &["b", "a(ssub)"],
+    ),
 ];
 
 #[cfg(test)]

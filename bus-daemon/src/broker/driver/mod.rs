@@ -12,6 +12,7 @@ mod method;
 mod names;
 #[cfg(feature = "next-version")]
 mod next;
+mod policy;
 mod properties;
 mod restart;
 mod stats;
@@ -156,6 +157,7 @@ fn answer(broker: &mut Broker, call: Call<'_>, system: &mut dyn System) -> Resul
         Method::GetConnectionStats => stats::peer(broker, call),
         Method::GetAllMatchRules => stats::match_rules(broker, call),
         Method::Upgrade => restart::upgrade(broker, call),
+        Method::Explain => policy::explain(broker, call),
     }
 }
 
@@ -168,13 +170,14 @@ fn may_call(broker: &Broker, call: Call<'_>, spec: &Spec) -> Result<(), Fault> {
         let text = format!("Method '{member}' is only available at the canonical object path '{PATH}'");
         return Err(Fault::access_denied(text));
     }
-    if spec.method == Method::Upgrade {
+    if matches!(spec.method, Method::Upgrade | Method::Explain) {
         call.must_be_local(broker)?;
     }
     let sensitive = [
         Method::UpdateActivationEnvironment,
         Method::BecomeMonitor,
         Method::Upgrade,
+        Method::Explain,
     ];
     if sensitive.contains(&spec.method) {
         call.must_be_privileged(broker)?;

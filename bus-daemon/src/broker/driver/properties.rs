@@ -127,10 +127,11 @@ const FEATURES: [&str; 2] = ["ActivatableServicesChanged", "HeaderFiltering"];
 
 /// "The standard org.freedesktop.DBus and org.freedesktop.DBus.Properties interfaces are not included", nor are Peer
 /// and Introspectable.
-const INTERFACES: [&str; 3] = [
+const INTERFACES: [&str; 4] = [
     Interface::Monitoring.name(),
     Interface::Stats.name(),
     Interface::Restart.name(),
+    Interface::Policy.name(),
 ];
 
 pub(super) fn get(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> {
@@ -195,7 +196,7 @@ fn find(interface: &str, name: &str) -> Result<Property, Fault> {
 /// What tells of the bus's own life is for local peers.
 fn may_read(broker: &Broker, call: Call<'_>, interface: Interface) -> Result<(), Fault> {
     match interface {
-        Interface::Restart => call.must_be_local(broker),
+        Interface::Restart | Interface::Policy => call.must_be_local(broker),
         Interface::Bus
         | Interface::Properties
         | Interface::Introspectable
