@@ -206,6 +206,8 @@ impl Broker {
             pacing: _,
             shedding: _,
             // Without meaning.
+            // Counted anew from the queues.
+            crowd: _,
             scratch: _,
         } = self;
         let Identity {
