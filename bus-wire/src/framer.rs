@@ -9,9 +9,9 @@ use bytes::{Bytes, BytesMut};
 use crate::arrival::Arrival;
 use crate::error::MessageError;
 use crate::fd::{Fd, Fds};
-use crate::header::{Lengths, message_length};
+use crate::header::{Lengths, MessageType, message_length};
 use crate::limits::{FIXED_HEADER, LARGE_MESSAGE, MAX_MESSAGE};
-use crate::message::{Message, called};
+use crate::message::{Message, addressed, called};
 
 /// Cuts a byte stream, with the file descriptors that come with it, into messages.
 ///
@@ -86,6 +86,15 @@ pub enum NextCall<'a> {
     },
     /// Its header is longer than [`LARGE_MESSAGE`], and was not looked at.
     Long,
+}
+
+/// Where a message with file descriptors goes that is still in a [`Framer`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NextWithFds<'a> {
+    /// What it is for.
+    pub message_type: MessageType,
+    /// Whom it goes to.
+    pub destination: Option<&'a str>,
 }
 
 /// How far a large message has arrived.
@@ -240,30 +249,56 @@ impl Framer {
 
     /// Of the message that [`next`](Self::next) returns, if that is a call whose header is valid: what it calls.
     pub fn next_call(&mut self) -> Option<NextCall<'_>> {
-        /// Which type a call is (specification, "Message Format").
+        /// Where a header has the type of the message, and which type a call is (specification, "Message Format").
+        const TYPE: usize = 1;
         const CALL: u8 = 1;
+        let (beginning, known) = self.beginning();
+        let is_call = known > TYPE && beginning[TYPE] == CALL;
+        let lengths = self.next_lengths().filter(|_| is_call)?;
+        if lengths.header() > LARGE_MESSAGE {
+            return Some(NextCall::Long);
+        }
+        let (destination, member) = called(self.next_bytes(lengths), lengths)?;
+        Some(NextCall::Named { destination, member })
+    }
+
+    /// Of the message that [`next`](Self::next) returns, if that has file descriptors, a valid header and none that is longer
+    /// than [`LARGE_MESSAGE`]: where it goes.
+    pub fn next_with_fds(&mut self) -> Option<NextWithFds<'_>> {
+        if self.fds.is_empty() {
+            return None;
+        }
+        let lengths = self
+            .next_lengths()
+            .filter(|lengths| lengths.header() <= LARGE_MESSAGE)?;
+        let (message_type, fds, destination) = addressed(self.next_bytes(lengths), lengths)?;
+        (fds > 0).then_some(NextWithFds {
+            message_type,
+            destination,
+        })
+    }
+
+    /// The lengths of the message that comes next, if it is whole.
+    fn next_lengths(&self) -> Option<Lengths> {
         if self.failed.is_some() {
             return None;
         }
         let (beginning, known) = self.beginning();
         let lengths = Lengths::read(&beginning[..known]).ok().flatten()?;
-        if beginning[1] != CALL || lengths.total() > self.partial_bytes() {
-            return None;
-        }
-        if lengths.header() > LARGE_MESSAGE {
-            return Some(NextCall::Long);
-        }
+        (lengths.total() <= self.partial_bytes()).then_some(lengths)
+    }
+
+    /// What is held, from the beginning of the message that comes next, which is whole.
+    fn next_bytes(&mut self, lengths: Lengths) -> &[u8] {
         // As `next` does it.
         if !self.partial.is_empty() && self.partial.as_slice().len() < lengths.total() {
             self.fill(lengths.total());
         }
-        let bytes = if self.partial.is_empty() {
-            &*self.chunk
+        if self.partial.is_empty() {
+            &self.chunk
         } else {
             self.partial.as_slice()
-        };
-        let (destination, member) = called(bytes, lengths)?;
-        Some(NextCall::Named { destination, member })
+        }
     }
 
     /// The first bytes that are held, and how many they are.

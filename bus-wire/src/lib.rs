@@ -80,7 +80,7 @@ pub use endian::Endian;
 pub use error::MessageError;
 pub use fd::{Fd, FdIndex, Fds};
 pub use fixed::Fixed;
-pub use framer::{Framed, Framer, FramerState, LargeMessage, NextCall};
+pub use framer::{Framed, Framer, FramerState, LargeMessage, NextCall, NextWithFds};
 pub use guid::Guid;
 pub use header::{Flags, MessageType, message_length};
 pub use match_rule::{

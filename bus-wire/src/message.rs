@@ -301,17 +301,33 @@ const LOCAL_INTERFACE: &[u8] = b"org.freedesktop.DBus.Local";
 
 /// Whom the call that these bytes begin with goes to, and which method it calls. `None`: its header is not valid.
 pub(crate) fn called(bytes: &[u8], lengths: Lengths) -> Option<(Option<&str>, &str)> {
+    let header = header_alone(bytes, lengths)?;
+    Some((text_at(bytes, header.destination), text_at(bytes, header.member)?))
+}
+
+/// What the message that these bytes begin with is for, how many file descriptors it has, and whom it goes to. `None`: its
+/// header is not valid.
+pub(crate) fn addressed(bytes: &[u8], lengths: Lengths) -> Option<(MessageType, u32, Option<&str>)> {
+    let header = header_alone(bytes, lengths)?;
+    Some((
+        header.message_type,
+        header.unix_fds,
+        text_at(bytes, header.destination),
+    ))
+}
+
+fn header_alone(bytes: &[u8], lengths: Lengths) -> Option<Header> {
     let header = match lengths.endian {
         Endian::Little => parse_header::<false, false>(bytes, lengths),
         Endian::Big => parse_header::<true, false>(bytes, lengths),
     };
-    let header = header.ok()?;
-    let text = |span: Span| {
-        let start = span.start as usize;
-        let text = bytes.get(start..start + span.length as usize)?;
-        core::str::from_utf8(text).ok().filter(|_| start > 0)
-    };
-    Some((text(header.destination), text(header.member)?))
+    header.ok()
+}
+
+fn text_at(bytes: &[u8], span: Span) -> Option<&str> {
+    let start = span.start as usize;
+    let text = bytes.get(start..start + span.length as usize)?;
+    core::str::from_utf8(text).ok().filter(|_| start > 0)
 }
 
 /// The header, and if it is `WHOLE` the body against its signature; otherwise there may be nothing of the body yet.

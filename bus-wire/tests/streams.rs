@@ -6,7 +6,8 @@ use std::io::IoSlice;
 
 use bus_wire::limits::LARGE_MESSAGE;
 use bus_wire::{
-    Fd, Framed, Framer, LargeMessage, Message, MessageBuilder, MessageError, NextCall, SendQueue, TailPiece,
+    Fd, Framed, Framer, LargeMessage, Message, MessageBuilder, MessageError, MessageType, NextCall,
+    NextWithFds, SendQueue, TailPiece,
 };
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -262,6 +263,61 @@ fn move_tail(queue: &mut SendQueue, elsewhere: &mut Vec<u8>) {
     queue.set_stored();
     assert!(queue.is_tail_empty());
     assert_eq!(queue.stored(), elsewhere.len() as u64);
+}
+
+/// Where the next message with descriptors goes is told once it is whole, however often, and of no other message.
+#[test]
+fn where_descriptors_go_next_is_told_before_they_are_taken() {
+    let reply = MessageBuilder::method_return(7).destination(":1.5").serial(1_u32);
+    let reply = reply.unix_fds(2).build().unwrap();
+    let expected = [
+        Some(NextWithFds {
+            message_type: MessageType::MethodReturn,
+            destination: Some(":1.5"),
+        }),
+        None,
+        Some(NextWithFds {
+            message_type: MessageType::Signal,
+            destination: None,
+        }),
+        None,
+    ];
+    let stream = [reply, message(2, 9, 0), message(3, 2 * LARGE_MESSAGE, 1)].concat();
+    let first = stream.len() - message(2, 9, 0).len() - message(3, 2 * LARGE_MESSAGE, 1).len();
+    for cut in [
+        0,
+        1,
+        16,
+        first - 1,
+        first,
+        first + 1,
+        stream.len() - 1,
+        stream.len(),
+    ] {
+        let mut framer = Framer::new(MAX);
+        // Each with bytes of its message.
+        let with_first = match cut {
+            0 => 0,
+            cut if cut == stream.len() => 3,
+            _ => 2,
+        };
+        let fds = [Fd(1), Fd(2), Fd(3)];
+        framer.push(
+            Bytes::copy_from_slice(&stream[..cut]),
+            fds[..with_first].iter().copied(),
+        );
+        assert_eq!(framer.next_with_fds().is_some(), cut >= first, "{cut}");
+        framer.push(
+            Bytes::copy_from_slice(&stream[cut..]),
+            fds[with_first..].iter().copied(),
+        );
+        for (number, expected) in expected.into_iter().enumerate() {
+            assert_eq!(framer.next_with_fds(), expected, "{cut} {number}");
+            assert_eq!(framer.next_with_fds(), expected, "{cut} {number}");
+            let framed = framer.next().unwrap();
+            assert_eq!(framed.is_some(), number < 3, "{cut} {number}");
+        }
+    }
 }
 
 /// To look at what comes next takes nothing, wherever its bytes were cut, and whatever follows.

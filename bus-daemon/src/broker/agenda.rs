@@ -264,6 +264,7 @@ impl Broker {
             .chain(peer.out.clear())
             .collect();
         self.descriptors.let_go(peer);
+        self.crowd.note(id, false);
         let socket = peer.socket.take();
         self.ledger.drained(&mut peer.origins, u64::MAX);
         peer.cells.clear();

@@ -291,6 +291,7 @@ impl Broker {
         self.ledger.forget(&mut peer);
         self.descriptors.let_go(&mut peer);
         self.shortage.forget(id, &mut self.deadlines);
+        self.crowd.note(id, false);
         self.pacing.forget(id);
         let last_words = match peer.phase {
             Phase::Authenticating(_) => peer.out.to_bytes(),

@@ -9,7 +9,7 @@ use super::descriptors::Payer;
 use super::disconnect::{Disconnect, Excess};
 use super::event::{Fds, PeerId};
 use super::pacing::Wait;
-use super::quota::is_to_be_stopped;
+use super::quota::{is_full_of_fds, is_to_be_stopped};
 use super::shares::counted_from;
 use super::{Broker, System};
 
@@ -130,6 +130,8 @@ impl Broker {
         };
         if !fds.is_empty() {
             peer.out.begin_fds(fds);
+            self.crowd
+                .note(to, is_full_of_fds(peer, self.config.limits.max_outgoing_unix_fds));
         }
         let (before, queued) = (peer.out.end(), peer.out.len());
         if queued == 0 {
@@ -284,6 +286,8 @@ impl Broker {
         self.ledger.settle(peer);
         if !gone.is_empty() {
             peer.payers.pop(gone.len() as u64, &mut self.descriptors);
+            self.crowd
+                .note(id, is_full_of_fds(peer, self.config.limits.max_outgoing_unix_fds));
             self.close_fds(gone);
             self.regulate_accepting();
         }

@@ -40,6 +40,7 @@ impl Broker {
             .check(&with(Peer::is_active), &with(Peer::is_monitor))?;
         self.ledger.check(&self.roster)?;
         self.descriptors.check(self.roster.iter())?;
+        self.check_crowd()?;
         self.shortage.check(|id| self.roster.get(id).is_some())?;
         self.check_shares()?;
         self.check_rights()?;

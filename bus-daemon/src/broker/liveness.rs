@@ -78,10 +78,15 @@ impl Liveness {
     /// Whether the peer, which may not be live, has read something of late, and will have read the `queued` bytes that wait
     /// within [`SLOW`] at that rate.
     pub(super) fn gets_on(&self, awake: AwakeTime, sent: u64, queued: u64) -> bool {
+        self.reads_within(awake, sent, queued, SLOW)
+    }
+
+    /// The same with another time than [`SLOW`].
+    pub(super) fn reads_within(&self, awake: AwakeTime, sent: u64, queued: u64, within: u64) -> bool {
         let (at, from) = self.marks[0];
         // Whoever reads all the time has a mark not older than half of it.
         let is_reading = awake.now().saturating_sub(self.marks[1].0) < LIVE + LIVE / 2;
-        let read = sent.saturating_sub(from).saturating_mul(SLOW);
+        let read = sent.saturating_sub(from).saturating_mul(within);
         is_reading && read >= queued.saturating_mul(awake.now().saturating_sub(at))
     }
 

@@ -10,6 +10,7 @@ mod agenda;
 mod call_table;
 mod changes;
 mod connect;
+mod crowd;
 mod deadline;
 mod deliver;
 mod descriptors;
@@ -97,6 +98,7 @@ use crate::config::Config;
 use activation_environment::ActivationEnvironment;
 use call_table::CallTable;
 use connect::max_message_size;
+use crowd::Crowd;
 use deadline::Deadlines;
 use descriptors::Descriptors;
 use disconnect::Disconnect;
@@ -197,6 +199,8 @@ pub struct Broker {
     ledger: Ledger,
     /// Who holds how much of the table of descriptors.
     descriptors: Descriptors,
+    /// For whom too many descriptors wait.
+    crowd: Crowd,
     /// Who is held back because memory is short.
     shortage: Shortage,
     /// How long the bus was awake: who reads is judged by that.
@@ -231,6 +235,7 @@ impl Broker {
             activation_environment: ActivationEnvironment::default(),
             ledger: Ledger::default(),
             descriptors: Descriptors::new(identity.own_uid),
+            crowd: Crowd::default(),
             shortage: Shortage::default(),
             awake: AwakeTime::default(),
             pacing: Pacing::default(),

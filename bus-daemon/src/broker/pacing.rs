@@ -200,7 +200,8 @@ impl Broker {
         true
     }
 
-    fn hold(&mut self, id: PeerId, until: Millis, credit: u64) {
+    /// The next message of a peer waits. How long it has waited by then is the `credit`, in microseconds.
+    pub(super) fn hold(&mut self, id: PeerId, until: Millis, credit: u64) {
         let is_read = self.may_read(id);
         let Some(peer) = self.roster.get_mut(id) else {
             return;

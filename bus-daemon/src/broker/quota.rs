@@ -58,6 +58,12 @@ pub(super) fn is_to_be_stopped(peer: &Peer, limit: u64) -> bool {
     !peer.is_stopped && peer.out.len() > stop_reading_above(limit)
 }
 
+/// Whether more descriptors wait for a peer than may.
+#[inline]
+pub(super) fn is_full_of_fds(peer: &Peer, limit: u64) -> bool {
+    peer.out.queued_fds() as u64 > limit
+}
+
 /// Whether one of the two parts of a long queue is longer than the limit by itself.
 #[cold]
 fn is_part_full(peer: &Peer, limit: u64) -> bool {
@@ -110,7 +116,7 @@ impl Broker {
 
     /// Whether more descriptors wait for a peer than may: it gets no more of them, and whatever has none.
     pub(super) fn is_full_of_fds(&self, peer: &Peer) -> bool {
-        peer.out.queued_fds() as u64 > self.config.limits.max_outgoing_unix_fds
+        is_full_of_fds(peer, self.config.limits.max_outgoing_unix_fds)
     }
 
     /// Whether there is no room for a reply that a peer awaits. Where it awaits nothing else one passes, whatever its length.

@@ -232,6 +232,7 @@ impl Broker {
             }
             self.regulate(id);
         }
+        self.recount_crowd();
         self.regulate_accepting();
     }
 }

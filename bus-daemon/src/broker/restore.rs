@@ -230,6 +230,7 @@ impl Broker {
         broker.announce_gone(&gone, changed);
         broker.bury_condemned();
         broker.resume_agendas();
+        broker.recount_crowd();
         broker.check_invariants()?;
         Ok((broker, dropped))
     }

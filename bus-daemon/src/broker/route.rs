@@ -118,6 +118,9 @@ impl Broker {
             if self.pacing.is_on() && self.is_held(id) {
                 return self.note_input(id, is_complete);
             }
+            if self.is_anybody_crowded() && self.waits_for_room(id) {
+                return self.note_input(id, is_complete);
+            }
             let Some(peer) = self.roster.get_mut(id) else {
                 return;
             };
@@ -128,10 +131,14 @@ impl Broker {
             match peer.framer.next() {
                 Ok(Some(framed)) => {
                     is_complete = true;
-                    if !framed.fds.is_empty() {
+                    let has_fds = !framed.fds.is_empty();
+                    if has_fds {
                         self.settle_pending_fds(id);
                     }
                     self.dispatch(id, &framed.message, framed.fds, system);
+                    if has_fds {
+                        self.note_room_found(id);
+                    }
                     self.shed(id);
                 }
                 Ok(None) => break,

@@ -225,6 +225,8 @@ impl Broker {
             // Of this process alone.
             room: _,
             // Without meaning.
+            // Counted anew from the queues.
+            crowd: _,
             scratch: _,
         } = self;
         let Identity {

@@ -1,6 +1,6 @@
-use bus_wire::{Fd, MessageBuilder};
+use bus_wire::{Fd, Message, MessageBuilder};
 
-use crate::bus::{Bus, check, check_with, config};
+use crate::bus::{Bus, Who, check, check_with, config};
 
 fn call(to: &str) -> MessageBuilder<'_> {
     MessageBuilder::method_call("/", "Take")
@@ -151,6 +151,9 @@ fn descriptors_are_limited() {
             let fds = make(bus, 2);
             bus.send_with_fds(sender, call(":1.1"), &fds);
         }
+        // It waits for the receiver to read, and not for long.
+        bus.expect(sender, &[]);
+        wait_by_milliseconds(bus, sender);
         bus.expect(
             sender,
             &["error LimitsExceeded(Rejected: destination has a full message queue) from bus to :1.0 re 4"],
@@ -192,5 +195,119 @@ fn surplus_descriptors_are_closed_and_reach_nobody() {
         // The deadline of descriptors without a message went with them.
         bus.wait(config().limits.pending_fd_timeout);
         assert!(bus.is_open(sender));
+    });
+}
+
+/// As long as the next message of a client waits. How long that was, in milliseconds.
+fn wait_by_milliseconds(bus: &mut Bus, who: Who) -> u64 {
+    let mut waited = 0;
+    while bus.broker.is_paced(bus.peer(who)) {
+        bus.wait(1);
+        waited += 1;
+        assert!(waited < 1000, "no end in sight");
+    }
+    waited
+}
+
+/// Sends a signal with this number and a descriptor, on the path `/N`.
+fn send_numbered(bus: &mut Bus, from: Who, to: Option<&str>, number: usize) {
+    let fds = make(bus, 1);
+    let path = format!("/{number}");
+    let signal = MessageBuilder::signal(&path, "a.b", "S");
+    bus.send_with_fds(
+        from,
+        to.iter().fold(signal, |signal, to| signal.destination(to)),
+        &fds,
+    );
+}
+
+/// The numbers of the signals that a client reads, each with its descriptor.
+fn read_numbers(bus: &mut Bus, who: Who) -> Vec<usize> {
+    let messages = bus.read_messages(who);
+    let number = |(message, fds): &(Message, usize)| {
+        assert_eq!(*fds, 1, "{message:?}");
+        message.path().unwrap()[1..].parse().unwrap()
+    };
+    messages.iter().map(number).collect()
+}
+
+/// Whatever a turn routes before it sends: who reads whenever something is sent gets everything, in order.
+#[test]
+fn whoever_reads_gets_all_descriptors_however_many_are_routed_before_any_is_sent() {
+    for is_for_all in [false, true] {
+        let mut config = config();
+        config.limits.max_outgoing_unix_fds = 2;
+        check_with(&config, |bus| {
+            let (sender, reader, other) = (bus.connect(), bus.connect(), bus.connect());
+            bus.add_match(reader, "member='S'");
+            let (mut got, mut sent) = (Vec::new(), 0);
+            while sent < 60 {
+                // So many reads of a turn; none of the sender while it waits.
+                for _ in 0..5 {
+                    if bus.broker.may_read(bus.peer(sender)) {
+                        send_numbered(bus, sender, (!is_for_all).then_some(":1.1"), sent);
+                        sent += 1;
+                    }
+                }
+                // Nobody else waits.
+                bus.driver(other, "GetId", |_| {});
+                assert_eq!(bus.read(other).len(), 1);
+                got.extend(read_numbers(bus, reader));
+                bus.wait(1);
+            }
+            wait_by_milliseconds(bus, sender);
+            got.extend(read_numbers(bus, reader));
+            assert_eq!(got, (0..sent).collect::<Vec<_>>());
+            assert!(bus.descriptors.open.is_empty());
+        });
+    }
+}
+
+/// Who does not read makes a sender wait for half a second, and once that is known not at all. What waits for it is bounded.
+#[test]
+fn who_does_not_read_makes_nobody_wait_for_long() {
+    let mut config = config();
+    config.limits.max_outgoing_unix_fds = 2;
+    check_with(&config, |bus| {
+        let (sender, stalled, other) = (bus.connect(), bus.connect(), bus.connect());
+        let mut waits = Vec::new();
+        for number in 0..10 {
+            send_numbered(bus, sender, Some(":1.1"), number);
+            waits.push(wait_by_milliseconds(bus, sender));
+        }
+        assert!((300..600).contains(&waits[3]), "{waits:?}");
+        assert!(
+            waits[4] < 600 && waits[5..].iter().all(|wait| *wait == 0),
+            "{waits:?}"
+        );
+        // What has none is not refused, nor what is for others.
+        bus.send(
+            sender,
+            MessageBuilder::signal("/10", "a.b", "S").destination(":1.2"),
+        );
+        assert_eq!(bus.read(other).len(), 1);
+        assert_eq!(read_numbers(bus, stalled), [0, 1, 2]);
+    });
+}
+
+/// A callee is never made to wait by a caller that does not read, but for as long as a look at its socket takes.
+#[test]
+fn replies_wait_for_no_reader() {
+    let mut config = config();
+    config.limits.max_outgoing_unix_fds = 2;
+    check_with(&config, |bus| {
+        let (callee, caller) = (bus.connect(), bus.connect());
+        let serials: Vec<u32> = (0..20).map(|_| bus.send(caller, call(":1.0"))).collect();
+        bus.read(callee);
+        let mut waits = Vec::new();
+        for serial in serials {
+            let fds = make(bus, 1);
+            let reply = MessageBuilder::method_return(serial).destination(":1.1");
+            bus.send_with_fds(callee, reply, &fds);
+            waits.push(wait_by_milliseconds(bus, callee));
+        }
+        assert!(waits[3] > 0 && waits.iter().sum::<u64>() < 150, "{waits:?}");
+        assert_eq!(waits.last(), Some(&0));
+        assert_eq!(bus.read(caller).len(), 20, "each has an answer");
     });
 }

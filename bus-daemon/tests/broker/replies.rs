@@ -114,6 +114,10 @@ fn a_reply_with_descriptors_for_which_there_is_no_room_is_answered_by_the_bus() 
             let reply = MessageBuilder::method_return(*serial).destination(":1.0");
             bus.send_with_fds(service, reply, &fds);
         }
+        // For as long as a look at the caller's socket may take the reply waits.
+        for _ in 0..20 {
+            bus.wait(1);
+        }
         assert!(bus.is_open(caller) && bus.is_open(service));
         let got = bus.read(caller);
         assert_eq!(got.len(), 3, "{got:?}");
