@@ -268,7 +268,9 @@ fn move_tail(queue: &mut SendQueue, elsewhere: &mut Vec<u8>) {
 /// Where the next message with descriptors goes is told once it is whole, however often, and of no other message.
 #[test]
 fn where_descriptors_go_next_is_told_before_they_are_taken() {
-    let reply = MessageBuilder::method_return(7).destination(":1.5").serial(1_u32);
+    let reply = MessageBuilder::method_return(7_u32)
+        .destination(":1.5")
+        .serial(1_u32);
     let reply = reply.unix_fds(2).build().unwrap();
     let expected = [
         Some(NextWithFds {

@@ -99,7 +99,7 @@ impl Broker {
             let Some(peer) = self.roster.get(*id) else {
                 return false;
             };
-            let has_copy = peer.is_monitor() || is_for_all || self.config.eavesdrop_allowed;
+            let has_copy = peer.is_monitor() || is_for_all || self.in_force.may_overhear();
             (Some(*id) == to || (has_copy && self.subscriptions.held_count(*id) > 0))
                 && self.awake.now().saturating_sub(peer.reading.since) < JUST_NOW
         };
