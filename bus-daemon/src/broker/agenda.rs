@@ -18,6 +18,8 @@ use super::{Action, Broker, System};
 
 /// Units of work in a step: about a millisecond. In unit tests there are many short ones, with deaths between them.
 pub(super) const STEP: u64 = if cfg!(test) { 4 } else { 512 };
+/// So many of its own calls a peer that leaves withdraws at once: to find them each peer of the bus may be asked.
+const WITHDRAWN: usize = if cfg!(test) { 2 } else { 512 };
 
 /// What is still to be done for a peer.
 ///
@@ -65,9 +67,9 @@ enum Burden {
     /// A rule of somebody that names its unique name, which it has lost. The name is never used again, so the rule is dead,
     /// and counts against nobody's limit any more. So dbus-daemon.
     DeadRule(Arc<str>),
-    /// A call of its own. In which order they are withdrawn nobody sees: the peer has no name any more to which an answer could
-    /// be sent.
-    Awaited(PeerId, u32),
+    /// Some of its own calls. In which order they are withdrawn nobody sees: the peer has no name any more to which an answer
+    /// could be sent.
+    Awaited,
     /// A call that it has to answer: who waits is told.
     Owed(PeerId, u32),
 }
@@ -214,8 +216,8 @@ impl Broker {
         if self.subscriptions.is_named(&unique.name) {
             return Some(Burden::DeadRule(unique.name.clone()));
         }
-        if let Some((callee, serial)) = self.calls.some_awaited(id) {
-            return Some(Burden::Awaited(callee, serial));
+        if self.calls.awaited_count(id) > 0 {
+            return Some(Burden::Awaited);
         }
         let (caller, serial) = self.calls.first_owed(id)?;
         Some(Burden::Owed(caller, serial))
@@ -241,8 +243,12 @@ impl Broker {
                     self.roster.mark_changed(owner);
                 }
             }
-            Burden::Awaited(callee, serial) => {
-                self.close_call(callee, id, serial);
+            Burden::Awaited => {
+                let calls = self.calls.first_awaited(id, WITHDRAWN);
+                self.outgoing.note_work(calls.len() as u64 / 4);
+                for (callee, serial) in calls {
+                    self.close_call(callee, id, serial);
+                }
             }
             Burden::Owed(caller, serial) => {
                 self.close_call(id, caller, serial);

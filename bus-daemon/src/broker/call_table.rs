@@ -208,11 +208,18 @@ impl CallTable {
         self.ends.remove(id);
     }
 
-    /// One of the calls that a peer waits for.
-    pub(super) fn some_awaited(&self, caller: PeerId) -> Option<OpenCall> {
-        let slot = self.ends.get(caller)?.awaited.last()?;
-        let call = self.entries.get(*slot)?;
-        Some((call.callee, call.serial))
+    /// The first of the calls that a peer waits for, at most so many, or all if there are no more. So which are left follows
+    /// from which there were, and not from the order of a list that a restart makes anew.
+    pub(super) fn first_awaited(&self, caller: PeerId, most: usize) -> Vec<OpenCall> {
+        if self.awaited_count(caller) <= most {
+            return self.awaited_by(caller);
+        }
+        let calls_of = |(callee, ends): (PeerId, &Ends)| -> Vec<OpenCall> {
+            let range = Owed::new(caller, 0)..=Owed::new(caller, u32::MAX);
+            let serials = ends.owed.range(range).map(|(owed, _)| owed.call().1);
+            serials.take(most).map(|serial| (callee, serial)).collect()
+        };
+        self.ends.iter().flat_map(calls_of).take(most).collect()
     }
 
     /// The first of the calls that a peer has to answer.
