@@ -92,6 +92,17 @@ impl CookieChallenge {
         }
     }
 
+    /// The same where one secret serves for many clients: `number` tells them apart.
+    pub fn derived(context: CookieContext, cookie: &Cookie, secret: &[u8], number: u64) -> Self {
+        let mut hash = sha1_smol::Sha1::from(secret);
+        hash.update(&number.to_le_bytes());
+        Self {
+            context,
+            id: cookie.id.clone(),
+            challenge: to_hex(&hash.digest().bytes()),
+        }
+    }
+
     /// From the server's DATA, decoded.
     pub(super) fn parse(data: &[u8]) -> Option<Self> {
         let mut words = ascii(data)?.split(' ');
