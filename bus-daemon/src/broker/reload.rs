@@ -206,6 +206,14 @@ impl Broker {
     /// Another configuration is in force. `source` is a memfd that it is kept in.
     fn take_config(&mut self, config: Arc<Config>, source: Option<Fd>) {
         let services_changed = config.services != self.config.services;
+        let fixed = self.config.fixed_differences(&config);
+        if !fixed.is_empty() {
+            let elements = fixed.join(", ");
+            let text = format!(
+                "a reload does not change {elements}: that takes effect when the bus is started anew"
+            );
+            self.warn(None, text);
+        }
         self.config = config;
         self.is_config_changed = true;
         let old = std::mem::replace(&mut self.config_source, source);

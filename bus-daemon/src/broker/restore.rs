@@ -80,9 +80,11 @@ impl Broker {
             stored,
             agenda,
             shares,
+            admissions,
         } = state;
         let (mut broker, dropped) = Self::restore_from(global, with_stored(peers, stored), &shared, agenda)?;
         broker.resume_shares(shares);
+        broker.resume_admissions(admissions);
         Ok((broker, dropped))
     }
 

@@ -1,7 +1,7 @@
 //! The configuration that a command line stands for, read from the disk.
 
 use super::Config;
-use super::files::{Disk, Environment};
+use super::files::{Disk, Environment, Files};
 use super::options::{self, Command, Options};
 use super::xml::ConfigError;
 
@@ -10,8 +10,16 @@ use super::xml::ConfigError;
 /// # Errors
 /// Something in the files is wrong, or asks for what this bus cannot do; the message names file and line.
 pub fn load(options: &Options) -> Result<Config, ConfigError> {
+    load_from(options, &Disk)
+}
+
+/// The same with another view of the disk.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_from(options: &Options, files: &dyn Files) -> Result<Config, ConfigError> {
     let environment = Environment::new(|variable| std::env::var(variable).ok());
-    let loaded = options.source.load(&Disk, &environment)?;
+    let loaded = options.source.load(files, &environment)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }

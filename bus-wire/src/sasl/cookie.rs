@@ -31,6 +31,7 @@ impl CookieContext {
 
 /// One line of a file of cookies.
 #[derive(Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Cookie {
     /// Its number, as it is written.
     pub id: String,
