@@ -269,6 +269,7 @@ impl Bus {
             listeners: vec![ListenerIdentity {
                 guid: Guid::from_bytes([2; 16]),
                 transport: Transport::Unix,
+                nonce: None,
             }],
             machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
             keeper_pid: 1,

@@ -13,6 +13,7 @@ use bus_wire::{Fd, Guid};
 /// Where frozen structs are. `broker/frozen/next.rs` is of a format that is never in use.
 const FILES: [&str; 10] = [
     "broker/frozen.rs",
+    "broker/frozen/admissions.rs",
     "broker/frozen/config.rs",
     "broker/frozen/entry.rs",
     "broker/frozen/policy.rs",

@@ -248,6 +248,7 @@ impl Bus {
             listeners: vec![ListenerIdentity {
                 guid: Guid::from_bytes([0xcd; 16]),
                 transport: Transport::Unix,
+                nonce: None,
             }],
             machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
             keeper_pid: KEEPER_PID,

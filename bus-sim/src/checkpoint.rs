@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use bus_daemon::broker::{
-    AgendaV1, Blob, Broker, BrokerState, Checkpoint as Saved, ConfigV2, EntryKind, EntryV1, GlobalV2, HeldV1,
-    InForceV1, PacingV1, Payer, PeerId, PeerRecord, PeerShareV1, SavedShortage, SharesV1,
+    AdmissionsV1, AgendaV1, Blob, Broker, BrokerState, Checkpoint as Saved, ConfigV2, EntryKind, EntryV1,
+    GlobalV2, HeldV1, InForceV1, PacingV1, Payer, PeerId, PeerRecord, PeerShareV1, SavedShortage, SharesV1,
 };
 use bus_daemon::handoff::stored::BacklogV1;
 use bus_wire::Fd;
@@ -28,6 +28,7 @@ pub(crate) struct Checkpoint {
     bus: Option<GlobalV2>,
     config: Option<ConfigV2>,
     agenda: AgendaV1,
+    admissions: AdmissionsV1,
     /// The memfd that the configuration came in.
     config_source: Option<Fd>,
     peers: BTreeMap<u32, Peer>,
@@ -117,6 +118,7 @@ impl Checkpoint {
         self.table = broker.save_table();
         self.pacing = broker.save_pacing();
         self.agenda = broker.save_agenda();
+        self.admissions = broker.save_admissions();
         store.committed();
         Ok(())
     }
@@ -160,6 +162,7 @@ impl Checkpoint {
                 .map(|backlog| (PeerId::from_u64(backlog.owner()), backlog.end()))
                 .collect(),
             agenda: self.agenda.clone(),
+            admissions: self.admissions.clone(),
             shares: SharesV1 {
                 pacing: self.pacing.clone(),
                 peers: self

@@ -5,7 +5,7 @@ use bus_daemon::broker::{ConfigRefusal, Errand, ErrandOutcome, Event, PeerId, St
 use bus_wire::Fd;
 
 use crate::bus::config;
-use crate::model::{Check, End};
+use crate::model::{Check, End, wrong};
 use crate::world::World;
 
 impl World {
@@ -89,6 +89,7 @@ impl World {
                 let event = event(ErrandOutcome::Configuration(Ok(config)));
                 self.apply(event, |model| model.reading_ended(number, Some(limits)))
             }
+            Errand::ReadKeyring => wrong("the simulated peers know no cookies"),
             Errand::LoadConfiguration => {
                 let refusal = ConfigRefusal {
                     error: "org.freedesktop.DBus.Error.Failed".to_owned(),

@@ -124,6 +124,7 @@ impl World {
             listeners: vec![ListenerIdentity {
                 guid: Guid::from_bytes([8; 16]),
                 transport: Transport::Unix,
+                nonce: None,
             }],
             machine_id: String::new(),
             keeper_pid: 1,

@@ -93,9 +93,9 @@ pub use names::{
     OwnedWellKnownName, UniqueName, WellKnownName,
 };
 pub use sasl::{
-    ClientMechanism, Mechanism, SaslClient, SaslClientConfig, SaslClientDone, SaslClientError,
-    SaslClientEvent, SaslClientStep, SaslConfig, SaslDone, SaslError, SaslServer, SaslStage, SaslState,
-    SaslStep,
+    ClientMechanism, CookieQuestion, Mechanism, NONCE as SASL_NONCE, SaslClient, SaslClientConfig,
+    SaslClientDone, SaslClientError, SaslClientEvent, SaslClientStep, SaslConfig, SaslDone, SaslError,
+    SaslServer, SaslStage, SaslState, SaslStep,
 };
 pub use send_queue::{PieceState, SendQueue, SendQueueState, TailPiece};
 pub use serial::Serial;

@@ -14,7 +14,8 @@ pub use client::{
 };
 pub use line::MAX_LINE;
 pub use server::{
-    MAX_ERRORS, MAX_REJECTIONS, SaslConfig, SaslDone, SaslError, SaslServer, SaslStage, SaslState, SaslStep,
+    CookieQuestion, MAX_ERRORS, MAX_REJECTIONS, NONCE, SaslConfig, SaslDone, SaslError, SaslServer,
+    SaslStage, SaslState, SaslStep,
 };
 
 /// An authentication mechanism that a server offers (specification, "Authentication Mechanisms").
@@ -23,26 +24,27 @@ pub use server::{
 pub enum Mechanism {
     /// EXTERNAL: the identity that the kernel vouches for.
     External,
+    /// DBUS_COOKIE_SHA1: who can read a file of a user's is that user.
+    CookieSha1,
     /// ANONYMOUS: no identity.
     Anonymous,
 }
 
 impl Mechanism {
     /// All, the best first.
-    pub const ALL: [Self; 2] = [Self::External, Self::Anonymous];
+    pub const ALL: [Self; 3] = [Self::External, Self::CookieSha1, Self::Anonymous];
 
     /// Its name on the wire.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::External => "EXTERNAL",
+            Self::CookieSha1 => "DBUS_COOKIE_SHA1",
             Self::Anonymous => "ANONYMOUS",
         }
     }
 
     /// By its name on the wire, which is case-sensitive.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::External, Self::Anonymous]
-            .into_iter()
-            .find(|mechanism| mechanism.as_str() == name)
+        Self::ALL.into_iter().find(|mechanism| mechanism.as_str() == name)
     }
 }

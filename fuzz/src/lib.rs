@@ -2,6 +2,7 @@
 //! replay the corpus through the same functions, so that an ordinary test run covers all that fuzzing has found.
 
 pub mod checks;
+pub mod config;
 pub mod session;
 pub mod state_image;
 pub mod tcp;

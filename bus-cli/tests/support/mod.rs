@@ -4,12 +4,14 @@
 pub mod asker;
 pub mod builds;
 pub mod bystander;
+pub mod listening;
 pub mod load;
 pub mod observer;
 pub mod process;
 pub mod random;
 pub mod raw;
 pub mod scene;
+pub mod speaker;
 pub mod stalled;
 pub mod zbus_peer;
 

@@ -180,6 +180,9 @@ impl Broker {
             let binary = binary.clone();
             open.push((*errand, Errand::TryBinary { binary }));
         }
+        if let Some(reading) = self.keyring.reading() {
+            open.push((reading, Errand::ReadKeyring));
+        }
         open
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bus_wire::{Fd, Framer, Message, SaslConfig, SaslDone, SaslServer, SaslStep, SendQueue};
+use bus_wire::{Fd, Framer, Message, SaslConfig, SaslDone, SaslError, SaslServer, SaslStep, SendQueue};
 use bytes::Bytes;
 
 use super::agenda::{Agenda, Then};
@@ -10,7 +10,7 @@ use super::descriptors::Payers;
 use super::disconnect::{Breach, Disconnect, Excess, Refusal};
 use super::event::{Attested, Fds, PeerId};
 use super::ledger::Charge;
-use super::liveness::Liveness;
+use super::liveness::{AwakeTime, Liveness};
 use super::origins::Origins;
 use super::peer::{Peaks, Peer, Phase};
 use super::policy::Rights;
@@ -53,6 +53,10 @@ impl Broker {
             mechanisms: self.config.auth.clone(),
             can_pass_fds: self.identity.transport(listener).passes_fds(),
         };
+        let sasl = match self.identity.nonce(listener) {
+            Some(nonce) => SaslServer::behind_nonce(sasl, credentials.uid, nonce),
+            None => SaslServer::new(sasl, credentials.uid),
+        };
         let deadline = self.deadlines.later(self.config.limits.auth_timeout);
         let peer = Peer {
             id,
@@ -63,7 +67,7 @@ impl Broker {
             groups,
             label,
             takes_fds: false,
-            phase: Phase::Authenticating(Box::new(SaslServer::new(sasl, credentials.uid))),
+            phase: Phase::Authenticating(Box::new(sasl)),
             rights: Rights::default(),
             unique: None,
             framer: Framer::new(max_message_size(&self.config)),
@@ -125,6 +129,7 @@ impl Broker {
         let Phase::Authenticating(sasl) = &mut peer.phase else {
             return self.close_fds(fds);
         };
+        let has_asked = sasl.wanted_cookie().is_some();
         let mut step = Ok(SaslStep {
             consumed: 0,
             done: None,
@@ -140,10 +145,7 @@ impl Broker {
                 ..step
             });
             if !answer.is_empty() {
-                if peer.out.is_empty() {
-                    peer.reading.begin(self.awake, peer.out.sent());
-                }
-                peer.out.push(&answer);
+                push_answer(&mut peer.out, &mut peer.reading, self.awake, &answer);
                 is_answered = true;
             }
             if peer.out.len() > UNREAD_ANSWERS || !matches!(step, Ok(SaslStep { done: None, .. })) {
@@ -155,6 +157,36 @@ impl Broker {
         }
         self.ledger.settle(peer);
         self.regulate(id);
+        let fed = Fed {
+            step,
+            data,
+            fds,
+            has_asked,
+        };
+        self.authenticated(id, fed, system);
+    }
+
+    /// Queues an answer that no input brought about.
+    pub(super) fn answer_authentication(&mut self, id: PeerId, answer: &[u8]) {
+        let Some(peer) = self.roster.get_mut(id) else {
+            return;
+        };
+        if !answer.is_empty() {
+            push_answer(&mut peer.out, &mut peer.reading, self.awake, answer);
+            self.outgoing.note_pushed(peer);
+        }
+        self.ledger.settle(peer);
+        self.regulate(id);
+    }
+
+    /// Goes on behind what an exchange has taken.
+    pub(super) fn authenticated(&mut self, id: PeerId, fed: Fed, system: &mut dyn System) {
+        let Fed {
+            step,
+            data,
+            fds,
+            has_asked,
+        } = fed;
         let unread = self.roster.get(id).map_or(0, |peer| peer.out.len());
         match step {
             Err(error) => {
@@ -166,7 +198,8 @@ impl Broker {
                 self.disconnect(id, Excess::UnreadAnswers(unread).into());
             }
             Ok(step) => match step.done {
-                None if fds.is_empty() => {}
+                None if fds.is_empty() && has_asked => {}
+                None if fds.is_empty() => self.look_for_cookie(id, system),
                 None => {
                     self.close_fds(fds);
                     self.disconnect(id, Breach::FdsBeforeBegin.into());
@@ -319,6 +352,7 @@ impl Broker {
     pub(super) fn forget_caller(&mut self, id: PeerId) {
         self.reload.forget(id);
         self.restart.upgrade.forget_caller(id);
+        self.forget_cookie(id);
     }
 
     /// The peer's link is gone. What the peer has sent of a message so far is kept, and so is what it was not sent.
@@ -347,6 +381,22 @@ impl Broker {
         }
         self.close_fds(old);
     }
+}
+
+/// How an exchange took what came for it, and what came: behind BEGIN it is messages.
+pub(super) struct Fed {
+    pub(super) step: Result<SaslStep, SaslError>,
+    pub(super) data: Bytes,
+    pub(super) fds: Fds,
+    /// Whether the exchange waited for a cookie before, and so still does.
+    pub(super) has_asked: bool,
+}
+
+fn push_answer(out: &mut SendQueue, reading: &mut Liveness, awake: AwakeTime, answer: &[u8]) {
+    if out.is_empty() {
+        reading.begin(awake, out.sent());
+    }
+    out.push(answer);
 }
 
 /// `max_message_size`, within what the specification allows.

@@ -21,6 +21,8 @@ pub(super) enum Deadline {
     },
     /// The configuration is to be read again.
     Reload,
+    /// The keyring is to be read again.
+    Keyring,
     /// A peer that sent most is read from again, or its messages are not refused any more.
     HeldBack(PeerId),
     /// The time of the peer's next message has come.

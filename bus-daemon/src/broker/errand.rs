@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bus_wire::Fd;
+use bus_wire::sasl::cookie::Cookie;
 
 use super::speak::FAILED;
 use super::{Broker, System};
@@ -14,6 +15,8 @@ use crate::config::Config;
 pub enum Errand {
     /// Read the configuration again.
     LoadConfiguration,
+    /// Find a cookie in the keyring of the bus's user, or make one.
+    ReadKeyring,
     /// Try whether a binary can take over.
     TryBinary {
         /// Its path; empty = the path this one was started from.
@@ -26,8 +29,31 @@ pub enum Errand {
 pub enum ErrandOutcome {
     /// Of [`Errand::LoadConfiguration`].
     Configuration(Result<Arc<Config>, ConfigRefusal>),
+    /// Of [`Errand::ReadKeyring`]. `Err` says why there is no cookie.
+    Keyring(Result<Keys, String>),
     /// Of [`Errand::TryBinary`]. `Err` says why the binary cannot take over.
     Trial(Result<(), String>),
+}
+
+/// What was found in the keyring.
+#[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Keys {
+    /// Whose it is: the name of the bus's user, empty where that has none.
+    pub user: String,
+    /// A cookie that clients find there.
+    pub cookie: Cookie,
+    /// What challenges are made of: nobody can guess it.
+    pub seed: [u8; 16],
+}
+
+/// Without the secrets.
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keys")
+            .field("user", &self.user)
+            .field("cookie", &self.cookie)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why a configuration is not taken. The one in force stays.
@@ -49,18 +75,27 @@ impl Broker {
         payload: Option<Fd>,
         system: &mut dyn System,
     ) {
+        if self.is_keyring(errand) {
+            self.close_fds(payload);
+            let keys = match outcome {
+                ErrandOutcome::Keyring(keys) => keys,
+                ErrandOutcome::Configuration(Err(refusal)) => Err(refusal.text),
+                ErrandOutcome::Configuration(Ok(_)) | ErrandOutcome::Trial(_) => Err(MIXED_UP.to_owned()),
+            };
+            return self.keyring_read(keys, system);
+        }
         if self.is_trial(errand) {
             self.close_fds(payload);
             let verdict = match outcome {
                 ErrandOutcome::Trial(verdict) => verdict,
                 ErrandOutcome::Configuration(Err(refusal)) => Err(refusal.text),
-                ErrandOutcome::Configuration(Ok(_)) => Err(MIXED_UP.to_owned()),
+                ErrandOutcome::Configuration(Ok(_)) | ErrandOutcome::Keyring(_) => Err(MIXED_UP.to_owned()),
             };
             return self.binary_tried(errand, verdict);
         }
         let result = match outcome {
             ErrandOutcome::Configuration(result) => result,
-            ErrandOutcome::Trial(_) => Err(ConfigRefusal {
+            ErrandOutcome::Trial(_) | ErrandOutcome::Keyring(_) => Err(ConfigRefusal {
                 error: FAILED.to_owned(),
                 text: MIXED_UP.to_owned(),
             }),

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::event::{Millis, PeerId};
 
+mod admissions;
 mod agenda;
 mod config;
 mod entry;
@@ -22,6 +23,8 @@ mod sasl;
 mod shares;
 mod v1;
 
+pub use admissions::AdmissionsV1;
+pub(super) use admissions::{SaslV2, nonce};
 pub use agenda::AgendaV1;
 pub(super) use agenda::{SheddingV1, ThenV1};
 pub use config::{ConfigV1, ConfigV2};
@@ -32,7 +35,7 @@ pub(crate) use name::NameTextV1;
 pub use next::{NoteV1, PeerNextV1};
 pub use policy::{InForceV1, PolicyV1};
 pub use rule::RuleV1;
-pub(super) use sasl::SaslV1;
+pub(super) use sasl::{SaslV1, is_expressed};
 pub(super) use shares::PartyV1;
 pub use shares::{PacingV1, PeerShareV1, SharesV1};
 pub use v1::{GlobalV1, PeerV1};
@@ -54,6 +57,8 @@ pub struct BrokerState {
     pub agenda: AgendaV1,
     /// Whose bytes wait for whom, and who waits for that.
     pub shares: SharesV1,
+    /// Who comes in behind a nonce, or with a cookie.
+    pub admissions: AdmissionsV1,
 }
 
 /// What belongs to no single peer.

@@ -58,6 +58,7 @@ impl Broker {
                     stored,
                     agenda,
                     shares,
+                    admissions,
                 },
             held,
             entries,
@@ -77,6 +78,7 @@ impl Broker {
         broker.restore_shortage(shortage);
         broker.restore_payers(table, payers);
         broker.resume_shares(shares);
+        broker.resume_admissions(admissions);
         for one in &mut dropped {
             if incomplete.contains(&one.peer) {
                 one.reason = RecordFault::Entries.to_string();

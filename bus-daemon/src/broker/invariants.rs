@@ -52,6 +52,8 @@ impl Broker {
         let mut expected: BTreeSet<_> = self.calls.deadlines().collect();
         expected.extend(self.shortage.deadlines());
         expected.extend(self.reload.due().map(|at| (at, Deadline::Reload)));
+        let keyring = self.keyring.due();
+        expected.extend(keyring.map(|at| (at, Deadline::Keyring)));
         for peer in self.roster.iter() {
             expected.extend(peer.hello_deadline.map(|at| (at, Deadline::Hello(peer.id))));
             expected.extend(peer.fds_deadline.map(|at| (at, Deadline::Fds(peer.id))));

@@ -6,6 +6,7 @@
 
 mod action;
 mod activation_environment;
+mod admissions;
 mod agenda;
 mod call_table;
 mod changes;
@@ -59,18 +60,20 @@ mod timer;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bus_wire::{Fd, Framer, FramerState, Guid, LargeMessage, SendQueue};
+use bus_wire::{Fd, Framer, FramerState, Guid, LargeMessage, SASL_NONCE, SendQueue};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use action::{Action, JournalMemory, MachineId, System};
+pub(crate) use admissions::CONTEXT as COOKIE_CONTEXT;
 pub use changes::EntryKind;
 pub use descriptors::Payer;
-pub use errand::{ConfigRefusal, Errand, ErrandOutcome};
+pub use errand::{ConfigRefusal, Errand, ErrandOutcome, Keys};
 pub use event::{Attested, Credentials, Event, Fds, Millis, PeerId, Start, Transport};
 pub use frozen::{
-    AgendaV1, Blob, BrokerState, ConfigV1, ConfigV2, EntryV1, GlobalV1, GlobalV2, HeldV1, InForceV1, NameV1,
-    PacingV1, PeerRecord, PeerShareV1, PeerV1, PeerV2, PolicyV1, RuleV1, SharesV1, Unexpressed,
+    AdmissionsV1, AgendaV1, Blob, BrokerState, ConfigV1, ConfigV2, EntryV1, GlobalV1, GlobalV2, HeldV1,
+    InForceV1, NameV1, PacingV1, PeerRecord, PeerShareV1, PeerV1, PeerV2, PolicyV1, RuleV1, SharesV1,
+    Unexpressed,
 };
 #[cfg(feature = "next-version")]
 pub use frozen::{NoteV1, PeerNextV1};
@@ -96,6 +99,7 @@ pub(crate) use subscriptions::RuleRefusal;
 
 use crate::config::Config;
 use activation_environment::ActivationEnvironment;
+use admissions::Keyring;
 use call_table::CallTable;
 use connect::max_message_size;
 use crowd::Crowd;
@@ -147,6 +151,8 @@ pub struct ListenerIdentity {
     pub guid: Guid,
     /// What carries their links.
     pub transport: Transport,
+    /// What they have to say first, where the address names a file with it (`nonce-tcp:`).
+    pub nonce: Option<[u8; SASL_NONCE]>,
 }
 
 impl Identity {
@@ -154,6 +160,11 @@ impl Identity {
     fn listener_guid(&self, listener: u32) -> Guid {
         let listener = self.listeners.get(listener as usize);
         listener.map_or(self.guid, |listener| listener.guid)
+    }
+
+    /// What a peer of a listener has to say first.
+    fn nonce(&self, listener: u32) -> Option<[u8; SASL_NONCE]> {
+        self.listeners.get(listener as usize)?.nonce
     }
 
     /// What carries the links of a listener.
@@ -189,6 +200,8 @@ pub struct Broker {
     restart: Restart,
     /// Who waits for the configuration to be read again.
     reload: Reload,
+    /// Who waits for a cookie.
+    keyring: Keyring,
     /// The memfd that the configuration in force came in, if it came in one.
     config_source: Option<Fd>,
     /// The number of the next errand.
@@ -230,6 +243,7 @@ impl Broker {
             outgoing: Outgoing::new(0),
             restart: Restart::default(),
             reload: Reload::default(),
+            keyring: Keyring::default(),
             config_source: None,
             next_errand: 1,
             activation_environment: ActivationEnvironment::default(),

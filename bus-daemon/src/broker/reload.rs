@@ -207,6 +207,14 @@ impl Broker {
     /// Another configuration is in force. `source` is a memfd that it is kept in.
     fn take_config(&mut self, config: Arc<Config>, source: Option<Fd>, system: &mut dyn System) {
         let services_changed = config.services != self.config.services;
+        let fixed = self.config.fixed_differences(&config);
+        if !fixed.is_empty() {
+            let elements = fixed.join(", ");
+            let text = format!(
+                "a reload does not change {elements}: that takes effect when the bus is started anew"
+            );
+            self.warn(None, text);
+        }
         let limits_changed = config.limits != self.config.limits;
         self.take_policy(config.policy.clone(), system);
         self.config = config;

@@ -82,10 +82,12 @@ impl Broker {
             stored,
             agenda,
             shares,
+            admissions,
         } = state;
         let (mut broker, dropped) =
             Self::restore_from(global, in_force, with_stored(peers, stored), &shared, agenda)?;
         broker.resume_shares(shares);
+        broker.resume_admissions(admissions);
         Ok((broker, dropped))
     }
 

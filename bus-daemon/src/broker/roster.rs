@@ -195,6 +195,11 @@ impl Roster {
                 self.newcomers.remove(peer.credentials.uid, id);
                 self.newcomers.insert(done.uid, id);
             }
+            if peer.credentials.uid.is_some() && peer.credentials.uid != done.uid {
+                // The process is another user's: its groups say nothing of this one.
+                peer.credentials.gid = None;
+                peer.groups = None;
+            }
             peer.credentials.uid = done.uid;
             peer.takes_fds = done.fds;
             peer.phase = Phase::Greeting;

@@ -172,7 +172,9 @@ impl Broker {
         self.outgoing.close_fds(peer.framer.take_surplus());
         let deadline = self.deadlines.later(self.config.limits.pending_fd_timeout);
         let pending = peer.framer.pending_fds() as u64;
-        if pending > self.config.limits.max_incoming_unix_fds {
+        // What one message may have is not too much while it arrives.
+        let limits = &self.config.limits;
+        if pending > limits.max_incoming_unix_fds.max(limits.max_message_unix_fds) {
             return self.disconnect(id, Excess::PendingFds(pending).into());
         }
         match (pending > 0, peer.fds_deadline) {

@@ -74,6 +74,7 @@ impl Broker {
             stored: self.stored_offsets(),
             agenda: self.save_agenda(),
             shares: self.save_shares(),
+            admissions: self.save_admissions(),
         }
     }
 
@@ -207,6 +208,8 @@ impl Broker {
             config: _,
             // Follows from the configuration, and from who is here.
             in_force: _,
+            // By itself.
+            keyring: _,
             // A handle, and the configuration is saved whole.
             config_source: _,
             // Only says what the next checkpoint must write.
@@ -484,7 +487,12 @@ fn save_restart(restart: &Restart) -> RestartV2 {
 }
 
 fn save_listener(listener: ListenerIdentity) -> ListenerV1 {
-    let ListenerIdentity { guid, transport } = listener;
+    let ListenerIdentity {
+        guid,
+        transport,
+        // By itself.
+        nonce: _,
+    } = listener;
     ListenerV1 {
         guid,
         transport: match transport {

@@ -25,6 +25,7 @@ impl Broker {
                     serial,
                 } => self.reply_overdue(callee, caller, serial),
                 Deadline::Reload => self.begin_reload(),
+                Deadline::Keyring => self.read_keyring(),
                 Deadline::HeldBack(id) => self.end_hold_back(id),
                 Deadline::Paced(id) => self.end_wait(id),
             }

@@ -6,10 +6,16 @@ use std::path::PathBuf;
 use bus_wire::AddressError;
 use thiserror::Error;
 
+use super::listen::KeyError;
 use super::policy::{Place, PolicyError};
 
 /// How deep files may include each other. Far beyond any use, and well within the stack.
 pub(super) const MAX_INCLUDES: usize = 64;
+
+/// How many files a configuration may have, those that are included more than once counted as often.
+pub(super) const MOST_FILES: usize = 2_000;
+/// How many bytes there may be in all of them.
+pub(super) const MOST_BYTES: usize = 64 * 1024 * 1024;
 
 /// Why a configuration is refused. The message names file and line.
 #[derive(Debug, Error)]
@@ -55,9 +61,24 @@ const FAILED: &str = "org.freedesktop.DBus.Error.Failed";
 /// What is wrong in a file.
 #[derive(Debug, Error)]
 pub enum Problem {
-    /// The file is not UTF-8.
+    /// The file is neither UTF-8 nor UTF-16 with a byte order mark.
     #[error("the file is not UTF-8")]
-    NotUtf8,
+    NotUnicode,
+    /// A document type with attributes that are there without being written. They would be passed over.
+    #[error("default values of attributes (<!ATTLIST>) are not supported")]
+    DefaultAttribute,
+    /// An entity that is in another file.
+    #[error("entities of other files are not supported")]
+    ExternalEntity,
+    /// Entities that would become very long.
+    #[error("its entities may become too long")]
+    Entities,
+    /// An XML namespace: the format has none.
+    #[error("<{0}> has no attribute \"xmlns\", nor any with a prefix")]
+    Namespace(String),
+    /// More files than anybody has.
+    #[error("there are more than {MOST_FILES} files, or more than {MOST_BYTES} bytes in them")]
+    TooMuch,
     /// It is not well-formed XML.
     #[error("{0}")]
     Xml(String),
@@ -94,6 +115,9 @@ pub enum Problem {
     /// No text where there should be some.
     #[error("<{0}> must contain text")]
     NoText(String),
+    /// Blanks around a text that is a name.
+    #[error("<{0}> cannot have blanks around its text")]
+    Padded(String),
     /// A value that an attribute cannot have.
     #[error("{attribute}={value:?} must be {expected}")]
     Value {
@@ -111,6 +135,14 @@ pub enum Problem {
         text: String,
         /// What is wrong.
         error: AddressError,
+    },
+    /// A key of an address makes no sense.
+    #[error("{text:?}: {error}")]
+    ListenKey {
+        /// The address.
+        text: String,
+        /// What is wrong.
+        error: KeyError,
     },
     /// A transport that nobody can listen on.
     #[error("{text:?}: cannot listen on the transport {transport:?}")]

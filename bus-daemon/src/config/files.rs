@@ -3,6 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// No file of a configuration is longer, in bytes.
+const MOST_IN_FILE: u64 = 16 * 1024 * 1024;
+
 /// The files that a configuration is read from.
 pub trait Files {
     /// The whole content of a file.
@@ -41,7 +44,15 @@ pub struct Disk;
 
 impl Files for Disk {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        std::fs::read(path)
+        use io::Read;
+        let mut content = Vec::new();
+        let file = std::fs::File::open(path)?;
+        file.take(MOST_IN_FILE + 1).read_to_end(&mut content)?;
+        if content.len() as u64 > MOST_IN_FILE {
+            let text = format!("it is longer than {MOST_IN_FILE} bytes");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+        }
+        Ok(content)
     }
 
     fn read_regular(&self, path: &Path) -> io::Result<Vec<u8>> {

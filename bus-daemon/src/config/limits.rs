@@ -103,6 +103,38 @@ impl Limits {
     }
 }
 
+/// The limits that are not those of a bus whose files set none, in the order of the stock session bus's file.
+pub(super) fn differences(limits: &Limits) -> Vec<(&'static str, u64)> {
+    const ORDER: [&str; 16] = [
+        "max_incoming_bytes",
+        "max_incoming_unix_fds",
+        "max_outgoing_bytes",
+        "max_outgoing_unix_fds",
+        "max_message_size",
+        "service_start_timeout",
+        "auth_timeout",
+        "pending_fd_timeout",
+        "max_completed_connections",
+        "max_incomplete_connections",
+        "max_connections_per_user",
+        "max_pending_service_starts",
+        "max_names_per_connection",
+        "max_match_rules_per_connection",
+        "max_replies_per_connection",
+        "max_message_unix_fds",
+    ];
+    let (mut limits, mut usual) = (limits.clone(), Limits::default());
+    let mut of = |name: &'static str| {
+        let (own, usual) = (limit_slot(&mut limits, name)?.1, limit_slot(&mut usual, name)?.1);
+        let (Slot::Plain(own), Slot::Plain(usual)) = (own, usual) else {
+            return None;
+        };
+        // The stock file sets this one to what it is anyway.
+        (own != usual || name == "pending_fd_timeout").then_some((name, *own))
+    };
+    ORDER.into_iter().filter_map(&mut of).collect()
+}
+
 /// Where the value of a limit goes.
 pub(super) enum Slot<'a> {
     Plain(&'a mut u64),

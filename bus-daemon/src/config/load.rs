@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Config;
 use super::accounts::System;
-use super::files::{Disk, Environment};
+use super::files::{Disk, Environment, Files};
 use super::options::{self, Command, Options};
 use super::policy::Policy;
 use super::xml::ConfigError;
@@ -15,8 +15,16 @@ use super::xml::ConfigError;
 /// # Errors
 /// Something in the files is wrong, or asks for what this bus cannot do; the message names file and line.
 pub fn load(options: &Options) -> Result<Config, ConfigError> {
+    load_from(options, &Disk)
+}
+
+/// The same with another view of the disk.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_from(options: &Options, files: &dyn Files) -> Result<Config, ConfigError> {
     let environment = Environment::new(|variable| std::env::var(variable).ok());
-    let loaded = options.source.load(&Disk, &environment)?;
+    let loaded = options.source.load(files, &environment)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }

@@ -6,7 +6,9 @@
 mod accounts;
 pub mod error;
 pub mod files;
+mod fixed;
 mod limits;
+pub mod listen;
 #[cfg(feature = "runtime")]
 pub mod load;
 mod number;
@@ -32,8 +34,7 @@ pub struct Config {
     /// `<listen>`: where to listen, in order. Each is a list of addresses (joined with `;`, valid by the specification's
     /// "Server Addresses") of which the first that works is used.
     pub listen: Vec<String>,
-    /// `<auth>`: the mechanisms that are offered, in order. Empty where a file names only mechanisms that this bus
-    /// does not know; then nobody can authenticate.
+    /// `<auth>`: the mechanisms that are offered, in order. All, where no file names one.
     pub auth: Vec<Mechanism>,
     /// `<allow_anonymous/>`: whether a peer without an identity may say BEGIN.
     pub allow_anonymous: bool,
@@ -75,7 +76,7 @@ impl Default for Config {
         Self {
             bus_type: BusType::Unnamed,
             listen: Vec::new(),
-            auth: vec![Mechanism::External, Mechanism::Anonymous],
+            auth: Mechanism::ALL.to_vec(),
             allow_anonymous: false,
             limits: Limits::default(),
             policy: Arc::default(),

@@ -3,6 +3,8 @@
 //! All of the format is understood, and nothing in it is passed over: an element or attribute that does not belong
 //! there is an error, as it is for dbus-daemon.
 
+mod file_text;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -18,8 +20,8 @@ use super::policy::{Context, Ids, Place, Policy, PolicyBlock, Rule};
 use super::services::read_services;
 use super::{BusType, Config, ServiceDir};
 
-use super::error::MAX_INCLUDES;
 pub use super::error::{ConfigError, Problem};
+use super::error::{MAX_INCLUDES, MOST_BYTES, MOST_FILES};
 
 /// Where a relative path of an `<include selinux_root_relative="yes">` begins.
 const SELINUX_ROOT: &str = "/etc/selinux/targeted";
@@ -60,16 +62,23 @@ pub fn load(
         files,
         environment,
         draft: Draft::default(),
+        warnings: Vec::new(),
+        sources: Vec::new(),
         ancestors: Vec::new(),
+        files_read: 0,
+        bytes_read: 0,
     };
     loader.file(path, content)?;
-    let Draft {
-        mut config,
-        policy,
-        auth,
+    let Loader {
+        draft: Draft {
+            mut config,
+            policy,
+            auth,
+        },
         mut warnings,
         sources,
-    } = loader.draft;
+        ..
+    } = loader;
     config.policy = Arc::new(Policy {
         blocks: policy,
         ids: Ids::default(),
@@ -99,16 +108,20 @@ struct Draft {
     policy: Vec<PolicyBlock>,
     /// `None` until the first `<auth>`.
     auth: Option<Vec<Mechanism>>,
-    warnings: Vec<String>,
-    sources: Vec<PathBuf>,
 }
 
 struct Loader<'a> {
     files: &'a dyn Files,
     environment: &'a Environment,
     draft: Draft,
+    /// As in [`Loaded`].
+    warnings: Vec<String>,
+    sources: Vec<PathBuf>,
     /// The files that are being read, the outermost first.
     ancestors: Vec<PathBuf>,
+    /// How many files were read so far, and how many bytes were in them.
+    files_read: usize,
+    bytes_read: usize,
 }
 
 impl Loader<'_> {
@@ -121,23 +134,26 @@ impl Loader<'_> {
             };
             ConfigError::Content { place, problem }
         };
-        let text = std::str::from_utf8(content).map_err(|error| {
-            let lines = content[..error.valid_up_to()]
-                .iter()
-                .filter(|byte| **byte == b'\n')
-                .count();
-            at(lines as u32 + 1, Problem::NotUtf8)
-        })?;
+        let line = |bytes: &[u8]| bytes.iter().filter(|byte| **byte == b'\n').count() as u32 + 1;
+        self.files_read += 1;
+        self.bytes_read = self.bytes_read.saturating_add(content.len());
+        if self.is_too_much() {
+            return Err(at(1, Problem::TooMuch));
+        }
+        let text = file_text::decode(content);
+        let text = text.map_err(|(offset, problem)| at(line(&content[..offset]), problem))?;
+        file_text::check_document_type(&text)
+            .map_err(|(offset, problem)| at(line(&text.as_bytes()[..offset]), problem))?;
         let options = ParsingOptions {
             allow_dtd: true,
             ..ParsingOptions::default()
         };
-        let document = Document::parse_with_options(text, options)
+        let document = Document::parse_with_options(&text, options)
             .map_err(|error| at(error.pos().row, Problem::Xml(error.to_string())))?;
         self.ancestors.push(path.to_owned());
-        self.draft.sources.push(path.to_owned());
-        let result = self
-            .root(document.root_element())
+        self.sources.push(path.to_owned());
+        let result = without_namespaces(&document)
+            .and_then(|()| self.root(document.root_element()))
             .map_err(|failure| match failure {
                 Failure::Here { offset, problem } => at(document.text_pos_at(offset).row, problem),
                 Failure::Elsewhere(error) => error,
@@ -167,13 +183,13 @@ impl Loader<'_> {
         let config = &mut self.draft.config;
         match name {
             "type" => {
-                config.bus_type = match plain_text(node)?.as_str() {
+                config.bus_type = match plain_text(node)?.trim() {
                     "session" => BusType::Session,
                     "system" => BusType::System,
                     other => BusType::Other(other.into()),
                 }
             }
-            "user" => config.user = Some(plain_text(node)?),
+            "user" => config.user = Some(exact_text(node)?),
             "pidfile" => config.pid_file = Some(plain_text(node)?),
             "servicehelper" => config.service_helper = Some(plain_text(node)?),
             "fork" => config.fork = flag(node)?,
@@ -212,16 +228,11 @@ impl Loader<'_> {
 
     /// "If there are multiple <auth> elements, all the listed mechanisms are allowed."
     fn auth(&mut self, node: Node<'_, '_>) -> Result<(), Failure> {
-        let name = plain_text(node)?;
+        let name = exact_text(node)?;
         let auth = self.draft.auth.get_or_insert_default();
         match Mechanism::from_name(&name) {
             Some(mechanism) if auth.contains(&mechanism) => {}
             Some(mechanism) => auth.push(mechanism),
-            None if name == "DBUS_COOKIE_SHA1" => {
-                self.draft
-                    .warnings
-                    .push("the mechanism DBUS_COOKIE_SHA1 is not offered: it is not supported yet".into());
-            }
             None => return Err(here(node, Problem::Auth(name))),
         }
         Ok(())
@@ -249,7 +260,7 @@ impl Loader<'_> {
             Ok(content) => self.file(&path, &content).map_err(Failure::Elsewhere),
             Err(error) if ignore_missing && error.kind() == io::ErrorKind::NotFound => {
                 // It may come.
-                self.draft.sources.push(path);
+                self.sources.push(path);
                 Ok(())
             }
             Err(error) => Err(Failure::Elsewhere(ConfigError::Read { path, error })),
@@ -260,7 +271,7 @@ impl Loader<'_> {
     /// dbus-daemon it is left out as a whole, and a warning says why.
     fn include_dir(&mut self, node: Node<'_, '_>) -> Result<(), Failure> {
         let dir = self.resolve(&plain_text(node)?);
-        self.draft.sources.push(dir.clone());
+        self.sources.push(dir.clone());
         let mut paths = match self.files.list(&dir) {
             Ok(paths) => paths,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -270,6 +281,7 @@ impl Loader<'_> {
         paths.sort();
         for path in paths {
             let before = self.draft.clone();
+            let (warnings, sources) = (self.warnings.len(), self.sources.len());
             let nesting = self.check_nesting(&path);
             let result = nesting.map_err(|problem| ConfigError::Content {
                 place: self.place(node),
@@ -277,11 +289,15 @@ impl Loader<'_> {
             });
             let result = result.and_then(|()| self.file(&path, &read(&path, self.files)?));
             if let Err(error) = result {
+                if self.is_too_much() {
+                    return Err(Failure::Elsewhere(error));
+                }
                 self.draft = before;
-                self.draft
-                    .warnings
+                self.warnings.truncate(warnings);
+                self.sources.truncate(sources);
+                self.warnings
                     .push(format!("{error}; {} is left out", path.display()));
-                self.draft.sources.push(path);
+                self.sources.push(path);
             }
         }
         Ok(())
@@ -340,6 +356,11 @@ impl Loader<'_> {
         Ok(())
     }
 
+    /// Whether no more is read: files that include each other twice in each round would be read for ever.
+    fn is_too_much(&self) -> bool {
+        self.files_read > MOST_FILES || self.bytes_read > MOST_BYTES
+    }
+
     /// Whether the file that is being read may include this one.
     fn check_nesting(&self, path: &Path) -> Result<(), Problem> {
         if self.ancestors.iter().any(|ancestor| ancestor == path) {
@@ -387,7 +408,7 @@ impl Loader<'_> {
         if let Some(base) = runtime_dir {
             let path = format!("{base}/dbus-1/services");
             if let Err(error) = self.files.create_private_dir(Path::new(&path)) {
-                self.draft.warnings.push(format!("{path}: {error}"));
+                self.warnings.push(format!("{path}: {error}"));
             }
             self.service_dir(path, true);
         }
@@ -430,6 +451,20 @@ fn attributes(node: Node<'_, '_>, known: &[&str]) -> Result<(), Failure> {
     }
 }
 
+/// The format has no namespaces: what has one is an attribute more, or another.
+fn without_namespaces(document: &Document<'_>) -> Result<(), Failure> {
+    const BUILT_IN: &str = "http://www.w3.org/XML/1998/namespace";
+    let has_one = |node: &Node<'_, '_>| {
+        node.is_element()
+            && (node.namespaces().any(|namespace| namespace.uri() != BUILT_IN)
+                || node.attributes().any(|attribute| attribute.namespace().is_some()))
+    };
+    match document.descendants().find(has_one) {
+        Some(node) => Err(here(node, Problem::Namespace(node.tag_name().name().into()))),
+        None => Ok(()),
+    }
+}
+
 /// The elements in an element that has no text.
 fn elements<'a, 'input>(node: Node<'a, 'input>) -> Result<impl Iterator<Item = Node<'a, 'input>>, Failure> {
     let is_text = |child: &Node<'_, '_>| {
@@ -443,7 +478,7 @@ fn elements<'a, 'input>(node: Node<'a, 'input>) -> Result<impl Iterator<Item = N
     }
 }
 
-/// The text in an element that has no other elements, without the blanks around it.
+/// The text in an element that has no other elements, with the blanks around it: they are part of a file name.
 fn text(node: Node<'_, '_>) -> Result<String, Failure> {
     let name = node.tag_name().name();
     if let Some(child) = node.children().find(Node::is_element) {
@@ -461,16 +496,25 @@ fn text(node: Node<'_, '_>) -> Result<String, Failure> {
         .filter(Node::is_text)
         .filter_map(|child| child.text())
         .collect();
-    match text.trim() {
-        "" => Err(here(node, Problem::NoText(name.into()))),
-        text => Ok(text.to_owned()),
+    if text.trim().is_empty() {
+        return Err(here(node, Problem::NoText(name.into())));
     }
+    Ok(text)
 }
 
 /// The text in an element that has neither attributes nor other elements.
 fn plain_text(node: Node<'_, '_>) -> Result<String, Failure> {
     attributes(node, &[])?;
     text(node)
+}
+
+/// The same, of something that has no blanks around it.
+fn exact_text(node: Node<'_, '_>) -> Result<String, Failure> {
+    let text = plain_text(node)?;
+    if text.trim() == text {
+        return Ok(text);
+    }
+    Err(here(node, Problem::Padded(node.tag_name().name().into())))
 }
 
 /// An element that says all by being there: it has no attributes, no text and no other elements.
@@ -509,7 +553,7 @@ fn yes_or_no(node: Node<'_, '_>, attribute: &str) -> Result<bool, Failure> {
 }
 
 fn listen(node: Node<'_, '_>) -> Result<String, Failure> {
-    let text = plain_text(node)?;
+    let text = exact_text(node)?;
     check_listen(&text).map_err(|problem| here(node, problem))
 }
 
@@ -525,6 +569,12 @@ pub fn check_listen(text: &str) -> Result<String, Problem> {
     let list = AddressList::from_str(text).map_err(bad)?;
     let is_known =
         |address: &Address| ["unix", "tcp", "nonce-tcp", "systemd", "bus-tcp"].contains(&address.transport());
+    for address in list.as_slice() {
+        super::listen::check(address).map_err(|error| Problem::ListenKey {
+            text: address.to_string(),
+            error,
+        })?;
+    }
     match list.as_slice() {
         [first, ..] if !list.as_slice().iter().any(is_known) => Err(Problem::Transport {
             text: text.into(),

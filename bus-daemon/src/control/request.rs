@@ -8,6 +8,7 @@ use std::os::fd::{IntoRawFd, RawFd};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use serde::{Deserialize, Serialize};
 
+use crate::broker::Keys;
 use crate::handoff::codec;
 use crate::handoff::keeper::Control;
 
@@ -33,6 +34,8 @@ pub(crate) enum Request {
 pub(crate) enum Errand {
     /// Read the configuration again.
     LoadConfiguration,
+    /// Find a cookie in the keyring, or make one.
+    ReadKeyring,
     /// Try whether a binary can take over.
     TryBinary {
         /// Its path; empty = the path this one was started from.
@@ -47,6 +50,8 @@ pub(crate) enum Errand {
 pub(crate) enum Outcome {
     /// The configuration, encoded, or why there is none.
     Configuration(std::result::Result<Vec<u8>, Refusal>),
+    /// A cookie, or why there is none.
+    Keyring(std::result::Result<Keys, String>),
     /// The binary can take over, or why not.
     Trial(std::result::Result<(), String>),
 }

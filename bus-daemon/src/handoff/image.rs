@@ -22,8 +22,8 @@ use super::container::{IfUnknown, Reader, Record, Writer};
 use super::form::{Form, Output, VERSION};
 use super::stored::{BacklogV1, Backlogs, InputV1, LAYOUTS, StandIn, Stored};
 use crate::broker::{
-    AgendaV1, Blob, Broker, Dropped, GlobalV1, GlobalV2, InForceV1, Millis, PeerId, SharedBodies, SharesV1,
-    Unexpressed,
+    AdmissionsV1, AgendaV1, Blob, Broker, Dropped, GlobalV1, GlobalV2, InForceV1, Millis, PeerId,
+    SharedBodies, SharesV1, Unexpressed,
 };
 pub use error::{ImageError, SaveError, Whose};
 use records::{BodyV1, GlobalV5, ManifestV1, PeerV3, PeerV4, WorkerV1, WorkerV2, WorkerV3, kind};
@@ -160,6 +160,7 @@ fn write<'a>(
     saver.put_global()?;
     saver.put_agenda()?;
     saver.put_shares()?;
+    saver.put_admissions()?;
     saver.put_manifest(number)?;
     // One after the other: each needs the memory of the one before it.
     for id in broker.peer_ids() {
@@ -247,6 +248,15 @@ impl Saver<'_> {
         }
         let written = self.writer.record(kind::SHARES, 1, IfUnknown::Skip, &shares);
         written.map_err(SaveError::from)
+    }
+
+    /// Only if there is something in it. Nobody goes on without: a door that has a nonce would be open.
+    fn put_admissions(&mut self) -> Result<(), SaveError> {
+        let admissions = self.broker.save_admissions();
+        if admissions.is_empty() {
+            return Ok(());
+        }
+        self.put(kind::ADMISSIONS, 1, &admissions)
     }
 
     fn put_manifest(&mut self, number: impl Fn(Fd) -> Option<i32>) -> Result<(), SaveError> {
@@ -345,6 +355,7 @@ struct Records<'a> {
     in_force: Option<InForceV1>,
     agenda: AgendaV1,
     shares: SharesV1,
+    admissions: AdmissionsV1,
     /// With their versions.
     peers: Vec<(u16, &'a [u8])>,
     bodies: Vec<BodyV1>,
@@ -394,6 +405,7 @@ impl<'a> Records<'a> {
                 }),
                 (kind::AGENDA, 1) => codec::decode(body).map(|value| all.agenda = value),
                 (kind::SHARES, 1) => codec::decode(body).map(|value| all.shares = value),
+                (kind::ADMISSIONS, 1) => codec::decode(body).map(|value| all.admissions = value),
                 (kind::BODY, 1) => codec::decode(body).map(|value| all.bodies.push(value)),
                 (kind::MANIFEST, 1) => {
                     codec::decode::<ManifestV1>(body).map(|value| all.manifest.extend(value.entries))
@@ -446,6 +458,7 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
         in_force,
         agenda,
         shares,
+        admissions,
         peers,
         bodies,
         mut manifest,
@@ -484,6 +497,7 @@ pub fn load(bytes: &[u8], now: Millis) -> Result<Restored, ImageError> {
     });
     let (mut broker, mut dropped) = Broker::restore_from(global, in_force, peers, &shared, agenda)?;
     broker.resume_shares(shares);
+    broker.resume_admissions(admissions);
     #[cfg(feature = "next-version")]
     damage.extend(next.damage(version));
     tidy_dropped(&broker, &mut dropped, &mut damage);

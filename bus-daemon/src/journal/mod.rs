@@ -193,6 +193,7 @@ pub(crate) struct Journal {
     is_thrifty: bool,
     /// Whether the newest checkpoint may have an agenda that is not empty.
     has_agenda: bool,
+    has_admissions: bool,
     /// Bytes of address space that extents may take.
     address_room: usize,
 }
@@ -266,6 +267,7 @@ impl Journal {
             lent_untouched: 0,
             is_thrifty: false,
             has_agenda: false,
+            has_admissions: false,
             address_room: address_room(),
         })
     }

@@ -50,6 +50,7 @@ pub(crate) fn outcome_in(payload: Result<&[u8]>) -> ErrandOutcome {
     };
     match outcome {
         Ok(Outcome::Trial(verdict)) => ErrandOutcome::Trial(verdict),
+        Ok(Outcome::Keyring(keys)) => ErrandOutcome::Keyring(keys),
         Ok(Outcome::Configuration(Ok(bytes))) => {
             let config = decode_config(&bytes).map(Arc::new);
             ErrandOutcome::Configuration(config.map_err(|error| refusal(error.to_string())))

@@ -154,6 +154,7 @@ impl Journal {
             address_room: super::address_room(),
             is_thrifty: false,
             has_agenda: true,
+            has_admissions: true,
         })
     }
 

@@ -14,9 +14,9 @@ use super::extent::ExtentRange;
 use super::log::Position;
 use super::{BacklogV1, Journal, KEPT};
 use crate::broker::{
-    AgendaV1, Blob, Broker, BrokerState, Checkpoint, ConfigV2, Dropped, EntryKind, EntryV1, ErrandOutcome,
-    GlobalV2, HeldV1, InForceV1, PacingV1, Payer, PeerId, PeerRecord, PeerShareV1, Room, SavedShortage,
-    SharesV1, lending,
+    AdmissionsV1, AgendaV1, Blob, Broker, BrokerState, Checkpoint, ConfigV2, Dropped, EntryKind, EntryV1,
+    ErrandOutcome, GlobalV2, HeldV1, InForceV1, PacingV1, Payer, PeerId, PeerRecord, PeerShareV1, Room,
+    SavedShortage, SharesV1, lending,
 };
 use crate::handoff::codec;
 
@@ -25,6 +25,7 @@ const WORKER: usize = 2;
 const CONFIG: usize = 3;
 const FOREIGN: usize = 4;
 const AGENDA: usize = 5;
+const ADMISSIONS: usize = 6;
 /// The entry of the peer with index 0.
 const PEERS: usize = 16;
 /// Where more peers than this have changed, some are written ahead of the checkpoint. Each takes about a microsecond.
@@ -207,6 +208,11 @@ impl Journal {
             self.put(AGENDA, &agenda)?;
             self.has_agenda = !agenda.is_empty();
         }
+        let admissions = broker.save_admissions();
+        if self.has_admissions || admissions != AdmissionsV1::default() {
+            self.put(ADMISSIONS, &admissions)?;
+            self.has_admissions = admissions != AdmissionsV1::default();
+        }
         let worker = (
             generation,
             self.heard,
@@ -342,6 +348,12 @@ impl Journal {
             AgendaV1::default()
         };
         self.has_agenda = true;
+        let admissions = if has_entry(ADMISSIONS) {
+            codec::decode(whole(ADMISSIONS)?).map_err(decoded)?
+        } else {
+            AdmissionsV1::default()
+        };
+        self.has_admissions = true;
         let worker: (u32, u64, SavedShortage, Option<u64>, PacingV1) =
             codec::decode(whole(WORKER)?).map_err(decoded)?;
         let (generation, heard, shortage, table, pacing) = worker;
@@ -400,6 +412,7 @@ impl Journal {
                         pacing,
                         peers: shares,
                     },
+                    admissions,
                 },
                 held,
                 entries: rest,
@@ -464,7 +477,9 @@ impl Journal {
         match self.read_outcome(Some(handle)) {
             ErrandOutcome::Configuration(Ok(config)) => Ok(ConfigV2::from(&*config)),
             ErrandOutcome::Configuration(Err(refusal)) => Err(refusal.text),
-            ErrandOutcome::Trial(_) => Err("the memfd of the configuration holds none".into()),
+            ErrandOutcome::Trial(_) | ErrandOutcome::Keyring(_) => {
+                Err("the memfd of the configuration holds none".into())
+            }
         }
     }
 

@@ -6,8 +6,10 @@ use std::os::fd::RawFd;
 
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
+use serde::Serialize;
 
 use super::helper::{Helper, HelperEnd, describe};
+use super::watch::{Watched, WatchedDisk};
 use crate::broker::ConfigV2;
 use crate::config::Config;
 use crate::config::options::{self, Command};
@@ -29,6 +31,8 @@ pub(crate) struct Reading {
     patience: Nanos,
     /// Where the child puts the outcome; -1 once it was given away.
     payload: RawFd,
+    /// Where it puts which directories it watches.
+    watched: RawFd,
 }
 
 /// What was read.
@@ -38,30 +42,55 @@ pub(crate) struct ReadConfiguration {
     pub(crate) payload: RawFd,
     /// The encoded configuration in it, or why there is none.
     pub(crate) config: std::result::Result<Vec<u8>, Refusal>,
+    /// Which directories are watched since.
+    pub(crate) watched: Watched,
 }
 
 impl Reading {
     /// Begins to read what a start with these arguments would read. `payload` is an empty memfd for the outcome; it is
-    /// still the caller's where this fails.
-    pub(crate) fn start(arguments: Vec<OsString>, payload: RawFd) -> Result<Self> {
+    /// still the caller's where this fails. The directories that are read are watched by this instance of inotify.
+    pub(crate) fn start(arguments: Vec<OsString>, payload: RawFd, instance: Option<RawFd>) -> Result<Self> {
+        Self::begin(payload, instance, |disk| read(arguments, disk))
+    }
+
+    /// The same for what was read before: what is to be said of it was said then.
+    pub(crate) fn start_silent(
+        arguments: Vec<OsString>,
+        payload: RawFd,
+        instance: Option<RawFd>,
+    ) -> Result<Self> {
+        Self::begin(payload, instance, |disk| {
+            tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || {
+                read(arguments, disk)
+            })
+        })
+    }
+
+    fn begin(
+        payload: RawFd,
+        instance: Option<RawFd>,
+        read: impl FnOnce(&WatchedDisk) -> std::result::Result<Vec<u8>, Refusal>,
+    ) -> Result<Self> {
         let patience = patience();
-        let helper = Helper::fork(patience, &[payload], || {
-            let outcome = Outcome::Configuration(read(arguments));
-            let written = codec::encode(&outcome)
-                .map_err(std::io::Error::other)
-                .and_then(|bytes| memfd::replace(payload, &bytes));
+        let watched = memfd::create(c"bus-watched")?;
+        let kept: Vec<RawFd> = [payload, watched].into_iter().chain(instance).collect();
+        let helper = Helper::fork(patience, &kept, || {
+            let disk = WatchedDisk::new(instance);
+            let outcome = Outcome::Configuration(read(&disk));
+            let written = write(payload, &outcome).and_then(|()| write(watched, &disk.into_watched()));
             i32::from(written.is_err())
-        })?;
+        });
         Ok(Self {
-            helper,
+            helper: helper.inspect_err(|_| close(watched))?,
             patience,
             payload,
+            watched,
         })
     }
 
     /// What this process has open for it.
-    pub(crate) fn fd(&self) -> RawFd {
-        self.payload
+    pub(crate) fn fds(&self) -> [RawFd; 2] {
+        [self.payload, self.watched]
     }
 
     /// When to look at it at the latest.
@@ -105,9 +134,7 @@ impl Reading {
         if let Err(refusal) = &config {
             // What a child that did not end well has written is not looked at.
             let outcome = Outcome::Configuration(Err(refusal.clone()));
-            let written = codec::encode(&outcome)
-                .map_err(std::io::Error::other)
-                .and_then(|bytes| memfd::replace(self.payload, &bytes));
+            let written = write(self.payload, &outcome);
             if let Err(error) = written {
                 tracing::error!("no memory for the outcome of a reload: {error}");
             }
@@ -115,7 +142,16 @@ impl Reading {
         Some(ReadConfiguration {
             payload: std::mem::replace(&mut self.payload, -1),
             config,
+            watched: self.watched(),
         })
+    }
+
+    /// None where the child did not come to say so.
+    fn watched(&self) -> Watched {
+        let bytes = memfd::read(self.watched).ok();
+        bytes
+            .and_then(|bytes| codec::decode(&bytes).ok())
+            .unwrap_or_default()
     }
 
     fn outcome(&self) -> std::result::Result<Vec<u8>, Refusal> {
@@ -126,7 +162,7 @@ impl Reading {
         let bytes = memfd::read(self.payload).map_err(|error| unreadable(error.to_string()))?;
         match codec::decode(&bytes) {
             Ok(Outcome::Configuration(config)) => config,
-            Ok(Outcome::Trial(_)) => Err(unreadable("it is something else".into())),
+            Ok(Outcome::Trial(_) | Outcome::Keyring(_)) => Err(unreadable("it is something else".into())),
             Err(error) => Err(unreadable(error.to_string())),
         }
     }
@@ -136,7 +172,13 @@ impl Drop for Reading {
     fn drop(&mut self) {
         self.helper.abandon();
         close(self.payload);
+        close(self.watched);
     }
+}
+
+fn write(memfd: RawFd, value: &impl Serialize) -> Result<()> {
+    let bytes = codec::encode(value).map_err(std::io::Error::other)?;
+    memfd::replace(memfd, &bytes)
 }
 
 fn patience() -> Nanos {
@@ -148,7 +190,7 @@ fn patience() -> Nanos {
 }
 
 /// In the child.
-fn read(arguments: Vec<OsString>) -> std::result::Result<Vec<u8>, Refusal> {
+fn read(arguments: Vec<OsString>, disk: &WatchedDisk) -> std::result::Result<Vec<u8>, Refusal> {
     let failed = |text: String| Refusal {
         error: FAILED.into(),
         text,
@@ -160,7 +202,7 @@ fn read(arguments: Vec<OsString>) -> std::result::Result<Vec<u8>, Refusal> {
             return Err(failed("the command line asks for no bus".into()));
         }
     };
-    let config = crate::config::load::load(&options).map_err(|error| Refusal {
+    let config = crate::config::load::load_from(&options, disk).map_err(|error| Refusal {
         error: error.error_name().into(),
         text: error.to_string(),
     })?;

@@ -10,7 +10,9 @@ use nix::unistd::Pid;
 
 use super::binary::Binary;
 use super::configuration::Reading;
+use super::keyring::KeyringReading;
 use super::trial::{Passed, Trial};
+use super::watch::Watch;
 use crate::control::{Errand, Outbox, Outcome, Refusal, Told};
 use crate::handoff::codec;
 use crate::handoff::form::Form;
@@ -38,10 +40,21 @@ pub(crate) struct Errands {
     /// Since when there is none.
     refused_since: Option<Nanos>,
     reading: Option<(u64, Reading)>,
+    keyring: Option<(u64, KeyringReading)>,
     trial: Option<(u64, RawFd, Trial)>,
     approved: Option<Approved>,
     /// The newest configuration that was read without a mistake, encoded.
     config: Option<Vec<u8>>,
+    watch: Watch,
+    looking: Looking,
+}
+
+/// The directories of the configuration have to be known before they can be watched: it is read once for that, when the worker
+/// serves.
+enum Looking {
+    NotYet,
+    Now(Reading),
+    Done,
 }
 
 /// A binary that passed its trial, and may be executed.
@@ -54,16 +67,19 @@ pub(crate) struct Approved {
 
 impl Errands {
     /// None yet. `config`: the configuration in force, where it is known.
-    pub(crate) fn new(config: Option<Vec<u8>>) -> Self {
+    pub(crate) fn new(config: Option<Vec<u8>>, watch: Watch) -> Self {
         Self {
             known: BTreeSet::new(),
             retry: None,
             refused_since: None,
             waiting: VecDeque::new(),
             reading: None,
+            keyring: None,
             trial: None,
             approved: None,
             config,
+            watch,
+            looking: Looking::NotYet,
         }
     }
 
@@ -94,10 +110,12 @@ impl Errands {
     fn is_under_way(&self, id: u64) -> bool {
         let waiting = self.waiting.iter().map(|(waiting, _)| *waiting);
         let reading = self.reading.iter().map(|(reading, _)| *reading);
+        let keyring = self.keyring.iter().map(|(reading, _)| *reading);
         let trial = self.trial.iter().map(|(trial, ..)| *trial);
         let approved = self.approved.iter().map(|approved| approved.errand);
         waiting
             .chain(reading)
+            .chain(keyring)
             .chain(trial)
             .chain(approved)
             .any(|under_way| under_way == id)
@@ -144,6 +162,7 @@ impl Errands {
         if let Some((errand, reading)) = &mut self.reading
             && let Some(read) = reading.follow()
         {
+            self.watch.note_read(read.watched, read.config.is_ok());
             if let Ok(config) = read.config {
                 self.config = Some(config);
             }
@@ -152,6 +171,22 @@ impl Errands {
                 payload: read.payload,
             });
             self.reading = None;
+            has_told = true;
+        }
+        if may_open {
+            self.look_around(record, outbox);
+        }
+        self.watch.look();
+        if self.watch.take_due() {
+            outbox.post(Told::ReloadWanted);
+            has_told = true;
+        }
+        if let Some((errand, reading)) = &mut self.keyring
+            && let Some(payload) = reading.follow()
+        {
+            let errand = *errand;
+            outbox.post(Told::ErrandEnded { errand, payload });
+            self.keyring = None;
             has_told = true;
         }
         if let Some((errand, payload, trial)) = &mut self.trial
@@ -170,6 +205,46 @@ impl Errands {
         has_told
     }
 
+    /// Finds out what to watch. What has changed since this process image read it is asked for once more.
+    fn look_around(&mut self, record: &KeeperV1, outbox: &mut Outbox) {
+        self.looking = match std::mem::replace(&mut self.looking, Looking::Done) {
+            Looking::NotYet => {
+                let started = memfd::create(c"bus-outcome").and_then(|payload| {
+                    let started = Reading::start_silent(record.arguments(), payload, self.watch.fd());
+                    started.inspect_err(|_| close(payload))
+                });
+                match started {
+                    Ok(reading) => Looking::Now(reading),
+                    Err(error) => {
+                        tracing::warn!("changes of the configuration are not watched for: {error}");
+                        Looking::Done
+                    }
+                }
+            }
+            Looking::Now(mut reading) => match reading.follow() {
+                None => Looking::Now(reading),
+                Some(read) => {
+                    close(read.payload);
+                    self.watch.note_read(read.watched, false);
+                    if let (Ok(now), Some(before)) = (&read.config, &self.config)
+                        && now != before
+                    {
+                        outbox.post(Told::ReloadWanted);
+                    }
+                    Looking::Done
+                }
+            },
+            Looking::Done => Looking::Done,
+        };
+    }
+
+    fn looking(&self) -> Option<&Reading> {
+        match &self.looking {
+            Looking::Now(reading) => Some(reading),
+            Looking::NotYet | Looking::Done => None,
+        }
+    }
+
     /// True if it has ended already. `payload` is an empty memfd for the outcome.
     fn begin(
         &mut self,
@@ -181,7 +256,7 @@ impl Errands {
         outbox: &mut Outbox,
     ) -> bool {
         let failed = match what {
-            Errand::LoadConfiguration => match Reading::start(record.arguments(), payload) {
+            Errand::LoadConfiguration => match Reading::start(record.arguments(), payload, self.watch.fd()) {
                 Ok(reading) => {
                     self.reading = Some((errand, reading));
                     return false;
@@ -190,6 +265,15 @@ impl Errands {
                     error: "org.freedesktop.DBus.Error.NoMemory".into(),
                     text: format!("no process can be started that reads the configuration: {error}"),
                 })),
+            },
+            Errand::ReadKeyring => match KeyringReading::start(payload) {
+                Ok(reading) => {
+                    self.keyring = Some((errand, reading));
+                    return false;
+                }
+                Err(error) => Outcome::Keyring(Err(format!(
+                    "no process can be started that reads the keyring: {error}"
+                ))),
             },
             Errand::TryBinary { binary, image } => {
                 self.give_up_trial();
@@ -221,17 +305,32 @@ impl Errands {
     /// Takes note of the end of a process, if it is one of theirs.
     pub(crate) fn note_end(&mut self, ended: Pid, status: WaitStatus) -> bool {
         let reading = self.reading.as_mut();
+        if let Looking::Now(looking) = &mut self.looking
+            && looking.note_end(ended, status)
+        {
+            return true;
+        }
+        let keyring = self.keyring.as_mut();
         let trial = self.trial.as_mut();
-        reading.is_some_and(|(_, reading)| reading.note_end(ended, status))
+        keyring.is_some_and(|(_, reading)| reading.note_end(ended, status))
+            || reading.is_some_and(|(_, reading)| reading.note_end(ended, status))
             || trial.is_some_and(|(_, _, trial)| trial.note_end(ended, status))
     }
 
     /// What this process has open for them: a worker's sweep keeps it.
     pub(crate) fn fds(&self) -> Vec<RawFd> {
         let waiting = self.waiting.iter().filter_map(|(_, errand)| image_of(errand));
-        let reading = self.reading.iter().map(|(_, reading)| reading.fd());
+        let reading = self.reading.iter().flat_map(|(_, reading)| reading.fds());
+        let looking = self.looking().into_iter().flat_map(Reading::fds);
+        let keyring = self.keyring.iter().map(|(_, reading)| reading.fd());
         let approved = self.approved.iter().map(|approved| approved.binary.fd());
-        let mut fds: Vec<RawFd> = waiting.chain(reading).chain(approved).collect();
+        let mut fds: Vec<RawFd> = waiting
+            .chain(reading)
+            .chain(looking)
+            .chain(keyring)
+            .chain(approved)
+            .chain(self.watch.fd())
+            .collect();
         if let Some((_, payload, trial)) = &self.trial {
             fds.push(*payload);
             fds.extend(trial.fds());
@@ -241,17 +340,25 @@ impl Errands {
 
     /// Readable when there is something to do.
     pub(crate) fn sources(&self, may_open: bool) -> Vec<RawFd> {
-        self.trial
-            .iter()
-            .flat_map(|(_, _, trial)| trial.sources(may_open))
-            .collect()
+        let trial = self.trial.iter();
+        let trial = trial.flat_map(|(_, _, trial)| trial.sources(may_open));
+        trial.chain(self.watch.fd()).collect()
     }
 
     /// When to look at them at the latest.
     pub(crate) fn due(&self) -> Option<Nanos> {
         let reading = self.reading.iter().filter_map(|(_, reading)| reading.due());
+        let keyring = self.keyring.iter().filter_map(|(_, reading)| reading.due());
         let trial = self.trial.iter().filter_map(|(_, _, trial)| trial.due());
-        reading.chain(trial).chain(self.retry).min()
+        let looking = self.looking().into_iter().filter_map(Reading::due);
+        let changes = self.watch.due();
+        keyring
+            .chain(looking)
+            .chain(changes)
+            .chain(reading)
+            .chain(trial)
+            .chain(self.retry)
+            .min()
     }
 
     /// The binary that passed its trial.
@@ -287,6 +394,8 @@ impl Errands {
             release(&errand);
         }
         self.reading = None;
+        self.keyring = None;
+        self.looking = Looking::NotYet;
         self.give_up_trial();
         // Whoever asks again for one of those wants it to be done.
         self.known.clear();
@@ -307,7 +416,7 @@ fn tell(errand: u64, payload: RawFd, outcome: Outcome, outbox: &mut Outbox) {
 
 fn image_of(errand: &Errand) -> Option<RawFd> {
     match errand {
-        Errand::LoadConfiguration => None,
+        Errand::LoadConfiguration | Errand::ReadKeyring => None,
         Errand::TryBinary { image, .. } => Some(*image),
     }
 }
@@ -334,7 +443,7 @@ mod tests {
     #[test]
     fn an_errand_that_is_not_over_is_not_begun_again_whatever_else_was_asked_for() {
         let mut outbox = Outbox::create().unwrap();
-        let mut errands = Errands::new(None);
+        let mut errands = Errands::new(None, Watch::new());
         errands.ask(1, Errand::LoadConfiguration, &mut outbox);
         ask_for_others(&mut errands, &mut outbox);
         errands.ask(1, Errand::LoadConfiguration, &mut outbox);
@@ -344,7 +453,7 @@ mod tests {
     #[test]
     fn an_errand_whose_binary_may_be_executed_is_remembered() {
         let mut outbox = Outbox::create().unwrap();
-        let mut errands = Errands::new(None);
+        let mut errands = Errands::new(None, Watch::new());
         errands.ask(1, Errand::LoadConfiguration, &mut outbox);
         errands.waiting.clear();
         let binary = Binary::open(&std::env::current_exe().unwrap()).unwrap();
@@ -360,7 +469,7 @@ mod tests {
     #[test]
     fn an_errand_is_remembered_until_its_end_was_heard() {
         let mut outbox = Outbox::create().unwrap();
-        let mut errands = Errands::new(None);
+        let mut errands = Errands::new(None, Watch::new());
         errands.ask(1, Errand::LoadConfiguration, &mut outbox);
         errands.waiting.clear();
         outbox.post(Told::ErrandEnded {

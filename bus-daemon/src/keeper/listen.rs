@@ -1,5 +1,7 @@
 //! Listening sockets. The keeper makes them, since clients see the credentials of the process that called listen().
 
+mod tcp;
+
 use std::io::{Error, ErrorKind};
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
@@ -9,6 +11,7 @@ use bus_wire::{Address, AddressError, AddressList, Guid};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
 
+use crate::config::listen::unix_place;
 use crate::handoff::keeper::Listener;
 use crate::os::random;
 
@@ -51,13 +54,18 @@ pub(crate) fn listen_on_all(addresses: &[String]) -> Result<Vec<Listener>, Liste
     for list in addresses {
         if let Err(error) = listen_on_first(list, &mut listeners) {
             // Nobody is to find half a bus.
-            for path in listeners.iter().filter_map(|listener| listener.path.as_ref()) {
-                let _ = std::fs::remove_file(path);
-            }
+            remove_files(&listeners);
             return Err(error);
         }
     }
     Ok(listeners)
+}
+
+/// Removes the files of sockets, and of nonces, that nobody listens on any more.
+pub(crate) fn remove_files(listeners: &[Listener]) {
+    for path in listeners.iter().filter_map(|listener| listener.path.as_ref()) {
+        let _ = std::fs::remove_file(path);
+    }
 }
 
 fn listen_on_first(list: &str, listeners: &mut Vec<Listener>) -> Result<(), ListenError> {
@@ -94,18 +102,7 @@ fn listen_on(address: &Address, listeners: &mut Vec<Listener>) -> Result<(), Lis
     };
     match address.transport() {
         "unix" => {
-            let places: Vec<&str> = ["path", "abstract", "dir", "tmpdir", "runtime"]
-                .into_iter()
-                .filter(|key| address.get(key).is_some())
-                .collect();
-            let &[place] = places.as_slice() else {
-                return Err(bad(
-                    "give exactly one of path, abstract, dir, tmpdir and runtime (specification, \"Unix Domain Sockets\")",
-                ));
-            };
-            let value = address
-                .get_str(place)
-                .ok_or_else(|| bad("its value is not UTF-8"))?;
+            let (place, value) = unix_place(address).map_err(|error| bad(&error.to_string()))?;
             if place == "abstract" {
                 let name = UnixAddr::new_abstract(value.as_bytes()).map_err(|error| system(error.into()))?;
                 let fd = open(&name).map_err(system)?;
@@ -115,9 +112,6 @@ fn listen_on(address: &Address, listeners: &mut Vec<Listener>) -> Result<(), Lis
             let (fd, path) = match place {
                 "path" => at_path(Path::new(value)).map(|fd| (fd, PathBuf::from(value))),
                 "runtime" => {
-                    if value != "yes" {
-                        return Err(bad("the only value of runtime is \"yes\""));
-                    }
                     let dir = std::env::var_os("XDG_RUNTIME_DIR")
                         .ok_or_else(|| unavailable("XDG_RUNTIME_DIR is not set"))?;
                     let path = Path::new(&dir).join("bus");
@@ -140,6 +134,10 @@ fn listen_on(address: &Address, listeners: &mut Vec<Listener>) -> Result<(), Lis
             }
             for fd in passed {
                 adopt(fd).map_err(|errno| system(errno.into()))?;
+                if let Some(listener) = tcp::passed(fd) {
+                    listeners.push(listener);
+                    continue;
+                }
                 let name: UnixAddr =
                     nix::sys::socket::getsockname(fd).map_err(|error| system(error.into()))?;
                 if let Some(path) = name.path().and_then(Path::to_str) {
@@ -154,7 +152,10 @@ fn listen_on(address: &Address, listeners: &mut Vec<Listener>) -> Result<(), Lis
             }
             Ok(())
         }
-        "tcp" | "nonce-tcp" => Err(unavailable("listening on TCP is not supported yet")),
+        "tcp" | "nonce-tcp" => {
+            listeners.extend(tcp::listen_on(address)?);
+            Ok(())
+        }
         _ => Err(unavailable("its transport is not known")),
     }
 }
@@ -227,15 +228,8 @@ fn is_live(name: &UnixAddr) -> bool {
 
 /// A socket under a random name (specification: `dir`, `tmpdir`).
 fn in_directory(directory: &Path) -> Result<(RawFd, PathBuf), Error> {
-    const LETTERS: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
     for _ in 0..16 {
-        let mut random = [0; 10];
-        random::fill(&mut random);
-        let name: String = random
-            .iter()
-            .map(|byte| char::from(LETTERS[usize::from(*byte) % 62]))
-            .collect();
-        let path = directory.join(format!("dbus-{name}"));
+        let path = directory.join(format!("dbus-{}", random_name()));
         match open(&UnixAddr::new(&path)?) {
             Ok(fd) => {
                 open_to_all(&path)?;
@@ -246,6 +240,17 @@ fn in_directory(directory: &Path) -> Result<(RawFd, PathBuf), Error> {
         }
     }
     Err(ErrorKind::AddrInUse.into())
+}
+
+/// Ten letters and digits.
+fn random_name() -> String {
+    const LETTERS: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+    let mut random = [0; 10];
+    random::fill(&mut random);
+    let letters = random
+        .iter()
+        .map(|byte| char::from(LETTERS[usize::from(*byte) % 62]));
+    letters.collect()
 }
 
 /// Makes a passed socket one of the daemon's own: accepting must not wait (they come blocking, as a rule), and an upgrade

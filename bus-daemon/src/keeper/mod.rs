@@ -16,6 +16,7 @@ mod errands;
 mod error;
 mod exec;
 mod helper;
+mod keyring;
 mod life;
 mod limits;
 mod listen;
@@ -23,6 +24,7 @@ mod memory_group;
 mod start;
 mod supervise;
 mod trial;
+mod watch;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

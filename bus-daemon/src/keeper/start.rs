@@ -14,15 +14,16 @@ use nix::unistd::{Gid, Uid, User};
 
 use super::announcement::{Announcement, Side, leave_foreground};
 use super::error::KeeperError;
-use super::listen::{fresh_guid, listen_on_all};
+use super::listen::{fresh_guid, listen_on_all, remove_files};
 use super::supervise::{Keeper, Origin, block_signals};
 use super::{binary, configuration};
 use crate::broker::MachineId;
 use crate::config::Config;
-use crate::config::options::Options;
+use crate::config::options::{Options, Syslog};
 use crate::control::Control;
 use crate::handoff::keeper::{KeeperV1, Listener};
 use crate::os::descriptor;
+use crate::os::log::{SystemLog, use_system_log};
 
 /// Prints to standard output.
 pub(crate) fn print(text: &str) -> ExitCode {
@@ -43,12 +44,34 @@ pub(crate) fn clean(
     descriptor::close_on_exec_from(3)
         .map_err(|error| KeeperError::system("cannot mark inherited descriptors", error))?;
     let config = crate::config::load::load(options)?;
+    let system_log = match options.syslog {
+        Some(Syslog::Only) => SystemLog::Only,
+        Some(Syslog::Also) => SystemLog::Also,
+        Some(Syslog::Never) => SystemLog::Never,
+        None if config.syslog => SystemLog::Also,
+        None => SystemLog::Never,
+    };
+    if system_log != SystemLog::Never {
+        use_system_log(system_log);
+    }
     super::limits::raise()?;
-    let pid_file = config.pid_file.clone();
-    if let Some(path) = pid_file.clone().filter(|path| Path::new(path).exists()) {
+    if let Some(path) = config.pid_file.clone().filter(|path| Path::new(path).exists()) {
         return Err(KeeperError::PidFileExists { path });
     }
     let listeners = listen_on_all(&config.listen)?;
+    let made = listeners.clone();
+    // Nobody is to find the sockets of a bus that did not start.
+    serve(arguments, options, own_binary, &config, listeners).inspect_err(|_| remove_files(&made))
+}
+
+/// Everything behind the moment when the sockets are there.
+fn serve(
+    arguments: &[OsString],
+    options: &Options,
+    own_binary: OwnBinary,
+    config: &Config,
+    listeners: Vec<Listener>,
+) -> Result<ExitCode, KeeperError> {
     let foreground = if config.fork {
         match leave_foreground(config.keep_umask)? {
             Side::Foreground => return Ok(ExitCode::SUCCESS),
@@ -57,9 +80,9 @@ pub(crate) fn clean(
     } else {
         None
     };
-    let announcement = announcement(&listeners, &config, options)?.with_foreground(foreground);
+    let announcement = announcement(&listeners, config, options)?.with_foreground(foreground);
     if let Some(user) = &config.user {
-        become_user(user)?;
+        become_user(user, &listeners)?;
     }
     let system = |what: &str| {
         let what = what.to_owned();
@@ -75,9 +98,9 @@ pub(crate) fn clean(
         machine_id(),
         epoll.0.into_raw_fd(),
         control,
-        pid_file,
+        config.pid_file.clone(),
     );
-    let encoded = configuration::encoded(&config)
+    let encoded = configuration::encoded(config)
         .map_err(|error| KeeperError::NoState(format!("the configuration: {error}")))?;
     run(
         record,
@@ -98,6 +121,8 @@ fn announcement(
     let addresses: Vec<&str> = listeners
         .iter()
         .map(|listener| listener.address.as_str())
+        // A host has one address for clients, however many sockets it has here.
+        .filter(|address| !address.is_empty())
         .collect();
     let announcement = Announcement::new(addresses.join(";"), options.print_address, options.print_pid);
     match &config.pid_file {
@@ -196,7 +221,7 @@ fn name_process(executable: &Path) {
     }
 }
 
-fn become_user(name: &str) -> Result<(), KeeperError> {
+fn become_user(name: &str, listeners: &[Listener]) -> Result<(), KeeperError> {
     if !nix::unistd::geteuid().is_root() {
         // Started as somebody already: stay.
         return Ok(());
@@ -207,13 +232,30 @@ fn become_user(name: &str) -> Result<(), KeeperError> {
     }
     .map_err(|errno| KeeperError::system(format!("cannot look up the user {name}"), errno))?
     .ok_or_else(|| KeeperError::NoUser(name.to_owned()))?;
+    // The files with nonces are read again where the bus begins anew, and removed at the end.
+    let nonces = listeners
+        .iter()
+        .filter(|one| one.address.starts_with("nonce-tcp:"));
+    for path in nonces.filter_map(|one| one.path.as_deref()) {
+        nix::unistd::chown(path, Some(user.uid), Some(user.gid))
+            .map_err(|errno| KeeperError::system(format!("cannot give {path} to the user {name}"), errno))?;
+    }
     let change = || -> nix::Result<()> {
         let c_name = std::ffi::CString::new(user.name.clone()).unwrap_or_default();
         nix::unistd::initgroups(&c_name, user.gid)?;
         nix::unistd::setresgid(user.gid, user.gid, Gid::from_raw(user.gid.as_raw()))?;
         nix::unistd::setresuid(user.uid, user.uid, user.uid)
     };
-    change().map_err(|errno| KeeperError::system(format!("cannot become the user {name}"), errno))
+    change().map_err(|errno| KeeperError::system(format!("cannot become the user {name}"), errno))?;
+    live_at(&user.dir);
+    Ok(())
+}
+
+/// The home directory was that of the user who started the daemon; the keyring is the bus's own.
+#[expect(unsafe_code, reason = "changes the environment of a single-threaded process")]
+fn live_at(home: &Path) {
+    // SAFETY: the process has one thread.
+    unsafe { std::env::set_var("HOME", home) };
 }
 
 #[expect(unsafe_code, reason = "a system call without a wrapper")]

@@ -19,6 +19,7 @@ use super::errands::Errands;
 use super::error::KeeperError;
 use super::life::{Life, PROBATION, Standing};
 use super::memory_group::MemoryGroup;
+use super::watch::Watch;
 use crate::control::{Outbox, Request, Told};
 use crate::handoff::form::Form;
 use crate::handoff::image;
@@ -151,7 +152,7 @@ impl Keeper {
             deaths: Deaths::default(),
             memory_group: MemoryGroup::own(),
             outbox,
-            errands: Errands::new(config),
+            errands: Errands::new(config, Watch::new()),
             announcement,
         })
     }
@@ -306,7 +307,7 @@ impl Keeper {
         ];
         self.outbox.settle();
         let mut fds = own.to_vec();
-        fds.extend(crate::os::log::descriptor());
+        fds.extend(crate::os::log::descriptors());
         fds.extend(self.standing.fds());
         fds.extend(self.outbox.fds());
         fds.extend(self.errands.fds());
@@ -324,12 +325,8 @@ impl Keeper {
     }
 
     fn remove_files(&self) {
-        let sockets = self
-            .record
-            .listeners
-            .iter()
-            .filter_map(|listener| listener.path.as_deref());
-        for path in sockets.chain(self.record.pid_file.as_deref()) {
+        super::listen::remove_files(&self.record.listeners);
+        if let Some(path) = &self.record.pid_file {
             let _ = std::fs::remove_file(path);
         }
     }

@@ -42,6 +42,7 @@ impl JournaledBus {
             listeners: vec![ListenerIdentity {
                 guid,
                 transport: Transport::Unix,
+                nonce: None,
             }],
             machine_id: guid.to_string(),
             keeper_pid: 1,

@@ -112,6 +112,7 @@ fn build() -> Whole {
         listeners: vec![ListenerIdentity {
             guid,
             transport: Transport::Unix,
+            nonce: None,
         }],
         machine_id: guid.to_string(),
         keeper_pid: 1,

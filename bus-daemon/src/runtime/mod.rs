@@ -25,7 +25,7 @@ use std::convert::Infallible;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use bus_wire::Guid;
+use bus_wire::{Guid, SASL_NONCE};
 use bytes::Bytes;
 
 use crate::broker::{Broker, Identity, ListenerIdentity, Millis, Start, Transport};
@@ -33,7 +33,7 @@ use crate::config::Config;
 use crate::control::{Inbox, worker_exit};
 use crate::handoff::form::Form;
 use crate::handoff::image;
-use crate::handoff::keeper::KeeperV1;
+use crate::handoff::keeper::{KeeperV1, Listener};
 use crate::handoff::stored::LAYOUT;
 use crate::journal::Journal;
 use crate::os::memfd::SharedMapping;
@@ -163,6 +163,7 @@ fn restore(
     let lent = SharedMapping(Arc::new(bytes));
     let bytes = Bytes::from_owner(lent.clone());
     let mut restored = image::load_lent(&bytes, now()).map_err(|error| error.to_string())?;
+    check_nonces(record, &restored.broker)?;
     for damage in &restored.damage {
         tracing::error!("the state is damaged: {damage}");
     }
@@ -211,6 +212,7 @@ fn recover(
     kept: &[RawFd],
 ) -> Result<(Worker, Start), String> {
     let mut recovered = recover::replay_in_steps(&mut journal, record.image, death.skip, death.cut_short)?;
+    check_nonces(record, &recovered.broker)?;
     if !recovered.is_damaged {
         recovered.dismiss_quarantined(&mut journal);
     }
@@ -265,9 +267,11 @@ fn identity(record: &KeeperV1) -> Result<Identity, String> {
             .listeners
             .iter()
             .map(|one| {
-                let guid = guid(&one.guid)?;
-                let transport = Transport::Unix;
-                Ok(ListenerIdentity { guid, transport })
+                Ok(ListenerIdentity {
+                    guid: guid(&one.guid)?,
+                    transport: system::transport(one.fd),
+                    nonce: nonce(one)?,
+                })
             })
             .collect::<Result<_, String>>()?,
         machine_id: record.machine_id.clone(),
@@ -275,6 +279,34 @@ fn identity(record: &KeeperV1) -> Result<Identity, String> {
         own_uid: nix::unistd::geteuid().as_raw(),
         hash_seed: u64::from_ne_bytes(seed),
     })
+}
+
+/// What clients of a listener have to say first.
+fn nonce(listener: &Listener) -> Result<Option<[u8; SASL_NONCE]>, String> {
+    let Some(path) = nonce_file(listener) else {
+        return Ok(None);
+    };
+    let bytes = std::fs::read(path).map_err(|error| format!("{path}: {error}"))?;
+    let nonce = bytes.try_into();
+    nonce.map(Some).map_err(|_| format!("{path} holds no nonce"))
+}
+
+/// The file that a listener's clients read first: a socket of the internet has no other.
+fn nonce_file(listener: &Listener) -> Option<&str> {
+    let path = listener.path.as_deref()?;
+    (system::transport(listener.fd) == Transport::Tcp).then_some(path)
+}
+
+/// A listener whose clients have to know a nonce must not be open to everybody for damage to the state.
+fn check_nonces(record: &KeeperV1, broker: &Broker) -> Result<(), String> {
+    let known = &broker.identity().listeners;
+    for (index, listener) in record.listeners.iter().enumerate() {
+        let is_known = known.get(index).is_some_and(|one| one.nonce.is_some());
+        if let Some(path) = nonce_file(listener).filter(|_| !is_known) {
+            return Err(format!("the state lacks the nonce that is in {path}"));
+        }
+    }
+    Ok(())
 }
 
 /// Now, as the broker counts time.

@@ -2,11 +2,13 @@
 
 #![allow(unsafe_code, reason = "socket options without a wrapper")]
 
+use std::net::SocketAddr;
 use std::os::fd::RawFd;
 
 use bus_wire::Fd;
+use nix::sys::socket::{UnixAddr, getsockname};
 
-use crate::broker::{Attested, Credentials, JournalMemory, MachineId, System};
+use crate::broker::{Attested, Credentials, JournalMemory, MachineId, System, Transport};
 use crate::journal::{Answer, Journal, Recorded};
 use crate::os::descriptor;
 
@@ -126,18 +128,54 @@ fn is_at_console(uid: u32) -> bool {
 }
 
 /// Whether a descriptor is a connection that one of these listeners accepted: a stream socket with a
-/// name, which does not listen itself. Only accepted sockets have one here: what clients pass has none.
+/// name, which does not listen itself. Only accepted sockets have one here: what clients pass has none, or is passed on.
 pub(crate) fn is_accepted_socket(fd: RawFd, listeners: &[crate::handoff::keeper::Listener]) -> Option<u32> {
-    use nix::sys::socket::{UnixAddr, getsockname};
     if option::<i32>(fd, libc::SO_ACCEPTCONN) != Some(0) {
         return None;
     }
-    let name: UnixAddr = getsockname(fd).ok()?;
-    name.path().map(|_| ()).or(name.as_abstract().map(|_| ()))?;
-    let is_same = |listener: &crate::handoff::keeper::Listener| {
-        getsockname::<UnixAddr>(listener.fd).is_ok_and(|own| own == name)
+    let name = Name::of(fd)?;
+    let accepts = |listener: &crate::handoff::keeper::Listener| {
+        Name::of(listener.fd).is_some_and(|own| own.accepts_at(&name))
     };
-    listeners.iter().position(is_same).map(|index| index as u32)
+    listeners.iter().position(accepts).map(|index| index as u32)
+}
+
+/// Where a socket is bound.
+#[derive(Debug, PartialEq, Eq)]
+enum Name {
+    Unix(Box<UnixAddr>),
+    Internet(SocketAddr),
+}
+
+impl Name {
+    /// `None` where it has none.
+    fn of(fd: RawFd) -> Option<Self> {
+        if let Some(at) = crate::os::socket::internet_address(fd) {
+            return Some(Self::Internet(at));
+        }
+        let name: UnixAddr = getsockname(fd).ok()?;
+        name.path().map(|_| ()).or(name.as_abstract().map(|_| ()))?;
+        Some(Self::Unix(Box::new(name)))
+    }
+
+    /// Whether a listener of this name accepts connections that are bound to the other.
+    fn accepts_at(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Internet(own), Self::Internet(at)) => {
+                let is_any = own.ip().is_unspecified() && own.is_ipv4() == at.is_ipv4();
+                own.port() == at.port() && (is_any || own.ip() == at.ip())
+            }
+            (own, at) => own == at,
+        }
+    }
+}
+
+/// What carries the links of a listener.
+pub(crate) fn transport(listener: RawFd) -> Transport {
+    match Name::of(listener) {
+        Some(Name::Internet(_)) => Transport::Tcp,
+        Some(Name::Unix(_)) | None => Transport::Unix,
+    }
 }
 
 /// What the kernel tells of the process at the other end of a unix socket, at the time of connecting.

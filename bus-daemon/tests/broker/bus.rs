@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bus_daemon::broker::{
     Action, Attested, Broker, BrokerState, ConfigRefusal, Credentials, Errand, ErrandOutcome, Event, Fds,
-    Identity, ListenerIdentity, Millis, PeerId, Room, Start, System, Transport,
+    Identity, Keys, ListenerIdentity, Millis, PeerId, Room, Start, System, Transport,
 };
 use bus_daemon::config::policy::Policy;
 use bus_daemon::config::{Config, Connect, Limits, Simple};
@@ -20,6 +20,7 @@ pub const UID: u32 = 1000;
 /// The listeners, by their index.
 pub const UNIX: u32 = 0;
 pub const TCP: u32 = 1;
+pub const NONCE: u32 = 2;
 
 /// Handles of sockets are numbered from here on.
 const SOCKETS: i32 = 1_000_000;
@@ -34,11 +35,30 @@ pub fn check(script: impl Fn(&mut Bus)) {
 /// The same with another configuration.
 #[track_caller]
 pub fn check_with(config: &Config, script: impl Fn(&mut Bus)) {
-    let run = |restarts| {
+    compare(|restarts| {
         let mut bus = Bus::new(config.clone(), restarts);
         script(&mut bus);
         bus.transcript
-    };
+    });
+}
+
+/// The same with a listener more, which has a nonce.
+#[track_caller]
+pub fn check_with_nonce(config: &Config, nonce: [u8; 16], script: impl Fn(&mut Bus)) {
+    let listeners = [
+        (Transport::Unix, None),
+        (Transport::Tcp, None),
+        (Transport::Tcp, Some(nonce)),
+    ];
+    compare(|restarts| {
+        let mut bus = Bus::listening(config.clone(), restarts, &listeners);
+        script(&mut bus);
+        bus.transcript
+    });
+}
+
+#[track_caller]
+fn compare(run: impl Fn(bool) -> Vec<String>) {
     let (through, restarted) = (run(false), run(true));
     for (n, (one, other)) in through.iter().zip(&restarted).enumerate() {
         assert_eq!(one, other, "line {n}: the restarted bus did something else");
@@ -151,14 +171,25 @@ pub type Who = usize;
 
 impl Bus {
     pub fn new(config: Config, restarts: bool) -> Self {
+        Self::listening(
+            config,
+            restarts,
+            &[(Transport::Unix, None), (Transport::Tcp, None)],
+        )
+    }
+
+    /// The same with these listeners.
+    fn listening(config: Config, restarts: bool, listeners: &[(Transport, Option<[u8; 16]>)]) -> Self {
         let identity = Identity {
             guid: Guid::from_bytes([7; 16]),
-            listeners: [Transport::Unix, Transport::Tcp]
-                .map(|transport| ListenerIdentity {
+            listeners: listeners
+                .iter()
+                .map(|(transport, nonce)| ListenerIdentity {
                     guid: Guid::from_bytes([8; 16]),
-                    transport,
+                    transport: *transport,
+                    nonce: *nonce,
                 })
-                .into(),
+                .collect(),
             machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
             keeper_pid: 1,
             own_uid: UID,
@@ -280,7 +311,7 @@ impl Bus {
         let payers = self.broker.peer_ids().map(|id| (id, self.broker.payers_of(id)));
         restored.restore_payers(self.broker.save_table(), payers.collect());
         restored.check_invariants().unwrap();
-        assert!(restored.save() == state, "saved again it is something else");
+        assert_eq!(restored.save(), state, "saved again it is something else");
         self.broker = restored;
         self.broker.set_room(self.room);
         self.set_step();
@@ -649,6 +680,16 @@ impl Bus {
         self.event(Event::ErrandEnded {
             errand,
             outcome: ErrandOutcome::Trial(verdict.map_err(str::to_owned)),
+            payload,
+        });
+    }
+
+    /// An errand ends with what was found in the keyring.
+    pub fn end_keyring(&mut self, errand: u64, keys: Result<Keys, &str>) {
+        let payload = Some(self.descriptors.make());
+        self.event(Event::ErrandEnded {
+            errand,
+            outcome: ErrandOutcome::Keyring(keys.map_err(str::to_owned)),
             payload,
         });
     }

@@ -10,11 +10,13 @@
     unreachable_pub
 )]
 
+mod admissions;
 mod announcements;
 mod bus;
 mod calls;
 mod connecting;
 mod descriptors;
+mod each_limit;
 mod fds;
 mod limits;
 mod monitoring;

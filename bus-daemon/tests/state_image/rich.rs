@@ -24,6 +24,8 @@ pub fn rich() -> Rich {
             eavesdrop_allowed: true,
             ..OWNER
         }),
+        // As ever: the golden images have it.
+        auth: vec![bus_wire::Mechanism::External, bus_wire::Mechanism::Anonymous],
         ..config()
     };
     let mut bus = Bus::new(config, false);

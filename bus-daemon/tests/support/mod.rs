@@ -88,6 +88,7 @@ impl Bus {
             listeners: vec![ListenerIdentity {
                 guid: Guid::from_bytes([0xcd; 16]),
                 transport: Transport::Unix,
+                nonce: None,
             }],
             machine_id: id.to_owned(),
             keeper_pid: 42,

@@ -31,6 +31,7 @@ impl CookieContext {
 
 /// One line of a file of cookies.
 #[derive(Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Cookie {
     /// Its number, as it is written.
     pub id: String,
@@ -89,6 +90,17 @@ impl CookieChallenge {
             context,
             id: cookie.id.clone(),
             challenge: to_hex(&random),
+        }
+    }
+
+    /// The same where one secret serves for many clients: `number` tells them apart.
+    pub fn derived(context: CookieContext, cookie: &Cookie, secret: &[u8], number: u64) -> Self {
+        let mut hash = sha1_smol::Sha1::from(secret);
+        hash.update(&number.to_le_bytes());
+        Self {
+            context,
+            id: cookie.id.clone(),
+            challenge: to_hex(&hash.digest().bytes()),
         }
     }
 

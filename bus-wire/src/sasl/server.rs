@@ -2,13 +2,16 @@
 //!
 //! [`SaslServer`] is a plain value: it can be saved in the middle of a line and goes on where it was.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec::Vec;
+use core::mem;
 
 use thiserror::Error;
 
 use super::Mechanism;
-use super::line::{Lines, MAX_LINE, TooLong, ascii, decode_hex, split_blank};
+use super::cookie::{Cookie, CookieChallenge};
+use super::line::{Lines, MAX_LINE, TooLong, ascii, decode_hex, push_hex, split_blank};
 use crate::guid::Guid;
 
 /// So many REJECTED end the exchange ("If the client is rejected too many times the server must disconnect").
@@ -38,7 +41,12 @@ pub struct SaslServer {
     rejections: u32,
     errors: u32,
     lines: Lines,
+    /// What came while a cookie was looked up.
+    held: Vec<u8>,
 }
+
+/// Bytes of the nonce of a `nonce-tcp:` address (specification, "Nonce-secured TCP Sockets").
+pub const NONCE: usize = 16;
 
 /// What a [`SaslServer`] holds, to be saved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,53 +63,94 @@ pub struct SaslState {
     pub errors: u32,
     /// A line that has not arrived completely.
     pub partial: Vec<u8>,
+    /// What came while a cookie is looked up.
+    pub held: Vec<u8>,
 }
 
-/// How far an exchange has come: the states of the specification, "Server states", with one before and one behind.
+/// How far an exchange has come: the states of the specification, "Server states", with some before and one behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SaslStage {
+    /// The nonce has not arrived completely.
+    Nonce {
+        /// The listener's.
+        expected: [u8; NONCE],
+        /// What of it has arrived.
+        received: Vec<u8>,
+    },
     /// The nul byte has not arrived.
     Nul,
     /// WaitingForAuth
     WaitingForAuth,
     /// WaitingForData, of the mechanism EXTERNAL: who the client wants to be.
     WaitingForIdentity,
+    /// WaitingForData, of the mechanism DBUS_COOKIE_SHA1: who the client wants to be.
+    WaitingForCookieUser,
+    /// The server's owner looks a cookie up, for this user: a name or a number.
+    LookingUpCookie(Vec<u8>),
+    /// WaitingForData, of the mechanism DBUS_COOKIE_SHA1: what proves that the client knows the cookie.
+    WaitingForCookie(Box<CookieQuestion>),
     /// WaitingForBegin, and what is agreed upon then.
     WaitingForBegin(SaslDone),
     /// BEGIN has been read, or the exchange has failed.
     Over,
 }
 
-/// The states of the specification, "Server states", with one before them and one behind.
+/// What a client was asked that is to prove that it knows a cookie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CookieQuestion {
+    /// As it was sent.
+    pub challenge: CookieChallenge,
+    /// Which the client must know.
+    pub cookie: Cookie,
+    /// Who the client is if it does.
+    pub uid: u32,
+}
+
+/// The states of the specification, "Server states", with some before them and one behind.
 ///
 /// ```text
-/// Nul -> WaitingForAuth <-> WaitingForData -> WaitingForBegin -> Over
-///              ^  |                                ^ |
-///              |  +--------------------------------+ |
-///              +-------------------------------------+
+/// Nonce -> Nul -> WaitingForAuth <-> WaitingForData -> WaitingForBegin -> Over
+///                   ^  ^ |  |          ^                     ^ |
+///                   |  | |  +----------|---------------------+ |
+///                   |  | +> LookingUpCookie                    |
+///                   |  +----------+                            |
+///                   +------------------------------------------+
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
+    /// The nonce of a `nonce-tcp:` address has not arrived completely.
+    Nonce {
+        expected: [u8; NONCE],
+        received: Vec<u8>,
+    },
     /// The "special credentials-passing nul byte" has not arrived.
     Nul,
     WaitingForAuth,
     WaitingForData(Challenge),
+    /// Nothing is read before [`SaslServer::give_cookie`] is called.
+    LookingUpCookie(Vec<u8>),
     WaitingForBegin(SaslDone),
     /// BEGIN has been read, or the exchange has failed.
     Over,
 }
 
 /// What a client was asked that has to answer with DATA.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Challenge {
     /// EXTERNAL without an initial response: who do you want to be?
     ExternalIdentity,
+    /// DBUS_COOKIE_SHA1, likewise.
+    CookieUser,
+    /// DBUS_COOKIE_SHA1: what proves that you know the cookie?
+    Cookie(Box<CookieQuestion>),
 }
 
 /// What a mechanism says to a response (specification, "Server states": MECH(RESP)).
 enum Verdict {
     /// CONTINUE, with an empty challenge.
     Continue(Challenge),
+    /// A cookie is to be looked up for this user first.
+    LookUp(Vec<u8>),
     Ok {
         uid: Option<u32>,
         mechanism: Mechanism,
@@ -132,6 +181,9 @@ pub struct SaslDone {
 /// Why a client must be disconnected. It is at fault in every case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum SaslError {
+    /// "Nonce-secured TCP Sockets": what the client sent first is not in the nonce file.
+    #[error("the nonce is wrong")]
+    WrongNonce,
     /// "Special credentials-passing nul byte".
     #[error("the first byte was {0:#04x} and not nul")]
     NoNul(u8),
@@ -168,6 +220,18 @@ impl SaslServer {
             rejections: 0,
             errors: 0,
             lines: Lines::default(),
+            held: Vec::new(),
+        }
+    }
+
+    /// A new exchange that begins with the nonce of the address, as the specification has it in "Nonce-secured TCP Sockets".
+    pub fn behind_nonce(config: SaslConfig, peer_uid: Option<u32>, nonce: [u8; NONCE]) -> Self {
+        Self {
+            state: State::Nonce {
+                expected: nonce,
+                received: Vec::new(),
+            },
+            ..Self::new(config, peer_uid)
         }
     }
 
@@ -180,20 +244,26 @@ impl SaslServer {
             rejections,
             errors,
             lines,
+            held,
         } = self.clone();
         SaslState {
             config,
             peer_uid,
             stage: match state {
+                State::Nonce { expected, received } => SaslStage::Nonce { expected, received },
                 State::Nul => SaslStage::Nul,
                 State::WaitingForAuth => SaslStage::WaitingForAuth,
                 State::WaitingForData(Challenge::ExternalIdentity) => SaslStage::WaitingForIdentity,
+                State::WaitingForData(Challenge::CookieUser) => SaslStage::WaitingForCookieUser,
+                State::WaitingForData(Challenge::Cookie(question)) => SaslStage::WaitingForCookie(question),
+                State::LookingUpCookie(user) => SaslStage::LookingUpCookie(user),
                 State::WaitingForBegin(done) => SaslStage::WaitingForBegin(done),
                 State::Over => SaslStage::Over,
             },
             rejections,
             errors,
             partial: lines.into_partial(),
+            held,
         }
     }
 
@@ -206,26 +276,81 @@ impl SaslServer {
             rejections,
             errors,
             partial,
+            held,
         } = state;
         Self {
             config,
             peer_uid,
             state: match stage {
+                SaslStage::Nonce { expected, received } => State::Nonce { expected, received },
                 SaslStage::Nul => State::Nul,
                 SaslStage::WaitingForAuth => State::WaitingForAuth,
                 SaslStage::WaitingForIdentity => State::WaitingForData(Challenge::ExternalIdentity),
+                SaslStage::WaitingForCookieUser => State::WaitingForData(Challenge::CookieUser),
+                SaslStage::WaitingForCookie(question) => State::WaitingForData(Challenge::Cookie(question)),
+                SaslStage::LookingUpCookie(user) => State::LookingUpCookie(user),
                 SaslStage::WaitingForBegin(done) => State::WaitingForBegin(done),
                 SaslStage::Over => State::Over,
             },
             rejections,
             errors,
             lines: Lines::new(partial),
+            held,
         }
     }
 
-    /// How many bytes of an incomplete line are held.
+    /// How many bytes are held of an incomplete line, or of what came while a cookie is looked up.
     pub fn buffered(&self) -> usize {
-        self.lines.buffered()
+        self.lines.buffered() + self.held.len()
+    }
+
+    /// For whom a cookie is to be looked up, a name or a number: the exchange goes on with [`give_cookie`](Self::give_cookie).
+    pub fn wanted_cookie(&self) -> Option<&[u8]> {
+        match &self.state {
+            State::LookingUpCookie(user) => Some(user),
+            State::Nonce { .. }
+            | State::Nul
+            | State::WaitingForAuth
+            | State::WaitingForData(_)
+            | State::WaitingForBegin(_)
+            | State::Over => None,
+        }
+    }
+
+    /// Goes on with what was looked up: what to ask the client, or `None` where there is no cookie for that user. The step's
+    /// `consumed` counts what came meanwhile, all of which is returned behind it.
+    ///
+    /// # Errors
+    /// As [`feed`](Self::feed).
+    pub fn give_cookie(
+        &mut self,
+        question: Option<Box<CookieQuestion>>,
+        output: &mut Vec<u8>,
+    ) -> Result<(SaslStep, Vec<u8>), SaslError> {
+        let held = mem::take(&mut self.held);
+        let none = SaslStep {
+            consumed: 0,
+            done: None,
+        };
+        if self.wanted_cookie().is_none() {
+            return Ok((none, held));
+        }
+        match question {
+            Some(question) => {
+                output.extend_from_slice(b"DATA ");
+                push_hex(output, question.challenge.to_data().as_bytes());
+                output.extend_from_slice(b"\r\n");
+                self.state = State::WaitingForData(Challenge::Cookie(question));
+            }
+            None => {
+                if let Err(error) = self.reject(output) {
+                    self.state = State::Over;
+                    return Err(error);
+                }
+            }
+        }
+        let step = self.feed(&held, output)?;
+        Ok((step, held))
     }
 
     /// Takes what the client sent and appends the answers to `output`. How the input is cut into pieces makes no
@@ -238,6 +363,7 @@ impl SaslServer {
         if !matches!(result, Ok(SaslStep { done: None, .. })) {
             self.state = State::Over;
             self.lines = Lines::default();
+            self.held = Vec::new();
         }
         result
     }
@@ -247,15 +373,42 @@ impl SaslServer {
         if self.state == State::Over {
             return Err(SaslError::Over);
         }
+        if let State::Nonce { expected, received } = &mut self.state {
+            consumed = input.len().min(NONCE - received.len().min(NONCE));
+            received.extend_from_slice(&input[..consumed]);
+            if received.len() < NONCE {
+                return Ok(SaslStep { consumed, done: None });
+            }
+            // All of it is looked at, so that how long this takes tells nothing.
+            let differences = expected
+                .iter()
+                .zip(&*received)
+                .fold(0, |bits, (one, other)| bits | (one ^ other));
+            if differences != 0 {
+                return Err(SaslError::WrongNonce);
+            }
+            self.state = State::Nul;
+        }
         if self.state == State::Nul {
-            match input.first() {
+            match input.get(consumed) {
                 None => return Ok(SaslStep { consumed, done: None }),
-                Some(0) => consumed = 1,
+                Some(0) => consumed += 1,
                 Some(&other) => return Err(SaslError::NoNul(other)),
             }
             self.state = State::WaitingForAuth;
         }
-        while let Some((used, line)) = self.lines.take(&input[consumed..])? {
+        loop {
+            if self.wanted_cookie().is_some() {
+                // The answer to AUTH comes first; whoever sends more meanwhile does not wait for it.
+                if self.held.len() + input.len() - consumed > MAX_LINE {
+                    return Err(SaslError::LineTooLong);
+                }
+                self.held.extend_from_slice(&input[consumed..]);
+                break;
+            }
+            let Some((used, line)) = self.lines.take(&input[consumed..])? else {
+                break;
+            };
             consumed += used;
             if let Some(done) = self.line(&line, output)? {
                 return Ok(SaslStep {
@@ -285,7 +438,7 @@ impl SaslServer {
             }
             ("AUTH", _) => self.error("Sent AUTH while expecting BEGIN", output),
             ("DATA", State::WaitingForData(challenge)) => {
-                let challenge = *challenge;
+                let challenge = challenge.clone();
                 self.respond(
                     argument,
                     |server, response| server.answer(challenge, response),
@@ -345,6 +498,10 @@ impl SaslServer {
                 output.extend_from_slice(b"DATA\r\n");
                 Ok(None)
             }
+            Verdict::LookUp(user) => {
+                self.state = State::LookingUpCookie(user);
+                Ok(None)
+            }
             Verdict::Ok { uid, mechanism } => {
                 self.state = State::WaitingForBegin(SaslDone {
                     uid,
@@ -366,6 +523,9 @@ impl SaslServer {
                 Verdict::Continue(Challenge::ExternalIdentity)
             }
             Mechanism::External => self.external(response),
+            // No user is named that could have a cookie.
+            Mechanism::CookieSha1 if response.is_empty() => Verdict::Continue(Challenge::CookieUser),
+            Mechanism::CookieSha1 => Verdict::LookUp(response.to_vec()),
             // RFC 4505: the response is trace information, in UTF-8.
             Mechanism::Anonymous if core::str::from_utf8(response).is_ok() => Verdict::Ok {
                 uid: None,
@@ -379,6 +539,15 @@ impl SaslServer {
     fn answer(&self, challenge: Challenge, response: &[u8]) -> Verdict {
         match challenge {
             Challenge::ExternalIdentity => self.external(response),
+            Challenge::CookieUser if response.is_empty() => Verdict::Rejected,
+            Challenge::CookieUser => Verdict::LookUp(response.to_vec()),
+            Challenge::Cookie(question) if question.challenge.verify(&question.cookie, response) => {
+                Verdict::Ok {
+                    uid: Some(question.uid),
+                    mechanism: Mechanism::CookieSha1,
+                }
+            }
+            Challenge::Cookie(_) => Verdict::Rejected,
         }
     }
 

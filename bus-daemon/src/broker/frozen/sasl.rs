@@ -58,6 +58,8 @@ impl From<&SaslServer> for SaslV1 {
             rejections,
             errors,
             partial,
+            // In the list of those that this version cannot express: see [`is_expressed`].
+            held: _,
         } = server.save();
         let SaslConfig {
             guid,
@@ -67,16 +69,21 @@ impl From<&SaslServer> for SaslV1 {
         Self {
             config: SaslConfigV1 {
                 guid,
-                mechanisms: mechanisms.into_iter().map(MechanismV1::from).collect(),
+                mechanisms: mechanisms.into_iter().filter_map(MechanismV1::of).collect(),
                 can_pass_fds,
             },
             peer_uid,
             stage: match stage {
                 SaslStage::Nul => SaslStageV1::Nul,
-                SaslStage::WaitingForAuth => SaslStageV1::WaitingForAuth,
+                // Without the nonce nobody goes on.
+                SaslStage::Nonce { .. } => SaslStageV1::Over,
+                SaslStage::WaitingForAuth
+                | SaslStage::WaitingForCookieUser
+                | SaslStage::LookingUpCookie(_)
+                | SaslStage::WaitingForCookie(_) => SaslStageV1::WaitingForAuth,
                 SaslStage::WaitingForIdentity => SaslStageV1::WaitingForData(ChallengeV1::ExternalIdentity),
                 SaslStage::WaitingForBegin(SaslDone { uid, fds, mechanism }) => {
-                    let mechanism = mechanism.into();
+                    let mechanism = MechanismV1::of(mechanism).unwrap_or(MechanismV1::External);
                     SaslStageV1::WaitingForBegin(SaslDoneV1 { uid, fds, mechanism })
                 }
                 SaslStage::Over => SaslStageV1::Over,
@@ -123,15 +130,33 @@ impl From<SaslV1> for SaslServer {
             rejections,
             errors,
             partial,
+            held: Vec::new(),
         })
     }
 }
 
-impl From<Mechanism> for MechanismV1 {
-    fn from(mechanism: Mechanism) -> Self {
+/// Whether this version has a place for all that an exchange knows.
+pub(in crate::broker) fn is_expressed(server: &SaslServer) -> bool {
+    let state = server.save();
+    let is_stage_known = match state.stage {
+        SaslStage::Nonce { .. }
+        | SaslStage::WaitingForCookieUser
+        | SaslStage::LookingUpCookie(_)
+        | SaslStage::WaitingForCookie(_) => false,
+        SaslStage::Nul | SaslStage::WaitingForAuth | SaslStage::WaitingForIdentity | SaslStage::Over => true,
+        SaslStage::WaitingForBegin(done) => MechanismV1::of(done.mechanism).is_some(),
+    };
+    let mut mechanisms = state.config.mechanisms.into_iter();
+    is_stage_known && mechanisms.all(|one| MechanismV1::of(one).is_some())
+}
+
+impl MechanismV1 {
+    /// `None` where this version does not know it.
+    fn of(mechanism: Mechanism) -> Option<Self> {
         match mechanism {
-            Mechanism::External => Self::External,
-            Mechanism::Anonymous => Self::Anonymous,
+            Mechanism::External => Some(Self::External),
+            Mechanism::CookieSha1 => None,
+            Mechanism::Anonymous => Some(Self::Anonymous),
         }
     }
 }

@@ -91,6 +91,7 @@ pub(super) fn restore_listener(listener: ListenerV1) -> ListenerIdentity {
             TransportV1::Unix => Transport::Unix,
             TransportV1::Tcp => Transport::Tcp,
         },
+        nonce: None,
     }
 }
 

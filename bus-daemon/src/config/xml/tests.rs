@@ -387,11 +387,32 @@ fn service_dirs() {
 }
 
 #[test]
-fn cookies_are_not_offered() {
+fn mechanisms_are_those_that_are_named_or_all() {
     let Loaded { config, warnings, .. } =
         load_with(&Memory::default(), "<auth>DBUS_COOKIE_SHA1</auth>").unwrap();
-    assert!(config.auth.is_empty());
-    assert_eq!(warnings.len(), 1);
+    assert_eq!(config.auth, [Mechanism::CookieSha1]);
+    assert!(warnings.is_empty());
+    assert_eq!(
+        load_with(&Memory::default(), "").unwrap().config.auth,
+        Mechanism::ALL
+    );
+}
+
+#[test]
+fn addresses_whose_keys_make_no_sense_are_refused_with_file_and_line() {
+    for (address, text) in [
+        (
+            "tcp:host=localhost,port=99999",
+            "port is not a number from 0 to 65535",
+        ),
+        ("nonce-tcp:port=x", "port is not a number from 0 to 65535"),
+        ("tcp:family=ipv5", "family is neither \"ipv4\" nor \"ipv6\""),
+        ("unix:runtime=no", "the only value of runtime is \"yes\""),
+    ] {
+        let error = load_with(&Memory::default(), &format!("<listen>{address}</listen>")).unwrap_err();
+        let expected = format!("/etc/bus/main.conf:2: {address:?}: {text}");
+        assert_eq!(error.to_string(), expected);
+    }
 }
 
 /// The reference implementation's samples, where they are installed.
@@ -465,4 +486,168 @@ proptest! {
         let _ = load(Path::new("f"), body.as_bytes(), &Memory::default(), &environment());
         let _ = load_with(&Memory::default(), &body);
     }
+}
+
+/// What is said of a file with exactly these bytes; empty where nothing is wrong.
+fn said_of(content: &[u8]) -> String {
+    let loaded = load(Path::new("f"), content, &Memory::default(), &environment());
+    loaded.map_or_else(|error| error.to_string(), |_| String::new())
+}
+
+fn utf16(text: &str, is_big: bool) -> Vec<u8> {
+    let units = text.encode_utf16();
+    let bytes = units.map(|unit| {
+        if is_big {
+            unit.to_be_bytes()
+        } else {
+            unit.to_le_bytes()
+        }
+    });
+    bytes.flatten().collect()
+}
+
+#[test]
+fn encodings() {
+    let text = "<busconfig><type>ü</type></busconfig>";
+    assert_eq!(said_of(text.as_bytes()), "");
+    assert_eq!(said_of(&[b"\xef\xbb\xbf", text.as_bytes()].concat()), "");
+    assert_eq!(said_of(&[&b"\xff\xfe"[..], &utf16(text, false)].concat()), "");
+    assert_eq!(said_of(&[&b"\xfe\xff"[..], &utf16(text, true)].concat()), "");
+    assert_eq!(
+        said_of(&[&b"\xfe\xff\0"[..], &utf16(text, true)].concat()),
+        "f:1: the file is not UTF-8"
+    );
+    // Without a mark it is not guessed.
+    assert!(said_of(&utf16(text, false)).starts_with("f:1: "));
+    for declared in ["ISO-8859-1", "UTF-8", "US-ASCII"] {
+        let declaration = format!("<?xml version='1.0' encoding='{declared}'?>\n");
+        assert_eq!(
+            said_of(format!("{declaration}<busconfig/>").as_bytes()),
+            "",
+            "{declared}"
+        );
+        let latin = [declaration.as_bytes(), b"<busconfig><!-- \xfc --></busconfig>"].concat();
+        assert_eq!(said_of(&latin), "f:2: the file is not UTF-8");
+    }
+    assert!(said_of(b"<busconfig><type>a\0b</type></busconfig>").starts_with("f:1: "));
+    assert!(said_of(b"<busconfig>\n\0</busconfig>").starts_with("f:2: "));
+}
+
+#[test]
+fn document_types() {
+    let with = |subset: &str, body: &str| {
+        said_of(format!("<!DOCTYPE busconfig [\n{subset}\n]>\n<busconfig>{body}</busconfig>").as_bytes())
+    };
+    assert_eq!(with("<!ENTITY type 'session'>", "<type>&type;</type>"), "");
+    assert_eq!(with("<!-- <!ATTLIST x y CDATA 'z'> -->", ""), "");
+    assert_eq!(with("<!ATTLIST busconfig a CDATA #IMPLIED>", ""), "");
+    assert_eq!(
+        with(
+            "\n<!ATTLIST limit name CDATA 'max_names_per_connection'>",
+            "<limit>5</limit>"
+        ),
+        "f:3: default values of attributes (<!ATTLIST>) are not supported"
+    );
+    for external in ["SYSTEM 'file:///etc/passwd'", "PUBLIC 'a' 'b'"] {
+        let said = with(&format!("<!ENTITY x {external}>"), "<type>&x;</type>");
+        assert_eq!(said, "f:2: entities of other files are not supported");
+    }
+    // The word may be in the value.
+    assert_eq!(with("<!ENTITY x 'SYSTEM'>", "<type>&x;</type>"), "");
+    assert!(with("", "<type>&nothing;</type>").starts_with("f:4: "));
+    // Ten times ten times ten..., and one long entity again and again.
+    let levels: String = (1..10)
+        .map(|level| format!("<!ENTITY a{level} '{}'>", format!("&a{};", level - 1).repeat(10)))
+        .collect();
+    assert_ne!(
+        with(&format!("<!ENTITY a0 'x'>{levels}"), "<type>&a9;</type>"),
+        ""
+    );
+    let long = format!("<!ENTITY a '{}'>", "x".repeat(100_000));
+    let said = with(&long, &"<!-- -->&a;".repeat(10_000));
+    assert_eq!(said, "f:1: its entities may become too long");
+    // A stock file's, which has no subset of its own.
+    let stock =
+        "<!DOCTYPE busconfig PUBLIC \"-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN\"\n \"http://x\">";
+    assert_eq!(
+        said_of(format!("{stock}<busconfig>&lt;</busconfig>").as_bytes()),
+        "f:2: <busconfig> cannot contain text"
+    );
+}
+
+#[test]
+fn namespaces_are_attributes_that_there_are_not() {
+    for body in [
+        "<busconfig xmlns='x'/>",
+        "<busconfig xmlns:a='x'/>",
+        "<busconfig><policy context='default' xmlns='x'/></busconfig>",
+        "<busconfig xml:lang='en'/>",
+    ] {
+        let said = said_of(body.as_bytes());
+        assert!(said.contains("has no attribute \"xmlns\""), "{body}: {said}");
+    }
+}
+
+#[test]
+fn blanks_around_names_are_refused_and_around_paths_they_are_part_of_them() {
+    for (element, text) in [("auth", "EXTERNAL"), ("user", "root"), ("listen", "unix:path=/a")] {
+        for padded in [format!(" {text}"), format!("{text}\n")] {
+            let said = said_of(format!("<busconfig><{element}>{padded}</{element}></busconfig>").as_bytes());
+            assert_eq!(
+                said,
+                format!("f:1: <{element}> cannot have blanks around its text")
+            );
+        }
+    }
+    assert_eq!(loaded("<type> session\n</type>").bus_type, BusType::Session);
+    assert_eq!(
+        loaded("<limit name='auth_timeout'> 5 </limit>")
+            .limits
+            .auth_timeout,
+        5
+    );
+    let files = Memory::default().with("/etc/bus/a.conf", "<busconfig/>");
+    let error = load_with(&files, "<include> a.conf</include>").unwrap_err();
+    assert_eq!(error.to_string(), "/etc/bus/ a.conf: entity not found");
+}
+
+#[test]
+fn depth_and_size_are_bounded() {
+    let deep = "<type>".repeat(10_000) + &"</type>".repeat(10_000);
+    assert_eq!(
+        said_of(format!("<busconfig>{deep}</busconfig>").as_bytes()),
+        "f:1: <type> has no element <type>"
+    );
+    let deep = "<busconfig>".repeat(10_000) + &"</busconfig>".repeat(10_000);
+    assert_eq!(
+        said_of(deep.as_bytes()),
+        "f:1: <busconfig> has no element <busconfig>"
+    );
+    let many = "<policy context='default'/>\n".repeat(100_000);
+    assert_eq!(said_of(format!("<busconfig>{many}</busconfig>").as_bytes()), "");
+}
+
+/// A directory whose files include it, twice each, by other names: without a bound they would be read 2^64 times.
+#[test]
+fn circles_by_other_names_come_to_an_end() {
+    struct Links;
+    impl Files for Links {
+        fn read(&self, _: &Path) -> io::Result<Vec<u8>> {
+            Ok(b"<busconfig><includedir>l</includedir></busconfig>".to_vec())
+        }
+
+        fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+            Ok(vec![path.join("a.conf"), path.join("b.conf")])
+        }
+
+        fn create_private_dir(&self, _: &Path) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let error = load_file(Path::new("/d/main.conf"), &Links, &environment()).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.ends_with("there are more than 2000 files, or more than 67108864 bytes in them"),
+        "{text}"
+    );
 }

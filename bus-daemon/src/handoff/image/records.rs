@@ -18,6 +18,7 @@ pub(super) mod kind {
     pub(crate) const MANIFEST: u16 = 14;
     pub(crate) const AGENDA: u16 = 15;
     pub(crate) const SHARES: u16 = 16;
+    pub(crate) const ADMISSIONS: u16 = 17;
 }
 
 /// What the worker knew in version 1, when a descriptor's handle was its number.

@@ -290,7 +290,7 @@ impl Keeper {
     fn read_configuration(&mut self) -> Result<(), KeeperError> {
         let system = |error| KeeperError::system("cannot read the configuration", error);
         let payload = memfd::create(c"bus-outcome").map_err(system)?;
-        let reading = Reading::start(self.record.arguments(), payload)
+        let reading = Reading::start(self.record.arguments(), payload, None)
             .inspect_err(|_| descriptor::close(payload))
             .map_err(system)?;
         let read = reading.wait();

@@ -207,6 +207,7 @@ impl Worker {
     fn ask(&mut self, id: u64, errand: &Errand) -> std::io::Result<()> {
         let (errand, image) = match errand {
             Errand::LoadConfiguration => (control::Errand::LoadConfiguration, None),
+            Errand::ReadKeyring => (control::Errand::ReadKeyring, None),
             Errand::TryBinary { binary } => match self.save(Form::OWN, clock::monotonic()) {
                 Ok(image) => {
                     let binary = binary.clone();

@@ -242,3 +242,178 @@ proptest! {
         prop_assert_eq!(run(server(), &[&input]), run(server(), &pieces));
     }
 }
+
+const NONCE_BYTES: [u8; NONCE] = *b"0123456789abcdef";
+
+fn behind_nonce() -> SaslServer {
+    SaslServer::behind_nonce(config(&[Mechanism::Anonymous], false), None, NONCE_BYTES)
+}
+
+#[test]
+fn a_nonce_comes_first_in_pieces_of_any_size() {
+    let input = [&NONCE_BYTES[..], b"\0AUTH ANONYMOUS\r\nBEGIN\r\n"].concat();
+    for size in 1..=input.len() {
+        let mut server = behind_nonce();
+        let mut output = Vec::new();
+        let mut last = None;
+        for piece in input.chunks(size) {
+            // In the middle of it, it can be saved.
+            server = SaslServer::restore(server.save());
+            last = Some(server.feed(piece, &mut output).unwrap());
+        }
+        assert_eq!(String::from_utf8(output).unwrap(), OK, "{size}");
+        assert_eq!(last.unwrap().done.unwrap().uid, None);
+    }
+}
+
+#[test]
+fn a_wrong_nonce_ends_the_exchange_once_all_of_it_is_there() {
+    for wrong in 0..NONCE {
+        let mut nonce = NONCE_BYTES;
+        nonce[wrong] ^= 1;
+        let mut server = behind_nonce();
+        let mut output = Vec::new();
+        assert!(
+            server.feed(&nonce[..NONCE - 1], &mut output).is_ok(),
+            "byte {wrong}"
+        );
+        let error = server.feed(&nonce[NONCE - 1..], &mut output).unwrap_err();
+        assert_eq!(error, SaslError::WrongNonce, "byte {wrong}");
+        assert_eq!(
+            server.feed(b"\0AUTH ANONYMOUS\r\n", &mut output),
+            Err(SaslError::Over)
+        );
+        assert!(output.is_empty());
+    }
+    // Whoever knows of none begins with the nul byte, and is told nothing.
+    let error = check(behind_nonce(), "\0AUTH ANONYMOUS\r\n", "").unwrap_err();
+    assert_eq!(error, SaslError::WrongNonce);
+}
+
+fn cookie() -> Cookie {
+    Cookie {
+        id: "7".into(),
+        created: 1_700_000_000,
+        secret: "c0ffee".into(),
+    }
+}
+
+fn question() -> Box<CookieQuestion> {
+    let context = crate::sasl::cookie::CookieContext::new("org_freedesktop_general").unwrap();
+    Box::new(CookieQuestion {
+        challenge: CookieChallenge::new(context, &cookie(), [0x5a; 16]),
+        cookie: cookie(),
+        uid: UID,
+    })
+}
+
+fn hexed(text: &str) -> String {
+    super::super::line::to_hex(text.as_bytes())
+}
+
+fn cookie_server() -> SaslServer {
+    let mechanisms = [Mechanism::External, Mechanism::CookieSha1];
+    SaslServer::new(config(&mechanisms, false), None)
+}
+
+/// Up to the moment when the cookie is looked up.
+fn asking(first: &str) -> SaslServer {
+    let mut server = cookie_server();
+    let mut output = Vec::new();
+    let step = server.feed(first.as_bytes(), &mut output).unwrap();
+    assert_eq!((step.consumed, step.done), (first.len(), None));
+    assert!(output.is_empty());
+    assert_eq!(server.wanted_cookie(), Some(&b"me"[..]));
+    // While it is looked up, it can be saved.
+    SaslServer::restore(server.save())
+}
+
+#[test]
+fn who_knows_the_cookie_is_its_user() {
+    let mut server = asking("\0AUTH DBUS_COOKIE_SHA1 6d65\r\n");
+    let mut output = Vec::new();
+    let (step, held) = server.give_cookie(Some(question()), &mut output).unwrap();
+    assert_eq!((step.done, held.as_slice()), (None, &b""[..]));
+    let asked = hexed(&question().challenge.to_data());
+    assert_eq!(output, format!("DATA {asked}\r\n").as_bytes());
+    let right = hexed(&question().challenge.answer(&cookie(), [1; 16]));
+    server = SaslServer::restore(server.save());
+    let step = check(server, &format!("DATA {right}\r\nBEGIN\r\n"), OK);
+    let expected = SaslDone {
+        uid: Some(UID),
+        fds: false,
+        mechanism: Mechanism::CookieSha1,
+    };
+    assert_eq!(done(step), expected);
+}
+
+#[test]
+fn who_does_not_know_the_cookie_is_rejected_and_may_try_again() {
+    const REJECTED: &str = "REJECTED EXTERNAL DBUS_COOKIE_SHA1\r\n";
+    let other = Cookie {
+        secret: "c0ffef".into(),
+        ..cookie()
+    };
+    let answer = question().challenge.answer(&other, [1; 16]);
+    for wrong in [
+        answer.as_str(),
+        "00",
+        "",
+        "00 ",
+        &format!("00 {}", "0".repeat(40)),
+    ] {
+        let mut server = asking("\0AUTH DBUS_COOKIE_SHA1 6d65\r\n");
+        server.give_cookie(Some(question()), &mut Vec::new()).unwrap();
+        check(server, &format!("DATA {}\r\n", hexed(wrong)), REJECTED).unwrap();
+    }
+    // An answer counts once.
+    let mut server = asking("\0AUTH DBUS_COOKIE_SHA1 6d65\r\n");
+    server.give_cookie(Some(question()), &mut Vec::new()).unwrap();
+    let right = hexed(&question().challenge.answer(&cookie(), [1; 16]));
+    let text = format!("{REJECTED}ERROR \"Not currently in an auth conversation\"\r\n");
+    check(server, &format!("DATA 00\r\nDATA {right}\r\n"), &text).unwrap();
+}
+
+#[test]
+fn where_there_is_no_cookie_the_mechanism_is_rejected() {
+    let mut server = asking("\0AUTH DBUS_COOKIE_SHA1 6d65\r\n");
+    let mut output = Vec::new();
+    server.give_cookie(None, &mut output).unwrap();
+    assert_eq!(output, b"REJECTED EXTERNAL DBUS_COOKIE_SHA1\r\n");
+    assert_eq!(server.wanted_cookie(), None);
+    // A second answer to one question is none.
+    output.clear();
+    server.give_cookie(Some(question()), &mut output).unwrap();
+    assert!(output.is_empty());
+}
+
+#[test]
+fn what_comes_while_a_cookie_is_looked_up_waits_and_is_bounded() {
+    let mut server = asking("\0AUTH DBUS_COOKIE_SHA1 6d65\r\nCAN");
+    let mut output = Vec::new();
+    server.feed(b"CEL\r\nAUTH\r\n", &mut output).unwrap();
+    assert!(output.is_empty());
+    assert_eq!(server.buffered(), 14);
+    let (step, held) = server.give_cookie(Some(question()), &mut output).unwrap();
+    assert_eq!((step.consumed, held.len()), (14, 14));
+    let rejected = "REJECTED EXTERNAL DBUS_COOKIE_SHA1\r\n";
+    let text = String::from_utf8(output).unwrap();
+    assert!(
+        text.starts_with("DATA ") && text.ends_with(&rejected.repeat(2)),
+        "{text}"
+    );
+    let mut server = asking("\0AUTH DBUS_COOKIE_SHA1 6d65\r\nDATA 6d65\r\n");
+    let more = vec![b'x'; MAX_LINE];
+    assert_eq!(server.feed(&more, &mut Vec::new()), Err(SaslError::LineTooLong));
+}
+
+#[test]
+fn a_user_may_be_named_in_data() {
+    let mut server = cookie_server();
+    let mut output = Vec::new();
+    server
+        .feed(b"\0AUTH DBUS_COOKIE_SHA1\r\nDATA 6d65\r\n", &mut output)
+        .unwrap();
+    assert_eq!(output, b"DATA\r\n");
+    assert_eq!(server.wanted_cookie(), Some(&b"me"[..]));
+}

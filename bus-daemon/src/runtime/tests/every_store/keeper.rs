@@ -149,7 +149,7 @@ impl Keeper {
                 }
                 Request::Errand { id, errand } if self.known.insert(id) => {
                     match &errand {
-                        Errand::LoadConfiguration => self.done.readings += 1,
+                        Errand::LoadConfiguration | Errand::ReadKeyring => self.done.readings += 1,
                         Errand::TryBinary { image, .. } => {
                             self.done.trials += 1;
                             self.approved = None;
@@ -181,6 +181,7 @@ impl Keeper {
         let UnderWay { id, errand, .. } = self.under_way.remove(index);
         let outcome = match errand {
             Errand::LoadConfiguration => self.configuration(id, random),
+            Errand::ReadKeyring => Outcome::Keyring(Err("there is none".into())),
             Errand::TryBinary { image, .. } => {
                 close(image);
                 self.done.refused += u64::from(self.verdict == Verdict::Refused);
@@ -392,7 +393,7 @@ fn look_at(image: RawFd) -> Result<(), String> {
 
 fn image_of(errand: &Errand) -> Option<RawFd> {
     match errand {
-        Errand::LoadConfiguration => None,
+        Errand::LoadConfiguration | Errand::ReadKeyring => None,
         Errand::TryBinary { image, .. } => Some(*image),
     }
 }
