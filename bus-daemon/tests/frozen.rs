@@ -11,7 +11,7 @@ use bus_daemon::handoff::codec::encode;
 use bus_wire::{Fd, Guid};
 
 /// Where frozen structs are. `broker/frozen/next.rs` is of a format that is never in use.
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "broker/frozen.rs",
     "broker/frozen/admissions.rs",
     "broker/frozen/config.rs",

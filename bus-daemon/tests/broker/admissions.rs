@@ -1,15 +1,15 @@
 //! Who comes in behind a nonce, or with a cookie.
 
 use bus_daemon::broker::{Attested, Credentials, Errand, Keys};
-use bus_daemon::config::{Config, Connect};
+use bus_daemon::config::{Config, Simple};
 use bus_wire::Mechanism;
 use bus_wire::sasl::cookie::{Cookie, CookieChallenge, CookieContext};
 
-use crate::bus::{Bus, NONCE, TCP, UID, UNIX, check_with, check_with_nonce, config};
+use crate::bus::{Bus, NONCE, TCP, UID, UNIX, check_with, check_with_nonce, config, policy};
 
 fn with(auth: &[Mechanism]) -> Config {
     Config {
-        connect: Connect::Anyone,
+        policy: policy(Simple::OPEN),
         allow_anonymous: true,
         auth: auth.to_vec(),
         ..config()
