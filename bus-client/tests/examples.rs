@@ -55,3 +55,22 @@ fn caller_and_service_outlive_the_bus() {
         "{sum}, {answered} answered, {doubtful} in doubt: {lines:?}"
     );
 }
+
+/// `unix:runtime=yes` is `bus` in `XDG_RUNTIME_DIR` (specification, "Unix Domain Sockets").
+#[test]
+fn the_address_of_the_runtime_directory() {
+    let Some(bus) = Bus::start() else { return };
+    let start = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new(example(program));
+        command.arg("unix:runtime=yes").args(arguments);
+        command.env("XDG_RUNTIME_DIR", bus.directory.path());
+        command.stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let mut service = start("service", &[]);
+    let caller = start("caller", &["5"]).wait_with_output().unwrap();
+    service.kill().unwrap();
+    service.wait().unwrap();
+    let text = String::from_utf8(caller.stdout).unwrap();
+    assert!(caller.status.success(), "{text}");
+    assert_eq!(text.lines().next(), Some("call 0: 1"), "{text}");
+}

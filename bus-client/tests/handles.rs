@@ -387,7 +387,7 @@ fn where_there_is_no_bus_it_says_so_at_once() {
 }
 
 #[test]
-fn a_list_of_addresses_and_a_program_as_the_way_to_the_bus() {
+fn of_a_list_of_addresses_the_first_that_can_be_connected_to() {
     let Some(bus) = Bus::start() else { return };
     let list = format!("unix:path=/nowhere/at/all;{}", bus.address());
     let client = Connection::address(&list).connect_thread().unwrap();

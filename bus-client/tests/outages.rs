@@ -9,11 +9,13 @@
 
 mod support;
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bus_client::{Connection, Event, Fate, Known, Missed, Rule, State};
+use bus_client::{Connection, Error, Event, Fate, Known, LinkError, Missed, Rule, State};
 use support::load::{Driver, Load, under_load};
 use support::{Bus, COUNTER, Counter};
 
@@ -230,6 +232,52 @@ fn a_unique_name_of_the_bus_that_is_gone_reaches_no_stranger() {
         others,
         "a stranger has got something"
     );
+}
+
+fn id(client: &Connection) -> String {
+    let id = client.call("org.freedesktop.DBus", "/", "org.freedesktop.DBus.GetId", &());
+    // The last bus may have got it, and have gone with it.
+    id.idempotent().wait().unwrap()
+}
+
+/// What the bus says in the OK of its authentication, which is not what GetId says.
+fn guid(bus: &Bus) -> String {
+    let mut socket = UnixStream::connect(bus.directory.path().join("bus")).unwrap();
+    socket.write_all(b"\0AUTH EXTERNAL\r\nDATA\r\n").unwrap();
+    let lines = BufReader::new(socket).lines().map(Result::unwrap);
+    let mut ok = lines.filter_map(|line| line.strip_prefix("OK ").map(str::to_owned));
+    ok.next().unwrap()
+}
+
+#[test]
+fn an_address_with_a_guid_binds_the_first_link_only() {
+    let Some(mut bus) = Bus::start() else { return };
+    let guid = guid(&bus);
+    let with = |guid: &str| Connection::address(&format!("{},guid={guid}", bus.address()));
+    let error = with(&"0".repeat(32)).connect_thread().unwrap_err();
+    assert!(matches!(error, Error::Connect(LinkError::OtherBus)), "{error:?}");
+    let client = with(&guid).connect_thread().unwrap();
+    let first = id(&client);
+    // The bus that is started anew has another.
+    bus.kill();
+    bus.start_again();
+    assert_ne!(id(&client), first);
+    assert_eq!(client.state(), State::Up);
+}
+
+/// There is no path that could be looked at: the timer alone serves.
+#[test]
+fn a_bus_at_an_abstract_address_comes_back() {
+    let listen = format!("unix:abstract=bus-client-outages-{}", std::process::id());
+    let Some(mut bus) = Bus::start_with(&listen, "") else {
+        return;
+    };
+    let client = Connection::address(bus.listens()).connect_thread().unwrap();
+    let first = id(&client);
+    bus.kill();
+    std::thread::sleep(Duration::from_millis(200));
+    bus.start_again();
+    assert_ne!(id(&client), first);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! A session of `bus-tcp` beside the same TLS connection without one, in one run: throughput in one direction, and the
-//! time of a question and its answer.
+//! time of a question and its answer. Once used by the two programs themselves, and once by relays, which programs reach
+//! over a socket, as `bus carry` is.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -17,13 +18,15 @@ use nix::unistd::Pid;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional_with_sizes};
+use tokio::net::{TcpListener, UnixStream};
 use tokio::runtime::{Builder, Runtime};
 
 /// Bytes that go one way before one comes back.
 const BULK: usize = 8 << 20;
 const QUESTION: usize = 64;
+/// What a relay reads at a time.
+const PIECE: usize = 64 * 1024;
 
 /// Client and hosts have a processor each, the same for both kinds: where the scheduler puts a thread changes the time of a
 /// question and its answer by a factor of two.
@@ -77,8 +80,39 @@ async fn ask(stream: &mut (impl Stream + ?Sized), kind: u8, bytes: &[u8]) {
     stream.read_exact(&mut [0; QUESTION]).await.unwrap();
 }
 
+/// What is between the programs: the carrier itself, or a relay at either end.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Direct,
+    Relay,
+}
+
+/// The program's end of a socket whose other end is relayed.
+fn relayed(mut carrier: impl Stream + 'static) -> UnixStream {
+    let (program, mut relay) = UnixStream::pair().unwrap();
+    tokio::spawn(async move {
+        let _ = copy_bidirectional_with_sizes(&mut relay, &mut carrier, PIECE, PIECE).await;
+    });
+    program
+}
+
+async fn serve_by(way: Way, carrier: impl Stream + 'static) {
+    let served = match way {
+        Way::Direct => tokio::spawn(serve(carrier)),
+        Way::Relay => tokio::spawn(serve(relayed(carrier))),
+    };
+    served.await.unwrap();
+}
+
+fn client(way: Way, carrier: impl Stream + 'static) -> Client {
+    Client(Some(match way {
+        Way::Direct => Box::new(carrier),
+        Way::Relay => Box::new(relayed(carrier)),
+    }))
+}
+
 /// A host on a thread of its own; how to reach it.
-fn host(session: bool) -> TlsDial {
+fn host(way: Way, session: bool) -> TlsDial {
     let (ready, address) = mpsc::channel();
     let (host_key, client_key) = (
         Key::generate(&provider()).unwrap().0,
@@ -96,11 +130,11 @@ fn host(session: bool) -> TlsDial {
                 let listener = Listener::new(ListenOptions::default()).unwrap();
                 listener.open(door);
                 let session = listener.accept().await.unwrap();
-                tokio::spawn(serve(session)).await.unwrap();
+                serve_by(way, session).await;
             } else {
                 let heard = door.hear(door.accept().await.unwrap()).await.unwrap();
                 let (carrier, _): (BoxCarrier, _) = door.admit(heard).await.unwrap();
-                tokio::spawn(serve(carrier)).await.unwrap();
+                serve_by(way, carrier).await;
             }
         });
     });
@@ -108,19 +142,23 @@ fn host(session: bool) -> TlsDial {
     TlsDial::raw_key(provider(), address, &client_key, pins, &Terms::DEFAULT).unwrap()
 }
 
-/// Both, in turns: what the machine does meanwhile it does to both.
 fn paired(c: &mut Criterion) {
+    both(c, Way::Direct, "");
+    both(c, Way::Relay, ", relayed");
+}
+
+/// Both, in turns: what the machine does meanwhile it does to both.
+fn both(c: &mut Criterion, way: Way, suffix: &str) {
     pin(0);
     let runtime = runtime();
     let (mut bare, mut session) = runtime.block_on(async {
-        let bare = host(false).dial(None).await.unwrap();
-        (
-            Client(Some(Box::new(bare))),
-            Client(Some(Box::new(connect(host(true), Terms::DEFAULT).unwrap()))),
-        )
+        let bare = host(way, false).dial(None).await.unwrap();
+        let session = connect(host(way, true), Terms::DEFAULT).unwrap();
+        (client(way, bare), client(way, session))
     });
     let bulk: &'static [u8] = vec![7; BULK].leak();
     for (name, kind, bytes) in [("bulk 8 MiB", 1, bulk), ("question 64 B", 0, &bulk[..QUESTION])] {
+        let name = &format!("{name}{suffix}");
         let mut group = c.benchmark_group(name);
         group.throughput(Throughput::Bytes(bytes.len() as u64));
         group.bench_function("bare TLS", |b| {
