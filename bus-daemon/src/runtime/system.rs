@@ -126,7 +126,7 @@ pub(crate) fn attested(socket: RawFd) -> Attested {
 }
 
 /// SO_PEERCRED. A transport that has none says that it is nobody (uid -1).
-fn credentials(socket: RawFd) -> Credentials {
+pub(crate) fn credentials(socket: RawFd) -> Credentials {
     const NOBODY: u32 = u32::MAX;
     let found = option::<libc::ucred>(socket, libc::SO_PEERCRED).filter(|found| found.uid != NOBODY);
     found.map_or(Credentials::default(), |found| Credentials {

@@ -204,6 +204,30 @@ fn who_does_not_say_hello_waits_beside_peers_of_its_own_user_only() {
     });
 }
 
+#[test]
+fn of_a_user_more_connections_than_it_may_ever_have_are_not_taken_in() {
+    let mut config = config();
+    config.connect = Connect::Anyone;
+    config.limits.max_incomplete_connections = 2;
+    config.limits.max_connections_per_user = 3;
+    check_with(&config, |bus| {
+        let silent: Vec<_> = (0..5)
+            .map(|_| {
+                assert!(!bus.broker.has_too_many_newcomers(Some(1)));
+                bus.accept_as(of_user(Some(1)))
+            })
+            .collect();
+        assert!(bus.broker.has_too_many_newcomers(Some(1)));
+        // Others are, and those of whom it is not known who they are, and root.
+        for uid in [Some(2), Some(0), None] {
+            (0..6).for_each(|_| drop(bus.accept_as(of_user(uid))));
+            assert_eq!(bus.broker.has_too_many_newcomers(uid), uid == Some(2), "{uid:?}");
+        }
+        bus.close(silent[3]);
+        assert!(!bus.broker.has_too_many_newcomers(Some(1)));
+    });
+}
+
 fn config_timeout() -> u64 {
     config().limits.auth_timeout
 }

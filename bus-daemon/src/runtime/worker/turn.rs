@@ -38,8 +38,6 @@ const SHORT_WORK: u64 = 64;
 /// ahead](crate::journal::Journal::write_ahead) at its end.
 const UNFINISHED: u64 = 1024;
 const UNFINISHED_MOST: u64 = 64;
-/// What it is to accept a connection: questions to the kernel.
-const ACCEPT: u64 = 4;
 
 impl Worker {
     /// When the next tick is due; `None` = not by itself.
@@ -213,7 +211,7 @@ impl Worker {
                     work
                 }
                 Ready::Listener(index) => {
-                    let work = 1 + ACCEPT * self.accept(index) + self.broker.work() - begin;
+                    let work = 1 + self.accept(index) + self.broker.work() - begin;
                     self.acceptance.served(&mut self.rotation, work);
                     work
                 }
