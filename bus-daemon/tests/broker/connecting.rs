@@ -228,6 +228,30 @@ fn of_a_user_more_connections_than_it_may_ever_have_are_not_taken_in() {
     });
 }
 
+#[test]
+fn a_long_list_of_groups_is_charged_to_whose_it_is() {
+    check_with(&config(), |bus| {
+        let held = bus.broker.held_outside();
+        let accept = |bus: &mut Bus, groups: u32| {
+            let attested = Attested {
+                credentials: of_user(Some(1)),
+                groups: Some((0..groups).collect()),
+                label: None,
+            };
+            let who = bus.accept_from(UNIX, attested);
+            (who, bus.broker.rewritten_of(bus.peer(who)))
+        };
+        let (_, few) = accept(bus, 20);
+        assert_eq!(few, 0);
+        let (who, many) = accept(bus, 4000);
+        assert_eq!(many, 4 * 4000);
+        assert_eq!(bus.broker.rewritten_bytes(), many);
+        assert_eq!(bus.broker.held_outside(), held + many);
+        bus.close(who);
+        assert_eq!(bus.broker.held_outside(), held);
+    });
+}
+
 fn config_timeout() -> u64 {
     config().limits.auth_timeout
 }

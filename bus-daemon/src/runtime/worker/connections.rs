@@ -163,6 +163,12 @@ impl Worker {
     }
 
     pub(super) fn welcome(&mut self, number: RawFd, listener: u32) {
+        if system::has_too_many_groups(number) {
+            let uid = system::credentials(number).uid;
+            let text = format_args!("a connection was turned away: its process has too many groups");
+            self.complaints.warn(uid, text);
+            return descriptor::close(number);
+        }
         let attested = system::attested(number);
         let Some(handle) = self.journal.assign(number) else {
             let text =

@@ -228,7 +228,9 @@ impl Worker {
     /// [units](UNFINISHED). That is no more than one read, where there is address space for extents.
     fn unfinished(&mut self, peer: crate::broker::PeerId) -> u64 {
         match self.links.get_mut(peer) {
-            Some(Link { large: None, .. }) => (self.broker.input_of(peer) / UNFINISHED).min(UNFINISHED_MOST),
+            Some(Link { large: None, .. }) => {
+                (self.broker.rewritten_of(peer) / UNFINISHED).min(UNFINISHED_MOST)
+            }
             Some(_) | None => 0,
         }
     }
