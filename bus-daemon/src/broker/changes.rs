@@ -27,14 +27,16 @@ impl Broker {
         self.roster.changed_count()
     }
 
-    /// Bytes of messages and lines of all peers that have not arrived completely.
-    pub fn input_bytes(&self) -> u64 {
-        self.ledger.input()
+    /// Bytes that are written whenever their peers have changed, of all peers together: of messages and lines that have not
+    /// arrived completely, and of long lists of groups.
+    pub fn rewritten_bytes(&self) -> u64 {
+        self.ledger.input() + self.ledger.groups()
     }
 
     /// The same of one peer.
-    pub fn input_of(&self, peer: PeerId) -> u64 {
-        self.roster.get(peer).map_or(0, |peer| peer.charge.input)
+    pub fn rewritten_of(&self, peer: PeerId) -> u64 {
+        let peer = self.roster.get(peer);
+        peer.map_or(0, |peer| peer.charge.input + peer.charge.groups)
     }
 
     /// Moves to `out` the indexes whose peers may have changed, come or gone since they were last taken, each once: at most

@@ -96,6 +96,7 @@ impl Broker {
         }
         if let Some(peer) = self.roster.get_mut(id) {
             self.deadlines.expect_hello(peer, Some(deadline));
+            self.ledger.settle(peer);
         }
         self.descriptors.add_link(credentials.uid);
         self.regulate_accepting();

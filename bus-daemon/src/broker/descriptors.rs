@@ -182,7 +182,7 @@ impl Descriptors {
         Some(shared.saturating_sub(of_others) / (users + 1))
     }
 
-    fn is_privileged(&self, uid: Option<u32>) -> bool {
+    pub(super) fn is_privileged(&self, uid: Option<u32>) -> bool {
         uid == Some(0) || uid == Some(self.own_uid)
     }
 

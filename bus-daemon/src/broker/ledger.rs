@@ -24,7 +24,12 @@ pub(crate) struct Charge {
     pub(super) input: u64,
     /// Both but for output that the store has.
     loose: u64,
+    /// The list of its groups, where that is long.
+    pub(super) groups: u64,
 }
+
+/// Groups that nobody is charged for: more than most users are in.
+const FEW_GROUPS: usize = 32;
 
 impl Charge {
     fn of(peer: &Peer) -> Self {
@@ -33,10 +38,13 @@ impl Charge {
             Phase::Greeting | Phase::Active | Phase::Monitor => peer.framer.partial_bytes(),
         } as u64;
         let tail = peer.out.end() - peer.out.stored();
+        let groups = peer.groups.as_ref().map_or(0, Vec::len);
+        let groups = if groups > FEW_GROUPS { 4 * groups as u64 } else { 0 };
         Self {
             queued: peer.out.len(),
             input,
             loose: tail + input,
+            groups,
         }
     }
 }
@@ -47,6 +55,7 @@ pub(super) struct Ledger {
     queued: u64,
     input: u64,
     loose: u64,
+    groups: u64,
     /// Peers with output that waits.
     waiting: u64,
     /// By the senders' indexes: the generation, and what of their messages waits.
@@ -62,6 +71,7 @@ impl Ledger {
         self.queued = self.queued + now.queued - before.queued;
         self.input = self.input + now.input - before.input;
         self.loose = self.loose + now.loose - before.loose;
+        self.groups = self.groups + now.groups - before.groups;
         self.waiting = self.waiting + u64::from(now.queued > 0) - u64::from(before.queued > 0);
     }
 
@@ -72,6 +82,7 @@ impl Ledger {
         self.queued -= before.queued;
         self.input -= before.input;
         self.loose -= before.loose;
+        self.groups -= before.groups;
         self.waiting -= u64::from(before.queued > 0);
     }
 
@@ -126,6 +137,11 @@ impl Ledger {
         self.input
     }
 
+    /// Bytes of long lists of groups.
+    pub(super) fn groups(&self) -> u64 {
+        self.groups
+    }
+
     /// Bytes of both beside those in the store, at most, and what the sockets of those who do not read hold.
     pub(super) fn loose(&self) -> u64 {
         self.loose + self.waiting * SOCKET
@@ -144,6 +160,7 @@ impl Ledger {
             sum.queued += charge.queued;
             sum.input += charge.input;
             sum.loose += charge.loose;
+            sum.groups += charge.groups;
             sum.waiting += u64::from(charge.queued > 0);
             peer.origins.check(peer.out.sent(), peer.out.end())?;
             for (sender, bytes) in peer.origins.runs() {
@@ -157,8 +174,8 @@ impl Ledger {
                 }
             }
         }
-        let counted = (sum.queued, sum.input, sum.loose, sum.waiting);
-        let kept = (self.queued, self.input, self.loose, self.waiting);
+        let counted = (sum.queued, sum.input, sum.loose, sum.groups, sum.waiting);
+        let kept = (self.queued, self.input, self.loose, self.groups, self.waiting);
         if counted != kept {
             return Err(Violation::new(format!(
                 "the charges are {counted:?}, and not {kept:?}"

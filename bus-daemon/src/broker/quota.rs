@@ -153,6 +153,16 @@ impl Broker {
         }
     }
 
+    /// Whether so many connections of a user have not said Hello that some of them could never be heard while the others are
+    /// there: beside those that have a slot, as many as the user may have at all. Nobody waits behind more of them.
+    pub fn has_too_many_newcomers(&self, uid: Option<u32>) -> bool {
+        let limits = &self.config.limits;
+        let most = limits
+            .max_incomplete_connections
+            .saturating_add(limits.max_connections_per_user);
+        uid.is_some() && !self.descriptors.is_privileged(uid) && self.roster.newcomers_of(uid) >= most
+    }
+
     /// Gives slots to those who have not said Hello (`max_incomplete_connections`), and stops and resumes accepting.
     pub(super) fn regulate_accepting(&mut self) {
         let slots = self.config.limits.max_incomplete_connections;

@@ -224,12 +224,12 @@ impl Broker {
         self.ledger.loose() + self.state_charge() + self.activation_environment.charge()
     }
 
-    /// What match rules, names and open calls are charged.
+    /// What match rules, names, open calls and long lists of groups are charged.
     pub(super) fn state_charge(&self) -> u64 {
         let rules = self.subscriptions.len() as u64 * RULE;
         let names = (self.names.len() + self.roster.unique_count()) as u64 * NAME;
         let calls = self.calls.entries().len() as u64 * CALL;
-        rules + names + calls
+        rules + names + calls + self.ledger.groups()
     }
 
     /// Who is in the middle of a message that could not be held beside anything else.
@@ -285,7 +285,12 @@ impl Broker {
         Share {
             id: peer.id,
             uid: peer.credentials.uid,
-            bytes: self.ledger.sent_by(peer.id) + peer.charge.input + rules + names + calls,
+            bytes: self.ledger.sent_by(peer.id)
+                + peer.charge.input
+                + peer.charge.groups
+                + rules
+                + names
+                + calls,
         }
     }
 

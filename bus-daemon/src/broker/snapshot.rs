@@ -183,6 +183,7 @@ impl Broker {
     pub fn set_attested(&mut self, peer: PeerId, groups: Option<Vec<u32>>, label: Option<Vec<u8>>) {
         if let Some(peer) = self.roster.get_mut(peer) {
             (peer.groups, peer.label) = (groups, label);
+            self.ledger.settle(peer);
         }
     }
 

@@ -13,7 +13,8 @@
 //! ```
 //!
 //! What was done for somebody beyond the clock is its debt. That is never more than the work of serving it once or twice, since
-//! whoever has a debt is served only when it is next, and it is forgotten when a tenth of a second or two have passed.
+//! whoever has a debt is served only when it is next, and it is forgotten when a tenth of a second or two have passed. What is
+//! done to accept a user's connections is a debt of the user, too: it may be as much as all that was done for whoever accepts.
 
 use std::collections::BTreeMap;
 
@@ -65,6 +66,15 @@ impl Served {
         }
         self.work = self.work.max(clock);
         ((self.work + self.expected) / LEVEL, self.work)
+    }
+
+    /// More was done than is done at its own turns.
+    fn owe(&mut self, clock: u64, span: u64, work: u64) {
+        if self.span + 2 <= span {
+            *self = Self::default();
+        }
+        self.work = self.work.max(clock) + work;
+        self.span = span;
     }
 
     #[inline]
@@ -234,6 +244,13 @@ impl<T: Ord + Copy> Rotation<T> {
         if !participant.ready.is_empty() {
             let (place, beginning) = participant.served.place(self.clock, self.span);
             self.order.add(place, (current.user, beginning));
+        }
+    }
+
+    /// So much was done for a user at somebody else's turn. It counts as if it had been done for the user's peers.
+    pub(crate) fn charge(&mut self, user: UserSlot, work: u64) {
+        if let Some(participant) = self.participants.get_mut(user.0 as usize) {
+            participant.served.owe(self.clock, self.span, work);
         }
     }
 

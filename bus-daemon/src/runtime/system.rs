@@ -189,7 +189,7 @@ pub(crate) fn attested(socket: RawFd) -> Attested {
 }
 
 /// SO_PEERCRED. A transport that has none says that it is nobody (uid -1).
-fn credentials(socket: RawFd) -> Credentials {
+pub(crate) fn credentials(socket: RawFd) -> Credentials {
     const NOBODY: u32 = u32::MAX;
     let found = option::<libc::ucred>(socket, libc::SO_PEERCRED).filter(|found| found.uid != NOBODY);
     found.map_or(Credentials::default(), |found| Credentials {
@@ -214,6 +214,17 @@ fn option<T>(socket: RawFd, name: i32) -> Option<T> {
     };
     // SAFETY: the kernel has written a whole T (plain integers).
     (result == 0 && len as usize == size_of::<T>()).then(|| unsafe { value.assume_init() })
+}
+
+/// Groups of a process that connects, at most. All of them are kept, since any may be named in a policy, and stand in each
+/// entry of the peer. The kernel allows 65,536, and a user namespace gives anybody as many; the directories of large
+/// organisations give nobody more than about a thousand.
+pub(crate) const MOST_GROUPS: usize = 4096;
+
+/// Whether the process at the other end has more groups than are read.
+pub(crate) fn has_too_many_groups(socket: RawFd) -> bool {
+    let (result, len) = option_into(socket, libc::SO_PEERGROUPS, &mut [0_u32; 32]);
+    result == Err(libc::ERANGE) && len / 4 > MOST_GROUPS
 }
 
 /// SO_PEERGROUPS, with the primary one.

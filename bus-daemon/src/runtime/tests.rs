@@ -7,6 +7,9 @@ mod entries;
 #[cfg(target_arch = "x86_64")]
 mod every_store;
 mod full_table;
+#[cfg(target_arch = "x86_64")]
+mod groups;
+#[cfg(target_arch = "x86_64")]
 mod half;
 mod heard;
 mod in_flight;

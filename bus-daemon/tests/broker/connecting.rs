@@ -204,6 +204,56 @@ fn who_does_not_say_hello_waits_beside_peers_of_its_own_user_only() {
     });
 }
 
+#[test]
+fn of_a_user_more_connections_than_it_may_ever_have_are_not_taken_in() {
+    let mut config = config();
+    config.connect = Connect::Anyone;
+    config.limits.max_incomplete_connections = 2;
+    config.limits.max_connections_per_user = 3;
+    check_with(&config, |bus| {
+        let silent: Vec<_> = (0..5)
+            .map(|_| {
+                assert!(!bus.broker.has_too_many_newcomers(Some(1)));
+                bus.accept_as(of_user(Some(1)))
+            })
+            .collect();
+        assert!(bus.broker.has_too_many_newcomers(Some(1)));
+        // Others are, and those of whom it is not known who they are, and root.
+        for uid in [Some(2), Some(0), None] {
+            for _ in 0..6 {
+                bus.accept_as(of_user(uid));
+            }
+            assert_eq!(bus.broker.has_too_many_newcomers(uid), uid == Some(2), "{uid:?}");
+        }
+        bus.close(silent[3]);
+        assert!(!bus.broker.has_too_many_newcomers(Some(1)));
+    });
+}
+
+#[test]
+fn a_long_list_of_groups_is_charged_to_whose_it_is() {
+    check_with(&config(), |bus| {
+        let held = bus.broker.held_outside();
+        let accept = |bus: &mut Bus, groups: u32| {
+            let attested = Attested {
+                credentials: of_user(Some(1)),
+                groups: Some((0..groups).collect()),
+                label: None,
+            };
+            let who = bus.accept_from(UNIX, attested);
+            (who, bus.broker.rewritten_of(bus.peer(who)))
+        };
+        let (_, few) = accept(bus, 20);
+        assert_eq!(few, 0);
+        let (who, many) = accept(bus, 4000);
+        assert_eq!(many, 4 * 4000);
+        assert_eq!(bus.broker.rewritten_bytes(), many);
+        assert_eq!(bus.broker.held_outside(), held + many);
+        bus.close(who);
+        assert_eq!(bus.broker.held_outside(), held);
+    });
+}
+
 fn config_timeout() -> u64 {
     config().limits.auth_timeout
 }

@@ -266,3 +266,55 @@ fn turns_are_short_while_users_alternate_and_no_longer() {
     assert!(long_again.is_some_and(|turns| turns < 70), "{long_again:?}");
     assert!(!turn(&mut bus, &[3]));
 }
+
+#[test]
+fn who_connects_all_the_time_waits_for_its_connections_and_others_wait_for_a_few_of_them() {
+    const ACCEPTED: u64 = 128;
+    let mut bus = Bus::default();
+    for index in 0..50 {
+        bus.connect(1, index);
+        bus.add(peer(index));
+    }
+    bus.connect(2, 500);
+    let flooder = bus.rotation.user(Some(1));
+    bus.add(Ready::Listener(0));
+    let (mut accepted, mut heard, mut longest) = (0, 0, 0);
+    let mut waited = None;
+    for round in 0..2_000 {
+        if round % 7 == 0 && waited.is_none() {
+            bus.add(peer(500));
+            waited = Some(0);
+        }
+        let ready = bus.rotation.next().unwrap();
+        let work = match ready {
+            Ready::Listener(_) => {
+                bus.rotation.charge(flooder, ACCEPTED);
+                accepted += ACCEPTED;
+                ACCEPTED
+            }
+            one if one == peer(500) => {
+                longest = longest.max(waited.take().unwrap());
+                5
+            }
+            Ready::Peer(_) => {
+                heard += 10;
+                10
+            }
+        };
+        if ready != peer(500) {
+            bus.add(ready);
+            waited = waited.map(|waited| waited + work);
+        }
+        bus.rotation.done(bus.turns.get_mut(&ready), work);
+    }
+    assert!(longest <= 2 * ACCEPTED, "somebody else waited for {longest}");
+    assert!(
+        heard * 20 <= accepted,
+        "{heard} of work for the peers, {accepted} for their connections"
+    );
+    // When no more come its peers are heard again.
+    bus.rotation.note_time(Millis(2 * SPAN_MILLIS));
+    let next = bus.serve(|_| (10, false)).unwrap().0;
+    let after = bus.serve(|_| (10, false)).unwrap().0;
+    assert!([next, after].iter().any(|ready| matches!(ready, Ready::Peer(_))));
+}

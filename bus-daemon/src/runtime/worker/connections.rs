@@ -15,8 +15,12 @@ use crate::runtime::poll::{EpollSet, Source};
 use crate::runtime::rotation::{Ready, Rotation, Turn, UserSlot};
 use crate::runtime::system;
 
-/// Connections accepted from one listener at its turn.
-const ACCEPTS: u64 = 32;
+/// Work at one turn of a listener: 32 connections, or as many more as are turned away.
+const ACCEPTS: u64 = 32 * ACCEPT;
+/// What it is to take a connection in: questions to the kernel.
+const ACCEPT: u64 = 4;
+/// What it is to turn one away.
+const TURN_AWAY: u64 = 1;
 
 /// Descriptors of keeper and worker themselves: memfds, epoll sets, sockets of their own.
 const OWN: u64 = 64;
@@ -97,7 +101,7 @@ impl Acceptance {
 }
 
 impl Worker {
-    /// Accepts what waits at a listener, up to a bound; the rest is for its next turn. How many that were.
+    /// Accepts what waits at a listener, up to a bound; the rest is for its next turn. How much work that was.
     pub(super) fn accept(&mut self, index: u32) -> u64 {
         self.acceptance.ready.retain(|ready| *ready != index);
         let listener = self
@@ -108,14 +112,15 @@ impl Worker {
         let Some(listener) = listener.filter(|_| self.acceptance.interest() != 0) else {
             return 0;
         };
-        for accepted in 0..ACCEPTS {
+        let mut work = 0;
+        while work < ACCEPTS {
             match accept(listener) {
                 Ok(socket) => {
                     self.acceptance.wait = FIRST_WAIT;
-                    self.welcome(socket, index);
+                    work += self.take_in(socket, index);
                     if self.acceptance.interest() == 0 {
                         // It was the last that there was room for.
-                        return accepted + 1;
+                        return work;
                     }
                 }
                 Err(error) => match error.raw_os_error() {
@@ -123,23 +128,47 @@ impl Worker {
                         let text = format_args!("connections wait: the table of open files is full");
                         self.complaints.warn(None, text);
                         self.accept_later();
-                        return accepted;
+                        return work;
                     }
-                    Some(libc::ECONNABORTED | libc::EINTR) => {}
-                    Some(libc::EAGAIN) => return accepted,
+                    Some(libc::ECONNABORTED | libc::EINTR) => work += TURN_AWAY,
+                    Some(libc::EAGAIN) => return work,
                     _ => {
                         self.complaints.warn(None, format_args!("accept: {error}"));
                         self.accept_later();
-                        return accepted;
+                        return work;
                     }
                 },
             }
         }
         self.acceptance.note_ready(index, &mut self.rotation);
-        ACCEPTS
+        work
+    }
+
+    /// Takes a connection in, or turns it away. How much work that was: it counts for the user, too, so that of one who
+    /// connects all the time nothing is read until others are no longer behind its connections.
+    fn take_in(&mut self, number: RawFd, listener: u32) -> u64 {
+        let uid = system::credentials(number).uid;
+        let work = if self.broker.has_too_many_newcomers(uid) {
+            let text = format_args!("a connection was turned away: too many of its user wait to be heard");
+            self.complaints.warn(uid, text);
+            descriptor::close(number);
+            TURN_AWAY
+        } else {
+            self.welcome(number, listener);
+            ACCEPT
+        };
+        let user = self.user(uid);
+        self.rotation.charge(user, work);
+        work
     }
 
     pub(super) fn welcome(&mut self, number: RawFd, listener: u32) {
+        if system::has_too_many_groups(number) {
+            let uid = system::credentials(number).uid;
+            let text = format_args!("a connection was turned away: its process has too many groups");
+            self.complaints.warn(uid, text);
+            return descriptor::close(number);
+        }
         let attested = system::attested(number);
         let Some(handle) = self.journal.assign(number) else {
             let text =

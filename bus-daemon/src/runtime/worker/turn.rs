@@ -42,8 +42,6 @@ const SHORT_WORK: u64 = 64;
 /// ahead](crate::journal::Journal::write_ahead) at its end.
 const UNFINISHED: u64 = 1024;
 const UNFINISHED_MOST: u64 = 64;
-/// What it is to accept a connection: questions to the kernel.
-const ACCEPT: u64 = 4;
 
 impl Worker {
     /// When the next tick is due; `None` = not by itself.
@@ -229,7 +227,7 @@ impl Worker {
                     work
                 }
                 Ready::Listener(index) => {
-                    let work = 1 + ACCEPT * self.accept(index) + self.broker.work() - begin;
+                    let work = 1 + self.accept(index) + self.broker.work() - begin;
                     self.acceptance.served(&mut self.rotation, work);
                     work
                 }
@@ -246,7 +244,9 @@ impl Worker {
     /// [units](UNFINISHED). That is no more than one read, where there is address space for extents.
     fn unfinished(&mut self, peer: crate::broker::PeerId) -> u64 {
         match self.links.get_mut(peer) {
-            Some(Link { large: None, .. }) => (self.broker.input_of(peer) / UNFINISHED).min(UNFINISHED_MOST),
+            Some(Link { large: None, .. }) => {
+                (self.broker.rewritten_of(peer) / UNFINISHED).min(UNFINISHED_MOST)
+            }
             Some(_) | None => 0,
         }
     }
