@@ -207,7 +207,7 @@ fn who_does_not_say_hello_waits_beside_peers_of_its_own_user_only() {
 #[test]
 fn of_a_user_more_connections_than_it_may_ever_have_are_not_taken_in() {
     let mut config = config();
-    config.connect = Connect::Anyone;
+    config.policy = policy(Simple::OPEN);
     config.limits.max_incomplete_connections = 2;
     config.limits.max_connections_per_user = 3;
     check_with(&config, |bus| {
