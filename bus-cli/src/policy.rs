@@ -159,7 +159,9 @@ impl Question {
     ) -> anyhow::Result<Explanation> {
         let message_type = match self.message_type.as_deref() {
             None => MessageType::MethodCall,
-            Some(name) => type_named(name).context("the type is method_call, method_return, error or signal")?,
+            Some(name) => {
+                type_named(name).context("the type is method_call, method_return, error or signal")?
+            }
         };
         let access = Access {
             message_type,
@@ -243,7 +245,11 @@ impl Answer {
 impl Lint {
     fn run(&self, global: &Global) -> anyhow::Result<ExitCode> {
         let system = [PathBuf::from(bus_daemon::config::stock::SYSTEM_FILE)];
-        let files = if self.files.is_empty() { &system[..] } else { &self.files };
+        let files = if self.files.is_empty() {
+            &system[..]
+        } else {
+            &self.files
+        };
         let mut worst = None;
         for file in files {
             for finding in lint::lint(&load(file)?) {
@@ -285,7 +291,9 @@ fn is_bus_name(who: &str) -> bool {
 
 /// Of `USER[:GROUP,...]`: without groups the user has those that the data base says.
 fn numbers(who: &str) -> anyhow::Result<(u32, Vec<u32>)> {
-    let (user, groups) = who.split_once(':').map_or((who, None), |(user, groups)| (user, Some(groups)));
+    let (user, groups) = who
+        .split_once(':')
+        .map_or((who, None), |(user, groups)| (user, Some(groups)));
     let known = match user.parse() {
         Ok(uid) => User::from_uid(Uid::from_raw(uid))?,
         Err(_) => User::from_name(user)?,

@@ -190,8 +190,14 @@ fn rules_that_are_not_meant_so_are_found() {
     assert_eq!(lint("<allow own=\"a.b\"/>", &["--strict"]), (0, String::new()));
     let unknown = "<allow user=\"nobody.has.this.name\"/>";
     let (code, said) = lint(unknown, &[]);
-    assert!(code == 0 && said.contains("p.conf:2: warning: there is no user"), "{said}");
+    assert!(
+        code == 0 && said.contains("p.conf:2: warning: there is no user"),
+        "{said}"
+    );
     assert_eq!(lint(unknown, &["--strict"]).0, 1);
     let (code, said) = lint("<deny receive_sender=\"*\" min_fds=\"1\"/>", &[]);
-    assert!(code == 1 && said.contains("p.conf:2: error: it throws away"), "{said}");
+    assert!(
+        code == 1 && said.contains("p.conf:2: error: it throws away"),
+        "{said}"
+    );
 }

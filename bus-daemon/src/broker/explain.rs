@@ -111,10 +111,13 @@ impl Broker {
 
     fn identity_of_subject(&self, who: &Subject) -> (u32, Vec<u32>, bool) {
         match who {
-            Subject::Peer(id) => self.roster.get(*id).map_or((u32::MAX, Vec::new(), false), |peer| {
-                let uid = peer.credentials.uid.unwrap_or(u32::MAX);
-                (uid, gids_of(peer).to_vec(), peer.rights.is_at_console())
-            }),
+            Subject::Peer(id) => self
+                .roster
+                .get(*id)
+                .map_or((u32::MAX, Vec::new(), false), |peer| {
+                    let uid = peer.credentials.uid.unwrap_or(u32::MAX);
+                    (uid, gids_of(peer).to_vec(), peer.rights.is_at_console())
+                }),
             Subject::User { uid, gids } => (*uid, gids.clone(), false),
         }
     }

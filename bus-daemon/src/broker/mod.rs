@@ -80,10 +80,10 @@ pub use relief::{Memory, Relief, SavedShortage};
 pub use restore::{Dropped, RestoreError};
 pub use snapshot::SharedBodies;
 
-pub(crate) use explain::{Inquiry, Matter, Subject};
 pub(crate) use activation_environment::MOST as MOST_ENVIRONMENT;
 #[cfg(feature = "runtime")]
 pub(crate) use driver::introspection;
+pub(crate) use explain::{Inquiry, Matter, Subject};
 pub(crate) use name::{NameFlags, NameTable};
 pub(crate) use peer::Peer;
 pub(crate) use relief::MEMORY_SHORT;

@@ -101,7 +101,9 @@ pub fn explain_message(policy: &Compiled, access: Access<'_>, from: &Party, to: 
     let mut side = |applicable: &Option<Applicable>, deed: Deed<'_>| {
         let Some(applicable) = applicable else { return };
         let of_side = explain(policy, applicable, deed);
-        let decision = of_side.first().and_then(|reason| policy.policy().rule(reason.rule));
+        let decision = of_side
+            .first()
+            .and_then(|reason| policy.policy().rule(reason.rule));
         allowed &= decision.is_some_and(|rule| rule.allow);
         reasons.extend(of_side);
     };
@@ -113,7 +115,9 @@ pub fn explain_message(policy: &Compiled, access: Access<'_>, from: &Party, to: 
 /// What a policy says of owning a name.
 pub fn explain_ownership(policy: &Compiled, applicable: &Applicable, name: &str) -> Explanation {
     let reasons = explain(policy, applicable, Deed::Own(name));
-    let decision = reasons.first().and_then(|reason| policy.policy().rule(reason.rule));
+    let decision = reasons
+        .first()
+        .and_then(|reason| policy.policy().rule(reason.rule));
     Explanation {
         allowed: decision.is_some_and(|rule| rule.allow),
         reasons,

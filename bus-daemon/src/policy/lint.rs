@@ -69,7 +69,10 @@ pub fn lint(policy: &Policy) -> Vec<Finding> {
         } else {
             say(
                 Severity::Warning,
-                format!("it can never win: whatever it matches {} matches, too", winner.place),
+                format!(
+                    "it can never win: whatever it matches is decided at {}",
+                    winner.place
+                ),
             );
         }
     }
@@ -114,11 +117,16 @@ fn never(rule: &Rule) -> Vec<String> {
             if message.min_fds > message.max_fds {
                 reasons.push("it never matches: min_fds is more than max_fds".into());
             }
-            let is_signal = message.message_type.is_none_or(|kind| kind == MessageType::Signal);
+            let is_signal = message
+                .message_type
+                .is_none_or(|kind| kind == MessageType::Signal);
             if message.broadcast == Some(true) && !is_signal {
                 reasons.push("it never matches: only signals are broadcasts".into());
             }
-            let names = [(&message.interface, "an interface"), (&message.error, "an error name")];
+            let names = [
+                (&message.interface, "an interface"),
+                (&message.error, "an error name"),
+            ];
             for (name, what) in names {
                 if let Some(name) = name.as_ref().filter(|name| !is_interface(name)) {
                     reasons.push(format!("{name:?} is not {what}: no message has it"));
@@ -179,7 +187,8 @@ fn by_absence(rule: &Rule) -> Vec<String> {
         let is_narrow = message.other.is_some() || message.path.is_some();
         if !is_narrow {
             found.push(
-                "it denies calls without an interface as well, to everybody: add a destination, or a path".into(),
+                "it denies calls without an interface as well, to everybody: add a destination, or a path"
+                    .into(),
             );
         }
     }
@@ -188,6 +197,10 @@ fn by_absence(rule: &Rule) -> Vec<String> {
 
 /// Whether one rule matches whatever another one does.
 fn covers(one: &Rule, other: &Rule) -> bool {
+    let is_same_kind = std::mem::discriminant(&one.subject) == std::mem::discriminant(&other.subject);
+    if is_same_kind && one.subject.discards() {
+        return true;
+    }
     match (&one.subject, &other.subject) {
         (Subject::Send(a), Subject::Send(b)) | (Subject::Receive(a), Subject::Receive(b)) => {
             covers_messages(a, one.allow, b, other.allow)
@@ -259,7 +272,11 @@ mod tests {
             blocks: blocks_of(&text).unwrap(),
             ids: Ids::default(),
         };
-        let line = |Finding { severity, place, text }| format!("{severity:?} {} {text}", place.line);
+        let line = |Finding {
+                        severity,
+                        place,
+                        text,
+                    }| format!("{severity:?} {} {text}", place.line);
         lint(&policy).into_iter().map(line).collect()
     }
 
@@ -285,9 +302,15 @@ mod tests {
 
     #[test]
     fn rules_that_throw_away_what_was_before() {
-        expect("<deny receive_sender='*' min_fds='1'/>", &["Error 2 it throws away all"]);
+        expect(
+            "<deny receive_sender='*' min_fds='1'/>",
+            &["Error 2 it throws away all"],
+        );
         expect("<deny send_broadcast='true'/>", &["Error 2 it throws away all"]);
-        expect("<deny send_destination='*' eavesdrop='true'/>", &["Error 2 it throws away all"]);
+        expect(
+            "<deny send_destination='*' eavesdrop='true'/>",
+            &["Error 2 it throws away all"],
+        );
         expect("<allow send_destination='*' eavesdrop='true'/>", &[]);
     }
 
@@ -296,8 +319,14 @@ mod tests {
         expect("<allow own='x y!'/>", &["Warning 2 \"x y!\" is not a bus name"]);
         expect("<allow own_prefix='a..b'/>", &["Warning 2 no bus name begins"]);
         expect("<allow own_prefix='a'/>", &[]);
-        expect("<allow send_path='nonsense'/>", &["Warning 2 \"nonsense\" is not an object path"]);
-        expect("<allow send_type='signal' min_fds='3' max_fds='2'/>", &["Warning 2 it never matches: min_fds"]);
+        expect(
+            "<allow send_path='nonsense'/>",
+            &["Warning 2 \"nonsense\" is not an object path"],
+        );
+        expect(
+            "<allow send_type='signal' min_fds='3' max_fds='2'/>",
+            &["Warning 2 it never matches: min_fds"],
+        );
         expect(
             "<allow send_type='method_call' send_broadcast='true'/>",
             &["Warning 2 it never matches: only signals"],
@@ -308,8 +337,14 @@ mod tests {
     fn conditions_that_hold_by_absence() {
         expect("<deny send_error='a.E'/>", &["Warning 2 it denies all calls"]);
         expect("<deny send_error='a.E' send_type='error'/>", &[]);
-        expect("<allow send_path='/p' send_type='error'/>", &["Warning 2 replies have neither"]);
-        expect("<deny send_interface='a.b'/>", &["Warning 2 it denies calls without"]);
+        expect(
+            "<allow send_path='/p' send_type='error'/>",
+            &["Warning 2 replies have neither"],
+        );
+        expect(
+            "<deny send_interface='a.b'/>",
+            &["Warning 2 it denies calls without"],
+        );
         expect("<deny send_interface='a.b' send_destination='a.b'/>", &[]);
     }
 
@@ -317,9 +352,12 @@ mod tests {
     fn rules_that_never_win() {
         expect(
             "<deny send_destination='a.b'/>\n<allow send_destination='*'/>",
-            &["Warning 2 it can never win: whatever it matches test.conf:3 matches"],
+            &["Warning 2 it can never win: whatever it matches is decided at test.conf:3"],
         );
-        expect("<allow own='a.b.c'/>\n<deny own_prefix='a.b'/>", &["Warning 2 it can never win"]);
+        expect(
+            "<allow own='a.b.c'/>\n<deny own_prefix='a.b'/>",
+            &["Warning 2 it can never win"],
+        );
         expect("<deny own_prefix='a.b'/>\n<allow own='a.b.c'/>", &[]);
         // A deny matches calls without interface, and an allow for the interface does not.
         expect(
@@ -328,12 +366,16 @@ mod tests {
         );
         // Requested replies pass a deny that says nothing of them, and others an allow does not match.
         expect("<deny send_type='error'/>\n<allow send_type='error'/>", &[]);
-        expect("<deny user='x'/>\n<allow user='*'/>", &["Warning 2 there is no user", "Warning 2 it can never win"]);
+        expect(
+            "<deny user='x'/>\n<allow user='*'/>",
+            &["Warning 2 there is no user", "Warning 2 it can never win"],
+        );
     }
 
     #[test]
     fn a_file_that_opens_what_another_closes() {
-        let mut blocks = blocks_of("<policy context='default'><deny own='a.b'/><allow own='*'/></policy>").unwrap();
+        let mut blocks =
+            blocks_of("<policy context='default'><deny own='a.b'/><allow own='*'/></policy>").unwrap();
         blocks[0].rules[1].place.file = "other.conf".into();
         let policy = Policy {
             blocks,
@@ -343,6 +385,10 @@ mod tests {
         assert_eq!(findings.len(), 1);
         assert_eq!(findings[0].severity, Severity::Error);
         assert_eq!(findings[0].place.file, "other.conf");
-        assert!(findings[0].text.contains("opens to everybody what test.conf:1 closes"));
+        assert!(
+            findings[0]
+                .text
+                .contains("opens to everybody what test.conf:1 closes")
+        );
     }
 }

@@ -532,7 +532,8 @@ fn replies_are_overheard_where_the_senders_rules_let_others_pass() {
 
 #[test]
 fn the_bus_says_which_rules_say_so() {
-    let rules = "<deny send_destination='a.b' send_interface='a.b'/>\n<allow own='x.y'/><deny own_prefix='x'/>";
+    let rules =
+        "<deny send_destination='a.b' send_interface='a.b'/>\n<allow own='x.y'/><deny own_prefix='x'/>";
     check_with(&with(rules), |bus| {
         let who = bus.connect();
         let owner = connect(bus, 1, &[]);

@@ -29,9 +29,8 @@ pub(super) fn explain(broker: &mut Broker, call: Call<'_>) -> Result<(), Fault> 
     };
     let message_type = match query.message_type {
         None => MessageType::MethodCall,
-        Some(name) => type_named(name).ok_or_else(|| {
-            Fault::invalid_args("The type is method_call, method_return, error or signal")
-        })?,
+        Some(name) => type_named(name)
+            .ok_or_else(|| Fault::invalid_args("The type is method_call, method_return, error or signal"))?,
     };
     let matter = match (query.connect, query.own, query.destination) {
         (Some(_), None, None) => Matter::Connect,
