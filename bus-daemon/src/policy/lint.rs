@@ -70,7 +70,7 @@ pub fn lint(policy: &Policy) -> Vec<Finding> {
             say(
                 Severity::Warning,
                 format!(
-                    "it can never win: whatever it matches {} matches, too",
+                    "it can never win: whatever it matches is decided at {}",
                     winner.place
                 ),
             );
@@ -197,6 +197,10 @@ fn by_absence(rule: &Rule) -> Vec<String> {
 
 /// Whether one rule matches whatever another one does.
 fn covers(one: &Rule, other: &Rule) -> bool {
+    let is_same_kind = std::mem::discriminant(&one.subject) == std::mem::discriminant(&other.subject);
+    if is_same_kind && one.subject.discards() {
+        return true;
+    }
     match (&one.subject, &other.subject) {
         (Subject::Send(a), Subject::Send(b)) | (Subject::Receive(a), Subject::Receive(b)) => {
             covers_messages(a, one.allow, b, other.allow)
@@ -348,7 +352,7 @@ mod tests {
     fn rules_that_never_win() {
         expect(
             "<deny send_destination='a.b'/>\n<allow send_destination='*'/>",
-            &["Warning 2 it can never win: whatever it matches test.conf:3 matches"],
+            &["Warning 2 it can never win: whatever it matches is decided at test.conf:3"],
         );
         expect(
             "<allow own='a.b.c'/>\n<deny own_prefix='a.b'/>",
