@@ -97,6 +97,16 @@ const ELSEWHERE: &[&str] = &[
     "the copy of a `BecomeMonitor` for whoever overhears it",
     "a header that says that its fields are longer than 64 MiB",
     "an error for a call without a destination",
+    "`tcp:port=99999`",
+    "a nonce that comes in pieces",
+    "a peer of a `nonce-tcp:` listener that says nothing",
+    "the file with the nonce, at the end",
+    "a keyring's lock that was left behind",
+    "`AUTH DBUS_COOKIE_SHA1` of another user than the bus's own, where the bus is root's",
+    "default values of attributes in a document type (`<!ATTLIST>`)",
+    "entities of other files",
+    "`max_incoming_bytes`",
+    "descriptors of a message that arrives in parts, beyond `max_incoming_unix_fds`",
 ];
 
 /// All cases on one bus.
