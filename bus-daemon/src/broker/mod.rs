@@ -65,6 +65,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use action::{Action, JournalMemory, MachineId, System};
+#[cfg(feature = "runtime")]
 pub(crate) use admissions::CONTEXT as COOKIE_CONTEXT;
 pub use changes::EntryKind;
 pub use descriptors::Payer;
