@@ -343,6 +343,8 @@ fn max_outgoing_unix_fds() {
             .interface("a.b")
             .destination(":1.0");
         bus.send_with_fds(who, call, &[fd]);
+        // A sender waits a moment before it is refused.
+        bus.wait(2000);
         bus.read(who).is_empty()
     };
     check_with(&with(set, 2), |bus| {
