@@ -93,8 +93,9 @@ impl Watch {
     fn matters(&self, change: &inotify::Change) -> bool {
         let is_file = change.name.ends_with(b".conf") || change.name.ends_with(b".service");
         match self.watched.get(&change.watch) {
-            // Changes were lost, or a child that is reading now has begun to watch it.
-            None => change.watch < 0 || is_file,
+            // Changes were lost, or a child that is reading now has begun to watch it: why is not known yet. Or it is not watched
+            // any more.
+            None => change.watch < 0 || !change.is_end,
             Some(place) => {
                 change.name.is_empty() || (place.is_read && is_file) || place.missing.contains(&change.name)
             }
@@ -243,6 +244,20 @@ mod tests {
         assert!(rig.has_changed());
         std::fs::write(rig.path("d/b.service"), "").unwrap();
         assert!(rig.has_changed());
+        assert!(!rig.has_changed());
+    }
+
+    /// What the child that reads has begun to watch is known when it has ended.
+    #[test]
+    fn what_comes_while_a_child_reads_is_seen() {
+        let mut rig = Rig::new();
+        let disk = WatchedDisk::new(rig.watch.fd());
+        let _ = disk.list(&rig.path("conf.d"));
+        std::fs::create_dir(rig.path("conf.d")).unwrap();
+        assert!(rig.has_changed());
+        rig.watch.note_read(disk.into_watched(), true);
+        // What is not watched any more ends, which is no change.
+        rig.watch.note_read(Watched::new(), true);
         assert!(!rig.has_changed());
     }
 
