@@ -142,7 +142,11 @@ impl Model {
         {
             return self.disconnect(id);
         }
-        if peer.held.len() as u64 > self.limits.max_incoming_unix_fds {
+        let most = self
+            .limits
+            .max_incoming_unix_fds
+            .max(self.limits.max_message_unix_fds);
+        if peer.held.len() as u64 > most {
             return self.disconnect(id);
         }
         if peer.held.is_empty() {
