@@ -7,7 +7,8 @@ use bus_daemon::broker::{Attested, Credentials, MachineId};
 use bus_daemon::config::Config;
 use bus_wire::{Fd, Flags, Mechanism, MessageBuilder};
 use support::driver::{
-    MONITORING, PROPERTIES, RESTART, STATS, array, ask, dictionary, drop_ref, in_short, pairs, request,
+    MONITORING, POLICY, PROPERTIES, RESTART, STATS, array, ask, dictionary, drop_ref, in_short, pairs,
+    request,
 };
 use support::{Bus, DRIVER, OWN_UID, PATH, session, short, shorts};
 
@@ -379,7 +380,7 @@ fn properties() {
         .body()
         .enter_variant()
         .map(|mut value| array(&mut value));
-    assert_eq!(interfaces.unwrap(), [MONITORING, STATS, RESTART]);
+    assert_eq!(interfaces.unwrap(), [MONITORING, STATS, RESTART, POLICY]);
     assert_eq!(in_short(&get(DRIVER, "Nope")), "error UnknownProperty");
     assert_eq!(in_short(&get("a.b", "Nope")), "error UnknownInterface");
     assert_eq!(in_short(&get("", "Features")), "error UnknownInterface");

@@ -25,15 +25,12 @@ use crate::handoff::form::Form;
 use crate::handoff::image;
 use crate::handoff::keeper::KeeperV1;
 use crate::os::clock::{self, Nanos};
-use crate::os::descriptor::{self, borrow, set_close_on_exec};
+use crate::os::descriptor::{borrow, set_close_on_exec};
 use crate::os::process;
 use worker::WorkerProcess;
 
 /// Messages of a worker that are looked at in one go; the next turn looks at the rest.
 const MESSAGES: usize = 64;
-
-/// For so many descriptors there is room from the beginning, as far as the limit goes: 256 KiB of the kernel's memory.
-const TABLE: RawFd = 32 * 1024;
 
 /// Why the supervision ends.
 enum End {
@@ -134,7 +131,6 @@ impl Keeper {
             }
             Origin::RolledBack { reason } => (Standing::RolledBack { reason }, None, None),
         };
-        descriptor::grow_table(TABLE);
         // What this image was given is not for the one after it; its own binary is, to return to.
         for fd in standing.fds().into_iter().chain([record.image]) {
             set_close_on_exec(fd, true);

@@ -23,15 +23,6 @@ pub(crate) fn close_on_exec_from(first: RawFd) -> Result<()> {
     }
 }
 
-/// Makes room in the table of descriptors for so many at once, as far as the limit goes. Once the table is shared, each time that
-/// it is doubled whoever needs the room waits until every processor has let go of the old one: 20 ms, or more.
-pub(crate) fn grow_table(count: RawFd) {
-    let last = i32::try_from(most_open()).unwrap_or(count).min(count) - 1;
-    // SAFETY: makes a new descriptor, or fails: then the table grows as it is needed.
-    let number = unsafe { libc::fcntl(0, libc::F_DUPFD_CLOEXEC, last) };
-    close(number);
-}
-
 /// Closes every descriptor from `first` to `last`, if there are any.
 pub(crate) fn close_range(first: RawFd, last: RawFd) {
     if first <= last {

@@ -8,6 +8,7 @@ use super::{Bus, DRIVER, PATH, short};
 pub const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 pub const STATS: &str = "org.freedesktop.DBus.Debug.Stats";
 pub const RESTART: &str = "org.busdaemon.Restart1";
+pub const POLICY: &str = "org.busdaemon.Policy1";
 pub const MONITORING: &str = "org.freedesktop.DBus.Monitoring";
 
 /// Calls a method of the main interface with texts, and gives the reply in short.
