@@ -249,7 +249,6 @@ impl Model {
                 peer.refused_until = self.now + 1000;
             }
         }
-        self.closes_in_any_order = dismiss.len() > 1;
         for id in dismiss {
             self.disconnect(*id)?;
         }

@@ -177,8 +177,6 @@ pub(crate) struct Model {
     origin: Option<PeerId>,
     seen: Seen,
     closed: Vec<PeerId>,
-    /// Several were told to go at once. Who has nothing to give up is gone before others, who need steps for that.
-    closes_in_any_order: bool,
     /// Whose BecomeMonitor is being dealt with, and its filters.
     monitor_to_be: Option<(PeerId, Vec<Rule>)>,
     /// Messages that were as expected.
@@ -208,7 +206,6 @@ impl Model {
             origin: None,
             seen: Seen::default(),
             closed: Vec::new(),
-            closes_in_any_order: false,
             monitor_to_be: None,
             matched: 0,
         }
@@ -218,7 +215,6 @@ impl Model {
     pub(crate) fn begin(&mut self, seen: Seen) {
         self.seen = seen;
         self.closed.clear();
-        self.closes_in_any_order = false;
     }
 
     /// The event is over: nothing may be left of what the broker did.
@@ -237,10 +233,9 @@ impl Model {
                 return wrong(format!("{peer:?} is told {line:?} without reason"));
             }
         }
-        if self.closes_in_any_order {
-            self.closed.sort_unstable();
-            self.seen.gone.sort_unstable();
-        }
+        // Of several that go at once whoever has nothing to give up is gone before others, who need steps for that.
+        self.closed.sort_unstable();
+        self.seen.gone.sort_unstable();
         if self.seen.gone != self.closed {
             return wrong(format!(
                 "disconnected are {:?}, and {:?} must be",
