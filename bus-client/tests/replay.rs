@@ -373,6 +373,11 @@ fn a_handler_may_decide_to_wait() {
         matches!(missed, Some(Event::Missed(Missed::Outage { .. }))),
         "{missed:?}"
     );
+    // Told of a moment later.
+    let soon = Instant::now() + Duration::from_secs(10);
+    while client.state() != State::Up && Instant::now() < soon {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     assert_eq!(client.state(), State::Up);
 }
 
