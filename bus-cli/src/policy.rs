@@ -9,7 +9,7 @@ use bus_daemon::policy::compile::{Applicable, Compiled};
 use bus_daemon::policy::explain::{self, Explanation, Party};
 use bus_daemon::policy::lint::{self, Severity};
 use bus_daemon::policy::text::type_named;
-use bus_daemon::policy::verdict::{Access, Reply, Who};
+use bus_daemon::policy::verdict::{Access, Who};
 use bus_daemon::policy::vocabulary::Standing;
 use bus_wire::MessageType;
 use clap::{ArgGroup, Args, Subcommand};
@@ -163,21 +163,14 @@ impl Question {
                 type_named(name).context("the type is method_call, method_return, error or signal")?
             }
         };
-        let access = Access {
+        let access = Access::asked_about(
             message_type,
-            path: self.path.as_deref(),
-            interface: self.interface.as_deref(),
-            member: self.member.as_deref(),
-            error_name: None,
-            is_broadcast: false,
-            reply: if message_type.is_reply() {
-                Reply::Requested
-            } else {
-                Reply::No
-            },
-            eavesdrops: false,
-            fds: 0,
-        };
+            [
+                self.path.as_deref(),
+                self.interface.as_deref(),
+                self.member.as_deref(),
+            ],
+        );
         let from = Party {
             applicable: Some(applicable),
             standing: Standing::default(),

@@ -8,7 +8,7 @@ use super::policy::gids_of;
 use super::{Broker, DRIVER};
 use crate::policy::explain::{Explanation, Party, explain_connect, explain_message, explain_ownership};
 use crate::policy::rules::Place;
-use crate::policy::verdict::{Access, Reply, Who};
+use crate::policy::verdict::{Access, Who};
 use crate::policy::vocabulary::Standing;
 
 /// A question.
@@ -74,21 +74,7 @@ impl Broker {
                 interface,
                 member,
             } => {
-                let access = Access {
-                    message_type,
-                    path,
-                    interface,
-                    member,
-                    error_name: None,
-                    is_broadcast: false,
-                    reply: if message_type.is_reply() {
-                        Reply::Requested
-                    } else {
-                        Reply::No
-                    },
-                    eavesdrops: false,
-                    fds: 0,
-                };
+                let access = Access::asked_about(message_type, [path, interface, member]);
                 let from = Party {
                     applicable: Some(applicable),
                     standing: match inquiry.who {

@@ -45,6 +45,26 @@ impl Access<'_> {
     };
 }
 
+impl<'a> Access<'a> {
+    /// A message to somebody, as one who asks what the policy says of it describes it: a reply is one that was asked for, and no
+    /// descriptors come with it. `headers` are path, interface and member.
+    pub fn asked_about(message_type: MessageType, headers: [Option<&'a str>; 3]) -> Self {
+        let [path, interface, member] = headers;
+        Self {
+            message_type,
+            path,
+            interface,
+            member,
+            reply: if message_type.is_reply() {
+                Reply::Requested
+            } else {
+                Reply::No
+            },
+            ..Access::NONE
+        }
+    }
+}
+
 /// Whether a message is a reply. Only a return or an error is one; dbus-daemon takes every message for one that carries a
 /// reply serial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
